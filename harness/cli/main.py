@@ -1,0 +1,58 @@
+"""The command ``coldbench``: finds the command modules, runs one, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+import typer
+from rich.console import Console
+
+from harness import __version__, cli
+from harness.errors import ColdbenchError
+
+app = typer.Typer(
+    name="coldbench",
+    help="Measure how fast a container starts on a small machine, and what the trick that made it fast costs afterwards.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"coldbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+) -> None:
+    pass
+
+
+def load_commands() -> None:
+    """Register every module of this package that has a ``register(app)``; heavy imports belong inside the commands."""
+    for info in pkgutil.iter_modules(cli.__path__):
+        if info.name == "main":
+            continue
+        module = importlib.import_module(f"{cli.__name__}.{info.name}")
+        register = getattr(module, "register", None)
+        if register is not None:
+            register(app)
+
+
+def main() -> None:
+    """Entry point: exit code 0 on success, the error's own code otherwise (architecture: exit codes)."""
+    load_commands()
+    try:
+        app()
+    except ColdbenchError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"coldbench: {error}", markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("coldbench: interrupted", file=sys.stderr)
+        sys.exit(130)
