@@ -1,0 +1,16 @@
+"""Command groups shared by several command modules: ``coldbench image …``, ``convert …``, ``index …``, ``scenarios …``."""
+
+from __future__ import annotations
+
+import typer
+
+image = typer.Typer(no_args_is_help=True, help="Build, push and inspect images.")
+convert = typer.Typer(no_args_is_help=True, help="Convert an image to a lazily pullable form.")
+index = typer.Typer(no_args_is_help=True, help="Write an index beside an unchanged image.")
+
+
+def register(app: typer.Typer) -> None:
+    """Attach the groups; their commands attach themselves when their modules are imported."""
+    app.add_typer(image, name="image")
+    app.add_typer(convert, name="convert")
+    app.add_typer(index, name="index")
