@@ -1,0 +1,184 @@
+"""What one trial recorded: status, validity, timeline and counters; the stored form of a session is a line of these.
+
+Status and values are separate fields: a failed or invalid trial keeps what was seen and why, and never becomes a
+number (architecture: rules of measurement, 4). Every field states its unit in its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.model.timeline import Span
+
+#: Version of the stored form; a change of meaning raises it and adds a migration to ``harness.session.store``.
+SCHEMA_VERSION = 1
+
+
+class Frozen(BaseModel):
+    """Base of all stored models: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Case(Frozen):
+    """What is compared: scenario x mode (with its preset) x engine x shape (with the registry's distance)."""
+
+    scenario: str
+    mode: Literal["overlay2", "estargz", "soci", "erofs"]
+    preset: str
+    engine: Literal["embedded", "docker", "containerd"]
+    shape: str
+    distance: str = "none"
+
+    @property
+    def key(self) -> str:
+        """Stable text form, unique within a session: ``scenario/mode:preset/engine/shape@distance``."""
+        return f"{self.scenario}/{self.mode}:{self.preset}/{self.engine}/{self.shape}@{self.distance}"
+
+
+class Failure(Frozen):
+    """Why a trial failed: the error's class name (``harness.errors``), its one-line message, and the phase it hit."""
+
+    kind: str
+    message: str
+    phase: str = ""
+
+
+class Invalidity(Frozen):
+    """A rule, stated before the run, that this trial broke."""
+
+    rule: str
+    """One of the rules of ``harness.session.validity``: ``not-lazy``, ``fuse-in-full-pull``, ``cache-not-cold``,
+    ``host-stolen``, ``limits-not-as-asked``, ``below-bound``, ``daemon-died``, ``out-of-memory``."""
+    reason: str
+
+
+class PhaseUsage(Frozen):
+    """CPU charged to the machine within one phase (cgroup counters at its two ends)."""
+
+    phase: Literal["pull", "start", "background", "workloads"]
+    """``pull``: T0 until the root file system is mounted; ``start``: until ready; then background and workloads."""
+    wall_s: float
+    cpu_user_s: float
+    cpu_system_s: float
+    throttled_s: float
+    nr_periods: int
+    nr_throttled: int
+
+    @property
+    def cpu_s(self) -> float:
+        return self.cpu_user_s + self.cpu_system_s
+
+
+class Wire(Frozen):
+    """Traffic of the machine's network interface (bytes, both directions) and registry requests."""
+
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    requests: int = 0
+
+
+class Histogram(Frozen):
+    """Log-bucketed durations: ``counts[i]`` of durations in [2^i, 2^(i+1)) microseconds (bucket 0 also below 1 us)."""
+
+    counts: tuple[int, ...] = ()
+    total_s: float = 0.0
+    max_s: float = 0.0
+
+
+class FuseOpcode(Frozen):
+    """One FUSE opcode as the daemon saw it: how often, how long the service took, how long requests queued."""
+
+    count: int
+    service: Histogram = Histogram()
+    queueing: Histogram = Histogram()
+
+
+class LazyUsage(Frozen):
+    """What the lazy-pulling daemon did, up to ready and in all."""
+
+    layers_lazy: int
+    layers_unpacked: int
+    bytes_fetched_before_ready: int
+    bytes_fetched: int
+    requests_before_ready: int
+    requests: int
+    spans_fetched: int
+    spans_total: int
+    bytes_inflated: int
+    digest_mismatches: int
+    retries: int
+    fuse: dict[str, FuseOpcode] = Field(default_factory=dict)
+    memory_peak_bytes: int = 0
+    cpu_s: float = 0.0
+
+
+class CreditSample(Frozen):
+    """State of the CPU-credit governor at a time after T0."""
+
+    t_s: float
+    balance_core_s: float
+    quota_cores: float
+
+
+class WorkloadResult(Frozen):
+    """One run-time workload at one temperature: one number per trial (rules of measurement, 6)."""
+
+    workload: str
+    temperature: Literal["cold", "warm", "stale", "evicted"]
+    wall_s: float
+    operations: int
+    bytes: int = 0
+    cpu_workload_s: float = 0.0
+    cpu_daemon_s: float = 0.0
+    fuse_requests: int = 0
+    failure: Failure | None = None
+
+
+class Bound(Frozen):
+    """Physical lower bound of this trial and the terms it was computed from."""
+
+    seconds: float
+    terms: dict[str, float] = Field(default_factory=dict)
+
+
+class Observation(Frozen):
+    """One trial. ``time_to_ready_s`` is there only when ``status`` is ``ok``; use ``valid`` before comparing."""
+
+    schema_version: int = SCHEMA_VERSION
+    coldbench_version: str
+    session: str
+    trial: int
+    block: int
+    case: Case
+    started_at: str
+    """UTC, ISO 8601."""
+    image_digest: str = ""
+    status: Literal["ok", "failed"]
+    failure: Failure | None = None
+    invalid: tuple[Invalidity, ...] = ()
+    time_to_ready_s: float | None = None
+    timeline: tuple[Span, ...] = ()
+    phases: tuple[PhaseUsage, ...] = ()
+    memory_peak_bytes: int = 0
+    disk_written_bytes: int = 0
+    wire: Wire = Wire()
+    wire_before_ready: Wire = Wire()
+    lazy: LazyUsage | None = None
+    credits: tuple[CreditSample, ...] = ()
+    workloads: tuple[WorkloadResult, ...] = ()
+    bound: Bound | None = None
+    output_tail: str = ""
+    details: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def valid(self) -> bool:
+        """Whether this trial may enter a comparison."""
+        return self.status == "ok" and not self.invalid and self.time_to_ready_s is not None
+
+    @property
+    def cpu_to_ready_s(self) -> float:
+        """CPU seconds charged to the machine from T0 until ready."""
+        return sum(p.cpu_s for p in self.phases if p.phase in {"pull", "start"})

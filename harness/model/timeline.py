@@ -1,0 +1,72 @@
+"""Timeline of one trial: named spans on CLOCK_MONOTONIC, as seen from where they happened.
+
+Nothing here is inferred by subtraction: what ran in parallel overlaps (architecture: rules of measurement, 2).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Span names a timeline may hold, in the order a report draws them.
+SPAN_NAMES = (
+    "resolve", "index", "fetch", "unpack", "inflate", "mount", "create", "start", "ready", "prefetch", "background",
+)  # fmt: skip
+
+
+class Span(BaseModel):
+    """One span; times are seconds after T0 on CLOCK_MONOTONIC."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    start_s: float
+    end_s: float
+    layer: int | None = None
+    """Index of the layer (0 is the lowest) where the span belongs to one layer."""
+    detail: str = ""
+
+    @property
+    def duration_s(self) -> float:
+        return self.end_s - self.start_s
+
+
+@dataclass
+class Recorder:
+    """Collects spans while a trial runs; processes report absolute monotonic nanoseconds, T0 is subtracted once here."""
+
+    t0_ns: int
+    spans: list[Span] = field(default_factory=list)
+    clock_ns: Callable[[], int] = time.monotonic_ns
+
+    def add(self, name: str, start_ns: int, end_ns: int, layer: int | None = None, detail: str = "") -> None:
+        """Record one finished span given in CLOCK_MONOTONIC nanoseconds."""
+        self.spans.append(
+            Span(
+                name=name,
+                start_s=(start_ns - self.t0_ns) / 1e9,
+                end_s=(end_ns - self.t0_ns) / 1e9,
+                layer=layer,
+                detail=detail,
+            )
+        )
+
+    def add_message(self, message: dict[str, Any]) -> None:
+        """Record a span that came over a control socket as ``{"name", "start_ns", "end_ns", "layer"?, "detail"?}``."""
+        self.add(
+            str(message["name"]),
+            int(message["start_ns"]),
+            int(message["end_ns"]),
+            message.get("layer"),
+            str(message.get("detail", "")),
+        )
+
+    def sorted(self) -> tuple[Span, ...]:
+        """All spans by start, then end."""
+        return tuple(sorted(self.spans, key=lambda s: (s.start_s, s.end_s)))
