@@ -1,0 +1,83 @@
+"""Sessions: ``nox -s bench`` runs the main job; tests, lint, typecheck, docs, microbench, fuzz, interop.
+
+Started by ``./dev`` they share the environment it made; started by a nox of your own each makes its own.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests", "lint", "typecheck"]
+nox.options.reuse_existing_virtualenvs = True
+
+BACKEND = "none" if os.environ.get("COLDBENCH_VENV") else None
+ROOT = Path(__file__).parent
+
+
+def _install(session: nox.Session) -> None:
+    """Install the package and its tools, pinned, unless ``./dev`` already did."""
+    if BACKEND is None:
+        session.install("--constraint", "constraints.txt", "--editable", ".[dev]")
+
+
+@nox.session(venv_backend=BACKEND)
+def bench(session: nox.Session) -> None:
+    """The main job: cold starts of the quickstart scenario in every mode, then the table and the report's place."""
+    _install(session)
+    arguments = session.posargs or ["quickstart"]
+    session.run("coldbench", "bench", *arguments)
+
+
+@nox.session(venv_backend=BACKEND)
+def tests(session: nox.Session) -> None:
+    """All three levels: pure first, then with files and a local registry, then as root with mounts and containers."""
+    _install(session)
+    selected = session.posargs or []
+    levels = [("pure", "not files and not root"), ("files", "files and not root"), ("root", "root")]
+    if selected:
+        session.run("pytest", *selected)
+        return
+    for name, marker in levels:
+        session.log(f"level: {name}")
+        session.run("pytest", "-q", "-m", marker, "--ignore=tests/microbench", "--ignore=tests/fuzz")
+    session.run("pytest", "-q", "tests/microbench", "tests/fuzz")
+
+
+@nox.session(venv_backend=BACKEND)
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    _install(session)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(venv_backend=BACKEND)
+def typecheck(session: nox.Session) -> None:
+    """mypy --strict on package and tests."""
+    _install(session)
+    session.run("mypy")
+
+
+@nox.session(venv_backend=BACKEND)
+def docs(session: nox.Session) -> None:
+    """The documents' links and commands hold, and the shipped JSON Schemas are current."""
+    _install(session)
+    session.run("pytest", "-q", "tests/docs")
+
+
+@nox.session(venv_backend=BACKEND)
+def microbench(session: nox.Session) -> None:
+    """Micro-benchmarks of parsers and data paths; results as pytest-benchmark's JSON. They carry no limits."""
+    _install(session)
+    out = ROOT / "results" / "microbench.json"
+    session.run("pytest", "-q", "tests/microbench", "--benchmark-enable", f"--benchmark-json={out}", *session.posargs)
+
+
+@nox.session(venv_backend=BACKEND)
+def fuzz(session: nox.Session) -> None:
+    """Every parser against hostile bytes, for a bounded time: ``nox -s fuzz -- --fuzz-seconds 600``."""
+    _install(session)
+    session.run("pytest", "-q", "tests/fuzz", *(session.posargs or ["--fuzz-seconds", "60"]))
