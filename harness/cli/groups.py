@@ -1,4 +1,4 @@
-"""Command groups shared by several command modules: ``coldbench image …``, ``convert …``, ``index …``, ``scenarios …``."""
+"""Command groups shared by several command modules: ``coldbench image``, ``convert``, ``index``."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from harness.errors import ColdbenchError
 
 app = typer.Typer(
     name="coldbench",
-    help="Measure how fast a container starts on a small machine, and what the trick that made it fast costs afterwards.",
+    help="How fast a container starts on a small machine, and what the trick that made it fast costs afterwards.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -29,7 +29,9 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+    ),
 ) -> None:
     pass
 

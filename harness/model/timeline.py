@@ -39,7 +39,7 @@ class Span(BaseModel):
 
 @dataclass
 class Recorder:
-    """Collects spans while a trial runs; processes report absolute monotonic nanoseconds, T0 is subtracted once here."""
+    """Collects spans while a trial runs; processes report absolute monotonic nanoseconds, T0 is subtracted here."""
 
     t0_ns: int
     spans: list[Span] = field(default_factory=list)
