@@ -1,0 +1,129 @@
+"""The embedded engine's modes: what puts the root file system there. The one place that maps a mode's name to code.
+
+A mode consists of up to three parts, each named here as ``module:attribute`` and imported only where it runs:
+
+* ``provide`` runs in the agent (inside the machine) at T0: it makes the layers visible as directories;
+* ``daemon`` is a module that the engine starts inside the machine *before* T0 (``python -m MODULE --agent-fd N
+  --harness-fd M``), with one socket to the agent and one to the harness; it is up when it has sent one line on each;
+* ``observer`` runs in the harness and speaks to that daemon: readiness, counters, end of the background fetch.
+
+Everything after that is the same for all modes: OverlayFS with a writable upper, an OCI bundle, crun.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+
+    from harness.model.observation import LazyUsage
+    from harness.model.timeline import Recorder
+    from harness.oci.image import Image
+
+
+@dataclass(slots=True)
+class Context:
+    """What a provider works with, inside the machine.
+
+    ``client`` is the registry client (``harness.oci.registry_client``), ``repository`` the image's name there.
+    ``scratch`` is a directory of this trial on the machine's own disk. ``report_span(name, start_ns, end_ns, layer,
+    detail)`` puts a span on the timeline (CLOCK_MONOTONIC) and may be called from any thread. ``daemon`` is the
+    agent's end of the socket to the mode's daemon, None for a mode without one.
+    """
+
+    client: Any
+    repository: str
+    scratch: str
+    report_span: Callable[[str, int, int, int | None, str], None]
+    daemon: socket.socket | None = None
+    prefetch: tuple[str, ...] = ()
+    trace: bool = False
+    request: dict[str, Any] = field(default_factory=dict)
+    """The whole deploy request (fields of ``harness.engines.protocol.DeployRequest``), for what is not above."""
+
+    @contextmanager
+    def span(self, name: str, layer: int | None = None, detail: str = "") -> Iterator[None]:
+        """Report what runs inside as one span, also when it fails."""
+        start = time.monotonic_ns()
+        try:
+            yield
+        finally:
+            self.report_span(name, start, time.monotonic_ns(), layer, detail)
+
+
+@dataclass(slots=True)
+class Rootfs:
+    """Read-only directories to stack, topmost layer *first* as OverlayFS wants them, and how to take them away.
+
+    ``cleanup`` unmounts what the provider mounted (the container and OverlayFS are gone by then); it must be safe
+    to call twice. Plain directories below ``scratch`` need no cleanup. ``details`` goes into the observation.
+    """
+
+    lowerdirs: tuple[str, ...]
+    cleanup: Callable[[], None] = lambda: None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Provider(Protocol):
+    def __call__(self, context: Context, image: Image, preset: str, options: dict[str, Any]) -> Rootfs:
+        """Put the layers there; raises ``harness.errors.ColdbenchError``."""
+        ...
+
+
+class Observer(Protocol):
+    """Harness side of a mode's daemon; constructed as ``Observer(socket)``. Methods as in ``protocol.Engine``."""
+
+    def mark_ready(self) -> None: ...
+
+    def finish_background(self, timeout_s: float, timeline: Recorder) -> bool: ...
+
+    def lazy_usage(self) -> LazyUsage | None: ...
+
+    def first_touches(self) -> list[dict[str, Any]]: ...
+
+    def close(self) -> None:
+        """Ask the daemon to end; the engine waits for its process and kills it after a while."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModeParts:
+    presets: tuple[str, ...]
+    """Names of its presets, the default first."""
+    provide: str
+    daemon: str | None = None
+    observer: str | None = None
+
+
+_LAZY = ("harness.engines.embedded.lazy:provide", "harness.lazyfs.daemon", "harness.engines.embedded.lazy:Observer")
+
+MODES: dict[str, ModeParts] = {
+    "overlay2": ModeParts(("docker-like", "tuned"), "harness.engines.embedded.overlay2:provide"),
+    "estargz": ModeParts(("tuned", "reference"), *_LAZY),
+    "soci": ModeParts(("tuned", "reference"), *_LAZY),
+    "erofs": ModeParts(("tuned", "eager"), *_LAZY),
+}
+
+
+def parts_of(mode: str, preset: str | None = None) -> ModeParts:
+    """The parts of ``mode``; UsageError when there is no such mode or preset."""
+    parts = MODES.get(mode)
+    if parts is None:
+        raise UsageError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
+    if preset is not None and preset not in parts.presets:
+        raise UsageError(f"preset {preset!r} of mode {mode}: expected one of {', '.join(parts.presets)}")
+    return parts
+
+
+def load(name: str) -> Any:
+    """The object that ``module:attribute`` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
