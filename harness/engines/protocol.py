@@ -58,6 +58,11 @@ class Container(Protocol):
         ...
 
     @property
+    def root(self) -> str:
+        """The container's root file system in the machine's mount namespace; it outlives the process."""
+        ...
+
+    @property
     def stdout(self) -> int:
         """Read end of the container's stdout (non-blocking); the caller drains it."""
         ...

@@ -1,0 +1,240 @@
+"""The process that runs run-time workloads: inside the machine, in the container's mount namespace.
+
+Started before the container's files are touched, it imports all it needs, joins the container's mount namespace (or
+changes root into the container's root file system when its process has already ended), and then takes one request per
+line on stdin: ``{"workload", "paths", "argv"?, "env"?, "seed"?}``; it answers one line
+``{"wall_s", "cpu_s", "operations", "bytes", "error"?}``. Nothing but the standard library: it lives in small machines.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import random
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CLONE_NEWNS = 0x00020000
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
+PAGE = 4096
+RANDOM_READS = 512
+BLOCK = 128 * 1024
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+
+
+def enter_namespace(pid: int) -> None:
+    """Join the mount namespace of a living container process; root and working directory become the container's."""
+    handle = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc().setns(handle, CLONE_NEWNS), "setns")
+    finally:
+        os.close(handle)
+    os.chdir("/")
+
+
+def enter_root(root: str) -> None:
+    """Change root into a container's root file system, in a mount namespace of our own with /proc and /dev bound."""
+    libc = _libc()
+    _check(libc.unshare(CLONE_NEWNS), "unshare")
+    _check(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "make mounts private")
+    for name in ("proc", "dev"):
+        target = os.path.join(root, name)
+        if os.path.isdir(target):
+            _check(libc.mount(f"/{name}".encode(), target.encode(), None, MS_BIND | MS_REC, None), f"bind /{name}")
+    os.chroot(root)
+    os.chdir("/")
+
+
+def stat_walk(request: dict[str, Any]) -> tuple[int, int]:
+    """lstat of every path."""
+    paths = request["paths"]
+    for path in paths:
+        os.lstat(path)
+    return len(paths), 0
+
+
+def readdir_walk(request: dict[str, Any]) -> tuple[int, int]:
+    """List every directory, names only."""
+    entries = 0
+    for path in request["paths"]:
+        entries += len(os.listdir(path))
+    return entries, 0
+
+
+def read_files(request: dict[str, Any]) -> tuple[int, int]:
+    """Open, read to the end in 128 KiB blocks, close: small files or large ones, as the list says."""
+    buffer = bytearray(BLOCK)
+    total = 0
+    for path in request["paths"]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            while count := os.readv(handle, [buffer]):
+                total += count
+        finally:
+            os.close(handle)
+    return len(request["paths"]), total
+
+
+def read_random(request: dict[str, Any]) -> tuple[int, int]:
+    """512 reads of 4 KiB at page-aligned places drawn from the seed."""
+    chooser = random.Random(request.get("seed", 0))
+    handles = [os.open(path, os.O_RDONLY) for path in request["paths"]]
+    total = 0
+    try:
+        for handle in handles:
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
+        sizes = [os.fstat(handle).st_size for handle in handles]
+        for _ in range(RANDOM_READS):
+            i = chooser.randrange(len(handles))
+            total += len(os.pread(handles[i], PAGE, chooser.randrange(max(1, sizes[i] // PAGE)) * PAGE))
+    finally:
+        for handle in handles:
+            os.close(handle)
+    return RANDOM_READS, total
+
+
+def mmap_read(request: dict[str, Any]) -> tuple[int, int]:
+    """Map every file and touch each of its pages."""
+    pages = 0
+    for path in request["paths"]:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            pages += len(mapped[::PAGE])
+    return pages, pages * PAGE
+
+
+def exec_many(request: dict[str, Any]) -> tuple[int, int]:
+    """Execute every program with --version, one after the other, output thrown away."""
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        for path in request["paths"]:
+            _wait(_spawn([path, "--version"], null, {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}), path, exact=False)
+    finally:
+        os.close(null)
+    return len(request["paths"]), 0
+
+
+def write_small(request: dict[str, Any]) -> tuple[int, int]:
+    """Append to every file (a copy-up each, on OverlayFS) and create a new one of 4 KiB beside it."""
+    payload = b"\0" * PAGE
+    for path in request["paths"]:
+        for target, flags in ((path, os.O_WRONLY | os.O_APPEND), (path + ".coldbench", os.O_WRONLY | os.O_CREAT)):
+            handle = os.open(target, flags, 0o644)
+            try:
+                os.write(handle, payload)
+            finally:
+                os.close(handle)
+    return 2 * len(request["paths"]), 2 * PAGE * len(request["paths"])
+
+
+def copy_up_large(request: dict[str, Any]) -> tuple[int, int]:
+    """Change one byte of a large file: OverlayFS copies all of it up."""
+    total = 0
+    for path in request["paths"]:
+        handle = os.open(path, os.O_RDWR)
+        try:
+            total += os.fstat(handle).st_size
+            first = os.pread(handle, 1, 0)
+            os.pwrite(handle, first, 0)
+        finally:
+            os.close(handle)
+    return len(request["paths"]), total
+
+
+def command(request: dict[str, Any]) -> tuple[int, int]:
+    """Run the scenario's own command once; anything but exit code 0 is an error."""
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        _wait(_spawn(request["argv"], null, request.get("env") or {}), request["argv"][0], exact=True)
+    finally:
+        os.close(null)
+    return 1, 0
+
+
+def _spawn(argv: list[str], null: int, env: dict[str, str]) -> int:
+    actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
+    environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **env}
+    if "/" in argv[0]:
+        return os.posix_spawn(argv[0], argv, environment, file_actions=actions)
+    # posix_spawnp searches the parent's PATH; the container's is what the command must be found on.
+    for directory in environment["PATH"].split(":"):
+        candidate = f"{directory}/{argv[0]}"
+        if os.access(candidate, os.X_OK):
+            return os.posix_spawn(candidate, argv, environment, file_actions=actions)
+    raise FileNotFoundError(2, "No such program in the image", argv[0])
+
+
+def _wait(pid: int, what: str, *, exact: bool) -> None:
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0 or (exact and code != 0):
+        raise ChildProcessError(f"{what} ended with {code}")
+
+
+HANDLERS: dict[str, Callable[[dict[str, Any]], tuple[int, int]]] = {
+    "stat-walk": stat_walk,
+    "readdir-walk": readdir_walk,
+    "read-small": read_files,
+    "read-sequential": read_files,
+    "read-random": read_random,
+    "mmap-read": mmap_read,
+    "exec-many": exec_many,
+    "write-small": write_small,
+    "copy-up-large": copy_up_large,
+    "command": command,
+}
+
+
+def _cpu_s() -> float:
+    mine, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return mine.ru_utime + mine.ru_stime + children.ru_utime + children.ru_stime
+
+
+def serve_one(request: dict[str, Any]) -> dict[str, Any]:
+    """Run one request; errors become a field, as the process must live on for the next one."""
+    handler = HANDLERS[request["workload"]]
+    cpu, start = _cpu_s(), time.monotonic()
+    try:
+        operations, size = handler(request)
+    except OSError as error:
+        return {"wall_s": time.monotonic() - start, "cpu_s": 0.0, "operations": 0, "bytes": 0, "error": str(error)}
+    return {
+        "wall_s": time.monotonic() - start,
+        "cpu_s": _cpu_s() - cpu,
+        "operations": operations,
+        "bytes": size,
+    }
+
+
+def main() -> None:
+    """``python -m harness.probes.workload_process pid PID | root DIRECTORY``."""
+    how, where = sys.argv[1:3]
+    if how == "pid":
+        enter_namespace(int(where))
+    else:
+        enter_root(where)
+    answer = sys.stdout
+    answer.write('{"entered": true}\n')
+    answer.flush()
+    for line in sys.stdin:
+        answer.write(json.dumps(serve_one(json.loads(line))) + "\n")
+        answer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Run-time workloads of a ready container, each at four temperatures; one number per workload, temperature and trial.
+
+- *cold*: first touch of its files in this trial (``harness.probes.selection`` keeps them disjoint between workloads);
+- *warm*: again at once;
+- *stale*: again after every attribute timeout of the reference daemons (1 s) has run out;
+- *evicted*: after the page cache was dropped, with the data local.
+
+Workloads that change files cannot touch the same ones twice; they get four disjoint lists, brought to the temperature
+by reading them first (evicted: then dropped). Reported CPU seconds are the workload's own and the daemon's apart.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.errors import MachineError, WorkloadError
+from harness.model.observation import Failure, WorkloadResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from harness.engines.protocol import Container, Engine
+    from harness.machine.machine import Machine
+    from harness.probes.selection import Selection
+
+Temperature = Literal["cold", "warm", "stale", "evicted"]
+TEMPERATURES: tuple[Temperature, ...] = ("cold", "warm", "stale", "evicted")
+
+#: Longer than the reference daemons' attribute, entry and negative timeouts of 1 s.
+STALE_AFTER_S = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedWorkload:
+    """A workload of a scenario: built-in by name, or ``argv`` run inside the container under a name of its own."""
+
+    name: str
+    temperatures: tuple[Temperature, ...] = TEMPERATURES
+    argv: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+
+
+def cpu_of(pids: Sequence[int]) -> float:
+    """CPU seconds of the processes' threads, to the nanosecond (``/proc/PID/task/*/schedstat``); ended ones count 0."""
+    total = 0
+    for pid in pids:
+        for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            try:
+                total += int(stat.read_text().split()[0])
+            except (OSError, IndexError):
+                continue
+    return total / 1e9
+
+
+class WorkloadProcess:
+    """The process inside the machine that runs workloads; started once per trial, spoken to in JSON lines."""
+
+    def __init__(self, machine: Machine, container: Container, timeout_s: float) -> None:
+        where = ["root", container.root] if container.exited_at_ns() is not None else ["pid", str(container.pid)]
+        self._timeout_s = timeout_s
+        self._process = machine.spawn(
+            [sys.executable, "-m", "harness.probes.workload_process", *where],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._answer("entering the container")
+
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send one request and wait for its answer; raises WorkloadError when the process ends or takes too long."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        return self._answer(str(message["workload"]))
+
+    def _answer(self, what: str) -> dict[str, Any]:
+        import select
+
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], self._timeout_s)
+        if not ready:
+            raise WorkloadError(f"run-time workload {what} did not end within {self._timeout_s:.0f} s")
+        line = self._process.stdout.readline()
+        if not line:
+            assert self._process.stderr is not None
+            self._process.wait()
+            tail = self._process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise MachineError(
+                f"the process of run-time workloads ended during {what}: {' '.join(tail) or 'no output'}"
+            )
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+        self._process.kill()
+        self._process.wait()
+
+
+class FileWorkloads:
+    """Runs the planned workloads over a selection of the image's files (``harness.engines.protocol.WorkloadRunner``)."""
+
+    def __init__(
+        self,
+        plan: Sequence[PlannedWorkload],
+        selection: Selection,
+        *,
+        seed: int = 0,
+        timeout_s: float = 300.0,
+        sleep: Callable[[float], None] = time.sleep,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._plan = plan
+        self._selection = selection
+        self._seed = seed
+        self._timeout_s = timeout_s
+        self._sleep = sleep
+        self._progress = progress
+
+    def run(self, machine: Machine, engine: Engine, container: Container) -> list[WorkloadResult]:
+        """All planned workloads in order; a failing one is a result with a failure, the others go on."""
+        if not self._plan:
+            return []
+        process = WorkloadProcess(machine, container, self._timeout_s)
+        try:
+            return [result for planned in self._plan for result in self._run_one(planned, machine, engine, process)]
+        finally:
+            process.close()
+
+    def _run_one(
+        self, planned: PlannedWorkload, machine: Machine, engine: Engine, process: WorkloadProcess
+    ) -> list[WorkloadResult]:
+        results = []
+        quarters = self._selection.quarters.get(planned.name)
+        for number, temperature in enumerate(TEMPERATURES):
+            wanted = temperature in planned.temperatures
+            if not wanted and temperature != "cold":
+                continue
+            if quarters is not None:
+                paths = quarters[number]
+                if temperature != "cold" and paths:
+                    process.request({"workload": "read-small", "paths": paths})
+            else:
+                paths = self._selection.paths.get(planned.name, [])
+            if not planned.argv and not paths:
+                continue
+            if temperature == "stale":
+                self._sleep(STALE_AFTER_S)
+            elif temperature == "evicted":
+                machine.drop_caches()
+            self._progress(f"{planned.name} {temperature}")
+            request = {
+                "workload": "command" if planned.argv else planned.name,
+                "paths": paths,
+                "argv": list(planned.argv),
+                "env": planned.env,
+                "seed": self._seed,
+            }
+            # The cold pass runs even when only later ones are wanted: they are defined by coming after it.
+            result = self._measure(planned.name, temperature, request, engine, process)
+            if wanted:
+                results.append(result)
+        return results
+
+    def _measure(
+        self, name: str, temperature: Temperature, request: dict[str, Any], engine: Engine, process: WorkloadProcess
+    ) -> WorkloadResult:
+        pids = engine.daemon_pids()
+        fuse_before = _fuse_requests(engine)
+        cpu_before = cpu_of(pids)
+        answer = process.request(request)
+        cpu_after = cpu_of(pids)
+        failure = None
+        if "error" in answer:
+            failure = Failure(kind="WorkloadError", message=f"{name}: {answer['error']}", phase="workloads")
+        return WorkloadResult(
+            workload=name,
+            temperature=temperature,
+            wall_s=answer["wall_s"],
+            operations=answer["operations"],
+            bytes=answer["bytes"],
+            cpu_workload_s=answer["cpu_s"],
+            cpu_daemon_s=cpu_after - cpu_before,
+            fuse_requests=_fuse_requests(engine) - fuse_before,
+            failure=failure,
+        )
+
+
+def _fuse_requests(engine: Engine) -> int:
+    usage = engine.lazy_usage()
+    return 0 if usage is None else sum(opcode.count for opcode in usage.fuse.values())
