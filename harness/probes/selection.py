@@ -34,13 +34,16 @@ MAX_EXECS = 80
 COPY_UP_BYTES = 16 * 1024 * 1024
 
 #: Programs of coreutils that print their version and end: safe to execute, small, present in most images.
-PROGRAMS = tuple(
-    "arch base32 base64 basename basenc cat chgrp chmod chown cksum comm cp csplit cut date dd df dir dircolors dirname "
-    "du echo env expand expr factor fmt fold groups head hostid id install join link ln ls md5sum mkdir mkfifo mknod "
-    "mktemp mv nice nl nohup nproc numfmt od paste pathchk pinky pr printenv ptx pwd readlink realpath rm rmdir seq "
-    "sha1sum sha256sum sha512sum shred shuf sleep sort split stat stdbuf sum sync tac tail tee timeout touch tr "
-    "truncate tsort tty uname unexpand uniq unlink users vdir wc who whoami".split()
-)
+PROGRAMS = frozenset({
+    "arch", "base32", "base64", "basename", "basenc", "cat", "chgrp", "chmod", "chown", "cksum", "comm", "cp",
+    "csplit", "cut", "date", "dd", "df", "dir", "dircolors", "dirname", "du", "echo", "env", "expand", "expr",
+    "factor", "false", "fmt", "fold", "groups", "head", "hostid", "id", "install", "join", "link", "ln", "ls",
+    "md5sum", "mkdir", "mkfifo", "mknod", "mktemp", "mv", "nice", "nl", "nohup", "nproc", "numfmt", "od", "paste",
+    "pathchk", "pinky", "pr", "printenv", "ptx", "pwd", "readlink", "realpath", "rm", "rmdir", "seq", "sha1sum",
+    "sha256sum", "sha512sum", "shred", "shuf", "sleep", "sort", "split", "stat", "stdbuf", "sum", "sync", "tac",
+    "tail", "tee", "timeout", "touch", "tr", "true", "truncate", "tsort", "tty", "uname", "unexpand", "uniq",
+    "unlink", "users", "vdir", "wc", "who", "whoami",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

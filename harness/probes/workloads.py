@@ -110,7 +110,7 @@ class WorkloadProcess:
 
 
 class FileWorkloads:
-    """Runs the planned workloads over a selection of the image's files (``harness.engines.protocol.WorkloadRunner``)."""
+    """Runs the planned workloads over a selection of the image's files (an engine ``WorkloadRunner``)."""
 
     def __init__(
         self,
