@@ -1,0 +1,154 @@
+"""What runs in the container, when it counts as ready, and what is measured after that; parts of a scenario file."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: The run-time workloads that come with the program, in the order they run.
+WORKLOADS = (
+    "stat-walk", "readdir-walk", "read-small", "read-sequential", "read-random", "mmap-read", "exec-many",
+    "write-small", "copy-up-large",
+)  # fmt: skip
+
+T = TypeVar("T")
+#: A TOML array; strictness is about its elements, not about list or tuple.
+Many = Annotated[tuple[T, ...], Strict(False)]
+
+Temperature = Literal["cold", "warm", "stale", "evicted"]
+TEMPERATURES: tuple[Temperature, ...] = ("cold", "warm", "stale", "evicted")
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", max_length=80)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+
+
+class Table(BaseModel):
+    """Base of every table of a scenario file: immutable, unknown keys refused, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def refuse_repeats(names: list[str], what: str, hint: str = "") -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{what} {name!r} is there twice{hint}")
+
+
+def near_miss(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` when a known word is close to this one, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class ExitReadiness(Table):
+    """Ready when the container's process has ended with this code."""
+
+    kind: Literal["exit"]
+    code: int = Field(default=0, ge=0, le=255, description="Exit code that means ready.")
+    timeout_s: Seconds = Field(default=600.0, description="Longest wait, counted from the container's start.")
+
+
+def _check_pattern(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression, got {pattern!r} ({error})") from None
+    return pattern
+
+
+class LineReadiness(Table):
+    """Ready when a line of the container's output matches (``re.search``) a regular expression."""
+
+    kind: Literal["stdout", "stderr"]
+    pattern: Annotated[str, BeforeValidator(lambda v: _check_pattern(v) if isinstance(v, str) else v)] = Field(
+        description="Regular expression searched for in each line."
+    )
+    timeout_s: Seconds = Field(default=600.0, description="Longest wait, counted from the container's start.")
+
+
+class TcpReadiness(Table):
+    """Ready when a port inside the machine accepts a connection."""
+
+    kind: Literal["tcp"]
+    port: Port
+    timeout_s: Seconds = Field(default=600.0, description="Longest wait, counted from the container's start.")
+
+
+class HttpReadiness(Table):
+    """Ready when ``GET path`` inside the machine answers with this status."""
+
+    kind: Literal["http"]
+    port: Port
+    path: str = Field(default="/", pattern=r"^/")
+    status: int = Field(default=200, ge=100, le=599)
+    timeout_s: Seconds = Field(default=600.0, description="Longest wait, counted from the container's start.")
+
+
+Readiness = Annotated[
+    ExitReadiness | LineReadiness | TcpReadiness | HttpReadiness,
+    Field(discriminator="kind", description="When the container is ready."),
+]
+
+
+class Workload(Table):
+    """What runs in the container; what is left out is as the image says."""
+
+    command: Many[str] = Field(default=(), description="Replaces the image's entrypoint and command.")
+    env: dict[str, str] = Field(default_factory=dict, description="Added to the image's environment.")
+    cwd: str | None = Field(default=None, pattern=r"^/", description="Working directory.")
+    user: str | None = Field(default=None, description="user[:group], by name or number.")
+    readiness: Readiness
+
+
+def _expand_workload(value: object) -> object:
+    if isinstance(value, str):
+        if value not in WORKLOADS:
+            raise ValueError(
+                f"expected a workload ({', '.join(WORKLOADS)}), got {value!r}{near_miss(value, WORKLOADS)}"
+            )
+        return {"name": value}
+    return value
+
+
+class RuntimeWorkload(Table):
+    """A run-time workload: one of the program's own by name, or a command run inside the container."""
+
+    name: Name
+    argv: Many[str] = Field(default=(), description="Program and arguments, run in the container.")
+    command: str = Field(default="", description="A line for the container's /bin/sh instead of argv.")
+    temperatures: Many[Temperature] = Field(default=(), description="Instead of the ones all workloads run at.")
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> RuntimeWorkload:
+        if self.argv and self.command:
+            raise ValueError(f"workload {self.name!r}: expected either argv or command, got both")
+        if not self.argv and not self.command and self.name not in WORKLOADS:
+            raise ValueError(
+                f"workload {self.name!r}: expected argv or command, since it is not one of {', '.join(WORKLOADS)}"
+            )
+        return self
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What to execute in the container; empty for the program's own workloads."""
+        return ("/bin/sh", "-c", self.command) if self.command else self.argv
+
+
+class Runtime(Table):
+    """What is measured after ready: the price of the file system the container now runs on."""
+
+    temperatures: Many[Temperature] = Field(default=TEMPERATURES, min_length=1)
+    workloads: Many[
+        Annotated[RuntimeWorkload, BeforeValidator(_expand_workload, json_schema_input_type=str | RuntimeWorkload)]
+    ] = ()
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Runtime:
+        refuse_repeats([w.name for w in self.workloads], "workload")
+        return self
