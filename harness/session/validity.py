@@ -1,0 +1,153 @@
+"""When a trial may not enter a comparison: rules stated before the run, decided on counters alone (pure).
+
+An invalid trial is kept with its reasons. The rules:
+
+``not-lazy``
+    A mode that starts before the image is there did not: no layer was lazy, its root was neither FUSE nor EROFS, or at
+    readiness it had fetched at least ``NOT_LAZY_SHARE`` of the image's compressed bytes (images below
+    ``SMALL_IMAGE_BYTES`` are exempt from the last: a handful of requests is all of them).
+``fuse-in-full-pull``
+    A full pull whose root file system was served by FUSE.
+``cache-not-cold``
+    A full pull that received less than ``COLD_SHARE`` of the image's compressed bytes before readiness, a lazy start
+    that received nothing, or a page cache that could not be dropped before T0.
+``host-stolen``
+    The hypervisor took more than ``STEAL_SHARE`` of the host's CPU time during the trial.
+``limits-not-as-asked``
+    A limit read back from the kernel differs from the shape's by more than ``LIMIT_TOLERANCE``, could not be set, or
+    the machine used more CPU than the shape's ceiling allows.
+``below-bound``
+    Ready sooner than physics allows for this image, shape and host: something was measured wrongly.
+``daemon-died``
+    A daemon that serves the root file system ended before tear-down.
+``out-of-memory``
+    The kernel killed a process of the machine for want of memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from harness.model.observation import Invalidity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+NOT_LAZY_SHARE = 0.9
+SMALL_IMAGE_BYTES = 16 << 20
+COLD_SHARE = 0.98
+STEAL_SHARE = 0.05
+LIMIT_TOLERANCE = 0.01
+#: One period's quota may be spent at once, and counters are read a moment after the instant they stand for.
+CPU_TOLERANCE_S = 0.25
+
+RULES = (
+    "not-lazy", "fuse-in-full-pull", "cache-not-cold", "host-stolen", "limits-not-as-asked", "below-bound",
+    "daemon-died", "out-of-memory",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the rules look at. Sizes in bytes; None where it was not seen (its rules then do not speak)."""
+
+    lazy: bool
+    image_compressed_bytes: int
+    received_before_ready_bytes: int
+    ready: bool = True
+    layers_lazy: int | None = None
+    root_file_systems: frozenset[str] = frozenset()
+    """File system types below the container's root (the lower directories of OverlayFS), e.g. ``ext4``, ``fuse``."""
+    cache_dropped: bool = True
+    steal_share: float = 0.0
+    limits: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    """By name: (asked, as the kernel says); None is unlimited."""
+    limits_refused: tuple[str, ...] = ()
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    ceiling_cores: float | None = None
+    time_to_ready_s: float | None = None
+    bound_s: float | None = None
+    daemons_died: tuple[str, ...] = ()
+    oom_kills: int = 0
+
+
+def check(evidence: Evidence) -> tuple[Invalidity, ...]:
+    """All rules the trial broke, in the order of ``RULES``."""
+    found = [Invalidity(rule=rule, reason=reason) for rule, reason in _broken(evidence)]
+    return tuple(sorted(found, key=lambda i: RULES.index(i.rule)))
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %"
+
+
+def _broken(e: Evidence) -> Iterator[tuple[str, str]]:
+    if e.ready:
+        yield from _root(e)
+        yield from _bytes(e)
+    if not e.cache_dropped:
+        yield "cache-not-cold", "the page cache could not be dropped before T0"
+    if e.steal_share > STEAL_SHARE:
+        yield (
+            "host-stolen",
+            f"{100 * e.steal_share:.1f} % of the host's CPU time was stolen, at most {STEAL_SHARE:.0%} may be",
+        )
+    yield from _limits(e)
+    if e.time_to_ready_s is not None and e.bound_s is not None and e.time_to_ready_s < e.bound_s:
+        yield "below-bound", f"ready after {e.time_to_ready_s:.2f} s, the lower bound is {e.bound_s:.2f} s"
+    for daemon in e.daemons_died:
+        yield "daemon-died", f"{daemon} ended before tear-down"
+    if e.oom_kills:
+        yield "out-of-memory", f"the kernel killed {e.oom_kills} process(es) of the machine for want of memory"
+
+
+def _served_by_fuse(types: frozenset[str]) -> bool:
+    return any(name == "fuse" or name.startswith("fuse.") for name in types)
+
+
+def _root(e: Evidence) -> Iterator[tuple[str, str]]:
+    if not e.lazy:
+        if _served_by_fuse(e.root_file_systems):
+            yield "fuse-in-full-pull", "the root file system of a full pull was served by FUSE"
+        return
+    if e.layers_lazy == 0:
+        yield "not-lazy", "no layer was served lazily"
+    elif e.root_file_systems and not _served_by_fuse(e.root_file_systems) and "erofs" not in e.root_file_systems:
+        yield (
+            "not-lazy",
+            f"the root file system was neither FUSE nor EROFS but {', '.join(sorted(e.root_file_systems))}",
+        )
+
+
+def _bytes(e: Evidence) -> Iterator[tuple[str, str]]:
+    size, received = e.image_compressed_bytes, e.received_before_ready_bytes
+    if size <= 0:
+        return
+    if e.lazy:
+        if received == 0:
+            yield "cache-not-cold", "nothing was received before readiness, so the image was there already"
+        elif size >= SMALL_IMAGE_BYTES and received >= NOT_LAZY_SHARE * size:
+            yield "not-lazy", f"{_percent(received, size)} of the image's bytes were received before readiness"
+    elif received < COLD_SHARE * size:
+        yield "cache-not-cold", f"only {_percent(received, size)} of the image's bytes were received before readiness"
+
+
+def _limits(e: Evidence) -> Iterator[tuple[str, str]]:
+    for name in e.limits_refused:
+        yield "limits-not-as-asked", f"this host's kernel did not take the limit on {name}"
+    for name, (asked, actual) in e.limits.items():
+        same = asked == actual or (
+            asked is not None and actual is not None and abs(actual - asked) <= LIMIT_TOLERANCE * abs(asked)
+        )
+        if not same:
+            words = ["unlimited" if v is None else f"{v:g}" for v in (asked, actual)]
+            yield "limits-not-as-asked", f"{name}: asked for {words[0]}, the kernel says {words[1]}"
+    if e.ceiling_cores is not None:
+        allowed = e.ceiling_cores * e.wall_s * (1 + LIMIT_TOLERANCE) + CPU_TOLERANCE_S
+        if e.cpu_s > allowed:
+            yield (
+                "limits-not-as-asked",
+                f"{e.cpu_s:.2f} CPU seconds in {e.wall_s:.2f} s, more than {e.ceiling_cores:g} cores give",
+            )
