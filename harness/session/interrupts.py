@@ -1,0 +1,55 @@
+"""Ctrl-C and SIGTERM: an exception where work may stop, a note where it may not (making and unmaking a machine)."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import Interrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Interrupts:
+    """Installs itself for SIGINT and SIGTERM while entered (main thread only), and restores what was there.
+
+    A signal raises ``Interrupted`` at once inside ``allowed()``, and otherwise when the next ``allowed()`` begins, so
+    that tear-down is never cut short, however often the user presses Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._allowed = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, _frame: object) -> None:
+        self.requested = signal.Signals(number).name
+        if self._allowed:
+            self._allowed = False  # from here on the way out is open, and nothing may stop it again
+            raise Interrupted(self._message())
+
+    def _message(self) -> str:
+        return f"interrupted by {self.requested}"
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """Code that may stop anywhere; whatever it holds must be released by its callers' ``finally``."""
+        if self.requested:
+            raise Interrupted(self._message())
+        self._allowed = True
+        try:
+            yield
+        finally:
+            self._allowed = False
