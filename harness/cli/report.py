@@ -1,0 +1,30 @@
+"""``coldbench report SESSION``: one self-contained HTML file and a Markdown summary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+
+def report(
+    session: Path = typer.Argument(..., help="A session's directory under results/."),
+    out: Path | None = typer.Option(
+        None, "--out", help="Where to write report.html and report.md (the session's own)."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON instead of the table."),
+) -> None:
+    """Render a session: table, timelines, CPU, bytes, run-time overhead; prints the table and the report's place."""
+    from harness.report.publish import publish
+
+    published = publish(session, out)
+    if as_json:
+        print(json.dumps(published.as_json(), indent=2))
+        return
+    print(published.markdown)
+    print(f"Report: {published.html_path}")
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(report)

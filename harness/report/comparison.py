@@ -1,0 +1,197 @@
+"""From observations to what a report states: per group of comparable cases, one line per mode, ratios with intervals.
+
+A *group* is scenario x engine-independent shape x distance; inside it every mode is compared, paired by block, with
+the baselines: overlay2 as Docker does it, and the best full pull there is. Cases without a valid trial keep their line
+and say why they have no number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from harness.stats.breakeven import BreakEven, break_even
+from harness.stats.paired import PairedRatio, paired_ratio
+from harness.stats.summary import Summary, summarise
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.model.observation import Observation
+
+#: Baselines in the order of preference; each that is present gets a ratio column of its own.
+BASELINES = (("overlay2", "docker-like"), ("overlay2", "tuned"))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKey:
+    scenario: str
+    shape: str
+    distance: str
+
+    @property
+    def title(self) -> str:
+        distance = "" if self.distance == "none" else f", registry {self.distance}"
+        return f"{self.scenario} on {self.shape}{distance}"
+
+
+@dataclass(frozen=True, slots=True)
+class CaseLine:
+    """One case of a group: its summaries over valid trials (None where there is none) and its ratios to baselines."""
+
+    label: str
+    mode: str
+    preset: str
+    engine: str
+    trials: int
+    excluded: tuple[str, ...]
+    ready: Summary | None
+    cpu: Summary | None
+    received: Summary | None
+    requests: Summary | None
+    throttled: Summary | None
+    memory: Summary | None
+    bound_s: float | None
+    ratios: dict[str, PairedRatio] = field(default_factory=dict)
+    median_trial: Observation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeLine:
+    """One run-time workload at one temperature under one mode, against the baseline of its group."""
+
+    workload: str
+    temperature: str
+    label: str
+    wall: Summary
+    ratio: PairedRatio | None
+    cpu: Summary
+    fuse: Summary
+    break_even: BreakEven | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    key: GroupKey
+    baselines: tuple[str, ...]
+    lines: tuple[CaseLine, ...]
+    runtime: tuple[RuntimeLine, ...]
+
+
+def label_of(observation: Observation) -> str:
+    """``mode:preset``, with the engine when it is not the embedded one."""
+    case = observation.case
+    engine = "" if case.engine == "embedded" else f" ({case.engine})"
+    return f"{case.mode}:{case.preset}{engine}"
+
+
+def compare(observations: Sequence[Observation]) -> list[Group]:
+    """All groups in the order their first trials ran."""
+    grouped: dict[GroupKey, list[Observation]] = {}
+    for o in observations:
+        grouped.setdefault(GroupKey(o.case.scenario, o.case.shape, o.case.distance), []).append(o)
+    return [_group(key, members) for key, members in grouped.items()]
+
+
+def _pairs(candidate: dict[int, float], baseline: dict[int, float]) -> PairedRatio | None:
+    blocks = sorted(candidate.keys() & baseline.keys())
+    if not blocks:
+        return None
+    return paired_ratio([candidate[b] for b in blocks], [baseline[b] for b in blocks])
+
+
+def _group(key: GroupKey, members: Sequence[Observation]) -> Group:
+    by_label: dict[str, list[Observation]] = {}
+    for o in members:
+        by_label.setdefault(label_of(o), []).append(o)
+    order = {"overlay2": 0, "estargz": 1, "soci": 2, "erofs": 3}
+    labels = sorted(by_label, key=lambda name: (order[by_label[name][0].case.mode], name))
+    baselines = tuple(f"{mode}:{preset}" for mode, preset in BASELINES if f"{mode}:{preset}" in by_label)
+    if not baselines:
+        # A group without a full pull still has a strongest line to stand against: its first one.
+        baselines = tuple(labels[:1]) if len(labels) > 1 else ()
+    ready = {
+        name: {o.block: o.time_to_ready_s for o in by_label[name] if o.valid and o.time_to_ready_s} for name in labels
+    }
+    lines = tuple(_line(name, by_label[name], baselines, ready) for name in labels)
+    return Group(key, baselines, lines, tuple(_runtime(by_label, labels, baselines, ready)))
+
+
+def _line(
+    name: str, trials: Sequence[Observation], baselines: Sequence[str], ready: dict[str, dict[int, float]]
+) -> CaseLine:
+    valid = [o for o in trials if o.valid]
+    why = Counter(
+        f"{o.failure.kind}: {o.failure.message}" if o.failure else "; ".join(f"{i.rule}: {i.reason}" for i in o.invalid)
+        for o in trials
+        if not o.valid
+    )
+    ordered = sorted(valid, key=lambda o: o.time_to_ready_s or 0.0)
+    bounds = [o.bound.seconds for o in valid if o.bound]
+    case = trials[0].case
+    ratios = {}
+    for baseline in baselines:
+        ratio = _pairs(ready[name], ready[baseline]) if baseline != name else None
+        if ratio is not None:
+            ratios[baseline] = ratio
+    return CaseLine(
+        label=name,
+        mode=case.mode,
+        preset=case.preset,
+        engine=case.engine,
+        trials=len(trials),
+        excluded=tuple(f"{count} x {reason}" for reason, count in why.items()),
+        ready=summarise([o.time_to_ready_s for o in valid if o.time_to_ready_s is not None]),
+        cpu=summarise([o.cpu_to_ready_s for o in valid]),
+        received=summarise([float(o.wire_before_ready.received_bytes) for o in valid]),
+        requests=summarise([float(o.wire_before_ready.requests) for o in valid]),
+        throttled=summarise([sum(p.throttled_s for p in o.phases if p.phase in {"pull", "start"}) for o in valid]),
+        memory=summarise([float(o.memory_peak_bytes) for o in valid]),
+        bound_s=min(bounds) if bounds else None,
+        ratios=ratios,
+        median_trial=ordered[(len(ordered) - 1) // 2] if ordered else None,
+    )
+
+
+def _runtime(
+    by_label: dict[str, list[Observation]],
+    labels: Sequence[str],
+    baselines: Sequence[str],
+    ready: dict[str, dict[int, float]],
+) -> list[RuntimeLine]:
+    # wall[workload, temperature][label][block]
+    wall: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    cpu: dict[tuple[str, str, str], list[float]] = {}
+    fuse: dict[tuple[str, str, str], list[float]] = {}
+    for name in labels:
+        for o in by_label[name]:
+            if not o.valid:
+                continue
+            for w in o.workloads:
+                if w.failure is not None or w.wall_s <= 0:
+                    continue
+                wall.setdefault((w.workload, w.temperature), {}).setdefault(name, {})[o.block] = w.wall_s
+                cpu.setdefault((w.workload, w.temperature, name), []).append(w.cpu_workload_s + w.cpu_daemon_s)
+                fuse.setdefault((w.workload, w.temperature, name), []).append(float(w.fuse_requests))
+    lines = []
+    baseline = baselines[0] if baselines else None
+    for (workload, temperature), per_label in wall.items():
+        for name in labels:
+            if name not in per_label:
+                continue
+            walls = summarise(list(per_label[name].values()))
+            cpus = summarise(cpu[workload, temperature, name])
+            requests = summarise(fuse[workload, temperature, name])
+            assert walls is not None
+            assert cpus is not None
+            assert requests is not None
+            ratio = None
+            point = None
+            if baseline is not None and name != baseline and baseline in per_label:
+                ratio = _pairs(per_label[name], per_label[baseline])
+                mine, theirs = summarise(list(ready[name].values())), summarise(list(ready[baseline].values()))
+                if ratio is not None and mine is not None and theirs is not None:
+                    point = break_even(theirs.median - mine.median, ratio.ratio, ratio.low, ratio.high)
+            lines.append(RuntimeLine(workload, temperature, name, walls, ratio, cpus, requests, point))
+    return lines

@@ -1,0 +1,80 @@
+"""From a session's directory to its report files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import NothingToCompare
+from harness.report import page
+from harness.report.comparison import Group, compare
+from harness.session import store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.model.session import SessionHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The files written, the Markdown text, and the comparison itself."""
+
+    html_path: Path
+    markdown_path: Path
+    markdown: str
+    groups: tuple[Group, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The comparison as plain data; trials themselves are in observations.jsonl and left out here."""
+        groups = []
+        for group in self.groups:
+            data = dataclasses.asdict(
+                dataclasses.replace(
+                    group, lines=tuple(dataclasses.replace(line, median_trial=None) for line in group.lines)
+                )
+            )
+            for line in data["lines"]:
+                del line["median_trial"]
+            groups.append(data)
+        return {"report": str(self.html_path), "groups": groups}
+
+
+def publish(session: Path, out: Path | None = None) -> Published:
+    """Read a session, write ``report.html`` and ``report.md`` (atomically); raises NothingToCompare without trials."""
+    header, observations = store.load(session)
+    if not observations:
+        raise NothingToCompare(f"{session} holds no trial yet; run: coldbench run --resume --out {session}")
+    context = context_of(header)
+    folder = out or session
+    folder.mkdir(parents=True, exist_ok=True)
+    markdown = page.markdown(observations, context)
+    html_path, markdown_path = folder / "report.html", folder / "report.md"
+    for path, text in ((html_path, page.html(observations, context)), (markdown_path, markdown)):
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    return Published(html_path, markdown_path, markdown, tuple(compare(observations)))
+
+
+def context_of(header: SessionHeader) -> page.Context:
+    """The facts a report states about where it was measured, and the command that repeats it."""
+    files = " ".join(header.scenario_files.get(name, name) for name in header.scenarios)
+    facts = {name.replace("_", " "): _plain(value) for name, value in header.host.items()}
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in header.versions.items())
+    return page.Context(
+        session=header.session,
+        created=header.created_at,
+        command=f"coldbench run {files} --seed {header.seed}",
+        facts=facts,
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(v) for v in value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

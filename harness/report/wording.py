@@ -1,0 +1,76 @@
+"""How numbers are written in reports: units, significant figures, and never a ratio without its interval."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.stats.breakeven import BreakEven
+    from harness.stats.paired import PairedRatio
+    from harness.stats.summary import Summary
+
+#: An en dash stands where there is no number.
+NO_NUMBER = "\u2013"
+
+
+def seconds(value: float | None) -> str:
+    """``3.42 s``, ``85.1 s``, ``4 min 05 s``; ``NO_NUMBER`` where there is none."""
+    if value is None or math.isnan(value):
+        return NO_NUMBER
+    if math.isinf(value):
+        return "never"
+    if value >= 180:
+        return f"{int(value // 60)} min {int(value % 60):02d} s"
+    return f"{value:.3f} s" if value < 1 else f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units, as links and registries are rated."""
+    if value is None:
+        return NO_NUMBER
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {unit}" if value < 100 * factor else f"{value / factor:.0f} {unit}"
+    return f"{value:.0f} B"
+
+
+def ratio(result: PairedRatio | None) -> str:
+    """``0.14x [0.12, 0.17]``; says so where too few blocks give no interval."""
+    if result is None:
+        return NO_NUMBER
+    if result.low is None or result.high is None:
+        return f"{result.ratio:.2g}x (n={result.blocks}: no interval)"
+    digits = 3 if result.ratio < 10 else 2
+    return f"{result.ratio:.{digits}g}x [{result.low:.{digits}g}, {result.high:.{digits}g}]"
+
+
+def times_sooner(result: PairedRatio | None) -> str:
+    """The same the other way round, for the sentence at the top: ``7.1 times sooner [5.9, 8.3]``."""
+    if result is None or result.low is None or result.high is None:
+        return ""
+    if result.ratio <= 1:
+        return f"{1 / result.ratio:.3g} times sooner [{1 / result.high:.3g}, {1 / result.low:.3g}]"
+    return f"{result.ratio:.3g} times later [{result.low:.3g}, {result.high:.3g}]"
+
+
+def spread(summary: Summary | None) -> str:
+    """Quartiles, the middle half of the trials."""
+    if summary is None or summary.n < 2:
+        return NO_NUMBER
+    return f"{_short(summary.q1)}{NO_NUMBER}{_short(summary.q3)} s"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def meeting(point: BreakEven | None) -> str:
+    """Break-even with its range; ``never`` where the lazy mode does not lose what it saved."""
+    if point is None:
+        return NO_NUMBER
+    if point.saving_s <= 0:
+        return "nothing was saved"
+    if math.isinf(point.seconds):
+        return "never" if math.isinf(point.low) else f"never [from {seconds(point.low)}]"
+    return f"{seconds(point.seconds)} [{seconds(point.low)}, {seconds(point.high)}]"

@@ -1,0 +1,70 @@
+"""The report says what was measured, keeps failed trials out of every number, and shows no ratio without interval."""
+
+from __future__ import annotations
+
+import re
+
+from harness.report import wording
+from harness.report.comparison import compare
+from harness.report.frames import trials, workloads
+from harness.report.page import Context, html, markdown
+from harness.stats.paired import paired_ratio
+from tests.report.observations import observation, session
+
+CONTEXT = Context("s1", "2026-01-01", "coldbench run x", {"kernel": "6.1", "note": "<b>&"})
+
+
+def test_failed_and_invalid_trials_are_counted_not_averaged() -> None:
+    """They keep their line and reason; the numbers come from the valid trials alone."""
+    group = compare(session())[0]
+    erofs = next(line for line in group.lines if line.label == "erofs:tuned")
+    assert erofs.trials == 7
+    assert erofs.ready is not None
+    assert erofs.ready.n == 6
+    assert erofs.excluded == ("1 x NotReady: not ready after 300 s",)
+    soci = next(line for line in group.lines if line.label == "soci:tuned")
+    assert soci.excluded == ("1 x not-lazy: fetched 99 % of the image",)
+    assert soci.ratios["overlay2:docker-like"].blocks == 6
+
+
+def test_case_without_a_valid_trial_has_no_number() -> None:
+    """All trials failed: the line stays, its cells are dashes."""
+    failed = [o.model_copy(update={"status": "failed", "time_to_ready_s": None}) for o in session(2)]
+    text = markdown(failed, CONTEXT)
+    assert "0 of 2" in text
+    assert "0 valid" in text
+
+
+def test_html_is_self_contained_and_escaped() -> None:
+    """No script, no external reference, figures inline, host facts escaped."""
+    page = html(session(), CONTEXT)
+    assert "<script" not in page
+    assert not re.search(r'(src|href)="https?:', page)
+    assert page.count("<svg") >= 5
+    assert "&lt;b&gt;&amp;" in page
+    assert "Cold start of python-data" in page
+
+
+def test_two_blocks_make_no_claim() -> None:
+    """With two blocks the sentence says that it is no comparison, and the table says: no interval."""
+    text = markdown([observation(m, "tuned", b) for b in (0, 1) for m in ("overlay2", "erofs")], CONTEXT)
+    assert "no comparison yet" in text
+    assert "no interval" in text
+    assert "times sooner" not in text
+
+
+def test_frames_have_no_value_for_excluded_trials() -> None:
+    """A notebook's mean cannot include a failed trial by accident."""
+    frame = trials(session())
+    assert frame.loc[~frame["valid"], "ready_s"].isna().all()
+    assert len(frame) == 28
+    assert set(workloads(session())["temperature"]) == {"cold", "warm"}
+
+
+def test_wording_of_units() -> None:
+    """Units and digits as promised."""
+    assert wording.seconds(0.1234) == "0.123 s"
+    assert wording.seconds(245) == "4 min 05 s"
+    assert wording.size(338_000_000) == "338 MB"
+    assert wording.size(1_050_000_000) == "1.05 GB"
+    assert wording.ratio(paired_ratio([1.0] * 6, [2.0] * 6)) == "0.5x [0.5, 0.5]"
