@@ -1,0 +1,76 @@
+"""Validity rules on counters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from harness.session.validity import RULES, Evidence, check
+
+MB = 1 << 20
+FULL = Evidence(lazy=False, image_compressed_bytes=100 * MB, received_before_ready_bytes=101 * MB)
+LAZY = Evidence(
+    lazy=True,
+    image_compressed_bytes=100 * MB,
+    received_before_ready_bytes=8 * MB,
+    layers_lazy=2,
+    root_file_systems=frozenset({"fuse.coldbench"}),
+)
+
+
+def rules(evidence: Evidence) -> list[str]:
+    return [i.rule for i in check(evidence)]
+
+
+@pytest.mark.parametrize("evidence", [FULL, LAZY, replace(LAZY, root_file_systems=frozenset({"erofs"}))])
+def test_clean_trial_is_valid(evidence: Evidence) -> None:
+    """A trial that kept every rule has no invalidity."""
+    assert check(evidence) == ()
+
+
+@pytest.mark.parametrize(
+    ("evidence", "rule", "words"),
+    [
+        (replace(LAZY, received_before_ready_bytes=90 * MB), "not-lazy", "90 % of the image's bytes"),
+        (replace(LAZY, root_file_systems=frozenset({"ext4"})), "not-lazy", "neither FUSE nor EROFS but ext4"),
+        (replace(LAZY, layers_lazy=0), "not-lazy", "no layer"),
+        (replace(FULL, root_file_systems=frozenset({"fuse"})), "fuse-in-full-pull", "served by FUSE"),
+        (replace(FULL, received_before_ready_bytes=50 * MB), "cache-not-cold", "only 50 %"),
+        (replace(LAZY, received_before_ready_bytes=0), "cache-not-cold", "there already"),
+        (replace(FULL, cache_dropped=False), "cache-not-cold", "could not be dropped"),
+        (replace(FULL, steal_share=0.06), "host-stolen", "6.0 %"),
+        (replace(FULL, limits={"memory": (1e9, 2e9)}), "limits-not-as-asked", "memory: asked for 1e+09"),
+        (replace(FULL, limits={"memory": (1e9, None)}), "limits-not-as-asked", "unlimited"),
+        (replace(FULL, limits_refused=("disk",)), "limits-not-as-asked", "did not take the limit on disk"),
+        (replace(FULL, cpu_s=4.0, wall_s=10.0, ceiling_cores=0.25), "limits-not-as-asked", "4.00 CPU seconds"),
+        (replace(FULL, time_to_ready_s=1.0, bound_s=1.5), "below-bound", "1.50 s"),
+        (replace(LAZY, daemons_died=("lazyfs",)), "daemon-died", "lazyfs"),
+        (replace(FULL, oom_kills=2), "out-of-memory", "2 process"),
+    ],
+)
+def test_rule(evidence: Evidence, rule: str, words: str) -> None:
+    """Each rule speaks alone, and its reason carries the figures."""
+    (found,) = check(evidence)
+    assert found.rule == rule
+    assert words in found.reason
+
+
+def test_every_rule_is_reached() -> None:
+    """All broken rules are reported together, in the stated order."""
+    lazy = replace(LAZY, layers_lazy=0, received_before_ready_bytes=0, steal_share=1.0, oom_kills=1)
+    lazy = replace(lazy, daemons_died=("d",), limits_refused=("cpu",), time_to_ready_s=1.0, bound_s=2.0)
+    full = replace(FULL, root_file_systems=frozenset({"fuse"}))
+    found = rules(lazy)
+    assert found == sorted(found, key=RULES.index)
+    assert {*found, *rules(full)} == set(RULES)
+
+
+def test_unready_trial_is_not_judged_on_bytes() -> None:
+    """A trial that never got ready breaks no rule about what it had fetched by then."""
+    assert check(replace(FULL, ready=False, received_before_ready_bytes=0)) == ()
+
+
+def test_small_images_may_be_fetched_whole() -> None:
+    """Below the stated size a handful of range requests is all of the image, which proves nothing."""
+    assert check(replace(LAZY, image_compressed_bytes=2 * MB, received_before_ready_bytes=3 * MB)) == ()
