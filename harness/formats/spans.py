@@ -58,10 +58,11 @@ def inflate_at(compressed: bytes | memoryview, bits: int, window: bytes | memory
     ``compressed`` starts with the byte that holds the first ``bits`` bits (if there are any). Raises FormatError when
     the data is damaged or too short. Memory: ``size`` and a little.
     """
-    from isal import igzip_lib, isal_zlib
+    from isal import isal_zlib
 
     if size <= 0:
         return b""
+    isal_error: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub declares an instance
     view = memoryview(compressed)
     inflater = isal_zlib.decompressobj(-15, zdict=bytes(window))
     parts: list[bytes] = []
@@ -97,7 +98,7 @@ def inflate_at(compressed: bytes | memoryview, bits: int, window: bytes | memory
                 break
             else:
                 piece_bytes = min(2 * piece_bytes, len(view) + 1)
-    except igzip_lib.IsalError as error:
+    except isal_error as error:
         raise FormatError("span", f"damaged deflate data ({error})") from None
     if left:
         raise FormatError("span", f"ends {left} bytes before what was promised")
