@@ -1,0 +1,146 @@
+"""An image resolved to one platform: its manifest, its configuration, and how it was found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import FormatError, ImageNotFound, UnsupportedMediaType
+from harness.oci.descriptor import (
+    CONFIG_TYPES,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Platform,
+)
+
+MAX_MANIFEST_BYTES = 4 << 20
+"""Registries must take manifests of at least this size (distribution spec); larger ones are refused unread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One platform's image: exact bytes and parsed forms; layers bottom first, one diff ID each.
+
+    ``chain`` holds the indexes walked on the way here, outermost first, as (descriptor, exact bytes); empty when the
+    name led straight to a manifest.
+    """
+
+    descriptor: Descriptor
+    manifest: dict[str, Any]
+    manifest_bytes: bytes
+    config_descriptor: Descriptor
+    config: dict[str, Any]
+    config_bytes: bytes
+    layers: tuple[Descriptor, ...]
+    diff_ids: tuple[str, ...]
+    chain: tuple[tuple[Descriptor, bytes], ...] = ()
+
+    @property
+    def platform(self) -> Platform:
+        return Platform.from_json(self.config)
+
+    @property
+    def compressed_bytes(self) -> int:
+        """Bytes of all layers as stored."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        return dict(self.manifest.get("annotations") or {})
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object, or FormatError."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(where, f"is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise FormatError(where, "is not a JSON object")
+    return value
+
+
+def media_type_of(document: dict[str, Any], stated: str = "") -> str:
+    """Media type of a manifest or index: its own field, else what the transport stated, else told by its shape."""
+    own = document.get("mediaType")
+    if isinstance(own, str) and own:
+        return own
+    stated = stated.partition(";")[0].strip()
+    if stated in INDEX_TYPES or stated in MANIFEST_TYPES:
+        return stated
+    if "manifests" in document:
+        return OCI_INDEX
+    if "config" in document and "layers" in document:
+        return OCI_MANIFEST
+    if document.get("schemaVersion") == 1:
+        return "application/vnd.docker.distribution.manifest.v1+json"
+    return stated or "unknown"
+
+
+def select_platform(index: dict[str, Any], platform: Platform, where: str) -> Descriptor:
+    """The entry of an index that runs on ``platform``: an exact variant before an open one, first wins (OCI 1.1).
+
+    Entries for other purposes (attestations with platform unknown/unknown, artefacts) never match.
+    """
+    entries = [Descriptor.from_json(entry, f"{where}: manifests") for entry in index.get("manifests") or []]
+    images = [entry for entry in entries if entry.is_manifest or entry.is_index]
+    fitting = [entry for entry in images if entry.platform is not None and platform.accepts(entry.platform)]
+    fitting.sort(key=lambda entry: entry.platform is None or entry.platform.variant != platform.variant)
+    if fitting:
+        return fitting[0]
+    nameless = [entry for entry in images if entry.platform is None and not entry.artifact_type]
+    if len(nameless) == 1 and len(images) == 1:
+        return nameless[0]
+    offered = ", ".join(sorted({str(entry.platform) for entry in images if entry.platform is not None})) or "none"
+    raise ImageNotFound(f"{where}: no image for platform {platform}; the index offers {offered}")
+
+
+def check_manifest(document: dict[str, Any], media_type: str, where: str) -> tuple[Descriptor, tuple[Descriptor, ...]]:
+    """Config and layer descriptors of an image manifest; UnsupportedMediaType when it is not a container image."""
+    if media_type not in MANIFEST_TYPES:
+        raise UnsupportedMediaType(f"{where}: media type {media_type} is not an image manifest this program reads")
+    if not isinstance(document.get("layers"), list):
+        raise FormatError(where, "the manifest has no layers")
+    config = Descriptor.from_json(document.get("config"), f"{where}: config")
+    layers = tuple(
+        Descriptor.from_json(layer, f"{where}: layer {number}") for number, layer in enumerate(document["layers"])
+    )
+    return config, layers
+
+
+def build_image(
+    descriptor: Descriptor,
+    manifest_bytes: bytes,
+    config_bytes: bytes,
+    where: str,
+    chain: tuple[tuple[Descriptor, bytes], ...] = (),
+) -> Image:
+    """Put an image together from verified bytes and check that its parts agree."""
+    manifest = parse_json(manifest_bytes, f"{where}: manifest")
+    config_descriptor, layers = check_manifest(manifest, media_type_of(manifest, descriptor.media_type), where)
+    if config_descriptor.media_type not in CONFIG_TYPES:
+        raise UnsupportedMediaType(
+            f"{where}: config of media type {config_descriptor.media_type} is not a container image's"
+        )
+    for number, layer in enumerate(layers):
+        if layer.compression is None:
+            raise UnsupportedMediaType(f"{where}: layer {number} has media type {layer.media_type}")
+    config = parse_json(config_bytes, f"{where}: config")
+    diff_ids = (config.get("rootfs") or {}).get("diff_ids") or []
+    if len(diff_ids) != len(layers):
+        raise FormatError(f"{where}: config", f"{len(diff_ids)} diff_ids for {len(layers)} layers")
+    return Image(
+        descriptor,
+        manifest,
+        manifest_bytes,
+        config_descriptor,
+        config,
+        config_bytes,
+        layers,
+        tuple(str(diff_id) for diff_id in diff_ids),
+        chain,
+    )
