@@ -1,0 +1,269 @@
+"""The cgroup seam: limits in, counters out; version 1 and version 2 behind one Protocol.
+
+Everything reads and writes below a root that is passed in, so that both drivers are tested on plain directories.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from harness.errors import HostUnfit, MachineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+UNLIMITED = -1
+
+KILL_TIMEOUT_S = 20.0
+"""A killed process that waits for a FUSE request goes only after the daemon that serves it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuLimit:
+    """``quota_us`` of CPU time per ``period_us``; ``quota_us`` is ``UNLIMITED`` for none."""
+
+    quota_us: int
+    period_us: int
+
+    @classmethod
+    def of_cores(cls, cores: float | None, period_us: int) -> CpuLimit:
+        """The limit for so many cores (None: unlimited). The kernel takes no quota below 1 ms."""
+        if cores is None:
+            return cls(UNLIMITED, period_us)
+        return cls(max(1000, round(cores * period_us)), period_us)
+
+    @property
+    def cores(self) -> float | None:
+        return None if self.quota_us < 0 else self.quota_us / self.period_us
+
+
+@dataclass(frozen=True, slots=True)
+class IoLimit:
+    """Limits of one block device, for reads and writes each; None is unlimited."""
+
+    device: tuple[int, int]
+    bytes_per_s: int | None = None
+    iops: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What was charged to the machine since it was made. Times in seconds.
+
+    ``memory_peak_bytes`` includes the page cache, as the kernel counts it. ``io_written_bytes`` is what reached the
+    machine's own disk (from the device, so that writeback counts under both versions).
+    """
+
+    cpu_user_s: float = 0.0
+    cpu_system_s: float = 0.0
+    cpu_total_s: float = 0.0
+    nr_periods: int = 0
+    nr_throttled: int = 0
+    throttled_s: float = 0.0
+    memory_peak_bytes: int = 0
+    memory_bytes: int = 0
+    oom_kills: int = 0
+    io_written_bytes: int = 0
+    io_read_bytes: int = 0
+
+    def since(self, earlier: Counters) -> Counters:
+        """The difference to an earlier snapshot; peaks and levels stay as they are now."""
+        levels = {"memory_peak_bytes", "memory_bytes"}
+        return Counters(
+            **{
+                f.name: getattr(self, f.name) - (0 if f.name in levels else getattr(earlier, f.name))
+                for f in fields(Counters)
+            }
+        )
+
+
+class CgroupDriver(Protocol):
+    """One control group, named once; ``create`` first, ``remove`` last. Raises ``MachineError``."""
+
+    version: int
+    name: str
+    writeback_limited: bool
+    """Whether an I/O limit also holds for buffered writes (version 1 sees only direct and synchronous ones)."""
+
+    @property
+    def parent(self) -> str:
+        """Path of this group within its hierarchy, for runtimes that make groups of their own below it."""
+        ...
+
+    def create(self) -> None: ...
+
+    def entry_files(self) -> Sequence[str]:
+        """Files into which a process writes ``0`` to move itself in."""
+        ...
+
+    def set_cpu(self, limit: CpuLimit) -> None: ...
+
+    def read_cpu(self) -> CpuLimit: ...
+
+    def set_memory(self, limit_bytes: int | None) -> None:
+        """Memory including page cache; no swap beyond it."""
+        ...
+
+    def read_memory(self) -> int | None: ...
+
+    def set_pids(self, limit: int | None) -> None: ...
+
+    def read_pids(self) -> int | None: ...
+
+    def set_io(self, limit: IoLimit) -> bool:
+        """Whether the kernel took it (a device or kernel without throttling does not)."""
+        ...
+
+    def counters(self) -> Counters: ...
+
+    def cpu_used_s(self) -> float:
+        """CPU seconds used so far; the one counter that is read many times a second."""
+        ...
+
+    def reset_peak(self) -> None:
+        """Start the memory peak anew, where the kernel can."""
+        ...
+
+    def drop_cache(self) -> None:
+        """Give back the page cache charged to the group, where the kernel can."""
+        ...
+
+    def pids(self) -> list[int]:
+        """Processes in the group and in groups below it."""
+        ...
+
+    def kill(self) -> None:
+        """Kill all of them and wait until they are gone."""
+        ...
+
+    def remove(self) -> None:
+        """Remove the group and all below it; it must be empty. Nothing happens if it is not there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupMounts:
+    """Where this host has its hierarchies: ``v1`` maps a controller to its mount point, ``v2`` is the unified one."""
+
+    v1: dict[str, Path]
+    v2: Path | None
+
+    @property
+    def version(self) -> int:
+        """The version that has the cpu controller (a hybrid host keeps its controllers in version 1); 0 for none."""
+        if "cpu" in self.v1 and "memory" in self.v1:
+            return 1
+        if self.v2 is not None and {"cpu", "memory"} <= set(read_text(self.v2 / "cgroup.controllers").split()):
+            return 2
+        return 0
+
+
+def find_mounts(mountinfo: str | None = None) -> CgroupMounts:
+    """The hierarchies as ``/proc/self/mountinfo`` lists them (proc_pid_mountinfo(5))."""
+    text = read_text(Path("/proc/self/mountinfo")) if mountinfo is None else mountinfo
+    v1: dict[str, Path] = {}
+    v2: Path | None = None
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _source, options = right.split(" ", 2)
+        mount_point = Path(left.split()[4])
+        if kind == "cgroup2":
+            v2 = v2 or mount_point
+        elif kind == "cgroup":
+            for controller in ("cpu", "cpuacct", "memory", "pids", "blkio"):
+                if controller in options.split(","):
+                    v1.setdefault(controller, mount_point)
+    return CgroupMounts(v1, v2)
+
+
+def make_driver(name: str, mounts: CgroupMounts | None = None) -> CgroupDriver:
+    """The driver for this host: the one place that chooses the version. ``HostUnfit`` if there is none."""
+    mounts = mounts or find_mounts()
+    if mounts.version == 1:
+        from harness.machine.cgroup_v1 import CgroupV1
+
+        return CgroupV1(name, mounts.v1)
+    if mounts.version == 2 and mounts.v2 is not None:
+        from harness.machine.cgroup_v2 import CgroupV2
+
+        return CgroupV2(name, mounts.v2)
+    raise HostUnfit("no cgroup hierarchy with the cpu and memory controllers is mounted; `coldbench doctor` says more")
+
+
+def read_text(path: Path) -> str:
+    """A kernel file's text; empty if it is not there."""
+    try:
+        return path.read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        if error.errno == 19:  # ENODEV: the group has just gone
+            return ""
+        raise
+
+
+def read_pairs(path: Path) -> dict[str, int]:
+    """A flat-keyed kernel file such as ``cpu.stat``; values that are no numbers are left out."""
+    pairs = {}
+    for line in read_text(path).splitlines():
+        key, _, value = line.partition(" ")
+        if value.strip().isdigit():
+            pairs[key] = int(value)
+    return pairs
+
+
+def write_value(path: Path, value: str) -> None:
+    """Write one value in one write(2); ``MachineError`` names the file and the value."""
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(value)
+    except OSError as error:
+        raise MachineError(f"cannot write '{value}' to {path}: {error.strerror}") from error
+
+
+def group_dirs(top: Path) -> Iterator[Path]:
+    """The group and all groups below it, children before parents."""
+    for directory, _subdirs, _files in os.walk(top, topdown=False):
+        yield Path(directory)
+
+
+def list_pids(top: Path) -> list[int]:
+    """Processes in a group and below it."""
+    pids: list[int] = []
+    for group in group_dirs(top):
+        pids += [int(line) for line in read_text(group / "cgroup.procs").split()]
+    return pids
+
+
+def remove_tree(top: Path) -> None:
+    """Remove a group and all below it; a group stays busy for a moment after its last process has gone."""
+    deadline = time.monotonic() + 5.0
+    for group in group_dirs(top):
+        while True:
+            try:
+                group.rmdir()
+                break
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise MachineError(f"cannot remove the control group {group}: {error.strerror}") from error
+                time.sleep(0.01)
+
+
+def kill_all(top: Path) -> None:
+    """SIGKILL every process of a group again and again until none is left; for groups without ``cgroup.kill``."""
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while pids := list_pids(top):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise MachineError(f"processes {pids} of {top} do not end")
+        time.sleep(0.005)

@@ -1,0 +1,139 @@
+"""The machine's disk: a sparse file behind a loop device, formatted ext4 with its defaults.
+
+The file is unlinked as soon as the device holds it, and the device clears itself when its mount goes, so that nothing
+is left even if the harness is killed. Direct I/O towards the file keeps its pages out of the host's cache: what the
+machine has not cached comes from the disk. Inode tables of a fresh sparse file are zero already, so no initialising
+thread runs in the timed part (``noinit_itable``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import DiskFull, MachineError, MissingTool
+
+LOOP_CTL_GET_FREE = 0x4C82
+LOOP_CONFIGURE = 0x4C0A
+LOOP_CLR_FD = 0x4C01
+LO_FLAGS_AUTOCLEAR = 4
+LO_FLAGS_DIRECT_IO = 16
+
+MOUNT_OPTIONS = "noinit_itable"
+SECTOR_BYTES = 512
+
+
+class _LoopInfo64(ctypes.Structure):
+    """struct loop_info64 of linux/loop.h."""
+
+    _fields_ = (
+        ("lo_device", ctypes.c_uint64),
+        ("lo_inode", ctypes.c_uint64),
+        ("lo_rdevice", ctypes.c_uint64),
+        ("lo_offset", ctypes.c_uint64),
+        ("lo_sizelimit", ctypes.c_uint64),
+        ("lo_number", ctypes.c_uint32),
+        ("lo_encrypt_type", ctypes.c_uint32),
+        ("lo_encrypt_key_size", ctypes.c_uint32),
+        ("lo_flags", ctypes.c_uint32),
+        ("lo_file_name", ctypes.c_char * 64),
+        ("lo_crypt_name", ctypes.c_char * 64),
+        ("lo_encrypt_key", ctypes.c_ubyte * 32),
+        ("lo_init", ctypes.c_uint64 * 2),
+    )
+
+
+class _LoopConfig(ctypes.Structure):
+    """struct loop_config of linux/loop.h."""
+
+    _fields_ = (
+        ("fd", ctypes.c_uint32),
+        ("block_size", ctypes.c_uint32),
+        ("info", _LoopInfo64),
+        ("reserved", ctypes.c_uint64 * 8),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUse:
+    """What reached the device and came from it."""
+
+    read_bytes: int
+    written_bytes: int
+
+
+class ScratchDisk:
+    """One loop device over one unlinked file. ``device`` is to be mounted; ``close`` lets go of it.
+
+    The open descriptor keeps the device until the machine has mounted it; after that the mount does.
+    """
+
+    def __init__(self, name: str, size_bytes: int, directory: Path) -> None:
+        """Make the file and the device; ``DiskFull``, ``MissingTool`` or ``MachineError`` if that fails."""
+        mkfs = shutil.which("mkfs.ext4") or shutil.which("mkfs.ext4", path="/usr/sbin:/sbin")
+        if mkfs is None:
+            raise MissingTool("mkfs.ext4 is not installed; install the package e2fsprogs")
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"{name}.img"
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(file, size_bytes)
+            made = subprocess.run(
+                [mkfs, "-q", "-F", "-E", "lazy_itable_init=1,nodiscard", "-m", "0", "-L", name[:16], str(path)],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if made.returncode != 0:
+                raise MachineError(f"mkfs.ext4 of the scratch disk failed: {made.stderr.strip().splitlines()[-1:]}")
+            self._fd, self.device = _attach(file, name)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise DiskFull(f"no space for the scratch disk in {directory}; choose another with --scratch") from None
+            raise MachineError(f"cannot make the scratch disk in {directory}: {error.strerror}") from error
+        finally:
+            os.close(file)
+            path.unlink(missing_ok=True)
+        status = os.stat(self.device)
+        self.number = (os.major(status.st_rdev), os.minor(status.st_rdev))
+
+    def use(self) -> DiskUse:
+        """Bytes so far (kernel: admin-guide/iostats, sectors read and written)."""
+        text = Path(f"/sys/dev/block/{self.number[0]}:{self.number[1]}/stat").read_text("ascii").split()
+        return DiskUse(int(text[2]) * SECTOR_BYTES, int(text[6]) * SECTOR_BYTES)
+
+    def close(self) -> None:
+        """Let go; the device clears itself once it is mounted nowhere."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _attach(file: int, name: str) -> tuple[int, str]:
+    """A free loop device over ``file``: its open descriptor and its path. Others take devices at the same time."""
+    config = _LoopConfig(fd=file, block_size=0)
+    config.info.lo_file_name = name.encode()
+    deadline = time.monotonic() + 10.0
+    direct = LO_FLAGS_DIRECT_IO
+    with open("/dev/loop-control", "rb") as control:
+        while True:
+            number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+            device = f"/dev/loop{number}"
+            if not os.path.exists(device):  # no udev: make the node ourselves
+                os.mknod(device, 0o660 | 0o060000, os.makedev(7, number))
+            descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            config.info.lo_flags = LO_FLAGS_AUTOCLEAR | direct
+            try:
+                fcntl.ioctl(descriptor, LOOP_CONFIGURE, config)
+                return descriptor, device
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno == errno.EINVAL and direct:  # the file's file system has no direct I/O
+                    direct = 0
+                elif error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
