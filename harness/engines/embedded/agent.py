@@ -1,0 +1,181 @@
+"""The process inside the machine that is told to deploy: resolve, let the mode bring the layers, mount, create, start.
+
+Started before T0 with everything imported (a VM's container daemon is up, too), it then waits on its control socket.
+``deploy`` is answered by events: ``span``, ``created`` (pid), ``started``, or ``failed`` (kind, message, phase); later
+``exited`` (code); ``stop`` is answered by ``stopped``. The end of the socket means ``stop``. Imports stay light: the
+process shares a small machine with the workload.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import errno
+import gc
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+from harness.engines.embedded.bundle import write_bundle
+from harness.engines.embedded.control import Control
+from harness.engines.embedded.modes import Context, Rootfs, load, parts_of
+from harness.engines.embedded.mounts import mount_overlay, unmount
+from harness.engines.embedded.registry import connect, resolve
+from harness.engines.embedded.runtime import Runtime, find_runtime
+from harness.errors import BY_KIND, ColdbenchError, DiskFull, MachineError, OutOfMemory
+
+_PR_SET_CHILD_SUBREAPER = 36
+_OWN_FORM = frozenset({"FormatError", "UnsafePath", "DigestMismatch"})
+
+
+def translate(error: BaseException) -> ColdbenchError:
+    """Any exception as one of ours, on one line."""
+    if isinstance(error, ColdbenchError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull("the machine's disk is full; give the shape a larger one")
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return OutOfMemory("the machine ran out of memory; give the shape more")
+    if isinstance(error, OSError):
+        return MachineError(f"{error.strerror or error}: {error.filename or 'no file named'}")
+    return ColdbenchError(f"a bug in the agent: {type(error).__name__}: {error}".replace("\n", " "))
+
+
+def failed(error: BaseException, phase: str) -> dict[str, Any]:
+    """The event that tells of a failure, under the nearest class name that the other side can rebuild."""
+    failure = translate(error)
+    kinds = [name for cls in type(failure).__mro__ if (name := cls.__name__) in BY_KIND or name in _OWN_FORM]
+    return {"event": "failed", "kind": kinds[0], "message": str(failure), "phase": phase}
+
+
+class Agent:
+    """State of one deployment; ``scratch`` is its directory on the machine's disk."""
+
+    def __init__(self, control: Control, mode: str, daemon: socket.socket | None, stdout: int, stderr: int) -> None:
+        self._control = control
+        self._mode = mode
+        self._daemon = daemon
+        self._output = [stdout, stderr]
+        self._program = find_runtime()
+        self._provide = load(parts_of(mode).provide)
+        self._phase = "resolve"
+        self._runtime: Runtime | None = None
+        self._rootfs: Rootfs | None = None
+        self._root = ""
+
+    def report_span(self, name: str, start_ns: int, end_ns: int, layer: int | None = None, detail: str = "") -> None:
+        message = {"event": "span", "name": name, "start_ns": start_ns, "end_ns": end_ns, "detail": detail}
+        if layer is not None:
+            message["layer"] = layer
+        self._control.send(message)
+
+    def deploy(self, request: dict[str, Any], scratch: str) -> None:
+        """Do it all and report; never raises."""
+        try:
+            self._deploy(request, scratch)
+        except BaseException as error:
+            self._control.send(failed(error, self._phase))
+
+    def _deploy(self, request: dict[str, Any], scratch: str) -> None:
+        os.makedirs(scratch, exist_ok=True)
+        os.chdir(scratch)
+        client = connect(request)
+        context = Context(
+            client=client,
+            repository=request["repository"],
+            scratch=scratch,
+            report_span=self.report_span,
+            daemon=self._daemon,
+            prefetch=tuple(request.get("prefetch") or ()),
+            trace=bool(request.get("trace")),
+            request=request,
+        )
+        with context.span("resolve"):
+            image = resolve(client, request)
+        self._phase = "pull"
+        self._rootfs = self._provide(context, image, request["preset"], dict(request.get("options") or {}))
+        self._phase = "mount"
+        root = os.path.join(scratch, "root")
+        with context.span("mount", detail=f"{len(self._rootfs.lowerdirs)} layers"):
+            mount_overlay(scratch, self._rootfs.lowerdirs, root)
+            self._root = root
+        self._phase = "create"
+        with context.span("create"):
+            bundle = os.path.join(scratch, "bundle")
+            write_bundle(bundle, root, image.config, request.get("process") or {})
+            self._runtime = Runtime(self._program, os.path.join(scratch, "crun"))
+            pid = self._runtime.create(bundle, *self._output)
+            for descriptor in self._output:
+                os.close(descriptor)
+        self._control.send({"event": "created", "pid": pid, "root": root, "details": self._rootfs.details})
+        self._phase = "start"
+        threading.Thread(target=self._reap, args=(pid,), daemon=True).start()
+        with context.span("start"):
+            self._runtime.start()
+        self._control.send({"event": "started", "time_ns": time.monotonic_ns(), "image": image.descriptor.digest})
+
+    def _reap(self, pid: int) -> None:
+        """Wait for the container's init, which became this process's child when crun ended."""
+        try:
+            _, status = os.waitpid(pid, 0)
+        except ChildProcessError:
+            return
+        self._control.send({"event": "exited", "code": os.waitstatus_to_exitcode(status)})
+
+    def stop(self) -> None:
+        """Take everything away; idempotent; problems are reported, not raised."""
+        problems = []
+        for action in (self._delete, self._unmount, self._clean):
+            try:
+                action()
+            except Exception as error:
+                problems.append(str(translate(error)))
+        self._control.send({"event": "stopped", "problems": problems})
+
+    def _delete(self) -> None:
+        if self._runtime is not None:
+            self._runtime.delete()
+
+    def _unmount(self) -> None:
+        if self._root:
+            unmount(self._root)
+            self._root = ""
+
+    def _clean(self) -> None:
+        if self._rootfs is not None:
+            self._rootfs.cleanup()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--daemon-fd", type=int)
+    parser.add_argument("--output-fds", type=int, nargs=2, required=True)
+    parser.add_argument("--mode", required=True)
+    options = parser.parse_args()
+    control = Control(socket.socket(fileno=options.control_fd))
+    daemon = None if options.daemon_fd is None else socket.socket(fileno=options.daemon_fd)
+    os.umask(0)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    for descriptor in options.output_fds:
+        os.set_inheritable(descriptor, False)
+    try:
+        agent = Agent(control, options.mode, daemon, *options.output_fds)
+    except Exception as error:
+        control.send(failed(error, "agent"))
+        return
+    gc.freeze()
+    gc.disable()  # reference counting frees what a pull makes; cycles are a few exceptions
+    control.send({"event": "up"})
+    while (message := control.receive()) is not None:
+        if message.get("do") == "deploy":
+            agent.deploy(message["request"], message["scratch"])
+        elif message.get("do") == "stop":
+            agent.stop()
+    agent.stop()
+
+
+if __name__ == "__main__":
+    main()

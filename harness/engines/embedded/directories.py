@@ -1,0 +1,119 @@
+"""Directories below one root, reached by descriptors only, so that no name can lead out of it.
+
+Every component is opened with O_NOFOLLOW relative to its parent's descriptor; descriptors are cached, because a
+layer's entries come directory by directory. A symlink in the way is refused (``UnsafePath``), whoever planted it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from harness.errors import FormatError, UnsafePath
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+MAX_OPEN = 200
+"""Cached descriptors per tree: three layers at once stay below the usual limit of 1024 files."""
+
+
+class DirectoryTree:
+    """Descriptors of the directories below ``root``, by cleaned path (``b""`` is the root itself)."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.open(root, _DIRECTORY)
+        self._open: dict[bytes, int] = {b"": self.root}
+        self.created: list[bytes] = []
+        """Paths of directories that ``descriptor`` had to make because no entry came for them; the caller clears it."""
+
+    def close(self) -> None:
+        """Close all descriptors; idempotent."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+    def cached(self, path: bytes) -> int | None:
+        return self._open.get(path)
+
+    def descriptor(self, path: bytes, make: bool = True) -> int:
+        """Descriptor of directory ``path``, made (0755) with its missing parents when ``make``.
+
+        Raises UnsafePath when a component is a symlink, FormatError when it is another non-directory, and
+        FileNotFoundError when it is missing and not to be made. Valid until the next call on this object.
+        """
+        known = self._open.get(path)
+        if known is not None:
+            return known
+        walked, rest = path, []
+        while (found := self._open.get(walked)) is None:
+            walked, _, name = walked.rpartition(b"/")
+            rest.append(name)
+        for name in reversed(rest):
+            parent, parent_path = found, walked
+            walked = walked + b"/" + name if walked else name
+            found = self._step(walked, name, parent, make)
+            if len(self._open) >= MAX_OPEN:
+                self._trim(keep=parent_path)
+            self._open[walked] = found
+        return found
+
+    def _step(self, path: bytes, name: bytes, parent: int, make: bool) -> int:
+        try:
+            return os.open(name, _DIRECTORY, dir_fd=parent)
+        except FileNotFoundError:
+            if not make:
+                raise
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            return self._not_a_directory(path, name, parent, make)
+        os.mkdir(name, 0o755, dir_fd=parent)
+        self.created.append(path)
+        return os.open(name, _DIRECTORY, dir_fd=parent)
+
+    def _not_a_directory(self, path: bytes, name: bytes, parent: int, make: bool) -> int:
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode):
+            raise UnsafePath(os.fsdecode(path), "an entry goes through this symlink, which could lead out of the root")
+        if make and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+            # A whiteout of this layer, and now something below that name: a new directory that hides the old one.
+            os.unlink(name, dir_fd=parent)
+            os.mkdir(name, 0o755, dir_fd=parent)
+            self.created.append(path)
+            found = os.open(name, _DIRECTORY, dir_fd=parent)
+            os.setxattr(found, "trusted.overlay.opaque", b"y")
+            return found
+        raise FormatError(os.fsdecode(path), "an entry stands below it, but it is not a directory")
+
+    def _trim(self, keep: bytes) -> None:
+        for path in [p for p in self._open if p not in (b"", keep)]:
+            os.close(self._open.pop(path))
+
+    def forget(self, path: bytes) -> None:
+        """Close what is cached at and below ``path``, which is about to be removed."""
+        below = path + b"/"
+        for known in [p for p in self._open if p == path or p.startswith(below)]:
+            os.close(self._open.pop(known))
+
+    def remove(self, path: bytes, name: bytes, parent: int) -> None:
+        """Remove entry ``name`` of directory ``parent``, whatever it is; ``path`` is its full path."""
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if not stat.S_ISDIR(status.st_mode):
+            os.unlink(name, dir_fd=parent)
+            return
+        self.forget(path)
+        _remove_tree(name, parent)
+
+
+def _remove_tree(name: bytes, parent: int) -> None:
+    descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
+    try:
+        for entry in os.listdir(descriptor):
+            raw = os.fsencode(entry)
+            if stat.S_ISDIR(os.stat(raw, dir_fd=descriptor, follow_symlinks=False).st_mode):
+                _remove_tree(raw, descriptor)
+            else:
+                os.unlink(raw, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+    os.rmdir(name, dir_fd=parent)

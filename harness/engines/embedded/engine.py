@@ -1,0 +1,248 @@
+"""The embedded engine, harness side: starts the agent (and a mode's daemon) in the machine and relays what they say."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from harness.engines.embedded.container import EmbeddedContainer
+from harness.engines.embedded.control import Control
+from harness.engines.embedded.modes import Observer, load, parts_of
+from harness.errors import ColdbenchError, MachineError, OutOfMemory, from_kind
+
+if TYPE_CHECKING:
+    from harness.engines.protocol import Container, DeployRequest
+    from harness.machine.machine import Machine
+    from harness.model.observation import LazyUsage
+    from harness.model.timeline import Recorder
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+_AGENT = "harness.engines.embedded.agent"
+
+
+class EmbeddedEngine:
+    """Implements ``harness.engines.protocol.Engine`` for the modes of ``harness.engines.embedded.modes``.
+
+    ``phase`` names what failed (``resolve``, ``pull``, ``mount``, ``create``, ``start``) after ``deploy`` raised, and
+    ``details`` holds what the mode had to say (numbers for the observation).
+    """
+
+    def __init__(self) -> None:
+        self.phase = ""
+        self.details: dict[str, Any] = {}
+        self.image_digest = ""
+        self._machine: Machine | None = None
+        self._control: Control | None = None
+        self._agent: subprocess.Popen[bytes] | None = None
+        self._daemon: subprocess.Popen[bytes] | None = None
+        self._observer: Observer | None = None
+        self._pipes: list[int] = []
+        self._container: EmbeddedContainer | None = None
+        self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._reader: threading.Thread | None = None
+        self._exit_code: int | None = None
+        self._exited = threading.Event()
+        self._stopped = threading.Event()
+
+    def start(self, machine: Machine, request: DeployRequest) -> None:
+        """Start the processes and wait until they are up. Raises MissingTool, UsageError or MachineError."""
+        parts = parts_of(request.mode, request.preset)
+        self._machine = machine
+        arguments = ["--mode", request.mode]
+        inherited: list[socket.socket | int] = []
+        try:
+            if parts.daemon is not None:
+                agent_end, daemon_agent_end = socket.socketpair()
+                harness_end, daemon_end = socket.socketpair()
+                inherited += [agent_end, daemon_agent_end, daemon_end]
+                self._daemon = machine.exec_python(
+                    parts.daemon,
+                    ["--agent-fd", str(daemon_agent_end.fileno()), "--harness-fd", str(daemon_end.fileno())],
+                    pass_fds=(daemon_agent_end.fileno(), daemon_end.fileno()),
+                )
+                arguments += ["--daemon-fd", str(agent_end.fileno())]
+                assert parts.observer is not None
+                self._observer = load(parts.observer)(harness_end)
+            ours, theirs = socket.socketpair()
+            self._control = Control(ours)
+            inherited.append(theirs)
+            writers = []
+            for _ in range(2):
+                reader, writer = os.pipe2(os.O_CLOEXEC)
+                os.set_blocking(reader, False)
+                self._pipes.append(reader)
+                inherited.append(writer)
+                writers.append(writer)
+            arguments += ["--control-fd", str(theirs.fileno()), "--output-fds", *map(str, writers)]
+            descriptors = [theirs.fileno(), *writers]
+            if parts.daemon is not None:
+                descriptors.append(agent_end.fileno())
+            self._agent = machine.exec_python(_AGENT, arguments, pass_fds=descriptors)
+        finally:
+            for end in inherited:
+                if isinstance(end, int):
+                    os.close(end)
+                else:
+                    end.close()
+        self._await_up()
+        self._reader = threading.Thread(target=self._read, name="agent-events", daemon=True)
+        self._reader.start()
+
+    def _await_up(self) -> None:
+        assert self._control is not None
+        try:
+            message = self._control.receive(START_TIMEOUT_S)
+        except TimeoutError:
+            raise MachineError(f"the agent did not come up within {START_TIMEOUT_S:.0f} s") from None
+        if message is None:
+            raise self._agent_died("while it started")
+        if message["event"] == "failed":
+            raise from_kind(message["kind"], message["message"])
+
+    def _read(self) -> None:
+        """Take events off the socket as they come, so that nothing inside ever waits for the harness."""
+        assert self._control is not None
+        while True:
+            try:
+                message = self._control.receive()
+            except (OSError, ValueError):
+                message = None
+            if message is None:
+                self._exited.set()
+                self._stopped.set()
+                self._events.put(None)
+                return
+            if message["event"] == "exited":
+                self._exit_code = int(message["code"])
+                self._exited.set()
+            elif message["event"] == "stopped":
+                self._stopped.set()
+            else:
+                self._events.put(message)
+
+    def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder) -> Container:
+        """See ``protocol.Engine``. Spans reach ``timeline`` when they end, so a caller may sample counters then."""
+        assert self._control is not None
+        scratch = str(machine.scratch / "embedded")
+        self.phase = "resolve"
+        self._control.send({"do": "deploy", "request": asdict(request), "scratch": scratch})
+        pid = 0
+        while True:
+            message = self._events.get()
+            if message is None:
+                raise self._agent_died("during the deployment")
+            event = message["event"]
+            if event == "span":
+                timeline.add_message(message)
+            elif event == "created":
+                pid = int(message["pid"])
+                self.details = dict(message["details"])
+                output = (self._pipes[0], self._pipes[1])
+                self._container = EmbeddedContainer(pid, output, message["root"], self._wait_code)
+                self._pipes = []
+            elif event == "started":
+                self.image_digest = message["image"]
+                assert self._container is not None
+                return self._container
+            elif event == "failed":
+                self.phase = message["phase"]
+                raise self._explain(from_kind(message["kind"], message["message"]))
+
+    def _wait_code(self, timeout_s: float) -> int | None:
+        self._exited.wait(timeout_s)
+        return self._exit_code
+
+    def _explain(self, error: ColdbenchError) -> ColdbenchError:
+        """What a failure inside really was: memory that ran out shows as anything."""
+        return self._out_of_memory() or error
+
+    def _out_of_memory(self) -> OutOfMemory | None:
+        assert self._machine is not None
+        try:
+            kills = self._machine.counters().oom_kills
+        except (OSError, ColdbenchError):
+            return None
+        if not kills:
+            return None
+        return OutOfMemory(f"the machine ran out of memory ({kills} processes killed); give the shape more")
+
+    def _agent_died(self, when: str) -> ColdbenchError:
+        code: int | None = None
+        if self._agent is not None:
+            try:
+                code = self._agent.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                code = None
+        oom = self._out_of_memory()
+        return oom or MachineError(f"the agent in the machine ended {when} (exit {code})")
+
+    def mark_ready(self) -> None:
+        if self._observer is not None:
+            self._observer.mark_ready()
+
+    def finish_background(self, timeout_s: float, timeline: Recorder) -> bool:
+        return True if self._observer is None else self._observer.finish_background(timeout_s, timeline)
+
+    def lazy_usage(self) -> LazyUsage | None:
+        return None if self._observer is None else self._observer.lazy_usage()
+
+    def daemon_pids(self) -> tuple[int, ...]:
+        return () if self._daemon is None else (self._daemon.pid,)
+
+    def first_touches(self) -> list[dict[str, Any]]:
+        return [] if self._observer is None else self._observer.first_touches()
+
+    def tear_down(self) -> None:
+        """Container, OverlayFS, the mode's mounts, the daemon; in that order, each with a time limit."""
+        if self._control is not None and self._agent is not None and self._agent.poll() is None:
+            self._control.send({"do": "stop"})
+            if self._reader is not None and not self._stopped.wait(STOP_TIMEOUT_S):
+                self._kill(self._agent)
+        if self._control is not None:
+            try:
+                self._control.shut_down()
+            except OSError:
+                pass
+        self._end(self._agent)
+        if self._observer is not None:
+            try:
+                self._observer.close()
+            except Exception:
+                pass
+        self._end(self._daemon)
+        if self._reader is not None:
+            self._reader.join(STOP_TIMEOUT_S)
+        if self._control is not None:
+            self._control.close()
+        if self._container is not None:
+            self._container.close()
+        for descriptor in self._pipes:
+            os.close(descriptor)
+        self._pipes = []
+        self._control = self._agent = self._daemon = self._observer = self._reader = None
+
+    def _end(self, process: subprocess.Popen[bytes] | None) -> None:
+        """Wait for a process that was told to end; kill it after a while."""
+        if process is None:
+            return
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._kill(process)
+            process.wait()
+
+    @staticmethod
+    def _kill(process: subprocess.Popen[bytes]) -> None:
+        process.send_signal(signal.SIGKILL)
+
+
+__all__ = ["EmbeddedEngine"]

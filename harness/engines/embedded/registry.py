@@ -1,0 +1,33 @@
+"""The registry as the agent sees it: a client from a deploy request, the image resolved through index and platform."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from harness.oci.descriptor import Platform
+from harness.oci.registry_auth import Credentials
+from harness.oci.registry_client import RegistryClient
+from harness.oci.store import ImageSource
+
+if TYPE_CHECKING:
+    from harness.oci.image import Image
+
+
+def connect(request: dict[str, Any]) -> RegistryClient:
+    """A client for the request's repository; nothing is sent yet.
+
+    The request's ``credentials`` are ``{"user", "secret"}`` or, for a refresh token, ``{"user", "secret", "identity":
+    "1"}``; without them the machine's own Docker configuration is asked.
+    """
+    given = request.get("credentials") or {}
+    credentials = None
+    if given:
+        credentials = Credentials(given.get("user", ""), given.get("secret", ""), bool(given.get("identity")))
+    return RegistryClient(
+        request["registry"], request["repository"], plain=request.get("scheme") == "http", credentials=credentials
+    )
+
+
+def resolve(client: RegistryClient, request: dict[str, Any]) -> Image:
+    """The image for the request's platform; ImageNotFound, RegistryError, UnsupportedMediaType or FormatError."""
+    return ImageSource(client, request["reference"]).resolve(Platform.parse(request["platform"]))

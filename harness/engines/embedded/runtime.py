@@ -1,0 +1,92 @@
+"""crun, told what to do through an OCI bundle: create, start, kill, delete.
+
+The container stays in the caller's cgroup and network namespace (``--cgroup-manager=disabled``): the machine's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass, field
+
+from harness.errors import MachineError, MissingTool, WorkloadError
+
+_TIMEOUT_S = 120.0
+
+
+def find_runtime() -> str:
+    """Path of crun; MissingTool with the line that installs it."""
+    found = shutil.which("crun")
+    if found is None:
+        raise MissingTool("crun is not installed; install it with: apt-get install crun")
+    return found
+
+
+@dataclass(slots=True)
+class Runtime:
+    """One container of one bundle; state below ``state`` (on the machine's scratch disk)."""
+
+    program: str
+    state: str
+    name: str = "coldbench"
+    pid: int = 0
+    _alive: bool = field(default=False, init=False)
+
+    def create(self, bundle: str, stdout: int, stderr: int) -> int:
+        """Create the container with these descriptors as its output; pid of its init, which waits for ``start``."""
+        os.makedirs(self.state, exist_ok=True)
+        pid_file = os.path.join(self.state, "pid")
+        self._alive = True
+        self._call("create", "--bundle", bundle, "--pid-file", pid_file, self.name, stdout=stdout, stderr=stderr)
+        with open(pid_file) as file:
+            self.pid = int(file.read())
+        return self.pid
+
+    def start(self) -> None:
+        """Let the container's process run."""
+        self._call("start", self.name)
+
+    def delete(self) -> None:
+        """Kill and delete; idempotent, quiet about a container that is gone."""
+        if not self._alive:
+            return
+        self._alive = False
+        if self.pid:
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        try:
+            self._call("delete", "--force", self.name)
+        except MachineError:
+            pass
+
+    def _call(self, *arguments: str, stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL) -> None:
+        log = os.path.join(self.state, "log")
+        command = [self.program, "--root", os.path.join(self.state, "root"), "--cgroup-manager=disabled", "--log", log]
+        try:
+            done = subprocess.run(
+                [*command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                timeout=_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise MachineError(f"crun {arguments[0]} did not end within {_TIMEOUT_S:.0f} s") from None
+        if done.returncode:
+            reason = self._last_line(log)
+            text = f"crun {arguments[0]} failed (exit {done.returncode}): {reason or 'no reason given'}"
+            raise (WorkloadError if arguments[0] in ("create", "start") else MachineError)(text)
+
+    @staticmethod
+    def _last_line(path: str) -> str:
+        try:
+            with open(path, errors="replace") as file:
+                lines = [line.strip() for line in file if line.strip()]
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""
