@@ -150,7 +150,7 @@ class CurlPool:
             handle.unsetopt(pycurl.RANGE)
         handle.setopt(pycurl.MAXFILESIZE_LARGE, limit)
         handle.setopt(pycurl.HEADERFUNCTION, lines.append)
-        router = None if sink is None else _Router(handle, sink, kept, skip)
+        router = None if sink is None else _Router(lines, sink, kept, skip)
         handle.setopt(pycurl.WRITEFUNCTION, kept.append if router is None else router)
         too_long = False
         try:
@@ -233,7 +233,7 @@ class CurlPool:
     def _prepare(self, handle: Any) -> None:
         handle.setopt(pycurl.NOSIGNAL, 1)
         handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
-        handle.setopt(pycurl.PROTOCOLS_STR, "http,https")
+        handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
         handle.setopt(pycurl.USERAGENT, f"coldbench/{__version__}")
         handle.setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
         handle.setopt(pycurl.UPLOAD_BUFFERSIZE, BUFFER_BYTES)
@@ -250,10 +250,10 @@ class CurlPool:
 class _Router:
     """Hands a good answer's body to the sink, keeps any other, and remembers what the sink raised."""
 
-    __slots__ = ("_good", "_handle", "_kept", "_sink", "_skip", "error", "received")
+    __slots__ = ("_good", "_kept", "_lines", "_sink", "_skip", "error", "received")
 
-    def __init__(self, handle: Any, sink: Callable[[bytes], object], kept: list[bytes], skip: int) -> None:
-        self._handle = handle
+    def __init__(self, lines: list[bytes], sink: Callable[[bytes], object], kept: list[bytes], skip: int) -> None:
+        self._lines = lines
         self._sink = sink
         self._kept = kept
         self._skip = skip
@@ -264,9 +264,9 @@ class _Router:
     def __call__(self, piece: bytes) -> int:
         good = self._good
         if good is None:
-            status = self._handle.getinfo(pycurl.RESPONSE_CODE)
-            good = self._good = status in {200, 206}
-            if status != 200:
+            status = next(line.split(None, 2)[1] for line in reversed(self._lines) if line.startswith(b"HTTP/"))
+            good = self._good = status in {b"200", b"206"}
+            if status != b"200":
                 self._skip = 0
         if good:
             self.received += len(piece)

@@ -47,7 +47,7 @@ _SIMULATED = ipaddress.ip_network("198.18.0.0/15")
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often and how patiently: ``attempts`` in all, pauses doubling from ``first_s`` to ``longest_s`` with jitter."""
+    """How patiently: ``attempts`` in all, pauses doubling from ``first_s`` to ``longest_s`` with jitter."""
 
     attempts: int = 5
     first_s: float = 0.1

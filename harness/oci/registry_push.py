@@ -49,7 +49,7 @@ class RegistryDestination:
             verifier.finish()
             self._put_whole(descriptor, lambda: (_Reader(data).read, len(data)))
         elif isinstance(data, os.PathLike):
-            path: Path = data  # type: ignore[assignment]
+            path = data
             if path.stat().st_size != descriptor.size:
                 raise FormatError(str(path), f"has {path.stat().st_size} bytes, not {descriptor.size}")
             # Unbuffered: libcurl asks for half a megabyte at a time. The registry itself checks the digest.
