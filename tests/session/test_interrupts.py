@@ -31,12 +31,17 @@ def test_signal_waits_for_tear_down() -> None:
 def test_second_signal_on_the_way_out_is_noted_only() -> None:
     """The first signal opens the way out; a second one does not stop what releases things."""
     released = False
-    with Interrupts() as interrupts, pytest.raises(Interrupted), interrupts.allowed():
+
+    def work() -> None:
+        nonlocal released
         try:
             os.kill(os.getpid(), signal.SIGINT)
         finally:
             os.kill(os.getpid(), signal.SIGINT)
             released = True
+
+    with Interrupts() as interrupts, pytest.raises(Interrupted), interrupts.allowed():
+        work()
     assert released
 
 

@@ -1,0 +1,110 @@
+"""``coldbench scenarios``: list, check, and print the JSON Schema of scenario files."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.model.image import ImageSpec
+
+group = typer.Typer(invoke_without_command=True, help="List, check and describe scenario files.", no_args_is_help=False)
+
+
+@group.callback()
+def _list(
+    context: typer.Context,
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
+) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    from harness import scenarios
+    from harness.errors import ScenarioError
+
+    rows: list[dict[str, object]] = []
+    wrong: list[str] = []
+    for path in scenarios.available().values():
+        try:
+            scenario = scenarios.load(path)
+        except ScenarioError as error:
+            wrong.append(str(error))
+            continue
+        rows.append(
+            {
+                "name": scenario.name,
+                "file": str(path),
+                "image": _image_label(scenario.image),
+                "readiness": scenario.workload.readiness.kind,
+                "modes": [mode.key for mode in scenario.modes],
+                "shapes": [shape.label for shape in scenario.shapes],
+                "blocks": scenario.blocks,
+                "description": scenario.description,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        _print_table(rows)
+    if wrong:
+        raise ScenarioError("\n".join(wrong))
+
+
+def _image_label(image: ImageSpec) -> str:
+    """Where the image comes from, in a few words."""
+    if image.recipe is not None:
+        return "recipe: " + " + ".join(dict.fromkeys(layer.kind for layer in image.recipe.layers))
+    if image.layout is not None:
+        return f"oci:{image.layout}"
+    return image.ref or image.archive or ""
+
+
+def _print_table(rows: list[dict[str, object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for column in ("name", "image", "ready on", "modes", "description"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        modes = row["modes"] if isinstance(row["modes"], list) else []
+        table.add_row(
+            str(row["name"]), str(row["image"]), str(row["readiness"]), " ".join(modes), str(row["description"])
+        )
+    Console(highlight=False).print(table)
+
+
+@group.command()
+def check(files: list[str] = typer.Argument(..., metavar="FILE…", help="Scenario files or names.")) -> None:
+    """Check scenario files; every problem is one line with file, line, key and what was expected."""
+    from harness import scenarios
+    from harness.errors import ScenarioError, UsageError
+
+    wrong: list[str] = []
+    for name in files:
+        try:
+            scenarios.load(name)
+        except UsageError as error:
+            wrong.append(str(error))
+        else:
+            print(f"{name}: ok")
+    if wrong:
+        raise ScenarioError("\n".join(wrong))
+
+
+@group.command()
+def schema(
+    what: str = typer.Argument("scenario", help="scenario, observation, session or preparation."),
+) -> None:
+    """Print a JSON Schema: of scenario files, or of the stored form of a session."""
+    from harness.errors import UsageError
+    from harness.model.schema import SCHEMAS, schema_text
+
+    if what not in SCHEMAS:
+        raise UsageError(f"schema {what!r}: expected one of {', '.join(SCHEMAS)}")
+    print(schema_text(what), end="")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(group, name="scenarios")

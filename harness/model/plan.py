@@ -1,0 +1,201 @@
+"""A plan: every trial of a session in the order it will run, drawn from a recorded seed; pure.
+
+A block holds one trial of every case, in an order of its own, so that whatever drifts on the host during a session
+falls on all cases alike and comparisons can be paired inside a block.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence  # noqa: TC003 - pydantic reads them at run time
+from statistics import fmean
+
+from pydantic import Field
+
+from harness.errors import UsageError
+from harness.model.observation import Case, Frozen
+from harness.model.scenario import (
+    PRESETS,
+    EngineName,
+    ModeChoice,
+    Scenario,
+    lazy,
+    parse_mode,
+)
+from harness.model.shape import Distance, Shape
+from harness.model.workload import near_miss
+
+#: What each engine can do. The embedded one implements every mode and preset; the others have policies of their own.
+ENGINE_MODES: dict[str, tuple[str, ...]] = {
+    "embedded": ("overlay2", "estargz", "soci", "erofs"),
+    "docker": ("overlay2",),
+    "containerd": ("overlay2", "estargz", "soci"),
+}
+#: Stands in the place of a preset for engines that are not ours.
+AS_SHIPPED = "as-shipped"
+
+#: Core-seconds per compressed GB of a full pull: Docker's own measures 62; the parts it consists of sum to 12-17.
+_PULL_CORE_S_PER_GB = {"docker-like": 62.0, "tuned": 15.0, "eager": 8.0, AS_SHIPPED: 62.0}
+#: Core-seconds of a lazy start beside the workload's own (mount, first reads), and of making and unmaking a machine.
+_LAZY_CORE_S = 1.0
+_APPLICATION_CORE_S = 1.0
+_OVERHEAD_S = 4.0
+
+
+class Selection(Frozen):
+    """What the command line takes of the scenarios: empty means "as the scenario says"."""
+
+    modes: tuple[str, ...] = ()
+    """``mode[:preset[+label]]``"""
+    presets: tuple[str, ...] = ()
+    engines: tuple[EngineName, ...] = ()
+    shapes: tuple[Shape, ...] = ()
+    distances: tuple[Distance, ...] = ()
+    blocks: int | None = Field(default=None, ge=1)
+
+
+class PlannedCase(Frozen):
+    """A case and everything its trials are made from, names resolved."""
+
+    case: Case
+    choice: ModeChoice
+    shape: Shape
+    distance: Distance
+
+    @property
+    def lazy(self) -> bool:
+        return lazy(self.choice.mode, self.choice.preset)
+
+
+class PlannedTrial(Frozen):
+    """One trial: ``trial`` counts from 0 over the whole session and is its id; ``case`` is a case's key."""
+
+    trial: int
+    block: int
+    case: str
+
+
+class Plan(Frozen):
+    """All cases, and all trials in the order they run."""
+
+    seed: int
+    cases: tuple[PlannedCase, ...]
+    trials: tuple[PlannedTrial, ...]
+
+    def case_of(self, trial: PlannedTrial) -> PlannedCase:
+        """The case a trial belongs to."""
+        return next(c for c in self.cases if c.case.key == trial.case)
+
+
+def choose_modes(scenario: Scenario, modes: Sequence[str], presets: Sequence[str]) -> tuple[ModeChoice, ...]:
+    """The scenario's mode entries that a selection names; a mode it does not name is taken with its default preset.
+
+    Raises:
+        UsageError: unknown mode, preset or label.
+    """
+    chosen: list[ModeChoice] = []
+    for text in modes:
+        try:
+            wanted = parse_mode(text)
+            matching = [m for m in scenario.modes if all(getattr(m, k) == v for k, v in wanted.items())]
+            if not matching and "label" in wanted:
+                raise ValueError(f"scenario {scenario.name} has no mode {text!r}")
+            chosen += matching or [ModeChoice.model_validate(wanted)]
+        except ValueError as error:
+            first = error.errors()[0]["msg"].removeprefix("Value error, ") if hasattr(error, "errors") else error
+            raise UsageError(f"--mode {text}: {first}") from None
+    chosen = chosen or list(scenario.modes)
+    if presets:
+        known = {preset for mode in chosen for preset in PRESETS[mode.mode]}
+        for preset in presets:
+            if preset not in known:
+                hint = near_miss(preset, known) or f"; expected one of {', '.join(sorted(known))}"
+                raise UsageError(f"--preset {preset}: none of the chosen modes has it{hint}")
+        chosen = [
+            next((m for m in chosen if m.mode == mode and m.preset == preset), ModeChoice(mode=mode, preset=preset))
+            for mode in dict.fromkeys(m.mode for m in chosen)
+            for preset in presets
+            if preset in PRESETS[mode]
+        ]
+    return tuple(dict.fromkeys(chosen))
+
+
+def make_plan(scenarios: Sequence[Scenario], seed: int, selection: Selection | None = None) -> Plan:
+    """Lay out a session: blocks x cases, each block shuffled by a generator seeded with ``seed`` and its number.
+
+    Raises:
+        UsageError: the selection names what is not there, or leaves no case.
+    """
+    selection = selection or Selection()
+    cases: dict[str, PlannedCase] = {}
+    blocks: dict[str, int] = {}
+    for scenario in scenarios:
+        for case in _cases(scenario, selection):
+            if case.case.key in cases and scenario.name in blocks:
+                raise UsageError(f"scenario name {scenario.name!r} is there twice; names must differ within a session")
+            cases[case.case.key] = case
+        blocks[scenario.name] = selection.blocks or scenario.blocks
+    if not cases:
+        raise UsageError("nothing to run: none of the chosen engines implements any of the chosen modes")
+    trials: list[PlannedTrial] = []
+    for block in range(max(blocks.values())):
+        keys = [key for key, case in cases.items() if block < blocks[case.case.scenario]]
+        random.Random(f"{seed}:{block}").shuffle(keys)
+        trials += [PlannedTrial(trial=len(trials) + i, block=block, case=key) for i, key in enumerate(keys)]
+    return Plan(seed=seed, cases=tuple(cases.values()), trials=tuple(trials))
+
+
+def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
+    cases: dict[str, PlannedCase] = {}
+    for shape in selection.shapes or scenario.shapes:
+        for distance in [shape.distance] if shape.distance else selection.distances or (scenario.distance,):
+            for engine in selection.engines or scenario.engines:
+                for choice in choose_modes(scenario, selection.modes, selection.presets):
+                    if choice.mode not in ENGINE_MODES[engine]:
+                        continue
+                    case = Case(
+                        scenario=scenario.name,
+                        mode=choice.mode,
+                        preset=choice.variant if engine == "embedded" else AS_SHIPPED,
+                        engine=engine,
+                        shape=shape.label,
+                        distance=distance.name,
+                    )
+                    planned = PlannedCase(case=case, choice=choice, shape=shape, distance=distance)
+                    cases.setdefault(case.key, planned)
+    return list(cases.values())
+
+
+def estimate_trial_s(case: PlannedCase, compressed_bytes: int, workloads: int = 0) -> float:
+    """A first guess at how long one trial takes: CPU at the sustained rate and the wire, whichever is slower.
+
+    ``workloads`` counts workloads times temperatures. Good enough to tell minutes from hours; measured trials of the
+    same case replace it.
+    """
+    shape = case.shape
+    cores = shape.baseline_cores or 2.0
+    if shape.credits and shape.credits.at_boot_core_s > 60 and shape.ceiling_cores:
+        cores = shape.ceiling_cores
+    preset = case.case.preset.partition("+")[0]
+    share = 0.2 if case.lazy else 1.0
+    pull_core_s = _LAZY_CORE_S if case.lazy else compressed_bytes / 1e9 * _PULL_CORE_S_PER_GB.get(preset, 15.0)
+    wire_s = compressed_bytes * share * 8 / (shape.rate_bits_s or 10e9)
+    background_s = compressed_bytes / 1e9 * 15.0 / cores if case.lazy else 0.0
+    core_s = pull_core_s + _APPLICATION_CORE_S
+    return _OVERHEAD_S + max(core_s / cores, wire_s) + background_s + workloads * 0.5 / cores
+
+
+def remaining_s(
+    plan: Plan, done: Mapping[str, Sequence[float]], finished: frozenset[int], guesses: Mapping[str, float]
+) -> float:
+    """Seconds the trials not yet finished will take: by their case's measured trials, else scaled first guesses.
+
+    ``done`` holds measured seconds by case key; ``guesses`` a first guess for every case key.
+    """
+    pairs = [(fmean(seconds), guesses[key]) for key, seconds in done.items() if seconds]
+    scale = sum(m for m, _ in pairs) / sum(g for _, g in pairs) if pairs else 1.0
+    return sum(
+        fmean(done[t.case]) if done.get(t.case) else guesses[t.case] * scale
+        for t in plan.trials
+        if t.trial not in finished
+    )

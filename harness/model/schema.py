@@ -1,0 +1,41 @@
+"""JSON Schemas of the scenario file and of the stored form, generated from the models; shipped in ``docs/schema``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from harness.model.observation import SCHEMA_VERSION, Observation
+from harness.model.scenario import Scenario
+from harness.model.session import Preparation, SessionHeader
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+#: What each schema describes: the model, and a title.
+SCHEMAS: dict[str, tuple[type[BaseModel], str]] = {
+    "scenario": (Scenario, "coldbench scenario (a TOML file in scenarios/)"),
+    "observation": (Observation, "coldbench observation (a line of observations.jsonl)"),
+    "session": (SessionHeader, "coldbench session header (session.json)"),
+    "preparation": (Preparation, "coldbench preparation (a line of preparations.jsonl)"),
+}
+
+
+def schema(name: str) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of what ``name`` calls: a key of ``SCHEMAS``."""
+    model, title = SCHEMAS[name]
+    content = model.model_json_schema(mode="validation")
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
+    if name != "scenario":
+        head["description"] = f"Stored form, version {SCHEMA_VERSION}."
+    return {**content, **head}
+
+
+def schema_text(name: str) -> str:
+    """The schema as the shipped file holds it."""
+    return json.dumps(schema(name), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def file_name(name: str) -> str:
+    """Name of the shipped file in ``docs/schema``."""
+    return f"{name}.schema.json"

@@ -1,0 +1,222 @@
+"""Finds, loads and checks scenario files; every problem becomes ``file:line: key.path: what was expected, got …``."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from harness.errors import ScenarioError, UsageError
+from harness.lazyfs.policy import policy_of
+from harness.model.keylines import key_lines
+from harness.model.scenario import Scenario, lazy
+from harness.model.workload import near_miss
+
+#: What each kind of pydantic error expects, in a reader's words.
+_EXPECTED = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "int_parsing": "an integer",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+    "float_type": "a number",
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+    "union_tag_invalid": "one of {expected_tags}",
+    "union_tag_not_found": "a table with the key {discriminator}",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_too_long": "at most {max_length} characters",
+    "string_too_short": "at least {min_length} characters",
+    "too_short": "at least {min_length} element(s)",
+    "too_long": "at most {max_length} element(s)",
+}
+
+
+def directories() -> list[Path]:
+    """Where a scenario named without a path is looked for: ``./scenarios``, then the shipped ones."""
+    package = Path(__file__).parent
+    shipped = package / "_scenarios"
+    found = [Path("scenarios"), shipped if shipped.is_dir() else package.parent / "scenarios"]
+    unique = {path.resolve(): path for path in reversed(found) if path.is_dir()}
+    return list(reversed(unique.values()))
+
+
+def available() -> dict[str, Path]:
+    """Names (file name without ``.toml``) of all scenarios in reach and their files; the nearer directory wins."""
+    files: dict[str, Path] = {}
+    for directory in directories():
+        for path in sorted(directory.glob("*.toml")):
+            files.setdefault(path.stem, path)
+    return files
+
+
+def find(name: str) -> Path:
+    """The file of a scenario given as a path or a name.
+
+    Raises:
+        UsageError: there is none; the message names the nearest.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if name.endswith(".toml") or "/" in name:
+        raise UsageError(f"{name}: no such scenario file")
+    known = available()
+    if name not in known:
+        hint = near_miss(name, known) or f"; there are {', '.join(known) or 'none'}"
+        raise UsageError(f"no scenario called {name!r}{hint}")
+    return known[name]
+
+
+def load(name: str | Path) -> Scenario:
+    """Read and check one scenario file.
+
+    Raises:
+        UsageError: no such file.
+        ScenarioError: the file is wrong; one line per problem.
+    """
+    path = find(name) if isinstance(name, str) else name
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: expected a readable UTF-8 file ({error})") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, file: str) -> Scenario:
+    """Check a scenario's text; ``file`` is what messages call it."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message = str(error)
+        at = re.search(r" \(at line (\d+), column (\d+)\)$", message)
+        line, what = (
+            (at[1], message[: at.start()])
+            if at
+            else (str(text.count("\n") + 1), message.removesuffix(" (at end of document)"))
+        )
+        raise ScenarioError(f"{file}:{line}: expected TOML: {what}") from None
+    try:
+        scenario = Scenario.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        raise ScenarioError("\n".join(_messages(error, data, text, file))) from None
+    _check_options(scenario, text, file)
+    return scenario
+
+
+def _check_options(scenario: Scenario, text: str, file: str) -> None:
+    """Policies are known to the lazy modes alone, so the models cannot check their names."""
+    for number, choice in enumerate(scenario.modes):
+        if not lazy(choice.mode, choice.preset):
+            continue
+        for where, options in ((("lazy", "options"), scenario.lazy.options), (("modes", number), choice.options)):
+            try:
+                policy_of(choice.mode, choice.preset, options)
+            except UsageError as error:
+                lines = key_lines(text)
+                line = next(lines[where[:end]] for end in (2, 1, 0) if where[:end] in lines)
+                raise ScenarioError(f"{file}:{line}: {_dotted(where)}: {error}") from None
+
+
+def _messages(error: ValidationError, data: dict[str, Any], text: str, file: str) -> list[str]:
+    lines = key_lines(text)
+    merged: dict[tuple[str | int, ...], list[str]] = {}
+    gots: dict[tuple[str | int, ...], str] = {}
+    for item in error.errors(include_url=False):
+        path = _data_path(item["loc"], data, missing=item["type"] == "missing")
+        if item["type"] == "union_tag_invalid":
+            path = (*path, item["ctx"]["discriminator"].strip("'"))
+        expected, got = _describe(item)
+        merged.setdefault(path, [])
+        if expected not in merged[path]:
+            merged[path].append(expected)
+        gots[path] = got
+    out = []
+    for path, expectations in merged.items():
+        line = next(lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in lines)
+        where = _dotted(path)
+        out.append((line, f"{file}:{line}: {where + ': ' if where else ''}{_either(expectations)}{gots[path]}"))
+    return [message for _, message in sorted(out)]
+
+
+def _either(expectations: list[str]) -> str:
+    """Several members of a union refused a value: one of what they expected would do."""
+    return " or ".join([expectations[0], *(text.removeprefix("expected ") for text in expectations[1:])])
+
+
+def _data_path(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> tuple[str | int, ...]:
+    """A pydantic location without the names of union members it mentions on the way."""
+    path: list[str | int] = []
+    for position, part in enumerate(loc):
+        inside = (isinstance(data, dict) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        )
+        if inside:
+            data = data[part]
+            path.append(part)
+        elif missing and position == len(loc) - 1:
+            path.append(part)
+    return tuple(path)
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _describe(item: Any) -> tuple[str, str]:
+    """What was expected, and what was got instead (empty where the first says it all)."""
+    kind, context = item["type"], item.get("ctx", {})
+    if kind == "missing":
+        return "expected this key, which is missing", ""
+    if kind == "extra_forbidden":
+        known = _known_keys(item["loc"])
+        word = str(item["loc"][-1])
+        return f"unknown key{near_miss(word, known) or '; expected one of ' + ', '.join(known)}", ""
+    if kind == "value_error":
+        return str(context["error"]), ""
+    expected = _EXPECTED.get(kind)
+    if kind == "union_tag_invalid":
+        item = {**item, "input": context["tag"]}
+    text = expected.format_map(context) if expected else str(item["msg"])
+    return f"expected {text}", f", got {json.dumps(item['input'], ensure_ascii=False, default=str)}"
+
+
+def _known_keys(loc: tuple[str | int, ...]) -> list[str]:
+    """Keys of the table in which the last part of a location was refused."""
+    models: list[type[BaseModel]] = [Scenario]
+    for part in loc[:-1]:
+        fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
+        found = [model for field in fields for model in _models_in(field.annotation)]
+        found += [model for field in fields for meta in field.metadata for model in _models_in(meta)]
+        models = found or [m for m in models if _tagged(m, part)] or models
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+
+
+def _tagged(model: type[BaseModel], tag: str | int) -> bool:
+    kind = model.model_fields.get("kind")
+    return model.__name__ == tag or (kind is not None and tag in typing.get_args(kind.annotation))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]

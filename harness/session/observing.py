@@ -1,0 +1,153 @@
+"""What a trial looks at from outside the machine: phases at the moments they change, steal, mounts, daemons."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from harness.model.observation import PhaseUsage, Wire
+from harness.model.timeline import Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from harness.machine.cgroup import Counters
+    from harness.machine.machine import Machine, Traffic
+
+Phase = Literal["pull", "start", "background", "workloads"]
+
+
+@dataclass
+class WatchedRecorder(Recorder):
+    """A recorder that tells of every span as it arrives, so that counters can be read at that moment."""
+
+    on_span: Callable[[str], None] = lambda _name: None
+
+    def add(self, name: str, start_ns: int, end_ns: int, layer: int | None = None, detail: str = "") -> None:
+        """Record one finished span, then tell of it."""
+        super().add(name, start_ns, end_ns, layer, detail)
+        self.on_span(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The machine's counters at one moment."""
+
+    at_ns: int
+    counters: Counters
+    wire: Traffic
+
+
+@dataclass
+class PhaseMeter:
+    """Charges counters to phases. A phase begins where the one before ended; marks are in the order of time."""
+
+    machine: Machine
+    clock_ns: Callable[[], int]
+    begin: Mark = field(init=False)
+    mounted: Mark | None = None
+    phases: list[PhaseUsage] = field(default_factory=list)
+    _last: Mark = field(init=False)
+
+    def start(self, t0_ns: int, before: Mark) -> None:
+        """T0 was at ``t0_ns``; ``before`` was read just before it, since reading takes a millisecond."""
+        self.begin = self._last = Mark(t0_ns, before.counters, before.wire)
+
+    def mark(self) -> Mark:
+        """Read the counters now."""
+        return Mark(self.clock_ns(), self.machine.counters(), self.machine.wire())
+
+    def span_seen(self, name: str) -> None:
+        """The root file system is there when the last mount is: the phase ``pull`` ends with it."""
+        if name == "mount":
+            self.mounted = self.mark()
+
+    def ready(self, at_ns: int) -> Mark:
+        """Readiness was at ``at_ns``: closes ``pull`` (at the mount, where one was seen) and ``start``."""
+        now = self.mark()
+        now = Mark(at_ns, now.counters, now.wire)
+        if self.mounted is not None and self.mounted.at_ns <= at_ns:
+            self._close("pull", self.mounted)
+        self._close("start", now)
+        return now
+
+    def close(self, phase: Phase) -> Mark:
+        """The phase ends now."""
+        now = self.mark()
+        self._close(phase, now)
+        return now
+
+    def _close(self, phase: Phase, end: Mark) -> None:
+        used = end.counters.since(self._last.counters)
+        self.phases.append(
+            PhaseUsage(
+                phase=phase,
+                wall_s=(end.at_ns - self._last.at_ns) / 1e9,
+                cpu_user_s=used.cpu_user_s,
+                cpu_system_s=used.cpu_system_s,
+                throttled_s=used.throttled_s,
+                nr_periods=used.nr_periods,
+                nr_throttled=used.nr_throttled,
+            )
+        )
+        self._last = end
+
+    def wire(self, end: Mark, requests: int = 0) -> Wire:
+        """Traffic from T0 until a mark."""
+        used = end.wire.since(self.begin.wire)
+        return Wire(received_bytes=used.received_bytes, sent_bytes=used.sent_bytes, requests=requests)
+
+
+def steal_ticks(stat: str) -> tuple[int, int]:
+    """(stolen, all) ticks of the host's CPUs since boot, from the text of ``/proc/stat`` (proc_stat(5))."""
+    fields = [int(value) for value in stat.split("\n", 1)[0].split()[1:9]]
+    return (fields[7] if len(fields) > 7 else 0), sum(fields)
+
+
+def read_steal() -> tuple[int, int]:
+    """``steal_ticks`` of this host, now."""
+    return steal_ticks(Path("/proc/stat").read_text("ascii"))
+
+
+def steal_share(before: tuple[int, int], after: tuple[int, int]) -> float:
+    """Share of the host's CPU time that the hypervisor took between two readings."""
+    total = after[1] - before[1]
+    return (after[0] - before[0]) / total if total > 0 else 0.0
+
+
+def types_below(mountinfo: str, directory: str) -> set[str]:
+    """File system types mounted below a directory, from a ``/proc/PID/mountinfo``; OverlayFS itself does not count."""
+    found = set()
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        point = left.split()[4].encode().decode("unicode_escape")
+        if point.startswith(f"{directory.rstrip('/')}/"):
+            found.add(right.split()[0])
+    return found - {"overlay"}
+
+
+def root_file_systems(machine: Machine, pids: Iterable[int]) -> frozenset[str]:
+    """What serves the layers: file systems mounted on the machine's scratch disk, else the disk's own."""
+    found: set[str] = set()
+    seen: set[str] = set()
+    for pid in (machine.namespace_pid, *pids):
+        try:
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            found |= types_below(Path(f"/proc/{pid}/mountinfo").read_text("utf-8"), str(machine.scratch))
+        except OSError:
+            continue
+    return frozenset(found) or frozenset({"ext4"})
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}

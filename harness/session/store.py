@@ -1,0 +1,265 @@
+"""A session on disk: ``session.json``, ``observations.jsonl`` and ``preparations.jsonl``; lines are only ever added.
+
+A line is fsynced before the next trial starts. A crash can therefore leave at most one torn line, the last; it is
+moved aside when the session is resumed, and its trial runs again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from harness.errors import UsageError
+from harness.model.observation import SCHEMA_VERSION, Observation
+from harness.model.session import Preparation, SessionHeader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+HEADER = "session.json"
+OBSERVATIONS = "observations.jsonl"
+PREPARATIONS = "preparations.jsonl"
+
+#: Migrations of a stored object from version N to N+1, applied in order when an older file is read.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _decode(model: type[M], text: str | bytes, where: str) -> M:
+    """One stored object, brought to today's version; keys added by a newer program of the same version are ignored."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{where}: not JSON ({error}); the file was changed or cut") from None
+    if not isinstance(data, dict) or not isinstance(version := data.get("schema_version"), int):
+        raise UsageError(f"{where}: no schema_version; this is not a file of coldbench")
+    if version > SCHEMA_VERSION:
+        by = data.get("coldbench_version", "")
+        raise UsageError(
+            f"{where}: written in schema {version}{f' by coldbench {by}' if by else ''}; this coldbench reads up to "
+            f"{SCHEMA_VERSION}: upgrade it"
+        )
+    for step in range(version, SCHEMA_VERSION):
+        data = MIGRATIONS[step](data)
+    data["schema_version"] = SCHEMA_VERSION
+    try:
+        return model.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        unknown = [e["loc"] for e in error.errors(include_url=False) if e["type"] == "extra_forbidden"]
+        if not unknown:
+            raise UsageError(f"{where}: {_first(error)}") from None
+    for loc in unknown:
+        _drop(data, loc)
+    try:
+        return model.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    item = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+
+
+def _drop(data: Any, loc: tuple[str | int, ...]) -> None:
+    """Remove the key a validation error is about; names of union members on the way are passed over."""
+    for part in loc[:-1]:
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            data = data[part]
+    if isinstance(data, dict):
+        data.pop(loc[-1], None)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Complete lines with their numbers; a torn last line (no newline, or not JSON) is left out."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: _torn_at(content)]
+    for number, line in enumerate(whole.splitlines(), 1):
+        if line.strip():
+            yield number, line
+
+
+def _torn_at(content: bytes) -> int:
+    """Where the torn last line begins, or the content's length."""
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        return end
+    start = content.rfind(b"\n", 0, max(end - 1, 0)) + 1
+    try:
+        json.loads(content[start:end] or b"0")
+    except ValueError:
+        return start
+    return len(content)
+
+
+def _read(model: type[M], path: Path) -> list[M]:
+    return [_decode(model, line, f"{path}:{number}") for number, line in _lines(path)]
+
+
+def load(path: str | Path) -> tuple[SessionHeader, list[Observation]]:
+    """Header and observations of a session, in the order they were recorded.
+
+    A trial recorded twice (a crash between fsync and the next trial) counts once: the later record wins.
+
+    Raises:
+        UsageError: no session there, or written by a newer coldbench.
+    """
+    directory = Path(path)
+    header_file = directory / HEADER
+    if not header_file.is_file():
+        raise UsageError(f"{directory}: no {HEADER}; expected a session's directory, as `coldbench run` prints it")
+    header = _decode(SessionHeader, header_file.read_bytes(), str(header_file))
+    latest = {o.trial: o for o in _read(Observation, directory / OBSERVATIONS)}
+    return header, list(latest.values())
+
+
+def load_preparations(path: str | Path) -> list[Preparation]:
+    """What was made out of band for a session, and its cost."""
+    return _read(Preparation, Path(path) / PREPARATIONS)
+
+
+class Store:
+    """The writer of one session. One process at a time: the directory is locked while it is open."""
+
+    def __init__(self, directory: Path, header: SessionHeader, observations: list[Observation], lock: int) -> None:
+        self.directory = directory
+        self.header = header
+        self.observations = observations
+        self._lock = lock
+        self._files: dict[str, int] = {}
+
+    @classmethod
+    def create(cls, directory: Path, header: SessionHeader) -> Store:
+        """Start a session in a directory that holds none.
+
+        Raises:
+            UsageError: there is a session already, or the directory cannot be written.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = _lock(directory)
+        except OSError as error:
+            raise UsageError(f"{directory}: cannot write there ({error.strerror}); name another with --out") from None
+        if (directory / HEADER).exists():
+            os.close(lock)
+            raise UsageError(f"{directory}: holds a session already; continue it with --resume, or name another --out")
+        write_atomically(directory / HEADER, header.model_dump_json(indent=1).encode() + b"\n")
+        return cls(directory, header, [], lock)
+
+    @classmethod
+    def resume(cls, directory: Path) -> Store:
+        """Continue a session where it stopped; torn last lines are moved to ``*.torn`` first.
+
+        Raises:
+            UsageError: no session there, in use by another process, or written by a newer coldbench.
+        """
+        if not (directory / HEADER).is_file():
+            raise UsageError(f"{directory}: no {HEADER} to resume; leave --resume out to start a session there")
+        lock = _lock(directory)
+        try:
+            for name in (OBSERVATIONS, PREPARATIONS):
+                _set_torn_aside(directory / name)
+            header, observations = load(directory)
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(directory, header, observations, lock)
+
+    @property
+    def finished(self) -> frozenset[int]:
+        """Ids of the trials recorded so far, failed ones too: a failure is a result."""
+        return frozenset(o.trial for o in self.observations)
+
+    def append(self, observation: Observation) -> None:
+        """Add one observation; it is on disk when this returns."""
+        self._append(OBSERVATIONS, observation)
+        self.observations.append(observation)
+
+    def append_preparation(self, preparation: Preparation) -> None:
+        """Add what was made out of band; it is on disk when this returns."""
+        self._append(PREPARATIONS, preparation)
+
+    def _append(self, name: str, item: BaseModel) -> None:
+        if name not in self._files:
+            path = self.directory / name
+            self._files[name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            _sync_directory(self.directory)
+        line = item.model_dump_json().encode() + b"\n"
+        descriptor = self._files[name]
+        while line:
+            line = line[os.write(descriptor, line) :]
+        os.fsync(descriptor)
+
+    def close(self) -> None:
+        """Release the directory."""
+        for descriptor in [*self._files.values(), self._lock]:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._files.clear()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _lock(directory: Path) -> int:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise UsageError(f"{directory}: another coldbench is running this session") from None
+    return descriptor
+
+
+def _set_torn_aside(path: Path) -> None:
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    end = _torn_at(content)
+    if end == len(content):
+        return
+    with open(path.with_name(path.name + ".torn"), "ab") as aside:
+        aside.write(content[end:] + b"\n")
+        aside.flush()
+        os.fsync(aside.fileno())
+    with open(path, "r+b") as file:
+        file.truncate(end)
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file so that a crash leaves the old or the new content, never a part."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,348 @@
+"""One trial: a fresh machine, one cold start of one case, and everything that was seen, as an observation.
+
+Whatever happens, the container, the daemons and the machine are gone when ``run_trial`` returns, and what was seen up
+to a failure is kept beside the failure.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import traceback
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from harness import __version__
+from harness.errors import ColdbenchError, HostUnfit, Interrupted, MachineError, NotReady, UsageError
+from harness.model.observation import CreditSample, Failure, Observation
+from harness.session import observing, validity
+from harness.session.observing import Mark, PhaseMeter, WatchedRecorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from harness.engines.protocol import Container, DeployRequest, Engine, WorkloadRunner
+    from harness.machine.machine import Machine
+    from harness.model.observation import Bound, LazyUsage, WorkloadResult
+    from harness.model.plan import PlannedCase, PlannedTrial
+    from harness.model.workload import Readiness
+    from harness.session.interrupts import Interrupts
+    from harness.session.progress import Progress
+
+OUTPUT_TAIL_CHARACTERS = 4000
+
+
+class ReadinessProbe(Protocol):
+    """Watches a container from outside its machine's CPU quota."""
+
+    def wait(self) -> int:
+        """CLOCK_MONOTONIC nanoseconds of readiness; raises ``WorkloadError`` when it does not come."""
+        ...
+
+    def output_tail(self) -> str:
+        """The end of what the container has written so far."""
+        ...
+
+    def close(self) -> None:
+        """Stop watching; idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSetup:
+    """What a trial is made from; everything that touches the system comes in here."""
+
+    session: str
+    trial: PlannedTrial
+    case: PlannedCase
+    request: Callable[[Machine], DeployRequest]
+    readiness: Readiness
+    image_digest: str
+    image_compressed_bytes: int
+    deploy_timeout_s: float
+    background_timeout_s: float
+    make_machine: Callable[[], AbstractContextManager[Machine]]
+    make_engine: Callable[[], Engine]
+    make_probe: Callable[[Readiness, Container, Machine, Callable[[], bool]], ReadinessProbe]
+    interrupts: Interrupts
+    progress: Progress
+    workloads: WorkloadRunner | None = None
+    bound: Bound | None = None
+    clock_ns: Callable[[], int] = time.monotonic_ns
+    #: Trials of a trace run keep the reads in first-touch order here.
+    touches: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Trial:
+    """The state of one trial while it runs: what has been seen so far."""
+
+    def __init__(self, setup: TrialSetup) -> None:
+        self.setup = setup
+        self.phase = ""
+        self.failure: Failure | None = None
+        self.recorder: WatchedRecorder | None = None
+        self.meter: PhaseMeter | None = None
+        self.ready_at_ns: int | None = None
+        self.ready_mark: Mark | None = None
+        self.end_mark: Mark | None = None
+        self.lazy: LazyUsage | None = None
+        self.workloads: list[WorkloadResult] = []
+        self.credits: tuple[CreditSample, ...] = ()
+        self.output_tail = ""
+        self.roots: frozenset[str] = frozenset()
+        self.daemons: tuple[int, ...] = ()
+        self.died: tuple[str, ...] = ()
+        self.wrong_limits: tuple[str, ...] = ()
+        self.steal = 0.0
+        self.details: dict[str, Any] = {}
+
+    def enter(self, phase: str) -> None:
+        self.phase = phase
+        self.setup.progress.phase(phase)
+
+    # -- the course of events
+
+    def run(self) -> None:
+        """Make the machine, run the trial in it, unmake it. Raises what ends the whole session."""
+        setup = self.setup
+        if setup.interrupts.requested:
+            raise Interrupted(f"interrupted by {setup.interrupts.requested}")
+        self.enter("machine")
+        with ExitStack() as stack:
+            machine = stack.enter_context(setup.make_machine())
+            engine = setup.make_engine()
+            stack.callback(engine.tear_down)
+            try:
+                with setup.interrupts.allowed():
+                    self._measure(machine, engine)
+            except (HostUnfit, UsageError, Interrupted):
+                raise
+            except Exception as error:  # a session of hours must not end with one trial's bug
+                self._fail(error, machine)
+            finally:
+                phase, self.phase = self.phase, "tear-down"
+                setup.progress.phase(self.phase)
+                self._look_back(machine, engine)
+                self.phase = phase
+        self.phase = ""
+
+    def _measure(self, machine: Machine, engine: Engine) -> None:
+        setup = self.setup
+        self.enter("boot")
+        request = setup.request(machine)
+        engine.start(machine, request)
+        machine.reset()
+        steal = observing.read_steal()
+        meter = self.meter = PhaseMeter(machine, setup.clock_ns)
+        before = meter.mark()
+        self.phase = "pull"
+        t0_ns = machine.throttle(True)
+        try:
+            meter.start(t0_ns, before)
+            self.recorder = WatchedRecorder(t0_ns, on_span=meter.span_seen)
+            setup.progress.phase("pull")
+            with self._deadline(machine):
+                container = engine.deploy(machine, request, self.recorder)
+            self.enter("start")
+            self.daemons = engine.daemon_pids()
+            self._await_ready(machine, engine, container, meter)
+        finally:
+            self.steal = observing.steal_share(steal, observing.read_steal())
+        self.roots = observing.root_file_systems(machine, (container.pid, *self.daemons))
+        self._after_ready(machine, engine, container, meter)
+
+    def _await_ready(self, machine: Machine, engine: Engine, container: Container, meter: PhaseMeter) -> None:
+        assert self.recorder is not None
+        probe = self.setup.make_probe(self.setup.readiness, container, machine, self._daemons_alive)
+        try:
+            started_ns = self.setup.clock_ns()
+            try:
+                at_ns = probe.wait()
+            finally:
+                self.output_tail = probe.output_tail()[-OUTPUT_TAIL_CHARACTERS:]
+            engine.mark_ready()
+            self.ready_at_ns = at_ns
+            self.ready_mark = meter.ready(at_ns)
+            self.recorder.add("ready", min(started_ns, at_ns), at_ns, detail=self.setup.readiness.kind)
+            self._probe = probe
+        except BaseException:
+            probe.close()
+            raise
+
+    def _after_ready(self, machine: Machine, engine: Engine, container: Container, meter: PhaseMeter) -> None:
+        assert self.recorder is not None
+        try:
+            if self.setup.workloads is not None:
+                self.enter("workloads")
+                self.workloads = self.setup.workloads.run(machine, engine, container)
+                meter.close("workloads")
+            if self.setup.case.lazy:
+                self.enter("background")
+                done = engine.finish_background(self.setup.background_timeout_s, self.recorder)
+                self.details["background_finished"] = done
+                meter.close("background")
+        finally:
+            self.output_tail = self._probe.output_tail()[-OUTPUT_TAIL_CHARACTERS:]
+            self._probe.close()
+
+    def _daemons_alive(self) -> bool:
+        return all(observing.running(pid) for pid in self.daemons)
+
+    @contextmanager
+    def _deadline(self, machine: Machine) -> Iterator[None]:
+        """Engines wait as long as it takes; what outlasts the scenario's limit is killed, and they notice."""
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            for pid in machine.pids():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+        timer = threading.Timer(self.setup.deploy_timeout_s, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except (ColdbenchError, OSError, EOFError) as error:
+            if expired.is_set():
+                raise NotReady(f"no container within timeouts.deploy_s ({self.setup.deploy_timeout_s:g} s)") from error
+            raise
+        finally:
+            timer.cancel()
+
+    # -- looking back
+
+    def _fail(self, error: Exception, machine: Machine) -> None:
+        failure = self.failure_of(error)
+        kind, message = failure.kind, failure.message
+        kills = 0
+        with suppress(MachineError, OSError):
+            kills = machine.counters().oom_kills
+        if kills and not isinstance(error, NotReady):
+            memory = machine.shape.memory_bytes
+            limit = f" of {memory >> 20} MiB" if memory else ""
+            kind, message = "OutOfMemory", f"the machine ran out of its memory{limit}; {message}"
+        self.failure = Failure(kind=kind, message=message, phase=self.phase)
+
+    def failure_of(self, error: Exception) -> Failure:
+        """An error as it is stored; one that no user can mend keeps its traceback in the details."""
+        kind = error.kind if isinstance(error, ColdbenchError) else type(error).__name__
+        if not isinstance(error, (ColdbenchError, OSError)):
+            self.details["traceback"] = "".join(traceback.format_exception(error))
+        message = " ".join(str(error).split()) or "no message"
+        return Failure(kind=kind, message=message, phase=self.phase or "machine")
+
+    def _look_back(self, machine: Machine, engine: Engine) -> None:
+        """Read what is left to read before the machine goes; a machine half gone must not hide the failure."""
+        try:
+            if self.meter is not None and hasattr(self.meter, "begin"):
+                self.end_mark = self.meter.mark()
+                self.credits = tuple(
+                    CreditSample(t_s=s.t_s, balance_core_s=s.balance_core_s, quota_cores=s.quota_cores)
+                    for s in machine.credit_samples()
+                )
+                self._check_limits(machine)
+            self.died = tuple(f"daemon {pid}" for pid in self.daemons if not observing.running(pid))
+            self.lazy = engine.lazy_usage()
+            self.setup.touches.extend(engine.first_touches())
+        except (ColdbenchError, OSError) as error:
+            if self.failure is None:
+                self.failure = self.failure_of(error)
+
+    def _check_limits(self, machine: Machine) -> None:
+        wrong: list[str] = []
+        try:
+            machine.verify()
+        except MachineError as error:
+            wrong.append(str(error))
+        if machine.shape.disk is not None:
+            self.details["disk_limited"] = machine.disk_limited
+            if machine.disk_limited == "no":
+                wrong.append("this host's kernel did not take the disk limits")
+        self.wrong_limits = tuple(wrong)
+
+    # -- the result
+
+    def observation(self, started_at: str) -> Observation:
+        """What was seen, judged by the rules of validity."""
+        setup, meter = self.setup, self.meter
+        ready_s = (self.ready_at_ns - self.recorder.t0_ns) / 1e9 if self.ready_at_ns and self.recorder else None
+        ok = self.failure is None and ready_s is not None
+        end = self.end_mark
+        requests = (self.lazy.requests_before_ready, self.lazy.requests) if self.lazy else (0, 0)
+        fields: dict[str, Any] = {}
+        if meter is not None and self.ready_mark is not None:
+            fields["wire_before_ready"] = meter.wire(self.ready_mark, requests[0])
+        if meter is not None and end is not None:
+            fields["wire"] = meter.wire(end, requests[1])
+            fields["memory_peak_bytes"] = end.counters.memory_peak_bytes
+            fields["disk_written_bytes"] = end.counters.since(meter.begin.counters).io_written_bytes
+        return Observation(
+            coldbench_version=__version__,
+            session=setup.session,
+            trial=setup.trial.trial,
+            block=setup.trial.block,
+            case=setup.case.case,
+            started_at=started_at,
+            image_digest=setup.image_digest,
+            status="ok" if ok else "failed",
+            failure=self.failure,
+            invalid=validity.check(self._evidence(ready_s)),
+            time_to_ready_s=ready_s if ok else None,
+            timeline=self.recorder.sorted() if self.recorder else (),
+            phases=tuple(meter.phases) if meter else (),
+            lazy=self.lazy,
+            credits=self.credits,
+            workloads=tuple(self.workloads),
+            bound=setup.bound,
+            output_tail=self.output_tail,
+            details=self.details,
+            **fields,
+        )
+
+    def _evidence(self, ready_s: float | None) -> validity.Evidence:
+        setup, meter, end = self.setup, self.meter, self.end_mark
+        used = end.counters.since(meter.begin.counters) if meter is not None and end is not None else None
+        received = meter.wire(self.ready_mark).received_bytes if meter is not None and self.ready_mark else 0
+        return validity.Evidence(
+            lazy=setup.case.lazy,
+            image_compressed_bytes=setup.image_compressed_bytes,
+            received_before_ready_bytes=received,
+            ready=self.ready_at_ns is not None,
+            layers_lazy=self.lazy.layers_lazy if self.lazy else None,
+            root_file_systems=self.roots,
+            steal_share=self.steal,
+            limits_wrong=self.wrong_limits,
+            cpu_s=used.cpu_total_s if used else 0.0,
+            wall_s=(end.at_ns - meter.begin.at_ns) / 1e9 if meter is not None and end is not None else 0.0,
+            ceiling_cores=setup.case.shape.ceiling_cores,
+            time_to_ready_s=ready_s,
+            bound_s=setup.bound.seconds if setup.bound else None,
+            daemons_died=self.died,
+            oom_kills=used.oom_kills if used else 0,
+        )
+
+
+def run_trial(setup: TrialSetup) -> Observation:
+    """Run one trial; a trial that fails is an observation with its failure.
+
+    Raises:
+        HostUnfit, UsageError: nothing of this kind can run here, so the session ends.
+        Interrupted: the user stopped it; nothing is recorded, the trial runs again on resume.
+    """
+    started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    trial = _Trial(setup)
+    try:
+        trial.run()
+    except (HostUnfit, UsageError, Interrupted):
+        raise
+    except Exception as error:  # as above: the machine could not be made or taken away
+        if trial.failure is None:
+            trial.failure = trial.failure_of(error)
+    return trial.observation(started_at)

@@ -1,0 +1,159 @@
+"""Stand-ins for a machine, an engine and a container, with a clock of their own: the course of a trial without root."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import ColdbenchError, MachineError
+from harness.machine.cgroup import Counters
+from harness.machine.machine import Traffic
+from harness.model.observation import LazyUsage
+from harness.model.shape import Shape, parse_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.model.timeline import Recorder
+
+
+@dataclass
+class Clock:
+    """Nanoseconds that pass only when told to."""
+
+    now_ns: int = 1_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def advance(self, seconds: float) -> None:
+        self.now_ns += round(seconds * 1e9)
+
+
+@dataclass
+class FakeMachine:
+    """Counts what it is told to use; its limits are as asked unless ``wrong`` says otherwise."""
+
+    clock: Clock
+    shape: Shape = field(default_factory=lambda: parse_shape("cpu=0.5"))
+    used: Counters = Counters()
+    traffic: Traffic = Traffic(0, 0, 0, 0)
+    wrong: str = ""
+    gone: bool = False
+    calls: list[str] = field(default_factory=list)
+    disk_limited: str = "no"
+    namespace_pid: int = 0
+    scratch: Path = Path("/nowhere")
+    registry: str = "198.18.0.1:5000"
+
+    def use(self, seconds: float, cpu_s: float = 0.0, received: int = 0) -> None:
+        """Let time pass in which the machine works."""
+        self.clock.advance(seconds)
+        self.used = replace(
+            self.used, cpu_user_s=self.used.cpu_user_s + cpu_s, cpu_total_s=self.used.cpu_total_s + cpu_s
+        )
+        self.traffic = replace(self.traffic, received_bytes=self.traffic.received_bytes + received)
+
+    def reset(self) -> None:
+        self.calls.append("reset")
+
+    def throttle(self, on: bool = True) -> int:
+        self.calls.append(f"throttle {on}")
+        return self.clock()
+
+    def counters(self) -> Counters:
+        return self.used
+
+    def wire(self) -> Traffic:
+        return self.traffic
+
+    def credit_samples(self) -> tuple[Any, ...]:
+        return ()
+
+    def verify(self) -> None:
+        if self.wrong:
+            raise MachineError(self.wrong)
+
+    def pids(self) -> list[int]:
+        return []
+
+
+@dataclass
+class FakeContainer:
+    pid: int = 0
+
+
+@dataclass
+class FakeEngine:
+    """A full pull in 2 s (mounted after 1.5) that receives ``received`` bytes, unless told to fail."""
+
+    machine: FakeMachine
+    received: int = 1000
+    fail: Exception | None = None
+    lazy: LazyUsage | None = None
+    torn_down: bool = False
+    calls: list[str] = field(default_factory=list)
+
+    def start(self, machine: Any, request: Any) -> None:
+        self.calls.append("start")
+
+    def deploy(self, machine: Any, request: Any, timeline: Recorder) -> Any:
+        begin = self.machine.clock()
+        self.machine.use(1.5, cpu_s=0.5, received=self.received)
+        timeline.add("mount", begin, self.machine.clock())
+        self.machine.use(0.5, cpu_s=0.1)
+        if self.fail is not None:
+            raise self.fail
+        return FakeContainer()
+
+    def mark_ready(self) -> None:
+        self.calls.append("ready")
+
+    def finish_background(self, timeout_s: float, timeline: Recorder) -> bool:
+        self.machine.use(3.0, cpu_s=0.2, received=500)
+        return True
+
+    def lazy_usage(self) -> LazyUsage | None:
+        return self.lazy
+
+    def daemon_pids(self) -> tuple[int, ...]:
+        return ()
+
+    def first_touches(self) -> list[dict[str, Any]]:
+        return []
+
+    def tear_down(self) -> None:
+        assert not self.machine.gone, "the container must go before its machine"
+        self.torn_down = True
+
+
+@dataclass
+class FakeProbe:
+    """Ready after another second, or never."""
+
+    machine: FakeMachine
+    never: ColdbenchError | None = None
+    closed: bool = False
+
+    def wait(self) -> int:
+        self.machine.use(1.0, cpu_s=0.3)
+        if self.never is not None:
+            raise self.never
+        return self.machine.clock()
+
+    def output_tail(self) -> str:
+        return "hello\n"
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@contextmanager
+def entered(machine: FakeMachine) -> Iterator[FakeMachine]:
+    """The fake machine as a context manager."""
+    try:
+        yield machine
+    finally:
+        machine.gone = True
