@@ -23,7 +23,7 @@ from harness.engines.embedded.control import Control
 from harness.engines.embedded.modes import Context, Rootfs, load, parts_of
 from harness.engines.embedded.mounts import mount_overlay, unmount
 from harness.engines.embedded.registry import connect, resolve
-from harness.engines.embedded.runtime import Runtime, find_runtime
+from harness.engines.embedded.runtime import Runtime, find_runtime, prepare_cgroup_view
 from harness.errors import BY_KIND, ColdbenchError, DiskFull, MachineError, OutOfMemory
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -59,6 +59,7 @@ class Agent:
         self._daemon = daemon
         self._output = [stdout, stderr]
         self._program = find_runtime()
+        prepare_cgroup_view()
         self._provide = load(parts_of(mode).provide)
         self._phase = "resolve"
         self._runtime: Runtime | None = None

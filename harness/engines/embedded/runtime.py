@@ -11,6 +11,7 @@ import signal
 import subprocess
 from dataclasses import dataclass, field
 
+from harness.engines.embedded.mounts import unmount
 from harness.errors import MachineError, MissingTool, WorkloadError
 
 _TIMEOUT_S = 120.0
@@ -22,6 +23,21 @@ def find_runtime() -> str:
     if found is None:
         raise MissingTool("crun is not installed; install it with: apt-get install crun")
     return found
+
+
+def prepare_cgroup_view(root: str = "/sys/fs/cgroup") -> None:
+    """Let crun run on a hybrid host: it refuses one whose version 2 hierarchy holds a controller (hugetlb, often).
+
+    Takes that hierarchy out of *this mount namespace*, where nobody uses it; does nothing in the parent's own.
+    """
+    unified = os.path.join(root, "unified")
+    try:
+        with open(os.path.join(unified, "cgroup.controllers")) as file:
+            controllers = file.read().strip()
+    except OSError:
+        return
+    if controllers and os.readlink("/proc/self/ns/mnt") != os.readlink(f"/proc/{os.getppid()}/ns/mnt"):
+        unmount(unified)
 
 
 @dataclass(slots=True)
