@@ -1,0 +1,106 @@
+"""The files an image shows when its layers are stacked, for choosing what run-time workloads touch and for ``trace``.
+
+Read out of band from the layers' tars, merged as OverlayFS would show them, and kept by image digest in the cache
+directory: listing a gigabyte takes seconds, and every trial of a session needs the same list.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.formats.erofs_merge import MergedTree, merge_layers
+from harness.formats.erofs_table import TarTable
+from harness.formats.layer_stream import decompressed
+from harness.formats.table import Kind
+from harness.probes.selection import ImageFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from harness.oci.image import Image
+    from harness.oci.store import ImageSource
+
+#: Raised when what is stored or how it is made changes.
+CACHE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """A visible entry: absolute path, kind (``file``, ``dir``, ``other``), bytes, layer of its data (-1: no data)."""
+
+    path: str
+    kind: str
+    size: int
+    layer: int
+    executable: bool
+
+    def for_selection(self) -> ImageFile:
+        return ImageFile(self.path, self.kind, self.size, self.executable)
+
+
+def list_files(
+    source: ImageSource, image: Image, cache: Path | None = None, progress: Callable[[int], None] = lambda _: None
+) -> list[ListedFile]:
+    """All visible entries of the image, sorted by path; ``progress`` is told compressed bytes as they are read.
+
+    Raises ContentError for a layer that is not what it claims to be.
+    """
+    stored = None
+    if cache is not None:
+        stored = cache / "files" / f"{image.descriptor.digest.replace(':', '-')}.v{CACHE_VERSION}.json.gz"
+        if stored.exists():
+            with gzip.open(stored, "rt") as file:
+                return [ListedFile(*row) for row in json.load(file)]
+    tables = []
+    for number, layer in enumerate(image.layers):
+        table = TarTable()
+        size = 0
+        pieces = _counted(source.open_blob(layer).stream(), progress)
+        for piece in decompressed(pieces, layer.compression or "none", f"layer {number} of {source.where}"):
+            size += len(piece)
+            table.feed(piece)
+        tables.append(table.finish(size))
+    files = walk(merge_layers(tables))
+    if stored is not None:
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        temporary = stored.with_name(f"{stored.name}.{os.getpid()}")
+        with gzip.open(temporary, "wt") as out:
+            json.dump([[f.path, f.kind, f.size, f.layer, f.executable] for f in files], out)
+        os.replace(temporary, stored)
+    return files
+
+
+def _counted(pieces: Iterable[bytes], progress: Callable[[int], None]) -> Iterator[bytes]:
+    for piece in pieces:
+        progress(len(piece))
+        yield piece
+
+
+def walk(tree: MergedTree) -> list[ListedFile]:
+    """The merged tree's entries by path; names that are not UTF-8 keep their bytes as surrogates."""
+    files: list[ListedFile] = []
+    place = {int(inode): k for k, inode in enumerate(tree.directories)}
+    pending = [(0, "")]
+    while pending:
+        inode, path = pending.pop()
+        k = place[inode]
+        for at in range(int(tree.starts[k]), int(tree.starts[k + 1])):
+            name = tree.entry_names[at]
+            if name in {b".", b".."}:
+                continue
+            child = int(tree.entry_inodes[at])
+            full = f"{path}/{os.fsdecode(name)}"
+            kind = int(tree.kinds[child])
+            word = {Kind.REG: "file", Kind.DIR: "dir"}.get(Kind(kind), "other")
+            size = int(tree.sizes[child]) if kind == Kind.REG else 0
+            runs = kind == Kind.REG and bool(int(tree.modes[child]) & stat.S_IXUSR)
+            files.append(ListedFile(full, word, size, int(tree.layers[child]), runs))
+            if kind == Kind.DIR:
+                pending.append((child, full))
+    return sorted(files, key=lambda f: f.path)
