@@ -117,7 +117,7 @@ def choose_modes(scenario: Scenario, modes: Sequence[str], presets: Sequence[str
             for preset in presets
             if preset in PRESETS[mode]
         ]
-    return tuple(dict.fromkeys(chosen))
+    return tuple({mode.key: mode for mode in chosen}.values())
 
 
 def make_plan(scenarios: Sequence[Scenario], seed: int, selection: Selection | None = None) -> Plan:

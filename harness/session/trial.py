@@ -84,6 +84,7 @@ class _Trial:
     def __init__(self, setup: TrialSetup) -> None:
         self.setup = setup
         self.phase = ""
+        self.inner_phase = ""
         self.failure: Failure | None = None
         self.recorder: WatchedRecorder | None = None
         self.meter: PhaseMeter | None = None
@@ -146,8 +147,12 @@ class _Trial:
             meter.start(t0_ns, before)
             self.recorder = WatchedRecorder(t0_ns, on_span=meter.span_seen)
             setup.progress.phase("pull")
-            with self._deadline(machine):
-                container = engine.deploy(machine, request, self.recorder)
+            try:
+                with self._deadline(machine):
+                    container = engine.deploy(machine, request, self.recorder)
+            except ColdbenchError:
+                self.inner_phase = str(getattr(engine, "phase", ""))
+                raise
             self.enter("start")
             self.daemons = engine.daemon_pids()
             self._await_ready(machine, engine, container, meter)
@@ -224,11 +229,11 @@ class _Trial:
         kills = 0
         with suppress(MachineError, OSError):
             kills = machine.counters().oom_kills
-        if kills and not isinstance(error, NotReady):
+        if kills and kind not in {"NotReady", "OutOfMemory"}:
             memory = machine.shape.memory_bytes
             limit = f" of {memory >> 20} MiB" if memory else ""
             kind, message = "OutOfMemory", f"the machine ran out of its memory{limit}; {message}"
-        self.failure = Failure(kind=kind, message=message, phase=self.phase)
+        self.failure = Failure(kind=kind, message=message, phase=failure.phase)
 
     def failure_of(self, error: Exception) -> Failure:
         """An error as it is stored; one that no user can mend keeps its traceback in the details."""
@@ -236,7 +241,7 @@ class _Trial:
         if not isinstance(error, (ColdbenchError, OSError)):
             self.details["traceback"] = "".join(traceback.format_exception(error))
         message = " ".join(str(error).split()) or "no message"
-        return Failure(kind=kind, message=message, phase=self.phase or "machine")
+        return Failure(kind=kind, message=message, phase=self.inner_phase or self.phase or "machine")
 
     def _look_back(self, machine: Machine, engine: Engine) -> None:
         """Read what is left to read before the machine goes; a machine half gone must not hide the failure."""
@@ -254,6 +259,7 @@ class _Trial:
         except (ColdbenchError, OSError) as error:
             if self.failure is None:
                 self.failure = self.failure_of(error)
+        self.details.update(getattr(engine, "details", {}))
 
     def _check_limits(self, machine: Machine) -> None:
         wrong: list[str] = []

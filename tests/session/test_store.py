@@ -1,0 +1,151 @@
+"""The stored form of a session: what a crash, an older and a newer program leave behind."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness import __version__
+from harness.errors import UsageError
+from harness.model.observation import SCHEMA_VERSION, Observation
+from harness.model.plan import make_plan
+from harness.model.scenario import Scenario
+from harness.model.session import Preparation, SessionHeader
+from harness.session import store
+from harness.session.store import Store, load, load_preparations
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.files
+
+
+def header() -> SessionHeader:
+    scenario = Scenario.model_validate(
+        {
+            "name": "web",
+            "image": {"ref": "docker://registry.example/web:1"},
+            "workload": {"readiness": {"kind": "stdout", "pattern": "^up$"}},
+            "modes": ["overlay2", {"mode": "soci", "prefetch": ["/a", "/b"]}],
+        }
+    )
+    return SessionHeader(
+        coldbench_version=__version__,
+        session="s",
+        created_at="2026-01-01T00:00:00+00:00",
+        plan=make_plan([scenario], seed=1),
+        scenarios={"web": scenario},
+    )
+
+
+def observation(trial: int, **changes: Any) -> Observation:
+    planned = header().plan
+    fields: dict[str, Any] = {
+        "coldbench_version": __version__, "session": "s", "trial": trial, "block": 0, "case": planned.cases[0].case,
+        "started_at": "2026-01-01T00:00:00+00:00", "status": "ok", "time_to_ready_s": 1.5,
+    }  # fmt: skip
+    return Observation.model_validate(fields | changes)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    """Header, observations and preparations come back as they were written."""
+    made = Preparation(scenario="web", form="soci", digest="sha256:1", cached=False, wall_s=1.0)
+    with Store.create(tmp_path / "s", header()) as writer:
+        writer.append(observation(0))
+        writer.append(observation(1))
+        writer.append_preparation(made)
+    assert load(tmp_path / "s") == (header(), [observation(0), observation(1)])
+    assert load_preparations(tmp_path / "s") == [made]
+
+
+@pytest.mark.parametrize("torn", [b'{"schema_version":1,"tri', b'{"schema_version":1\n', b"\0\0\0\0"])
+def test_torn_last_line(tmp_path: Path, torn: bytes) -> None:
+    """A crash in mid-write loses its own line only: readers pass over it, resuming moves it aside and goes on."""
+    directory = tmp_path / "s"
+    with Store.create(directory, header()) as writer:
+        writer.append(observation(0))
+    with open(directory / store.OBSERVATIONS, "ab") as file:
+        file.write(torn)
+    assert load(directory)[1] == [observation(0)]
+    with Store.resume(directory) as writer:
+        assert writer.finished == {0}
+        writer.append(observation(1))
+    assert load(directory)[1] == [observation(0), observation(1)]
+    assert (directory / "observations.jsonl.torn").read_bytes() == torn + b"\n"
+
+
+def test_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    """Only the last line can be torn by a crash; damage elsewhere is reported with file and line."""
+    with Store.create(tmp_path / "s", header()) as writer:
+        writer.append(observation(0))
+    path = tmp_path / "s" / store.OBSERVATIONS
+    path.write_bytes(b"{\n" + path.read_bytes())
+    with pytest.raises(UsageError, match=r"observations\.jsonl:1: not JSON"):
+        load(tmp_path / "s")
+
+
+def test_newer_schema_is_named(tmp_path: Path) -> None:
+    """A session of a later schema says which version wrote it and what to do."""
+    with Store.create(tmp_path / "s", header()):
+        pass
+    path = tmp_path / "s" / store.HEADER
+    data = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(data | {"schema_version": SCHEMA_VERSION + 1, "coldbench_version": "9.0"}), "utf-8")
+    with pytest.raises(UsageError, match=f"schema {SCHEMA_VERSION + 1} by coldbench 9.0; .* upgrade it"):
+        load(tmp_path / "s")
+
+
+def test_unknown_keys_of_the_same_schema_are_passed_over(tmp_path: Path) -> None:
+    """A later program may add keys without a new schema; the rest is read."""
+    with Store.create(tmp_path / "s", header()):
+        pass
+    data = observation(0).model_dump(mode="json")
+    data["later"] = 1
+    data["wire"]["colour"] = "red"
+    (tmp_path / "s" / store.OBSERVATIONS).write_text(json.dumps(data) + "\n", "utf-8")
+    assert load(tmp_path / "s")[1] == [observation(0)]
+
+
+def test_older_schema_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Migrations run in order from the version that wrote the file."""
+
+    def migrate(data: dict[str, Any]) -> dict[str, Any]:
+        data["time_to_ready_s"] = data.pop("ready_ms") / 1000
+        return data
+
+    with Store.create(tmp_path / "s", header()):
+        pass
+    monkeypatch.setitem(store.MIGRATIONS, SCHEMA_VERSION - 1, migrate)
+    data = observation(0).model_dump(mode="json") | {"schema_version": SCHEMA_VERSION - 1, "ready_ms": 1500}
+    del data["time_to_ready_s"]
+    (tmp_path / "s" / store.OBSERVATIONS).write_text(json.dumps(data) + "\n", "utf-8")
+    assert load(tmp_path / "s")[1] == [observation(0)]
+
+
+def test_repeated_trial_counts_once(tmp_path: Path) -> None:
+    """The later record of the same trial wins."""
+    with Store.create(tmp_path / "s", header()) as writer:
+        writer.append(observation(0))
+        writer.append(observation(0, time_to_ready_s=2.5))
+    assert [o.time_to_ready_s for o in load(tmp_path / "s")[1]] == [2.5]
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    """A second run of the same session is refused while the first lives, and possible afterwards."""
+    with Store.create(tmp_path / "s", header()), pytest.raises(UsageError, match="another coldbench"):
+        Store.resume(tmp_path / "s")
+    Store.resume(tmp_path / "s").close()
+
+
+def test_wrong_directories(tmp_path: Path) -> None:
+    """Creating over a session, resuming or loading nothing: each says what to do instead."""
+    with Store.create(tmp_path / "s", header()):
+        pass
+    with pytest.raises(UsageError, match="--resume"):
+        Store.create(tmp_path / "s", header())
+    with pytest.raises(UsageError, match="leave --resume out"):
+        Store.resume(tmp_path / "nothing")
+    with pytest.raises(UsageError, match=r"no session\.json"):
+        load(tmp_path)

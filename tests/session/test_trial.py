@@ -1,0 +1,177 @@
+"""The course of one trial, on fakes with a clock of their own."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.errors import ContentError, HostUnfit, Interrupted, MachineError, NotReady
+from harness.model.observation import Bound, LazyUsage, Observation
+from harness.model.plan import make_plan
+from harness.model.scenario import Scenario
+from harness.session.interrupts import Interrupts
+from harness.session.progress import Silent, summary
+from harness.session.trial import TrialSetup, run_trial
+from tests.session.fakes import Clock, FakeEngine, FakeMachine, FakeProbe, entered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LAZY = LazyUsage(
+    layers_lazy=1, layers_unpacked=0, bytes_fetched_before_ready=1, bytes_fetched=2, requests_before_ready=3,
+    requests=4, spans_fetched=1, spans_total=2, bytes_inflated=1, digest_mismatches=0, retries=0,
+)  # fmt: skip
+
+
+class Bench:
+    """A trial's set-up on fakes, with everything at hand that a test wants to change or look at."""
+
+    def __init__(self, mode: str = "overlay2") -> None:
+        self.clock = Clock()
+        self.machine = FakeMachine(self.clock)
+        self.engine = FakeEngine(self.machine)
+        self.probe = FakeProbe(self.machine)
+        scenario = Scenario.model_validate(
+            {
+                "name": "web",
+                "image": {"ref": "docker://registry.example/web:1"},
+                "workload": {"readiness": {"kind": "exit"}},
+                "shapes": ["cpu=0.5"],
+                "modes": [mode],
+            }
+        )
+        plan = make_plan([scenario], seed=1)
+        self.setup = TrialSetup(
+            session="s",
+            trial=plan.trials[0],
+            case=plan.cases[0],
+            request=lambda _machine: None,  # type: ignore[arg-type,return-value]
+            readiness=scenario.workload.readiness,
+            image_digest="sha256:0",
+            image_compressed_bytes=1000,
+            deploy_timeout_s=60.0,
+            background_timeout_s=60.0,
+            make_machine=lambda: entered(self.machine),  # type: ignore[arg-type,return-value]
+            make_engine=lambda: self.engine,
+            make_probe=lambda *_: self.probe,
+            interrupts=Interrupts(),
+            progress=Silent(),
+            clock_ns=self.clock,
+        )
+
+    def run(self, **changes: Any) -> Observation:
+        return run_trial(replace(self.setup, **changes))
+
+
+def test_full_pull() -> None:
+    """Phases end at mount and readiness, counters go to the phase they fell in, and nothing is left."""
+    bench = Bench()
+    seen = bench.run(bound=Bound(seconds=0.5))
+    assert (seen.status, seen.invalid, seen.failure) == ("ok", (), None)
+    assert seen.time_to_ready_s == 3.0
+    assert [(p.phase, p.wall_s, round(p.cpu_s, 3)) for p in seen.phases] == [("pull", 1.5, 0.5), ("start", 1.5, 0.4)]
+    assert [(s.name, s.start_s, s.end_s) for s in seen.timeline] == [("mount", 0.0, 1.5), ("ready", 2.0, 3.0)]
+    assert seen.wire_before_ready.received_bytes == 1000
+    assert seen.output_tail == "hello\n"
+    assert bench.machine.calls == ["reset", "throttle True"]
+    assert bench.engine.torn_down
+    assert bench.probe.closed
+    assert bench.machine.gone
+    assert summary(seen).endswith("ready 3.00 s  cpu 0.90 s  0.0 MB  6.0x bound")
+
+
+def test_lazy_start_waits_for_background() -> None:
+    """After readiness a lazy trial goes on to the end of the background fetch, which is a phase of its own."""
+    bench = Bench("soci")
+    bench.engine.lazy = LAZY
+    seen = bench.run()
+    assert [p.phase for p in seen.phases] == ["pull", "start", "background"]
+    assert seen.wire.received_bytes == 1500
+    assert (seen.wire_before_ready.requests, seen.wire.requests) == (3, 4)
+    assert seen.details == {"background_finished": True}
+    assert [i.rule for i in seen.invalid] == ["not-lazy"], "the fake's root is plain ext4"
+
+
+def test_failed_deploy_is_recorded() -> None:
+    """A failure keeps its kind, message and phase, has no value, and everything is taken away."""
+    bench = Bench()
+    bench.engine.fail = ContentError("layer 2: digest is a,\nexpected b")
+    seen = bench.run()
+    assert seen.status == "failed"
+    assert seen.time_to_ready_s is None
+    assert seen.failure is not None
+    assert (seen.failure.kind, seen.failure.phase) == ("ContentError", "pull")
+    assert seen.failure.message == "layer 2: digest is a, expected b"
+    assert [s.name for s in seen.timeline] == ["mount"]
+    assert bench.engine.torn_down
+    assert bench.machine.gone
+    assert "failed in pull: ContentError" in summary(seen)
+
+
+def test_never_ready() -> None:
+    """A container that does not get ready fails in the phase start, with the end of its output."""
+    bench = Bench()
+    bench.probe.never = NotReady("not ready within 1 s")
+    seen = bench.run()
+    assert seen.failure is not None
+    assert (seen.failure.kind, seen.failure.phase) == ("NotReady", "start")
+    assert seen.output_tail == "hello\n"
+    assert bench.probe.closed
+
+
+def test_out_of_memory_explains_a_failure() -> None:
+    """When the kernel killed something, that is the failure's kind, whatever it looked like."""
+    bench = Bench()
+    bench.machine.used = replace(bench.machine.used, oom_kills=1)
+    bench.engine.fail = MachineError("the agent ended")
+    seen = bench.run()
+    assert seen.failure is not None
+    assert seen.failure.kind == "OutOfMemory"
+    assert "the agent ended" in seen.failure.message
+
+
+def test_a_bug_is_recorded_with_its_traceback() -> None:
+    """An error nobody foresaw fails its trial only; the traceback is kept."""
+    bench = Bench()
+    bench.engine.fail = KeyError("x")
+    seen = bench.run()
+    assert seen.failure is not None
+    assert seen.failure.kind == "KeyError"
+    assert "fakes.py" in seen.details["traceback"]
+
+
+def test_limits_are_read_back() -> None:
+    """Limits that are not as asked at the end make a finished trial invalid, not failed."""
+    bench = Bench()
+    bench.machine.wrong = "limits are not as asked: memory"
+    seen = bench.run()
+    assert seen.status == "ok"
+    assert [i.rule for i in seen.invalid] == ["limits-not-as-asked"]
+    assert not seen.valid
+
+
+@pytest.mark.parametrize("error", [HostUnfit("no overlay"), Interrupted("stop")])
+def test_what_ends_the_session_is_raised(error: Exception) -> None:
+    """A host that cannot do it and the user's interrupt are no failures of a trial; tear-down still happens."""
+    bench = Bench()
+    bench.engine.fail = error
+    with pytest.raises(type(error)):
+        bench.run()
+    assert bench.engine.torn_down
+    assert bench.machine.gone
+
+
+def test_machine_that_cannot_be_made() -> None:
+    """The trial fails in the phase machine."""
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        raise MachineError("no loop device")
+        yield
+
+    seen = Bench().run(make_machine=broken)
+    assert seen.failure is not None
+    assert (seen.failure.kind, seen.failure.phase) == ("MachineError", "machine")
