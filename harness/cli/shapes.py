@@ -48,6 +48,8 @@ def _print_tables(listed: list[Shape], defaults: set[str], details: bool) -> Non
     from harness.model.shape import DISTANCES
 
     console = Console(highlight=False)
+    # Narrower than its figures the table would lose them; a narrow terminal wraps its lines instead.
+    console.width = max(console.width, 132)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("shape", "vCPU", "base", "burst", "credits at boot", "earned/h", "cap", "memory", "network", "disk"):
         table.add_column(title, justify="left" if title in ("shape", "network", "disk") else "right", no_wrap=True)

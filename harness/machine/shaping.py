@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import MachineError
 from harness.machine import addresses
+from harness.model.bound import burst_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 INNER_INTERFACE = "eth0"
 
-_MIN_BURST_BYTES = 128 << 10
-"""Above one GSO packet (64 KiB and headers), or tbf would cut packets up at the machine's or the registry's expense."""
-_BURST_S = 0.002
 _QUEUE_S = 0.020
 _MIN_QUEUE_BYTES = 192 << 10
 _MAX_TBF_S = 250.0
@@ -62,7 +60,8 @@ def cap_filters(cap_bytes_s: int) -> list[Filter]:
 
 
 def _plain(rate_bytes_s: int) -> Filter:
-    burst = max(_MIN_BURST_BYTES, int(rate_bytes_s * _BURST_S))
+    # Below one GSO packet tbf would cut packets up, at the machine's or the registry's expense.
+    burst = burst_bytes(rate_bytes_s)
     return Filter(rate_bytes_s, burst, burst + max(_MIN_QUEUE_BYTES, int(rate_bytes_s * _QUEUE_S)))
 
 
@@ -180,16 +179,26 @@ def interfaces() -> list[str]:
 
 
 def has_netem() -> bool:
-    """Whether this kernel delays packets; tried on a link of a throw-away pair."""
+    """Whether this kernel delays packets."""
+    return _takes("netem", delay=1000, limit=10)
+
+
+def has_tbf() -> bool:
+    """Whether this kernel limits a link's rate."""
+    return _takes("tbf", rate=1_000_000, burst=1 << 17, limit=1 << 18)
+
+
+def _takes(kind: str, **parameters: int) -> bool:
+    """Whether a queueing discipline can be had: tried on a pair made for that."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
     name = f"cbtry{random.randrange(1 << 24):06x}"
     with IPRoute() as ipr:
-        ipr.link("add", ifname=name, kind="veth", peer={"ifname": f"{name}p"})
         try:
+            ipr.link("add", ifname=name, kind="veth", peer={"ifname": f"{name}p"})
             index = ipr.link_lookup(ifname=name)[0]
-            ipr.tc("add", "netem", index, handle=0x10000, parent=0xFFFFFFFF, delay=1000, limit=10)
+            ipr.tc("add", kind, index, handle=0x10000, parent=0xFFFFFFFF, **parameters)
         except NetlinkError as error:
             if error.code in (errno.ENOENT, errno.EOPNOTSUPP):
                 return False
