@@ -147,8 +147,8 @@ class TestRegistry:
         if index:
             entry = {**pushed.to_json(), "platform": {"os": "linux", "architecture": "amd64"}}
             kind = DOCKER_INDEX if docker else OCI_INDEX
-            document = {"schemaVersion": 2, "mediaType": kind, "manifests": [entry]}
-            destination.put_manifest(json.dumps(document).encode(), kind, tag)
+            listing = {"schemaVersion": 2, "mediaType": kind, "manifests": [entry]}
+            destination.put_manifest(json.dumps(listing).encode(), kind, tag)
         destination.close()
         return descriptors
 

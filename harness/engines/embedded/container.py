@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_MIN_CODE_WAIT_S = 0.05
+
 
 class EmbeddedContainer:
     """Implements ``harness.engines.protocol.Container``.
 
-    The exit is *seen* through a pidfd in the harness, outside the machine's quota; the exit *code* comes from the
-    agent, whose child the container is (``code`` waits for it), and may be a moment late.
+    The exit is *seen* through a pidfd by a thread of the harness, outside the machine's quota, from before the
+    container starts; the exit *code* comes from the agent, whose child the container is (``code`` waits for it), and
+    may be a moment late.
     """
 
     def __init__(self, pid: int, output: tuple[int, int], root: str, code: Callable[[float], int | None]) -> None:
@@ -24,13 +27,20 @@ class EmbeddedContainer:
         self._stdout, self._stderr = output
         self._root = root
         self._code = code
-        self._pidfd = os.pidfd_open(pid)
         self._exited_ns: int | None = None
-        self._lock = threading.Lock()
+        self._exited = threading.Event()
+        self._pidfd = os.pidfd_open(pid)
+        self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
+        self._watcher = threading.Thread(target=self._watch, name="container-pidfd", daemon=True)
+        self._watcher.start()
 
     @property
     def pid(self) -> int:
         return self._pid
+
+    @property
+    def root(self) -> str:
+        return self._root
 
     @property
     def stdout(self) -> int:
@@ -40,41 +50,30 @@ class EmbeddedContainer:
     def stderr(self) -> int:
         return self._stderr
 
-    @property
-    def root(self) -> str:
-        return self._root
-
-    @property
-    def pidfd(self) -> int:
-        """Readable once the container's init has ended."""
-        return self._pidfd
-
     def exited_at_ns(self) -> int | None:
-        self._poll(0)
         return self._exited_ns
 
     def exit_code(self, timeout_s: float) -> int | None:
+        """None also where the process has ended and nobody can say how (``exited_at_ns`` is set then)."""
         deadline = time.monotonic() + timeout_s
-        if not self._poll(timeout_s):
+        if not self._exited.wait(timeout_s):
             return None
-        return self._code(max(0.5, deadline - time.monotonic()))
-
-    def _poll(self, timeout_s: float) -> bool:
-        if self._exited_ns is not None:
-            return True
-        poller = select.poll()
-        poller.register(self._pidfd, select.POLLIN)
-        if not poller.poll(max(0, round(timeout_s * 1000))):
-            return False
-        with self._lock:
-            if self._exited_ns is None:
-                self._exited_ns = time.monotonic_ns()
-        return True
+        return self._code(max(_MIN_CODE_WAIT_S, deadline - time.monotonic()))
 
     def close(self) -> None:
-        """Close the descriptors; idempotent."""
-        for name in ("_stdout", "_stderr", "_pidfd"):
-            descriptor = getattr(self, name)
-            if descriptor >= 0:
-                os.close(descriptor)
-                setattr(self, name, -1)
+        """Stop watching, close the descriptors; idempotent."""
+        if self._stop_writer < 0:
+            return
+        os.close(self._stop_writer)
+        self._watcher.join()
+        for descriptor in (self._stop_reader, self._pidfd, self._stdout, self._stderr):
+            os.close(descriptor)
+        self._stop_writer = self._stdout = self._stderr = -1
+
+    def _watch(self) -> None:
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        poller.register(self._stop_reader, 0)  # its hang-up is the signal
+        if self._pidfd in {descriptor for descriptor, _event in poller.poll()}:
+            self._exited_ns = time.monotonic_ns()
+            self._exited.set()
