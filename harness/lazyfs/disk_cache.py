@@ -1,0 +1,76 @@
+"""The machine's disk as a cache of one layer: two sparse files, inflated bytes and stored (compressed) bytes.
+
+Where nothing was written a sparse file reads as zeros, so callers must never read what they have not recorded as
+written; the files hold no state of their own. A full disk is not an error of the file system served: writes then
+report False for good, and the data path goes on from memory and the registry.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+
+class SparseFile:
+    """Positional reads and writes of a file that is unlinked at once: it goes away with the process."""
+
+    def __init__(self, directory: str, name: str, pwrite: Callable[[int, bytes | memoryview, int], int] = os.pwrite):
+        path = os.path.join(directory, name)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.unlink(path)
+        self._pwrite = pwrite
+        self.full = False
+
+    def write(self, offset: int, data: bytes | memoryview) -> bool:
+        """Write all of ``data``; False when the disk is full or failing, after which nothing is written any more."""
+        if self.full:
+            return False
+        view = memoryview(data)
+        try:
+            while view:
+                written = self._pwrite(self._fd, view, offset)
+                view = view[written:]
+                offset += written
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self.full = True
+            return False
+        return True
+
+    def read(self, offset: int, size: int) -> bytes | None:
+        """Exactly ``size`` bytes, None when the disk cannot give them back."""
+        try:
+            data = os.pread(self._fd, size, offset)
+            while len(data) < size:
+                more = os.pread(self._fd, size - len(data), offset + len(data))
+                if not more:
+                    return None
+                data += more
+        except OSError:
+            return None
+        return data
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class DiskCache:
+    """``inflated`` is addressed as the layer's address space, ``packed`` as its blob; both None without a disk."""
+
+    def __init__(self, directory: str | None, layer: int) -> None:
+        self.inflated = SparseFile(directory, f"layer-{layer}.inflated") if directory else None
+        self.packed = SparseFile(directory, f"layer-{layer}.packed") if directory else None
+
+    def close(self) -> None:
+        for file in (self.inflated, self.packed):
+            if file is not None:
+                file.close()

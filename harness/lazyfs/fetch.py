@@ -1,0 +1,116 @@
+"""Work for one range request, done in a worker thread: fetch, verify, inflate, write, in one hop per request.
+
+The interpreter lock is free while receiving, hashing and inflating. Nothing here touches the store's state: results
+are values that the event loop installs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from harness.errors import ColdbenchError, ContentError, FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness.formats.table import RangeSource
+    from harness.lazyfs.disk_cache import DiskCache
+    from harness.lazyfs.policy import Policy
+    from harness.lazyfs.units import Decoded, Units
+
+
+class Sink(Enum):
+    """Where a request's units go."""
+
+    MEMORY = auto()
+    PACKED = auto()
+    """To the disk cache as they came (background fetch: no CPU for bytes that may never be read)."""
+    INFLATED = auto()
+    """Inflated to the disk cache (eager)."""
+
+
+@dataclass(slots=True)
+class Fetched:
+    """What one request gave: decoded units, units left as stored bytes, and what failed and why."""
+
+    received_bytes: int = 0
+    decoded: list[tuple[Decoded, bytes | None]] = field(default_factory=list)
+    """With the stored bytes of those that are not whole."""
+    packed: list[tuple[int, bytes]] = field(default_factory=list)
+    written_inflated: set[int] = field(default_factory=set)
+    written_packed: set[int] = field(default_factory=set)
+    failed: dict[int, ColdbenchError] = field(default_factory=dict)
+    inflated_bytes: int = 0
+
+
+def union(units: Units, chosen: Sequence[int], region: int, blob_size: int) -> tuple[int, int]:
+    """(offset, end) of one range over all chosen units, widened to whole regions when there are any."""
+    extents = [units.extent(unit) for unit in chosen]
+    offset = min(start for start, _ in extents)
+    end = max(start + size for start, size in extents)
+    if region:
+        offset -= offset % region
+        end = min(blob_size, -(-end // region) * region)
+    return offset, end
+
+
+def fetch(
+    units: Units,
+    source: RangeSource,
+    disk: DiskCache,
+    chosen: Sequence[int],
+    upto: Mapping[int, int],
+    sink: Sink,
+    policy: Policy,
+    blob_size: int,
+) -> Fetched:
+    """One range request for ``chosen``; units in ``upto`` are inflated to there, the others stay as stored bytes.
+
+    A unit with bad bytes fails alone; only the request itself raises (RegistryError).
+    """
+    result = Fetched()
+    offset, end = union(units, chosen, policy.region_bytes, blob_size)
+    data = source.read_range(offset, end - offset) if end > offset else b""
+    if len(data) != end - offset:
+        raise FormatError("range", f"{len(data)} bytes came for the {end - offset} at {offset}")
+    result.received_bytes = len(data)
+    view = memoryview(data)
+    wanted = [unit for unit in chosen if unit in upto or sink is Sink.INFLATED]
+    if wanted:
+        units.load([unit for unit in wanted if not units.ready(unit)])
+    done: set[int] = set()
+    for unit in chosen:
+        if unit in done:
+            continue
+        start, size = units.extent(unit)
+        part: bytes | memoryview = view[start - offset : start - offset + size]
+        if size == len(data):
+            part = data
+        try:
+            units.verify(unit, part)
+            if sink is Sink.PACKED:
+                if disk.packed is not None and disk.packed.write(start, part):
+                    result.written_packed.add(unit)
+                continue
+            if sink is Sink.MEMORY and unit not in upto:
+                result.packed.append((unit, bytes(part)))
+                continue
+            limit = upto.get(unit)
+            whole = units.ends[unit] - units.starts[unit]
+            for piece in units.decode(unit, part, whole if limit is None or not policy.partial_inflate else limit):
+                done.add(piece.unit)
+                result.inflated_bytes += len(piece.data)
+                if (
+                    piece.rest is None
+                    and (sink is Sink.INFLATED or policy.cache_inflated)
+                    and disk.inflated is not None
+                ):
+                    if disk.inflated.write(units.starts[piece.unit], piece.data):
+                        result.written_inflated.add(piece.unit)
+                if sink is Sink.MEMORY:
+                    result.decoded.append((piece, bytes(part) if piece.rest is not None else None))
+        except ContentError as error:
+            result.failed[unit] = error
+    return result

@@ -1,0 +1,101 @@
+"""Units in memory, least recently used first out, under one budget for all layers of the image."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.lazyfs.units import Rest
+
+Key = tuple[int, int]
+"""(layer, unit)."""
+
+
+class Resident:
+    """One unit's bytes in memory: stored bytes, or inflated pieces from the start, or (while ``rest``) both.
+
+    ``busy`` is set while a thread works on it.
+    """
+
+    __slots__ = ("busy", "ends", "filled", "packed", "pieces", "rest")
+
+    def __init__(self, packed: bytes | None = None) -> None:
+        self.packed = packed
+        self.pieces: list[bytes] = []
+        self.ends: list[int] = []
+        self.filled = 0
+        self.rest: Rest | None = None
+        self.busy = False
+
+    def append(self, data: bytes, rest: Rest | None) -> None:
+        """More inflated bytes; without a rest the unit is whole and its stored bytes are let go."""
+        if data or not self.pieces:
+            self.pieces.append(data)
+            self.filled += len(data)
+            self.ends.append(self.filled)
+        self.rest = rest
+        if rest is None:
+            self.packed = None
+
+    @property
+    def whole(self) -> bool:
+        return bool(self.pieces) and self.rest is None
+
+    @property
+    def cost(self) -> int:
+        """Bytes of memory; the rest's own copy of what is not consumed is counted as half the stored bytes."""
+        packed = len(self.packed) if self.packed is not None else 0
+        return self.filled + packed + (packed >> 1 if self.rest is not None else 0) + 256
+
+    def slice(self, begin: int, end: int) -> bytes | memoryview:
+        """Inflated bytes [begin, end), which must be there."""
+        index = bisect_right(self.ends, begin)
+        piece = self.pieces[index]
+        base = self.ends[index] - len(piece)
+        if end <= self.ends[index]:
+            if begin == base and end == self.ends[index]:
+                return piece
+            return memoryview(piece)[begin - base : end - base]
+        parts = [memoryview(piece)[begin - base :]]
+        while end > self.ends[index]:
+            index += 1
+            base = self.ends[index - 1]
+            parts.append(memoryview(self.pieces[index])[: end - base])
+        return b"".join(parts)
+
+
+class MemoryCache:
+    """All residents, the coldest first. The caller pays what it adds with ``charge`` and evicts with ``victims``."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget = budget_bytes
+        self.used = 0
+        self.units: OrderedDict[Key, Resident] = OrderedDict()
+
+    def put(self, key: Key, resident: Resident) -> None:
+        old = self.units.pop(key, None)
+        if old is not None:
+            self.used -= old.cost
+        self.units[key] = resident
+        self.used += resident.cost
+
+    def drop(self, key: Key) -> None:
+        resident = self.units.pop(key, None)
+        if resident is not None:
+            self.used -= resident.cost
+
+    def victims(self) -> list[tuple[Key, Resident]]:
+        """What must leave to be within nine tenths of the budget again; empty while it is kept."""
+        if self.used <= self.budget:
+            return []
+        excess = self.used - self.budget * 9 // 10
+        chosen = []
+        for key, resident in self.units.items():
+            if excess <= 0:
+                break
+            if not resident.busy:
+                chosen.append((key, resident))
+                excess -= resident.cost
+        return chosen

@@ -1,0 +1,122 @@
+"""Policies of the lazy modes: what the daemon promises the kernel, fetches, keeps and prefetches.
+
+``reference`` copies the reference snapshotters' published defaults (stargz-snapshotter 0.19, soci-snapshotter 0.16:
+their configuration structures), so that a trial shows what those *policies* cost apart from the implementation;
+``tuned`` is the best this project knows; ``eager`` is the full pull that unpacks no file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+FOREVER_S = float(1 << 31)
+"""A timeout the kernel turns into "until evicted" (68 years; it saturates far above this)."""
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Every option by name, with the value of ``tuned``. Times in seconds, sizes in bytes."""
+
+    entry_timeout_s: float = FOREVER_S
+    attr_timeout_s: float = FOREVER_S
+    negative_timeout_s: float = FOREVER_S
+    """0: failed lookups are asked again every time."""
+    skip_xattrs: bool = True
+    """Answer xattr calls with ENOSYS where no file of any layer has one, so that the kernel stops asking."""
+    partial_inflate: bool = True
+    """Inflate a unit only as far as it is read, where its digest allows that; else always to its end."""
+    inflate_step: int = 256 * KIB
+    """What is read ahead inside a unit: inflated at the least per step."""
+    region_bytes: int = 0
+    """Ranges are widened to multiples of this, as the stargz daemon does; 0: exactly the unit."""
+    merge_gap: int = 64 * KIB
+    """Missing units of one request that lie at most this far apart in the blob share one range request."""
+    merge_bytes: int = 4 * MIB
+    """A merged range request stays below this unless one unit alone is larger."""
+    readahead_units: int = 2
+    """Units fetched ahead of a reader that has walked from one unit into the next; 0 switches it off."""
+    in_flight: int = 4
+    """Range requests at a time for reads that wait."""
+    memory_bytes: int = 64 * MIB
+    """Inflated and compressed bytes kept in memory; the coldest go to the disk cache."""
+    disk_cache: bool = True
+    cache_inflated: bool = False
+    """Write every inflated unit to the disk cache at once (the reference daemons do), not only what memory loses."""
+    prefetch: bool = True
+    """Follow the prefetch list of the request, or the image's own (landmark, prefetch artefact)."""
+    prefetch_in_flight: int = 3
+    background: bool = True
+    background_after_s: float = 1.0
+    """After readiness (``reference``: after the mount) and after each foreground fetch."""
+    background_interval_s: float = 0.05
+    """Pause between two background requests."""
+    background_units: int = 0
+    """Units per background request; 0: as many as ``merge_bytes`` holds."""
+    background_in_flight: int = 1
+    background_from_mount: bool = False
+    """Count ``background_after_s`` from the mount, whether the container is ready or not."""
+    read_ahead_kib: int = 0
+    """Kernel read-ahead of the mount, set through sysfs where that is writable; 0 leaves the kernel's 128."""
+    eager: bool = False
+    """Fetch and inflate everything into the disk cache before the mount is reported."""
+    direct_io: bool = True
+    """Blob presentation: the FUSE file's bytes are not cached a second time below EROFS."""
+
+
+_STARGZ = Policy(
+    entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=0.0, skip_xattrs=False, partial_inflate=False,
+    region_bytes=50_000, merge_gap=0, merge_bytes=2 * MIB, readahead_units=0, in_flight=16, cache_inflated=True,
+    prefetch_in_flight=1, background_after_s=5.0, background_interval_s=0.0, background_units=1,
+    background_in_flight=2, background_from_mount=True,
+)  # fmt: skip
+_SOCI = Policy(
+    entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=1.0, skip_xattrs=False, partial_inflate=False,
+    merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True, background_after_s=30.0,
+    background_interval_s=0.5, background_units=1, background_from_mount=True,
+)  # fmt: skip
+_EAGER = Policy(eager=True, merge_bytes=8 * MIB, prefetch=False, background=False, cache_inflated=True)
+
+PRESETS: dict[tuple[str, str], Policy] = {
+    ("estargz", "tuned"): Policy(),
+    ("soci", "tuned"): Policy(),
+    ("erofs", "tuned"): Policy(),
+    ("estargz", "reference"): _STARGZ,
+    ("soci", "reference"): _SOCI,
+    ("erofs", "eager"): _EAGER,
+}
+"""(mode, preset) -> policy."""
+
+_PARSE: dict[str, Callable[[Any], Any]] = {"bool": bool, "int": int, "float": float}
+
+
+def policy_of(mode: str, preset: str, options: Mapping[str, Any] | None = None) -> Policy:
+    """The preset's policy with single options replaced; UsageError for an unknown preset, option or value type."""
+    policy = PRESETS.get((mode, preset))
+    if policy is None:
+        known = ", ".join(name for of, name in PRESETS if of == mode) or "none"
+        raise UsageError(f"preset {preset!r} of lazy mode {mode!r}: expected one of {known}")
+    if not options:
+        return policy
+    types = {field.name: str(field.type) for field in dataclasses.fields(Policy)}
+    changes: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in types:
+            raise UsageError(f"option {name!r} of mode {mode}: expected one of {', '.join(types)}")
+        wanted = types[name]
+        if isinstance(value, bool) != (wanted == "bool") or not isinstance(value, (bool, int, float)):
+            raise UsageError(f"option {name} of mode {mode}: expected a value of type {wanted}, not {value!r}")
+        changes[name] = _PARSE[wanted](value)
+    for name, value in changes.items():
+        if value < 0:
+            raise UsageError(f"option {name} of mode {mode}: {value} is below 0")
+    return dataclasses.replace(policy, **changes)

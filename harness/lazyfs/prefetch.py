@@ -1,0 +1,161 @@
+"""Fetching what nobody has asked for yet: the prefetch list before and during the start, the rest after it."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left, bisect_right
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from harness.errors import DiskFull, RegistryError
+from harness.lazyfs.fetch import Sink
+from harness.lazyfs.store import ABSENT, INFLATED
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from harness.lazyfs.store import Layer, Store
+
+log = logging.getLogger(__name__)
+
+Extent = tuple[int, int, int]
+"""(layer, begin, end) in the layer's address space."""
+
+_WINDOW_UNITS = 48
+"""Units of a prefetch list that may be reordered among each other to merge their requests."""
+_GIVE_UP_AFTER = 5
+"""Failed background requests in a row after which the registry is taken to be gone; reads still try."""
+
+
+def units_of(layer: Layer, begin: int, end: int) -> range:
+    """Units that hold a byte of [begin, end)."""
+    if end <= begin:
+        return range(0)
+    first = max(0, bisect_right(layer.starts, begin) - 1)
+    if first < len(layer.starts) and layer.ends[first] <= begin:
+        first += 1
+    return range(first, max(first, bisect_left(layer.starts, end)))
+
+
+async def prefetch(store: Store, extents: Iterable[Extent]) -> int:
+    """Fetch and verify the units under ``extents``, about in their order, merged into large requests; units fetched.
+
+    They stay as stored bytes (in memory, later on disk) until they are read: inflating is then as cheap, and what the
+    list names in vain costs no CPU.
+    """
+    ordered: dict[tuple[int, int], None] = {}
+    for number, begin, end in extents:
+        for unit in units_of(store.layers[number], begin, end):
+            ordered.setdefault((number, unit))
+    wanted = list(ordered)
+    groups: deque[tuple[Layer, list[int]]] = deque()
+    for start in range(0, len(wanted), _WINDOW_UNITS):
+        window = sorted(wanted[start : start + _WINDOW_UNITS])
+        for layer in store.layers:
+            units = [unit for number, unit in window if number == layer.index]
+            groups.extend((layer, group) for group in store.group(layer, units))
+    await _in_parallel(store.policy.prefetch_in_flight, groups, partial(_prefetch_one, store))
+    return len(wanted)
+
+
+async def _prefetch_one(store: Store, layer: Layer, group: list[int]) -> None:
+    # Looked at again when its turn comes: a read may have fetched it meanwhile.
+    for units in store.group(layer, [unit for unit in group if store.missing(layer, unit)]):
+        await store.fetch(layer, units, {}, Sink.MEMORY)
+
+
+async def _in_parallel(
+    tasks: int,
+    groups: deque[tuple[Layer, list[int]]],
+    work: Callable[[Layer, list[int]], Awaitable[None]],
+) -> None:
+    """Work the groups off in order, ``tasks`` at a time."""
+
+    async def worker() -> None:
+        while groups:
+            await work(*groups.popleft())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(max(1, tasks)):
+            nursery.start_soon(worker)
+
+
+async def background(store: Store) -> bool:
+    """Fetch everything else to the disk cache, yielding to foreground reads; whether all of it is local at the end.
+
+    Stored bytes are kept as they came and inflated when they are read. Ends early when the disk is full or the
+    registry stays away.
+    """
+    policy, failures = store.policy, 0
+    await trio.sleep(policy.background_after_s)
+    for layer in store.layers:
+        absent = [unit for unit in range(len(layer.state)) if layer.state[unit] == ABSENT]
+        batches = store.group(layer, absent, policy.background_units)
+        position = 0
+        while position < len(batches):
+            await _yield_to_foreground(store)
+            chosen = batches[position : position + policy.background_in_flight]
+            position += len(chosen)
+            async with trio.open_nursery() as nursery:
+                for batch in chosen:
+                    nursery.start_soon(_background_one, store, layer, batch)
+            if store.counters.disk_full or layer.disk.packed is None or layer.disk.packed.full:
+                store.counters.disk_full = True
+                log.warning("background fetch ends: the disk cache is full")
+                return False
+            lost = any(layer.state[u] == ABSENT and store.missing(layer, u) for batch in chosen for u in batch)
+            failures = failures + 1 if lost else 0
+            if failures >= _GIVE_UP_AFTER:
+                log.warning("background fetch ends: %d requests in a row failed", failures)
+                return False
+            if policy.background_interval_s:
+                await trio.sleep(policy.background_interval_s)
+    return _all_local(store)
+
+
+async def _background_one(store: Store, layer: Layer, batch: Sequence[int]) -> None:
+    units = [unit for unit in batch if store.missing(layer, unit)]
+    for group in store.group(layer, units):
+        await store.fetch(layer, group, {}, Sink.PACKED)
+
+
+async def _yield_to_foreground(store: Store) -> None:
+    while store.waiting:
+        await trio.sleep(0.005)
+    quiet_at = store.last_foreground + min(0.05, store.policy.background_after_s)
+    while trio.current_time() < quiet_at or store.waiting:
+        await trio.sleep(max(0.005, quiet_at - trio.current_time()))
+        quiet_at = store.last_foreground + min(0.05, store.policy.background_after_s)
+
+
+def _all_local(store: Store) -> bool:
+    return all(
+        state != ABSENT or (layer.index, unit) in store.memory.units
+        for layer in store.layers
+        for unit, state in enumerate(layer.state)
+    )
+
+
+async def fetch_everything(store: Store) -> None:
+    """Fetch and inflate all layers into the disk cache (preset ``eager``), several requests at a time.
+
+    Raises DiskFull, or the error of a unit that cannot be had.
+    """
+    groups: deque[tuple[Layer, list[int]]] = deque()
+    for layer in store.layers:
+        absent = [unit for unit in range(len(layer.state)) if layer.state[unit] != INFLATED]
+        groups.extend((layer, group) for group in store.group(layer, absent))
+    await _in_parallel(store.policy.in_flight, groups, partial(_fetch_inflated, store))
+
+
+async def _fetch_inflated(store: Store, layer: Layer, group: list[int]) -> None:
+    flight = await store.fetch(layer, group, {}, Sink.INFLATED)
+    for error in flight.failed.values():
+        raise error
+    if any(layer.state[unit] != INFLATED for unit in group):
+        if layer.disk.inflated is None or layer.disk.inflated.full:
+            raise DiskFull("the machine's disk has no room for the decompressed layers; give the shape a larger one")
+        raise RegistryError(f"layer {layer.index}: units {group[0]}-{group[-1]} did not arrive")
