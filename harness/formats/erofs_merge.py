@@ -17,6 +17,7 @@ Decisions, where tools differ or the formats leave room:
   OverlayFS does: the target's name and the new one share a new inode, other old names keep the old one.
 - Link counts are those that OverlayFS reports: the names an inode has in its own layer, hidden ones included. A
   directory has two plus its subdirectories.
+- A symlink's mode is 0777, whatever its header says: Linux has no other.
 - Names are bytes; the order inside a directory is that of the bytes.
 
 Sources: OCI image spec 1.1 (layer.md); Linux Documentation/filesystems/overlayfs.rst; containerd archive/tar.go.
@@ -126,8 +127,7 @@ def check_table(table: LayerTable, where: str) -> None:
         index = int(np.flatnonzero(stored & (table.sizes > table.address_space_bytes - table.offsets))[0])
         raise FormatError(
             f"{where}: entry {table.names[index][:200]!r}",
-            f"bytes {table.offsets[index]} to {table.offsets[index] + table.sizes[index]} are outside the layer's "
-            f"{table.address_space_bytes}",
+            f"{table.sizes[index]} bytes at {table.offsets[index]} are outside the layer's {table.address_space_bytes}",
         )
     if (table.mtimes_ns > 999_999_999).any():
         raise FormatError(where, "a time with more than 999 999 999 nanoseconds")
@@ -363,10 +363,8 @@ class _Merger:
         sizes[final_kinds != Kind.REG] = 0
         layers = np.where(implied | (sizes == 0), -1, layer_of[sources] if self.total else -1).astype(np.int32)
         targets: dict[int, list[int]] = {}
-        for number, source in zip(
-            np.flatnonzero(sources != sequence).tolist(), sources[sources != sequence].tolist(), strict=True
-        ):
-            targets.setdefault(source, []).append(number)
+        for inode in np.flatnonzero((sources != sequence) & ~implied).tolist():
+            targets.setdefault(int(sources[inode]), []).append(inode)
 
         def by_inode(parts: Iterable[Mapping[int, _Value]], keep: Callable[[int], bool]) -> dict[int, _Value]:
             out: dict[int, _Value] = {}
@@ -374,9 +372,8 @@ class _Merger:
             for table, part in zip(self.tables, parts, strict=False):
                 for index, value in part.items():
                     entry = first + index
-                    where = targets.get(entry, []) if entry in targets else []
                     number = int(number_of[entry])
-                    for inode in [*where, number] if number >= 0 else where:
+                    for inode in [*targets.get(entry, ()), *([number] if number >= 0 else ())]:
                         if keep(int(final_kinds[inode])):
                             out[inode] = value
                 first += len(table)
@@ -385,7 +382,9 @@ class _Merger:
         xattrs = by_inode((table.xattrs for table in self.tables), lambda kind: True)
         return MergedTree(
             kinds=final_kinds,
-            modes=(column("modes", 0o755, np.uint16) & 0o7777).astype(np.uint16),
+            modes=np.where(final_kinds == Kind.SYMLINK, 0o777, column("modes", 0o755, np.uint16) & 0o7777).astype(
+                np.uint16
+            ),
             uids=column("uids", 0, np.uint32),
             gids=column("gids", 0, np.uint32),
             sizes=sizes,
