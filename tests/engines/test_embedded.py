@@ -1,0 +1,328 @@
+"""The embedded engine with mode overlay2: real registry, real machine, real crun, a tiny image."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import sys
+import tarfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.engines import make_engine
+from harness.engines.protocol import Process
+from harness.errors import (
+    ColdbenchError,
+    ContentError,
+    DiskFull,
+    FormatError,
+    ImageNotFound,
+    MachineError,
+    MissingTool,
+    OutOfMemory,
+    RegistryError,
+    UnsafePath,
+    UnsupportedMediaType,
+    UsageError,
+    WorkloadError,
+)
+from harness.model.timeline import Recorder
+from tests.engines.support import base_layer, directory, tar_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from harness.engines.embedded.container import EmbeddedContainer
+    from harness.engines.protocol import DeployRequest
+    from harness.machine.machine import Machine
+    from tests.engines.support import Member, TestRegistry
+
+pytestmark = pytest.mark.root
+
+PRESETS = ("docker-like", "tuned")
+
+
+class Deployment:
+    """What a test looks at: the container, the timeline, the engine."""
+
+    def __init__(self, engine: Any, container: EmbeddedContainer, timeline: Recorder) -> None:
+        self.engine, self.container, self.timeline = engine, container, timeline
+
+    def output(self, timeout_s: float = 10.0) -> str:
+        """All of stdout, once the container has ended."""
+        assert self.container.exit_code(timeout_s) is not None
+        data = b""
+        while select.select([self.container.stdout], [], [], 1)[0]:
+            piece = os.read(self.container.stdout, 65536)
+            if not piece:
+                break
+            data += piece
+        return data.decode()
+
+    @property
+    def names(self) -> list[str]:
+        return [span.name for span in self.timeline.sorted()]
+
+
+@contextmanager
+def deployed(machine: Machine, request: DeployRequest) -> Iterator[Deployment]:
+    """Deploy, and take everything away at the end, twice."""
+    engine = make_engine("embedded")
+    try:
+        engine.start(machine, request)
+        timeline = Recorder(time.monotonic_ns())
+        container = engine.deploy(machine, request, timeline)
+        yield Deployment(engine, container, timeline)  # type: ignore[arg-type]
+    finally:
+        engine.tear_down()
+        engine.tear_down()
+        assert machine.pids() == []
+        mounts = Path(f"/proc/{machine.namespace_pid}/mountinfo").read_text()
+        assert f"{machine.scratch}/embedded" not in mounts
+
+
+def fails(machine: Machine, request: DeployRequest, kind: type[ColdbenchError], match: str = "") -> ColdbenchError:
+    """The deployment fails with exactly this class and one clear line, and leaves nothing behind."""
+    with pytest.raises(kind, match=match) as caught, deployed(machine, request):
+        pass
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_container_starts(machine: Machine, registry: TestRegistry, preset: str) -> None:
+    """The image's program runs as its configuration says; every phase is a span; the exit code comes through."""
+    request = registry.request("base", "exit", "7", preset=preset)
+    with deployed(machine, request) as it:
+        assert it.container.exit_code(10) == 7
+        assert it.container.exited_at_ns() is not None
+        assert it.names[0] == "resolve"
+        assert it.names[-3:] == ["mount", "create", "start"]
+        assert set(it.names) == {"resolve", "fetch", "unpack", "mount", "create", "start"}
+        assert it.engine.image_digest.startswith("sha256:")
+        assert it.engine.lazy_usage() is None
+        assert it.engine.finish_background(0, it.timeline)
+
+
+@pytest.mark.parametrize("docker", [False, True], ids=["oci", "docker"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_layers_stack_through_an_index(machine: Machine, registry: TestRegistry, preset: str, docker: bool) -> None:
+    """Index and manifest of both vendors' media types; whiteouts and opaque directories hide what lies below."""
+    upper = tar_bytes(
+        [
+            ("etc/.wh.group", {"data": b""}),
+            ("srv/.wh..wh..opq", {"data": b""}),
+            ("srv/new", {"data": b"new"}),
+            ("copy", {"type": tarfile.LNKTYPE, "linkname": "etc/passwd"}),
+        ]
+    )
+    lower = tar_bytes([("srv/", directory()), ("srv/old", {"data": b"old"}), ("keep", {"data": b"kept"})])
+    tag = f"stacked-{preset}-{docker}".lower()
+    registry.push(tag, [base_layer(), lower, upper], docker=docker, index=True)
+    with deployed(machine, registry.request(tag, "wait", preset=preset)) as it:
+        root = machine.outside(it.container.root)
+        assert (root / "etc/passwd").exists()
+        assert not (root / "etc/group").exists()
+        assert os.listdir(root / "srv") == ["new"]
+        assert (root / "keep").read_bytes() == b"kept"
+        assert (root / "copy").read_bytes() == (root / "etc/passwd").read_bytes()
+        assert it.container.exit_code(0) is None
+
+
+def test_user_environment_and_directory(machine: Machine, registry: TestRegistry) -> None:
+    """User and group by name with its further groups, the image's environment, the working directory made if absent."""
+    config = {
+        "Entrypoint": ["/bin/probe"],
+        "Cmd": ["who"],
+        "User": "app",
+        "WorkingDir": "/made/up",
+        "Env": ["MARK=image"],
+    }
+    registry.push("configured", [base_layer()], config)
+    with deployed(machine, registry.request("configured")) as it:
+        assert it.output() == "uid=1000 gid=100 cwd=/made/up home=/home/app mark=image group=200\n"
+
+
+def test_overrides(machine: Machine, registry: TestRegistry) -> None:
+    """A scenario's command, user, directory and environment replace the image's."""
+    process = Process(args=("/bin/probe", "who"), env={"MARK": "mine"}, cwd="/tmp", user="5:6")
+    with deployed(machine, registry.request("base", process=process)) as it:
+        assert it.output() == "uid=5 gid=6 cwd=/tmp home=/ mark=mine\n"
+
+
+def test_many_layers(machine: Machine, registry: TestRegistry) -> None:
+    """127 layers, Docker's maximum, stack: their names do not outgrow what mount(2) takes."""
+    layers = [tar_bytes([(f"layer{n}", {"data": b"x"})]) for n in range(126)]
+    registry.push("many", [base_layer(), *layers])
+    with deployed(machine, registry.request("many", "wait")) as it:
+        assert len([n for n in os.listdir(machine.outside(it.container.root)) if n.startswith("layer")]) == 126
+
+
+def test_everything_is_charged_to_the_machine(machine: Machine, registry: TestRegistry) -> None:
+    """The container runs in the machine's control group and network namespace."""
+    with deployed(machine, registry.request("base", "wait")) as it:
+        assert it.container.pid in machine.pids()
+        ours = os.readlink(f"/proc/{it.container.pid}/ns/net")
+        assert ours == os.readlink(f"/proc/{machine.namespace_pid}/ns/net")
+
+
+def test_killed_container_reports_its_signal(machine: Machine, registry: TestRegistry) -> None:
+    """A container that a signal ended has that signal, negative, as its exit code."""
+    with deployed(machine, registry.request("base", "wait")) as it:
+        os.kill(it.container.pid, 9)
+        assert it.container.exit_code(10) == -9
+
+
+def test_unknown_image(machine: Machine, registry: TestRegistry) -> None:
+    fails(machine, registry.request("nothing-of-this-name"), ImageNotFound, "no such image")
+
+
+def test_unreachable_registry(machine: Machine, registry: TestRegistry) -> None:
+    """Nobody listens: said after a few tries."""
+    request = registry.request("base", registry=f"{registry.address}:1")
+    fails(machine, request, RegistryError, "check that the registry is up")
+
+
+def test_platform_that_the_index_lacks(machine: Machine, registry: TestRegistry) -> None:
+    registry.push("indexed", [base_layer()], index=True)
+    fails(machine, registry.request("indexed", platform="linux/s390x"), ImageNotFound, "s390x")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_wrong_digest(machine: Machine, registry: TestRegistry, preset: str) -> None:
+    """A layer whose bytes were changed in the registry is refused for its digest, not for what it unpacks to."""
+    layers = registry.push(f"changed-{preset}", [tar_bytes([("f", {"data": os.urandom(400_000)})])])
+    path = registry.blob_file(layers[0].digest)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    fails(machine, registry.request(f"changed-{preset}", preset=preset), ContentError, "digest is sha256:")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_truncated_layer(machine: Machine, registry: TestRegistry, preset: str) -> None:
+    """A layer that ends early is refused."""
+    layers = registry.push(f"cut-{preset}", [tar_bytes([("f", {"data": os.urandom(400_000)})])])
+    path = registry.blob_file(layers[0].digest)
+    path.write_bytes(path.read_bytes()[:-1000])
+    fails(machine, registry.request(f"cut-{preset}", preset=preset), ContentError, "layer 0")
+
+
+def test_wrong_diff_id(machine: Machine, registry: TestRegistry) -> None:
+    """docker-like checks the decompressed bytes against the configuration, as Docker does."""
+    registry.push("other-diff-id", [base_layer()], diff_ids=["sha256:" + "0" * 64])
+    fails(machine, registry.request("other-diff-id", preset="docker-like"), ContentError, "decompressed")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_layer_that_is_not_gzip(machine: Machine, registry: TestRegistry, preset: str) -> None:
+    """A media type that lies about the compression."""
+    registry.push(f"plain-{preset}", [base_layer()], compress=False)
+    fails(machine, registry.request(f"plain-{preset}", preset=preset), FormatError, "gzip")
+
+
+def test_unsupported_media_type(machine: Machine, registry: TestRegistry) -> None:
+    registry.push("strange", [base_layer()], layer_type="application/vnd.example.layer.v1+lzip")
+    fails(machine, registry.request("strange"), UnsupportedMediaType, "lzip")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("../../../../../../escaped", {"data": b"x"})],
+        [("/escaped", {"data": b"x"})],
+        [("l", {"type": tarfile.SYMTYPE, "linkname": "/tmp"}), ("l/escaped", {"data": b"x"})],
+    ],
+    ids=["dots", "absolute", "symlink"],
+)
+def test_path_traversal(machine: Machine, registry: TestRegistry, preset: str, members: list[Member]) -> None:
+    """A layer that would write outside its root is refused, with its name."""
+    tag = f"traversal-{preset}"
+    registry.push(tag, [base_layer(), tar_bytes(members)])
+    fails(machine, registry.request(tag, preset=preset), UnsafePath, "layer 1")
+
+
+def test_dangling_hard_link(machine: Machine, registry: TestRegistry) -> None:
+    registry.push("dangling", [tar_bytes([("h", {"type": tarfile.LNKTYPE, "linkname": "no/where"})])])
+    fails(machine, registry.request("dangling"), FormatError, "no/where")
+
+
+def test_program_that_is_not_there(machine: Machine, registry: TestRegistry) -> None:
+    """crun's own words reach the user."""
+    request = registry.request("base", process=Process(args=("/no/such/program",)))
+    fails(machine, request, WorkloadError, "/no/such/program")
+
+
+def test_nothing_to_run(machine: Machine, registry: TestRegistry) -> None:
+    registry.push("silent", [base_layer()], {"Env": []})
+    fails(machine, registry.request("silent"), FormatError, "Entrypoint")
+
+
+def test_unknown_user(machine: Machine, registry: TestRegistry) -> None:
+    request = registry.request("base", process=Process(args=("/bin/probe",), user="nobody-here"))
+    fails(machine, request, FormatError, "nobody-here")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_full_disk(small_machine: Callable[..., Machine], registry: TestRegistry, preset: str) -> None:
+    """An image that does not fit the machine's disk."""
+    registry.push("large", [tar_bytes([(f"zeros{n}", {"data": bytes(8 << 20)}) for n in range(8)])])
+    machine = small_machine("unlimited", scratch_bytes=32 << 20)
+    fails(machine, registry.request("large", preset=preset), DiskFull, "disk is full")
+
+
+def test_out_of_memory(small_machine: Callable[..., Machine], registry: TestRegistry) -> None:
+    """A machine whose memory does not suffice: the kernel kills the agent, and that is said."""
+    machine = small_machine("cpu=1,memory=32M")
+    engine = make_engine("embedded")
+    request = registry.request("base")
+    hog = f"import time; held = bytearray({30 << 20}); print(flush=True); time.sleep(100)"
+    try:
+        engine.start(machine, request)
+        for pid in machine.pids():  # the agent goes first, so that the test does not hang on the kernel's choice
+            Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+        other = machine.spawn([sys.executable, "-S", "-c", hog], stdout=subprocess.PIPE)
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(OutOfMemory, match="out of memory"):
+            engine.deploy(machine, request, Recorder(time.monotonic_ns()))
+        other.kill()
+        other.communicate()
+    finally:
+        engine.tear_down()
+
+
+def test_missing_runtime(machine: Machine, registry: TestRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without crun the line that installs it is said, before T0."""
+    spawn = machine.spawn
+    monkeypatch.setattr(machine, "spawn", lambda argv, **options: spawn(argv, env={"PATH": "/nonexistent"}, **options))
+    fails(machine, registry.request("base"), MissingTool, re.escape("apt-get install crun"))
+
+
+def test_killed_agent(machine: Machine, registry: TestRegistry) -> None:
+    """An agent that dies takes nothing down with it but the trial."""
+    engine = make_engine("embedded")
+    request = registry.request("base", "wait")
+    try:
+        engine.start(machine, request)
+        for pid in machine.pids():
+            os.kill(pid, 9)
+        with pytest.raises(MachineError, match="agent"):
+            engine.deploy(machine, request, Recorder(time.monotonic_ns()))
+    finally:
+        engine.tear_down()
+
+
+def test_unknown_mode_and_preset(machine: Machine, registry: TestRegistry) -> None:
+    """Names that do not exist are told with those that do."""
+    with pytest.raises(UsageError, match="docker-like, tuned"):
+        make_engine("embedded").start(machine, registry.request("base", preset="fast"))
+    with pytest.raises(UsageError, match="embedded"):
+        make_engine("podman")
