@@ -1,4 +1,4 @@
-"""What a trial looks at from outside the machine: phases at the moments they change, steal, mounts, daemons."""
+"""What a trial looks at from outside the machine: phases at the moments they change, mounts, daemons."""
 
 from __future__ import annotations
 
@@ -98,23 +98,6 @@ class PhaseMeter:
         """Traffic from T0 until a mark."""
         used = end.wire.since(self.begin.wire)
         return Wire(received_bytes=used.received_bytes, sent_bytes=used.sent_bytes, requests=requests)
-
-
-def steal_ticks(stat: str) -> tuple[int, int]:
-    """(stolen, all) ticks of the host's CPUs since boot, from the text of ``/proc/stat`` (proc_stat(5))."""
-    fields = [int(value) for value in stat.split("\n", 1)[0].split()[1:9]]
-    return (fields[7] if len(fields) > 7 else 0), sum(fields)
-
-
-def read_steal() -> tuple[int, int]:
-    """``steal_ticks`` of this host, now."""
-    return steal_ticks(Path("/proc/stat").read_text("ascii"))
-
-
-def steal_share(before: tuple[int, int], after: tuple[int, int]) -> float:
-    """Share of the host's CPU time that the hypervisor took between two readings."""
-    total = after[1] - before[1]
-    return (after[0] - before[0]) / total if total > 0 else 0.0
 
 
 def types_below(mountinfo: str, directory: str) -> set[str]:

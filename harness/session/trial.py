@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from harness import __version__
 from harness.errors import ColdbenchError, HostUnfit, Interrupted, MachineError, NotReady, UsageError
+from harness.machine import host
 from harness.model.observation import CreditSample, Failure, Observation
 from harness.session import observing, validity
 from harness.session.observing import Mark, PhaseMeter, WatchedRecorder
@@ -72,7 +73,8 @@ class TrialSetup:
     interrupts: Interrupts
     progress: Progress
     workloads: WorkloadRunner | None = None
-    bound: Bound | None = None
+    #: The lower bound, given the bytes that a lazy trial had fetched when it was ready.
+    bound: Callable[[int], Bound | None] = lambda _fetched: None
     clock_ns: Callable[[], int] = time.monotonic_ns
     #: Trials of a trace run keep the reads in first-touch order here.
     touches: list[dict[str, Any]] = field(default_factory=list)
@@ -138,7 +140,7 @@ class _Trial:
         request = setup.request(machine)
         engine.start(machine, request)
         machine.reset()
-        steal = observing.read_steal()
+        ticks = host.cpu_ticks()
         meter = self.meter = PhaseMeter(machine, setup.clock_ns)
         before = meter.mark()
         self.phase = "pull"
@@ -157,7 +159,7 @@ class _Trial:
             self.daemons = engine.daemon_pids()
             self._await_ready(machine, engine, container, meter)
         finally:
-            self.steal = observing.steal_share(steal, observing.read_steal())
+            self.steal = host.steal_share(ticks, host.cpu_ticks())
         self.roots = observing.root_file_systems(machine, (container.pid, *self.daemons))
         self._after_ready(machine, engine, container, meter)
 
@@ -282,6 +284,7 @@ class _Trial:
         ok = self.failure is None and ready_s is not None
         end = self.end_mark
         requests = (self.lazy.requests_before_ready, self.lazy.requests) if self.lazy else (0, 0)
+        bound = setup.bound(self.lazy.bytes_fetched_before_ready if self.lazy else 0)
         fields: dict[str, Any] = {}
         if meter is not None and self.ready_mark is not None:
             fields["wire_before_ready"] = meter.wire(self.ready_mark, requests[0])
@@ -299,20 +302,20 @@ class _Trial:
             image_digest=setup.image_digest,
             status="ok" if ok else "failed",
             failure=self.failure,
-            invalid=validity.check(self._evidence(ready_s)),
+            invalid=validity.check(self._evidence(ready_s, bound)),
             time_to_ready_s=ready_s if ok else None,
             timeline=self.recorder.sorted() if self.recorder else (),
             phases=tuple(meter.phases) if meter else (),
             lazy=self.lazy,
             credits=self.credits,
             workloads=tuple(self.workloads),
-            bound=setup.bound,
+            bound=bound,
             output_tail=self.output_tail,
             details=self.details,
             **fields,
         )
 
-    def _evidence(self, ready_s: float | None) -> validity.Evidence:
+    def _evidence(self, ready_s: float | None, bound: Bound | None) -> validity.Evidence:
         setup, meter, end = self.setup, self.meter, self.end_mark
         used = end.counters.since(meter.begin.counters) if meter is not None and end is not None else None
         received = meter.wire(self.ready_mark).received_bytes if meter is not None and self.ready_mark else 0
@@ -329,7 +332,7 @@ class _Trial:
             wall_s=(end.at_ns - meter.begin.at_ns) / 1e9 if meter is not None and end is not None else 0.0,
             ceiling_cores=setup.case.shape.ceiling_cores,
             time_to_ready_s=ready_s,
-            bound_s=setup.bound.seconds if setup.bound else None,
+            bound_s=bound.seconds if bound else None,
             daemons_died=self.died,
             oom_kills=used.oom_kills if used else 0,
         )

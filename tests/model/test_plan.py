@@ -116,7 +116,7 @@ def test_engines_run_what_they_implement() -> None:
 
 
 def test_estimates_are_ordered() -> None:
-    """A full pull of a large image on a quarter core takes minutes, a lazy start seconds; measured trials replace it."""
+    """A full pull of a large image on a quarter core takes minutes, a lazy start seconds; trials replace it."""
     plan = make_plan([scenario(shapes=["cpu=0.25,memory=1G"])], seed=1)
     guesses = {c.case.key: estimate_trial_s(c, 338_000_000) for c in plan.cases}
     full = next(c.case.key for c in plan.cases if not c.lazy)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ColdbenchError, MachineError
 from harness.machine.cgroup import Counters
 from harness.machine.machine import Traffic
-from harness.model.observation import LazyUsage
 from harness.model.shape import Shape, parse_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from harness.model.observation import LazyUsage
     from harness.model.timeline import Recorder
 
 
@@ -38,8 +38,8 @@ class FakeMachine:
 
     clock: Clock
     shape: Shape = field(default_factory=lambda: parse_shape("cpu=0.5"))
-    used: Counters = Counters()
-    traffic: Traffic = Traffic(0, 0, 0, 0)
+    used: Counters = field(default_factory=Counters)
+    traffic: Traffic = field(default_factory=lambda: Traffic(0, 0, 0, 0))
     wrong: str = ""
     gone: bool = False
     calls: list[str] = field(default_factory=list)

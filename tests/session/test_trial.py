@@ -69,7 +69,7 @@ class Bench:
 def test_full_pull() -> None:
     """Phases end at mount and readiness, counters go to the phase they fell in, and nothing is left."""
     bench = Bench()
-    seen = bench.run(bound=Bound(seconds=0.5))
+    seen = bench.run(bound=lambda _fetched: Bound(seconds=0.5))
     assert (seen.status, seen.invalid, seen.failure) == ("ok", (), None)
     assert seen.time_to_ready_s == 3.0
     assert [(p.phase, p.wall_s, round(p.cpu_s, 3)) for p in seen.phases] == [("pull", 1.5, 0.5), ("start", 1.5, 0.4)]

@@ -1,0 +1,166 @@
+"""``coldbench run``: measure cold starts of scenarios, trial by trial, into a session that can be resumed."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.model.plan import Selection
+    from harness.model.session import SessionHeader
+    from harness.session.run import Outcome
+    from harness.session.store import Store
+
+
+def run(
+    scenario: list[str] | None = typer.Argument(None, metavar="SCENARIO…", help="Scenario files or names."),
+    mode: list[str] = typer.Option([], "--mode", metavar="MODE[:PRESET]", help="Only these modes (repeatable)."),
+    preset: list[str] = typer.Option([], "--preset", help="These presets of the chosen modes (repeatable)."),
+    engine: list[str] = typer.Option([], "--engine", help="embedded, docker or containerd (repeatable)."),
+    shape: list[str] = typer.Option(
+        [], "--shape", help="A shape's name or cpu=0.25,memory=1G,bandwidth=1Gbit,rtt=10ms (repeatable)."
+    ),
+    distance: list[str] = typer.Option([], "--distance", help="none, near, far, slow or rtt=10ms (repeatable)."),
+    blocks: int | None = typer.Option(None, "--blocks", min=1, help="Trials of every case."),
+    seed: int | None = typer.Option(None, "--seed", help="Seed of the order of trials; drawn when left out."),
+    out: Path | None = typer.Option(
+        None, "--out", metavar="DIR", help="The session's directory (default: results/TIME-NAME)."
+    ),
+    resume: bool = typer.Option(False, "--resume", help="Continue the session in --out where it stopped."),
+    registry: str = typer.Option("", "--registry", metavar="URL", help="Use this registry instead of one's own."),
+    keep_going: bool = typer.Option(False, "--keep-going", help="Go on when an image cannot be prepared."),
+    no_workloads: bool = typer.Option(False, "--no-workloads", help="Leave out what is measured after ready."),
+    as_json: bool = typer.Option(False, "--json", help="Print the session's directory and counts as JSON."),
+) -> None:
+    """Run scenarios: blocks of cold starts in random order, each on a fresh simulated machine.
+
+    Ctrl-C stops cleanly; `--resume --out DIR` goes on where a session stopped.
+    """
+    from harness.cli.progress import make_progress
+    from harness.errors import ColdbenchError, UsageError
+    from harness.machine import rates
+    from harness.machine.host import require_root, usable_cores
+    from harness.oci.cache import Cache
+    from harness.session.bounds import Bounder
+    from harness.session.interrupts import Interrupts
+    from harness.session.preparation import Preparer
+    from harness.session.registry import named_endpoint, own_endpoint
+    from harness.session.run import SessionRun
+
+    if resume and (scenario or mode or preset or engine or shape or distance or blocks or seed is not None):
+        raise UsageError(
+            "--resume continues a session as it was planned: give --out DIR and nothing that changes the plan"
+        )
+    if resume and out is None:
+        raise UsageError("--resume needs --out DIR, the directory of the session to continue")
+    if not resume and not scenario:
+        raise UsageError("name a scenario (`coldbench scenarios` lists them)")
+    selection = None if resume else _selection(mode, preset, engine, shape, distance, blocks)
+    header = None if selection is None else _header(scenario or [], selection, seed, registry, not no_workloads)
+    require_root("running a scenario")
+    cache = Cache.default()
+    with ExitStack() as stack:
+        store = stack.enter_context(_open(out, header))
+        interrupts = stack.enter_context(Interrupts())
+        progress = stack.enter_context(make_progress(sys.stderr))
+        named = store.header.registry
+        endpoint = named_endpoint(named) if named else own_endpoint(stack, cache.registry)
+        preparer = Preparer(cache, endpoint.host, endpoint.prefix, store.append_preparation, progress)
+        session = SessionRun(
+            store, preparer, endpoint, interrupts, progress, Bounder(rates.ensure(), usable_cores()), keep_going
+        )
+        try:
+            outcome = session.run()
+        except ColdbenchError as error:
+            if error.exit_code == 130:
+                print(f"coldbench: {len(store.finished)} of {len(store.header.plan.trials)} trials are recorded; "
+                      f"go on with: coldbench run --resume --out {store.directory}", file=sys.stderr)  # fmt: skip
+            raise
+        directory, total = store.directory, len(store.header.plan.trials)
+    _finish(directory, outcome, total, as_json)
+
+
+def _selection(
+    modes: list[str],
+    presets: list[str],
+    engines: list[str],
+    shapes: list[str],
+    distances: list[str],
+    blocks: int | None,
+) -> Selection:
+    from harness.errors import UsageError
+    from harness.model.plan import ENGINE_MODES, Selection
+    from harness.model.shape import parse_distance, parse_shape
+    from harness.model.workload import near_miss
+
+    for engine in engines:
+        if engine not in ENGINE_MODES:
+            hint = near_miss(engine, ENGINE_MODES) or f"; expected one of {', '.join(ENGINE_MODES)}"
+            raise UsageError(f"--engine {engine}: no such engine{hint}")
+    return Selection.model_validate(
+        {
+            "modes": modes,
+            "presets": presets,
+            "engines": engines,
+            "shapes": [parse_shape(text) for text in shapes],
+            "distances": [parse_distance(text) for text in distances],
+            "blocks": blocks,
+        }
+    )
+
+
+def _header(names: list[str], selection: Selection, seed: int | None, registry: str, workloads: bool) -> SessionHeader:
+    from harness import __version__, scenarios
+    from harness.machine.host import collect
+    from harness.model.plan import make_plan
+    from harness.model.session import SessionHeader
+    from harness.session.run import versions
+
+    files = [scenarios.find(name) for name in names]
+    chosen = [scenarios.load(path) for path in files]
+    loaded = {scenario.name: scenario for scenario in chosen}
+    now = datetime.now(UTC)
+    return SessionHeader(
+        coldbench_version=__version__,
+        session=f"{now:%Y%m%d-%H%M%S}-{'+'.join(loaded)}"[:80],
+        created_at=now.isoformat(timespec="seconds"),
+        plan=make_plan(chosen, secrets.randbelow(1 << 31) if seed is None else seed, selection),
+        scenarios=loaded,
+        scenario_files={scenario.name: str(path) for scenario, path in zip(chosen, files, strict=True)},
+        registry=registry,
+        workloads=workloads,
+        host=collect().model_dump(mode="json"),
+        versions=versions(),
+    )
+
+
+def _open(out: Path | None, header: SessionHeader | None) -> Store:
+    from harness.session.store import Store
+
+    if header is None:
+        assert out is not None
+        return Store.resume(out)
+    return Store.create(out or Path("results") / header.session, header)
+
+
+def _finish(directory: Path, outcome: Outcome, total: int, as_json: bool) -> None:
+    recorded = outcome.ok + outcome.invalid + outcome.failed
+    if as_json:
+        counts = {"ok": outcome.ok, "invalid": outcome.invalid, "failed": outcome.failed}
+        print(json.dumps({"session": str(directory), "trials": total, "recorded": recorded, **counts}))
+    else:
+        print(f"{recorded} trials: {outcome.ok} ok, {outcome.invalid} invalid, {outcome.failed} failed")
+        print(f"session: {directory}   report: coldbench report {directory}")
+    if outcome.failed:
+        raise typer.Exit(5)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(run)

@@ -1,0 +1,220 @@
+"""Out-of-band work: a scenario's image made, put into every form its modes need, and pushed; never part of a trial.
+
+Each form is an OCI layout in the cache directory, found again by the image's digest, so that a second session starts
+at once. What a form costs is recorded on its own.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from harness.model.session import Preparation
+from harness.oci.catalog import materialise
+from harness.oci.layout import LayoutStore
+from harness.oci.location import copy_image, open_destination, open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from harness.model.scenario import Scenario
+    from harness.oci.cache import Cache
+    from harness.oci.image import Image
+    from harness.oci.store import ImageSource
+    from harness.session.progress import Progress
+
+#: Raised when a form is made differently, so that what is cached is made anew.
+FORMS_VERSION = 1
+TAG = "latest"
+#: The form each mode pulls.
+FORM_OF_MODE = {"overlay2": "image", "estargz": "estargz", "soci": "soci", "erofs": "erofs"}
+
+
+@dataclass(frozen=True, slots=True)
+class LocalImage:
+    """A scenario's image on this disk: a name ``open_source`` takes, and what it resolves to."""
+
+    name: str
+    image: Image
+
+    @property
+    def digest(self) -> str:
+        return self.image.descriptor.digest
+
+    @property
+    def compressed_bytes(self) -> int:
+        """Bytes of its layers, each counted once, as it is pulled once."""
+        return sum({layer.digest: layer.size for layer in self.image.layers}.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One form at the registry: where, and what a full pull of it moves."""
+
+    repository: str
+    reference: str
+    compressed_bytes: int
+
+
+class Cost:
+    """Wall and CPU seconds since it was made, children included."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.monotonic(), self._cpu_s()
+
+    @staticmethod
+    def _cpu_s() -> float:
+        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+    def read(self) -> tuple[float, float]:
+        return time.monotonic() - self._wall, self._cpu_s() - self._cpu
+
+
+@dataclass
+class Preparer:
+    """Makes and publishes what trials pull. ``host`` is the registry as the harness reaches it."""
+
+    cache: Cache
+    host: str
+    prefix: str
+    record: Callable[[Preparation], None]
+    progress: Progress
+    _local: dict[str, LocalImage] = field(default_factory=dict)
+    _published: dict[tuple[str, str], Published] = field(default_factory=dict)
+
+    def local(self, scenario: Scenario) -> LocalImage:
+        """The scenario's image, built or copied to this disk unless it is there.
+
+        Raises:
+            ColdbenchError: it cannot be built, reached or read.
+        """
+        if scenario.name not in self._local:
+            self.progress.preparing(scenario.name, "image")
+            cost = Cost()
+            steps: list[str] = []
+
+            def report(what: str, done: int, total: int) -> None:
+                if what not in steps[-1:]:
+                    steps.append(what)
+                    self.progress.preparing(scenario.name, what)
+                self.progress.preparing_bytes(done, total)
+
+            name = str(materialise(scenario.image, self.cache, report))
+            with open_source(name) as source:
+                found = LocalImage(name, source.resolve())
+            self._note(scenario, "image", found.digest, found.compressed_bytes, None if not steps else cost)
+            self._local[scenario.name] = found
+        return self._local[scenario.name]
+
+    def publish(self, scenario: Scenario, mode: str) -> Published:
+        """The form of the image that a mode pulls, at the registry.
+
+        Raises:
+            ColdbenchError: it cannot be made or pushed.
+        """
+        form = FORM_OF_MODE[mode]
+        key = (scenario.name, form)
+        if key not in self._published:
+            local = self.local(scenario)
+            name = local.name if form == "image" else self._form(scenario, local, form)
+            self.progress.preparing(scenario.name, f"pushing {form}")
+            self._published[key] = self._push(scenario, form, name)
+        return self._published[key]
+
+    def _note(self, scenario: Scenario, form: str, digest: str, size: int, cost: Cost | None) -> None:
+        """Record an artefact; no cost means that it was there."""
+        cached = cost is None
+        wall_s, cpu_s = cost.read() if cost is not None else (0.0, 0.0)
+        self.record(
+            Preparation(
+                scenario=scenario.name, form=form, digest=digest, cached=cached, wall_s=wall_s, cpu_s=cpu_s, bytes=size
+            )
+        )
+
+    def _bytes(self, image: Image) -> Callable[[object, int], None]:
+        """A progress callback that adds pieces up."""
+        done = 0
+        total = image.compressed_bytes
+
+        def count(_what: object, size: int) -> None:
+            nonlocal done
+            done += size
+            self.progress.preparing_bytes(min(done, total), total)
+
+        return count
+
+    # -- forms
+
+    def _form(self, scenario: Scenario, local: LocalImage, form: str) -> str:
+        place = self.cache.root / "forms" / f"{form}-{FORMS_VERSION}" / local.digest.partition(":")[2]
+        cost = Cost()
+        self.progress.preparing(scenario.name, form)
+        with self.cache.lock(f"{form}-{local.digest.partition(':')[2]}"):
+            cached = place.is_dir()
+            if not cached:
+                with self.cache.scratch(form) as scratch, open_source(local.name) as source:
+                    made = scratch / "layout"
+                    destination = LayoutStore(made, TAG, create=True)
+                    _MAKERS[form](self, source, local.image, destination, scratch)
+                    destination.close()
+                    self.cache.commit(made, place)
+        name = f"oci:{place}:{TAG}"
+        with open_source(name) as source:
+            head, _data = source.head()
+            size = sum(p.stat().st_size for p in (place / "blobs" / "sha256").iterdir())
+        self._note(scenario, form, head.digest, size, None if cached else cost)
+        return name
+
+    def make_estargz(self, source: ImageSource, image: Image, destination: LayoutStore, scratch: Path) -> None:
+        """Layers rewritten so that each file can be read on its own."""
+        from harness.formats.estargz_image import convert_image
+        from harness.formats.estargz_writer import EstargzOptions
+
+        counts: dict[int, int] = {}
+
+        def progress(number: int, done: int) -> None:
+            counts[number] = done
+            self.progress.preparing_bytes(sum(counts.values()), image.compressed_bytes)
+
+        convert_image(source, image, destination, EstargzOptions(), scratch=scratch, progress=progress)
+
+    def make_soci(self, source: ImageSource, image: Image, destination: LayoutStore, _scratch: Path) -> None:
+        """Layers as they are, an index beside them; where all are small, all are indexed all the same."""
+        from harness.formats.soci_image import Options, index_image
+
+        default = Options()
+        least = default.min_layer_bytes if any(d.size >= default.min_layer_bytes for d in image.layers) else 0
+        index_image(source, destination, Options(min_layer_bytes=least), progress=self._bytes(image))
+
+    def make_erofs(self, source: ImageSource, image: Image, destination: LayoutStore, _scratch: Path) -> None:
+        """Layers as they are, metadata of a file system and checkpoints beside them."""
+        from harness.formats.erofs_image import index_image
+
+        index_image(source, destination, progress=self._bytes(image))
+
+    # -- the registry
+
+    def _push(self, scenario: Scenario, form: str, name: str) -> Published:
+        repository = f"{self.prefix}{scenario.name}"
+        with open_source(name) as source:
+            head, _data = source.head()
+            image = source.resolve()
+            tag = f"{form}-{head.digest.partition(':')[2][:16]}"
+            destination = open_destination(f"docker://{self.host}/{repository}:{tag}")
+            try:
+                pushed = copy_image(source, destination, tag, progress=self._bytes(image))
+            finally:
+                destination.close()
+        size = sum({layer.digest: layer.size for layer in image.layers}.values())
+        return Published(repository, pushed.digest, size)
+
+
+_MAKERS: dict[str, Callable[[Preparer, ImageSource, Image, LayoutStore, Path], None]] = {
+    "estargz": Preparer.make_estargz,
+    "soci": Preparer.make_soci,
+    "erofs": Preparer.make_erofs,
+}

@@ -1,0 +1,86 @@
+"""The registry of a session: its own server on the simulated network, or one the user names."""
+
+from __future__ import annotations
+
+import socket
+import urllib.parse
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from harness.errors import RegistryError, UsageError
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from harness.machine.machine import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where images are pushed to and pulled from.
+
+    ``host`` is ``host[:port]`` as the harness names it, ``upstream`` where it listens; ``prefix`` goes before every
+    repository's name.
+    """
+
+    host: str
+    upstream: tuple[str, int]
+    scheme: str = "http"
+    prefix: str = ""
+    credentials: dict[str, str] = field(default_factory=dict)
+
+    def inside(self, machine: Machine) -> str:
+        """``host:port`` as reached from inside a machine (directly, or through the relay in front of the registry)."""
+        return machine.registry
+
+
+def own_endpoint(stack: ExitStack, storage: Path) -> Endpoint:
+    """Start a registry on an address of the simulated network; it ends with ``stack``.
+
+    Raises:
+        NotRoot, MissingTool, RegistryError: it cannot be started here.
+    """
+    from harness.machine.network import SimulatedNetwork
+    from harness.oci.registry_server import RegistryServer
+
+    network = stack.enter_context(SimulatedNetwork("registry"))
+    server = stack.enter_context(RegistryServer(storage, network.address))
+    network.add_process(server.pid)
+    return Endpoint(f"{network.address}:{server.port}", (network.address, server.port), prefix="coldbench/")
+
+
+def named_endpoint(url: str) -> Endpoint:
+    """A registry given as ``https://HOST[:PORT][/PREFIX]`` (http for loopback addresses only).
+
+    Raises:
+        UsageError: not such a URL.
+        RegistryError: the host's name cannot be resolved.
+    """
+    from harness.oci.registry_auth import find_credentials
+    from harness.oci.registry_client import plain_http
+
+    parts = urllib.parse.urlsplit(url if "://" in url else f"https://{url}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == -1 or parts.query or parts.username:
+        raise UsageError(f"--registry {url}: expected https://HOST[:PORT][/PREFIX]")
+    host = parts.netloc
+    if plain_http(host) != (parts.scheme == "http"):
+        wanted = "http" if plain_http(host) else "https"
+        raise UsageError(
+            f"--registry {url}: expected {wanted}; plain HTTP is for loopback addresses, and they have no TLS"
+        )
+    port = port or (443 if parts.scheme == "https" else 80)
+    try:
+        address = str(socket.getaddrinfo(parts.hostname, port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise RegistryError(f"--registry {url}: cannot find {parts.hostname} ({error})") from None
+    prefix = parts.path.strip("/")
+    found = find_credentials(host)
+    credentials = {}
+    if found is not None:
+        credentials = {"user": found.user, "secret": found.secret, **({"identity": "1"} if found.identity else {})}
+    return Endpoint(host, (address, port), parts.scheme, f"{prefix}/" if prefix else "", credentials)

@@ -1,0 +1,44 @@
+"""Prefetch lists recorded by a trace trial: what a start reads, in first-touch order, kept by image and workload."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from harness.session.store import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from harness.model.workload import Workload
+    from harness.oci.cache import Cache
+
+TRACES_VERSION = 1
+
+
+def place(cache: Cache, image_digest: str, workload: Workload) -> Path:
+    """Where the list of one workload on one image is kept."""
+    what = hashlib.sha256(workload.model_dump_json(exclude={"readiness"}).encode()).hexdigest()[:16]
+    return cache.root / "traces" / f"{image_digest.partition(':')[2]}-{what}.v{TRACES_VERSION}.json"
+
+
+def load(path: Path) -> tuple[str, ...] | None:
+    """The kept list, None when there is none (or it is not one)."""
+    try:
+        paths = json.loads(path.read_text("utf-8"))["paths"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return tuple(str(p) for p in paths)
+
+
+def save(path: Path, paths: tuple[str, ...]) -> None:
+    """Keep a list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps({"paths": paths}, indent=0).encode())
+
+
+def paths_of(touches: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    """Paths in first-touch order, each once."""
+    return tuple(dict.fromkeys(str(touch["path"]) for touch in touches))
