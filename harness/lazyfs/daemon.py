@@ -7,7 +7,7 @@ with an ``id`` that the answer repeats:
 ``mount``        serve an image (``Service.mount``); spans come as ``{"event": "span"}`` before the answer
 ``ready``        the container is ready: counters are frozen, the background fetch may begin
 ``stats``        counters; ``trace``: first touches
-``background``   answered when the background fetch has ended, or after ``timeout_s``
+``background``   answered when the background fetch has ended, or after ``wait_s``
 ``end``          unmount and exit; also what the end of the harness's socket means, or SIGTERM
 
 An answer has ``"ok": true`` and fields of its own, or ``"error": {"kind", "message"}``.
@@ -152,7 +152,7 @@ class Daemon:
         if kind == "trace":
             return {"touches": service.first_touches()}
         if kind == "background":
-            with trio.move_on_after(float(message.get("timeout_s", 3600))):
+            with trio.move_on_after(float(message.get("wait_s", 3600))):
                 await service.background_done.wait()
             return {
                 "complete": service.background_done.is_set() and service.background_complete,
@@ -182,7 +182,7 @@ def main() -> None:
     os.umask(0)
     import_formats()
     made = None if options.mountpoint else tempfile.mkdtemp(prefix="coldbench-lazyfs-")
-    mountpoint = os.path.abspath(options.mountpoint or made)
+    mountpoint = os.path.abspath(options.mountpoint or made or "")
     try:
         daemon = Daemon(mountpoint)
         _tune_memory()

@@ -7,7 +7,7 @@ made when it is first touched. Whiteouts and opaque markers are turned into Over
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class DirectoryIndex:
         self.dangling: list[int] = []
         """Hard links whose target is not in this layer (it may be in a lower one)."""
         self._names = table.names
-        self._kinds: memoryview = memoryview(np.ascontiguousarray(table.kinds))
+        self._kinds: Any = memoryview(np.ascontiguousarray(table.kinds).data)
         self._by_path: dict[bytes, list[int]] = {}
         self._synthetic: list[bytes] = []
         self._directories: dict[int, Directory] = {}

@@ -56,22 +56,24 @@ def union(units: Units, chosen: Sequence[int], region: int, blob_size: int) -> t
     return offset, end
 
 
-def fetch(
-    units: Units,
-    source: RangeSource,
-    disk: DiskCache,
-    chosen: Sequence[int],
-    upto: Mapping[int, int],
-    sink: Sink,
-    policy: Policy,
-    blob_size: int,
-) -> Fetched:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a request needs to know of its layer."""
+
+    units: Units
+    source: RangeSource
+    disk: DiskCache
+    blob_size: int
+
+
+def fetch(place: Place, chosen: Sequence[int], upto: Mapping[int, int], sink: Sink, policy: Policy) -> Fetched:
     """One range request for ``chosen``; units in ``upto`` are inflated to there, the others stay as stored bytes.
 
     A unit with bad bytes fails alone; only the request itself raises (RegistryError).
     """
     result = Fetched()
-    offset, end = union(units, chosen, policy.region_bytes, blob_size)
+    units, source, disk = place.units, place.source, place.disk
+    offset, end = union(units, chosen, policy.region_bytes, place.blob_size)
     data = source.read_range(offset, end - offset) if end > offset else b""
     if len(data) != end - offset:
         raise FormatError("range", f"{len(data)} bytes came for the {end - offset} at {offset}")
@@ -102,13 +104,9 @@ def fetch(
             for piece in units.decode(unit, part, whole if limit is None or not policy.partial_inflate else limit):
                 done.add(piece.unit)
                 result.inflated_bytes += len(piece.data)
-                if (
-                    piece.rest is None
-                    and (sink is Sink.INFLATED or policy.cache_inflated)
-                    and disk.inflated is not None
-                ):
-                    if disk.inflated.write(units.starts[piece.unit], piece.data):
-                        result.written_inflated.add(piece.unit)
+                keep = piece.rest is None and (sink is Sink.INFLATED or policy.cache_inflated)
+                if keep and disk.inflated is not None and disk.inflated.write(units.starts[piece.unit], piece.data):
+                    result.written_inflated.add(piece.unit)
                 if sink is Sink.MEMORY:
                     result.decoded.append((piece, bytes(part) if piece.rest is not None else None))
         except ContentError as error:

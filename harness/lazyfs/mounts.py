@@ -38,7 +38,7 @@ class Syscalls:
     mount: Callable[[str, str, str | None, int, str | None], None] = _mount
     umount: Callable[[str, int], None] = _umount
     filesystems: Callable[[], str] = lambda: _read("/proc/filesystems")
-    attach_loop: Callable[[str], str] = lambda path: attach_loop(path)
+    attach_loop: Callable[[str], str] | None = None
 
 
 def mount_erofs(source: str, target: str, syscalls: Syscalls | None = None) -> str:
@@ -58,7 +58,7 @@ def mount_erofs(source: str, target: str, syscalls: Syscalls | None = None) -> s
         raise MachineError(f"mounting EROFS over the lazy file was refused ({os.strerror(number or 0)}); {_ADVICE}")
     # ENOTBLK: EROFS before 6.12 takes block devices only.
     try:
-        device = calls.attach_loop(source)
+        device = (calls.attach_loop or attach_loop)(source)
     except OSError as error:
         raise HostUnfit(f"this kernel mounts EROFS from devices only, and no loop device is free "
                         f"({os.strerror(error.errno or 0)}); {_ADVICE}") from None  # fmt: skip

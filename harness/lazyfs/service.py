@@ -110,7 +110,11 @@ class Service:
         if policy.read_ahead_kib:
             set_read_ahead(self.mountpoint, policy.read_ahead_kib)
         self._start_fetching(policy, layers, request)
-        return {"root": self.mountpoint, "layers": [layer.number for layer in layers]}
+        return {
+            "root": self.mountpoint,
+            "layers": [layer.number for layer in layers],
+            "opaque_roots": [tree.number for tree in tree.subtrees if tree.index.directory(tree.index.root).opaque],
+        }
 
     def _start_fetching(self, policy: Policy, layers: list[OpenedLayer], request: dict[str, Any]) -> None:
         store = self._store

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from harness.errors import ColdbenchError, ContentError, DigestMismatch
-from harness.lazyfs.fetch import Fetched, Sink, fetch
+from harness.lazyfs.fetch import Fetched, Place, Sink, fetch
 from harness.lazyfs.memory_cache import MemoryCache, Resident
 from harness.lazyfs.units import Decoded
 
@@ -54,9 +54,8 @@ class Layer:
     def __init__(self, index: int, units: Units, source: RangeSource, disk: DiskCache, blob_size: int) -> None:
         self.index = index
         self.units = units
-        self.source = source
         self.disk = disk
-        self.blob_size = blob_size
+        self.place = Place(units, source, disk, blob_size)
         self.size = units.size
         self.starts = units.starts
         self.ends = units.ends
@@ -125,17 +124,15 @@ class Store:
             start, stop = max(layer.starts[unit], offset), min(layer.ends[unit], end)
             if start > position:
                 parts.append(bytes(start - position))
-            parts.append(await self._unit(layer, unit, start, stop, touched, end))
+            origin = layer.starts[unit]
+            parts.append(await self._unit(layer, unit, start - origin, stop - origin, end))
             position = stop
         if position < end:
             parts.append(bytes(end - position))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _unit(
-        self, layer: Layer, unit: int, start: int, stop: int, touched: Sequence[int], end: int
-    ) -> bytes | memoryview:
-        """Bytes [start, stop) of one unit; when it has to be fetched, the missing others of this read come along."""
-        begin, upto = start - layer.starts[unit], stop - layer.starts[unit]
+    async def _unit(self, layer: Layer, unit: int, begin: int, upto: int, end: int) -> bytes | memoryview:
+        """Bytes [begin, upto) of one unit; when it has to be fetched, the missing others before ``end`` come along."""
         while True:
             resident = self.memory.units.get((layer.index, unit))
             if resident is None and (flight := layer.flights.get(unit)) is not None:
@@ -146,16 +143,16 @@ class Store:
             if resident is None:
                 state = layer.state[unit]
                 if state == INFLATED:
-                    data = self._from_disk(layer, unit, start, stop - start)
+                    data = self._from_disk(layer, unit, layer.starts[unit] + begin, upto - begin)
                     if data is not None:
                         return data
                 elif state == PACKED:
                     self._load_packed(layer, unit)
                 else:
                     wanted = {
-                        u: min(layer.ends[u], end) - layer.starts[u]
-                        for u in touched
-                        if u >= unit and self.missing(layer, u)
+                        other: min(layer.ends[other], end) - layer.starts[other]
+                        for other in range(unit, bisect_left(layer.starts, end))
+                        if self.missing(layer, other)
                     }
                     resident = await self._fetch_foreground(layer, unit, wanted)
             if resident is None:
@@ -233,7 +230,7 @@ class Store:
             if self.memory.used > self.memory.budget * 3 // 2 and self._spilling is not None:
                 await self._spilling.wait()
             fetched = await trio.to_thread.run_sync(
-                fetch, layer.units, layer.source, layer.disk, chosen, upto, sink, self.policy, layer.blob_size,
+                fetch, layer.place, chosen, upto, sink, self.policy,
                 abandon_on_cancel=True, limiter=limiter or self._threads,
             )  # fmt: skip
             self._install(layer, flight, fetched)
@@ -431,7 +428,6 @@ class Store:
                 else:
                     state = INFLATED
             elif packed is not None and layer.state[unit] != PACKED and layer.disk.packed is not None:
-                if layer.disk.packed.write(layer.units.extent(unit)[0], packed):
-                    state = PACKED
+                state = PACKED if layer.disk.packed.write(layer.units.extent(unit)[0], packed) else ABSENT
             states.append(state)
         return states

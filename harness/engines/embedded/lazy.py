@@ -1,0 +1,149 @@
+"""Modes estargz, soci and erofs in the embedded engine: the provider in the agent, the observer in the harness.
+
+The daemon (``harness.lazyfs.daemon``) is up before T0. At T0 the agent finds the image's indexes, tells the daemon
+which layers to serve, unpacks the others beside that, and hands the directories to whoever stacks them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from harness.engines.embedded import overlay2
+from harness.engines.embedded.modes import Context, Rootfs
+from harness.errors import ColdbenchError, MachineError
+from harness.lazyfs.control import DaemonClient
+from harness.lazyfs.mounts import unmount
+from harness.lazyfs.plan import plan_layers
+from harness.oci.store import ImageSource
+
+if TYPE_CHECKING:
+    import socket
+
+    from harness.model.observation import LazyUsage
+    from harness.model.timeline import Recorder
+    from harness.oci.image import Image
+
+MOUNT_TIMEOUT_S = 1800.0
+
+
+class _Unpacker:
+    """Pulls and unpacks some layers in a thread, while the daemon fetches the others' indexes."""
+
+    def __init__(self, context: Context, image: Image, numbers: list[int]) -> None:
+        self._numbers = numbers
+        self._error: BaseException | None = None
+        self._directories: tuple[str, ...] = ()
+        self._context = dataclasses.replace(context, daemon=None, report_span=self._report)
+        self._outer = context
+        self._image = dataclasses.replace(
+            image,
+            layers=tuple(image.layers[number] for number in numbers),
+            diff_ids=tuple(image.diff_ids[number] for number in numbers),
+        )
+        self._thread = threading.Thread(target=self._run, name="unpack", daemon=True)
+        if numbers:
+            self._thread.start()
+
+    def _report(self, name: str, start_ns: int, end_ns: int, layer: int | None, detail: str) -> None:
+        self._outer.report_span(name, start_ns, end_ns, None if layer is None else self._numbers[layer], detail)
+
+    def _run(self) -> None:
+        try:
+            self._directories = overlay2.provide(self._context, self._image, "tuned", {}).lowerdirs
+        except BaseException as error:
+            self._error = error
+
+    def directories(self) -> tuple[dict[int, str], int]:
+        """Layer number -> directory, and the lowest layer that shows (one may hide all below it); raises its error."""
+        if not self._numbers:
+            return {}, 0
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        shown = self._numbers[len(self._numbers) - len(self._directories) :]
+        lowest = shown[0] if len(shown) < len(self._numbers) else 0
+        return dict(zip(shown, reversed(self._directories), strict=True)), lowest
+
+
+def store_message(request: dict[str, Any]) -> dict[str, Any]:
+    """Where the daemon finds the image: the deploy request's registry."""
+    return {
+        "registry": request["registry"],
+        "repository": request["repository"],
+        "plain": request.get("scheme") == "http",
+        "credentials": request.get("credentials") or {},
+    }
+
+
+def provide(context: Context, image: Image, preset: str, options: dict[str, Any]) -> Rootfs:
+    """Provider of the lazy modes (``harness.engines.embedded.modes``); ``options`` are those of ``lazyfs.policy``."""
+    if context.daemon is None:
+        raise MachineError("the lazyfs daemon was not started")
+    mode = str(context.request["mode"])
+    daemon = DaemonClient(context.daemon)
+    mountpoint = str(daemon.wait_up()["root"])
+    source = ImageSource(context.client, str(context.request.get("reference") or ""))
+    message: dict[str, Any] = {
+        "mode": mode,
+        "preset": preset,
+        "options": options,
+        "store": store_message(context.request),
+        "scratch": context.scratch,
+        "prefetch": list(context.prefetch),
+        "trace": context.trace,
+        "t0_ns": context.request.get("t0_ns"),
+    }
+    with context.span("index", detail="manifests"):
+        plan = plan_layers(source, image, mode)
+    unpacker = _Unpacker(context, image, plan.unpack)
+    answer = daemon.call(
+        "mount", timeout_s=MOUNT_TIMEOUT_S, layers=plan.lazy, layers_unpacked=len(plan.unpack), **message
+    )
+    for span in answer["spans"]:
+        context.report_span(span["name"], span["start_ns"], span["end_ns"], span.get("layer"), span.get("detail", ""))
+    directories, lowest = unpacker.directories()
+    for number in answer["layers"]:
+        directories[number] = os.path.join(mountpoint, str(number))
+    lowest = max([lowest, *answer["opaque_roots"]])
+    stack = [directories[number] for number in sorted(directories, reverse=True) if number >= lowest]
+
+    def cleanup() -> None:
+        unmount(mountpoint)
+
+    return Rootfs(
+        tuple(stack), cleanup, {**plan.details, "lazy_layers": answer["layers"], "unpacked_layers": plan.unpack}
+    )
+
+
+class Observer:
+    """Harness side of the daemon (``harness.engines.embedded.modes.Observer``)."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._daemon = DaemonClient(end)
+
+    def mark_ready(self) -> None:
+        self._daemon.call("ready", timeout_s=60.0)
+
+    def finish_background(self, timeout_s: float, timeline: Recorder) -> bool:
+        answer = self._daemon.call("background", timeout_s=timeout_s + 30.0, wait_s=timeout_s)
+        for span in answer["spans"]:
+            timeline.add_message(span)
+        return bool(answer["complete"])
+
+    def lazy_usage(self) -> LazyUsage | None:
+        from harness.model.observation import LazyUsage
+
+        return LazyUsage.model_validate(self._daemon.call("stats", timeout_s=60.0)["stats"])
+
+    def first_touches(self) -> list[dict[str, Any]]:
+        touches: list[dict[str, Any]] = self._daemon.call("trace", timeout_s=60.0)["touches"]
+        return touches
+
+    def close(self) -> None:
+        try:
+            self._daemon.close()
+        except ColdbenchError:
+            pass
