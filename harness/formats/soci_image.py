@@ -97,12 +97,11 @@ class IndexedImage:
         }
 
 
-def _pieces(blob: Blob, where: str) -> tuple[Iterable[bytes], Callable[[bytes], object], Callable[[], None]]:
-    """The blob's pieces, what to call with each, and what to call at the end (so that the digest is checked once)."""
+def _pieces(blob: Blob, where: str, check: bool) -> tuple[Iterable[bytes], Verifier | None]:
+    """The blob's pieces, and who is to verify them; nobody where the stream does, or a copy will (``check`` false)."""
     if blob.path is None:
-        return blob.stream(_PIECE_BYTES), lambda piece: None, lambda: None
-    verifier = Verifier(blob.descriptor, where)
-    return file_pieces(str(blob.path), _PIECE_BYTES), verifier.update, verifier.finish
+        return blob.stream(_PIECE_BYTES), None
+    return file_pieces(str(blob.path), _PIECE_BYTES), Verifier(blob.descriptor, where) if check else None
 
 
 def _wanted_spans(indexer: LayerIndexer, wanted: frozenset[bytes]) -> dict[bytes, tuple[int, int]]:
@@ -127,6 +126,7 @@ class _Work:
     """What the indexing of every layer of one image shares."""
 
     source: ImageSource
+    destination: ImageDestination
     options: Options
     directory: str
     wanted: frozenset[bytes]
@@ -136,10 +136,11 @@ class _Work:
 def _index_layer(work: _Work, blob: Blob) -> LayerResult:
     layer, options, where, progress = blob.descriptor, work.options, work.source.where, work.progress
     result = LayerResult(layer)
-    pieces, check, finish = _pieces(blob, where)
+    pieces, verifier = _pieces(blob, where, work.destination.has_blob(layer.digest))
 
     def on_piece(piece: bytes) -> None:
-        check(piece)
+        if verifier is not None:
+            verifier.update(piece)
         progress(layer, len(piece))
 
     with LayerIndexer(str(layer.compression), options.span_size) as indexer:
@@ -147,7 +148,8 @@ def _index_layer(work: _Work, blob: Blob) -> LayerResult:
             indexer.read(pieces, on_piece)
         except FormatError as error:
             raise FormatError(f"{where}: layer {layer.digest}", str(error)) from None
-        finish()
+        if verifier is not None:
+            verifier.finish()
         result.skipped = indexer.obstacle
         if result.skipped:
             return result
@@ -231,7 +233,7 @@ def index_image(
     image = source.resolve(options.platform)
     wanted = frozenset(_lookup_name(path) for path in options.prefetch_files)
     with tempfile.TemporaryDirectory(prefix="coldbench-ztoc-") as directory:
-        results = _index_layers(_Work(source, options, directory, wanted, progress), image)
+        results = _index_layers(_Work(source, destination, options, directory, wanted, progress), image)
         layers = tuple(results[layer.digest] for layer in image.layers)
         ranges, missing = _prefetch(layers, wanted)
         artefacts = {digest: soci.prefetch_bytes(spans) for digest, spans in ranges.items()}
