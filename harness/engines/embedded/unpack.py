@@ -311,12 +311,15 @@ class LayerUnpacker:
 
 
 def _set_xattrs(target: int | str, entry: TarEntry) -> None:
-    """Set the entry's extended attributes; those the file system cannot hold are left out, as Docker does."""
+    """Set the entry's extended attributes; those that cannot be held here are left out.
+
+    As in Docker where the file system has none; also where the kernel finds the value malformed (capabilities).
+    """
     for key, value in entry.xattrs.items():
         if key.startswith(_OVERLAY_XATTRS):  # would steer OverlayFS: not the image's to say
             continue
         try:
             os.setxattr(target, key, value, follow_symlinks=isinstance(target, int))
         except OSError as error:
-            if error.errno not in (errno.ENOTSUP, errno.EPERM):
+            if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.EINVAL):
                 raise
