@@ -29,7 +29,9 @@ def open_source(name: str | Reference) -> ImageSource:
     if reference.transport in {"oci-archive", "docker-archive"}:
         from harness.oci.archive import open_archive
 
-        return ImageSource(open_archive(reference), reference.selector)
+        # A docker archive's own names choose the image when it is opened.
+        selector = reference.selector if reference.transport == "oci-archive" else ""
+        return ImageSource(open_archive(reference), selector)
     from harness.oci.catalog import scenario_layout
 
     layout = scenario_layout(reference.name)
