@@ -44,6 +44,8 @@ _DIRENT: Final = struct.Struct("<QHBB")
 _KIND_OF: Final = {bits: Kind(kind) for kind, bits in FORMAT_BITS.items() if kind != 6}
 _HOLE: Final = 0xFFFFFFFF
 MAX_DIRECTORY_BYTES: Final = 1 << 30
+MAX_LISTINGS: Final = 4096
+"""Directories whose entries ``lookup`` keeps, so that many look-ups cost one listing each."""
 MAX_DEPTH: Final = 2048
 """PATH_MAX allows no deeper nesting; a directory circle ends here at the latest."""
 
@@ -87,6 +89,7 @@ class ErofsImage:
 
     def __init__(self, read: ReadAt) -> None:
         self._read = read
+        self._listings: dict[int, dict[bytes, int]] = {}
         raw = self._bytes(SUPER_OFFSET, SUPER_SIZE, "EROFS superblock")
         self.super = Superblock.parse(raw)
         self.block_size = self.super.block_size
@@ -225,7 +228,13 @@ class ErofsImage:
         for component in filter(None, path.split(b"/")):
             if inode.kind != Kind.DIR:
                 return None
-            found = next((nid for name, nid, _ in self.entries(inode) if name == component), None)
+            listing = self._listings.get(inode.nid)
+            if listing is None:
+                listing = {name: nid for name, nid, _ in self.entries(inode)}
+                if len(self._listings) >= MAX_LISTINGS:
+                    self._listings.clear()
+                self._listings[inode.nid] = listing
+            found = listing.get(component)
             if found is None:
                 return None
             inode = self.inode(found)
