@@ -88,7 +88,7 @@ def _load_zlib() -> ctypes.CDLL:
 class _Pass:
     """The inflating thread: reads the stream, finds checkpoints, posts events to the caller's thread."""
 
-    def __init__(self, stream: Iterable[bytes], span_size: int, sink: Callable[[Checkpoint, bytes], None]) -> None:
+    def __init__(self, stream: Iterable[bytes], span_size: int, sink: Callable[[Checkpoint, bytes], object]) -> None:
         self.events: SimpleQueue[tuple[bytes, list[Checkpoint]] | tuple[int, int] | BaseException | None] = (
             SimpleQueue()
         )
@@ -184,6 +184,8 @@ class _Pass:
             self.ahead.acquire()
             if self.stopped:
                 return
+        if not total_in:
+            raise FormatError("gzip stream", "holds no data")
         if not member_ended:
             raise FormatError(f"gzip stream at offset {total_in}", "ends inside a member; the layer is cut short")
         self.events.put((which, filled))
@@ -192,7 +194,7 @@ class _Pass:
 def index_gzip(
     stream: Iterable[bytes],
     span_size: int,
-    sink: Callable[[Checkpoint, bytes], None],
+    sink: Callable[[Checkpoint, bytes], object],
     on_output: Callable[[memoryview], object] | None = None,
     on_input: Callable[[bytes], object] | None = None,
 ) -> GzipIndex:
@@ -248,13 +250,13 @@ def index_gzip(
             semaphore.release()
         thread.join()
     if digest is None:
-        raise FormatError("gzip stream", "holds no data")
+        raise FormatError("gzip stream", "holds nothing but empty members")
     index.span_digests.append(digest.digest())
     return index
 
 
 def build_checkpoints(
-    stream: Iterable[bytes], span_size: int, sink: Callable[[Checkpoint, bytes], None]
+    stream: Iterable[bytes], span_size: int, sink: Callable[[Checkpoint, bytes], object]
 ) -> list[Checkpoint]:
     """Only the checkpoints of a gzip stream (any span size; ``sink`` stores the windows as it likes)."""
     return index_gzip(stream, span_size, sink).checkpoints

@@ -50,7 +50,9 @@ class Ztoc:
     bits: npt.NDArray[np.uint8]
     digests: list[bytes]
     first_window: int
-    """Where window 0 stands in the buffer; negative where checkpoint 0 is left out (old form) or there is none."""
+    """Where the first stored window stands in the buffer."""
+    left_out: int
+    """1 where checkpoint 0 is left out (old form), else 0."""
     metadata: tuple[int, int]
     """Position of the entry vector's first element, and the number of entries."""
 
@@ -66,9 +68,9 @@ class Ztoc:
 
     def window(self, span: int) -> memoryview:
         """The 32 KiB of output before the span."""
-        start = self.first_window + span * RECORD_BYTES
-        if self.algorithm != GZIP or (span == 0 and self.first_window < 0):
+        if self.algorithm != GZIP or span < self.left_out:
             return memoryview(bytes(WINDOW_BYTES))
+        start = self.first_window + (span - self.left_out) * RECORD_BYTES
         return self.buffer[start : start + WINDOW_BYTES]
 
     def to_table(self) -> LayerTable:
@@ -93,7 +95,7 @@ def _digests(strings: list[bytes]) -> list[bytes]:
 def _gzip_columns(
     buffer: memoryview, start: int, size: int
 ) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8], int]:
-    """span size, ins, outs, bits, position of window 0."""
+    """span size, ins, outs, bits, how many first checkpoints are left out."""
     if size < HEADER.size:
         raise FormatError("zTOC checkpoints", f"{size} bytes hold no header")
     count, span_size = HEADER.unpack_from(buffer, start)
@@ -119,7 +121,7 @@ def _gzip_columns(
     if missing:  # the old form leaves out the first checkpoint, behind a plain gzip header
         ins, outs = np.concatenate([[10], ins]), np.concatenate([[0], outs])
         bits = np.concatenate([np.zeros(1, np.uint8), bits])
-    return span_size, ins, outs, bits, start + HEADER.size + FIXED.size - missing * RECORD_BYTES
+    return span_size, ins, outs, bits, missing
 
 
 def _plain_columns(
@@ -130,7 +132,7 @@ def _plain_columns(
     if span_size < 1 or layer_size != compressed_bytes or layer_size // span_size > MAX_SPANS:
         raise FormatError("zTOC of an uncompressed layer", f"spans of {span_size} bytes in {layer_size}")
     starts = np.arange(0, layer_size, span_size, dtype=np.int64)
-    return span_size, starts, starts, np.zeros(len(starts), np.uint8), -1
+    return span_size, starts, starts, np.zeros(len(starts), np.uint8), 0
 
 
 def parse(data: bytes | memoryview) -> Ztoc:
@@ -149,9 +151,9 @@ def parse(data: bytes | memoryview) -> Ztoc:
     algorithm = info.int8(0, GZIP)
     start, size = info.vector(3, 1)
     if algorithm == GZIP:
-        span_size, ins, outs, bits, first_window = _gzip_columns(buffer, start, size)
+        span_size, ins, outs, bits, left_out = _gzip_columns(buffer, start, size)
     elif algorithm == UNCOMPRESSED:
-        span_size, ins, outs, bits, first_window = _plain_columns(buffer, start, size, compressed)
+        span_size, ins, outs, bits, left_out = _plain_columns(buffer, start, size, compressed)
     else:
         raise FormatError("zTOC", f"compression algorithm {algorithm} is unknown")
     digests = _digests(info.strings(2))
@@ -171,17 +173,18 @@ def parse(data: bytes | memoryview) -> Ztoc:
         raise FormatError("zTOC", f"{metadata[1]} entries (at most {MAX_ENTRIES})")
     tool = root.string(1)[:1024].decode("utf-8", "replace")
     return Ztoc(
-        buffer,
-        version,
-        tool,
-        algorithm,
-        compressed,
-        archive,
-        span_size,
-        ins,
-        outs,
-        bits,
-        digests,
-        first_window,
-        metadata,
+        buffer=buffer,
+        version=version,
+        tool=tool,
+        algorithm=algorithm,
+        compressed_bytes=compressed,
+        archive_bytes=archive,
+        span_size=span_size,
+        ins=ins,
+        outs=outs,
+        bits=bits,
+        digests=digests,
+        first_window=start + HEADER.size + FIXED.size,
+        left_out=left_out,
+        metadata=metadata,
     )
