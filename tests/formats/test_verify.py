@@ -1,0 +1,230 @@
+"""``coldbench verify``: whole images hold, and each kind of lie about one is found and named."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli.main import app, load_commands
+from harness.errors import ContentError
+from harness.formats.estargz_image import convert_image
+from harness.formats.estargz_toc import TOC_DIGEST_ANNOTATION, TocEntry, decode_toc, encode_toc
+from harness.formats.estargz_writer import EstargzOptions
+from harness.formats.soci_image import Options, index_image
+from harness.formats.soci_index import V1, V2
+from harness.formats.verification import verify_image
+from harness.oci.descriptor import (
+    OCI_CONFIG,
+    OCI_LAYER,
+    OCI_LAYER_GZIP,
+    OCI_MANIFEST,
+    Descriptor,
+    digest_bytes,
+    go_json,
+)  # fmt: skip
+from harness.oci.layout import LayoutStore
+from harness.oci.location import open_source
+from tests.formats.estargz_blobs import GOLDEN, golden_tar, toc_document, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.files
+
+
+def put_image(
+    directory: Path, layers: list[tuple[bytes, str, str, dict[str, str]]], *, config_type: str = OCI_CONFIG
+) -> str:
+    """An OCI layout with an image of (blob, media type, diff ID, annotations) layers; returns its name."""
+    store = LayoutStore(directory, "x", create=True)
+    descriptors = [Descriptor.of(blob, media_type, annotations=notes) for blob, media_type, _, notes in layers]
+    for (blob, _, _, _), descriptor in zip(layers, descriptors, strict=True):
+        store.put_blob(descriptor, blob)
+    config = go_json(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Cmd": ["/bin/<a>"]},
+            "rootfs": {"type": "layers", "diff_ids": [diff_id for _, _, diff_id, _ in layers]},
+        }
+    )
+    config_descriptor = Descriptor.of(config, config_type)
+    store.put_blob(config_descriptor, config)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": config_descriptor.to_json(),
+        "layers": [descriptor.to_json() for descriptor in descriptors],
+        "annotations": {"kept": "yes"},
+    }
+    store.put_manifest(go_json(manifest), OCI_MANIFEST)
+    return f"oci:{directory}:x"
+
+
+def golden_layers() -> list[tuple[bytes, str, str, dict[str, str]]]:
+    return [
+        (
+            (GOLDEN / "layers" / f"{name}.zlib6.tar.gz").read_bytes(),
+            OCI_LAYER_GZIP,
+            digest_bytes(golden_tar(f"{name}.tar")),
+            {},
+        )
+        for name in ("pax", "gnu")
+    ]
+
+
+def problems(name: str) -> list[str]:
+    with open_source(name) as source:
+        return verify_image(source, source.resolve()).problems
+
+
+def converted(tmp_path: Path) -> Path:
+    """The golden layers as an eStargz image with small chunks."""
+    with open_source(put_image(tmp_path / "source", golden_layers())) as source:
+        target = LayoutStore(tmp_path / "esgz", "x", create=True)
+        convert_image(source, source.resolve(), target, EstargzOptions(chunk_size=65536), scratch=tmp_path)
+    return tmp_path / "esgz"
+
+
+def test_a_sound_image_holds_in_every_form(tmp_path: Path) -> None:
+    """Plain, eStargz, and with a SOCI index of either version; every check is listed."""
+    plain = put_image(tmp_path / "source", golden_layers())
+    assert problems(plain) == []
+    assert problems(f"oci:{converted(tmp_path)}") == []
+    for version in (V1, V2):
+        with open_source(plain) as source:
+            target = LayoutStore(tmp_path / version[-7:], "x", create=True)
+            options = Options(version=version, span_size=65536, min_layer_bytes=0)
+            index_image(source, target, options)
+        with open_source(f"oci:{tmp_path / version[-7:]}:x") as source:
+            result = verify_image(source, source.resolve())
+        assert result.problems == []
+        assert sum("SOCI" in check.what for check in result.checks) == 2
+
+
+def test_a_layer_that_changed_on_disk_fails_its_digest(tmp_path: Path) -> None:
+    """The layer's digest check names it; nothing else of that layer is claimed to hold."""
+    name = put_image(tmp_path / "x", golden_layers())
+    layer = digest_bytes(golden_layers()[1][0])
+    path = tmp_path / "x" / "blobs" / "sha256" / layer.partition(":")[2]
+    data = bytearray(path.read_bytes())
+    data[200_000] ^= 1
+    path.write_bytes(data)
+    (problem,) = problems(name)
+    assert problem.startswith(f"layer 1 {layer}: digest:")
+
+
+def test_a_wrong_diff_id_and_a_missing_layer_are_named(tmp_path: Path) -> None:
+    """The config promises another tar; a layer's blob is cut."""
+    blob, media_type, _, notes = golden_layers()[0]
+    name = put_image(tmp_path / "x", [(blob, media_type, "sha256:" + "1" * 64, notes)])
+    (problem,) = problems(name)
+    assert "diff ID" in problem
+    path = tmp_path / "x" / "blobs" / "sha256" / digest_bytes(blob).partition(":")[2]
+    path.write_bytes(blob[:1000])
+    assert any("digest" in problem for problem in problems(name))
+
+
+def rewritten(edit: Callable[[list[TocEntry]], Any], *, promise: bool = True) -> tuple[bytes, str, str, dict[str, str]]:
+    """An eStargz layer whose TOC was edited, with every digest above it made to fit (unless not ``promise``)."""
+    import gzip
+
+    from harness.formats.estargz_footer import encode_footer, parse_footer
+
+    blob, written = write(golden_tar("gnu.tar"), EstargzOptions(chunk_size=65536))
+    entries = decode_toc(toc_document(blob))
+    edit(entries)
+    document = encode_toc(entries)
+    offset = parse_footer(blob[-51:], len(blob)).toc_offset
+    info = tarfile.TarInfo("stargz.index.json")
+    info.size = len(document)
+    tail = info.tobuf(tarfile.USTAR_FORMAT) + document + bytes(-len(document) % 512 + 1024)
+    changed = blob[:offset] + gzip.compress(tail, mtime=0) + encode_footer(offset)
+    toc_digest = digest_bytes(document) if promise else written.toc_digest
+    return changed, OCI_LAYER_GZIP, digest_bytes(gzip.decompress(changed)), {TOC_DIGEST_ANNOTATION: toc_digest}
+
+
+def entry(entries: list[TocEntry], name: str) -> TocEntry:
+    return next(e for e in entries if e.name == name)
+
+
+EDITS: list[tuple[str, Callable[[list[TocEntry]], Any]]] = [
+    ("mode is", lambda es: setattr(entry(es, "usr/bin/prog"), "mode", 0o777)),
+    ("uid is", lambda es: setattr(entry(es, "data/s1"), "uid", 7)),
+    ("gid is", lambda es: setattr(entry(es, "data/s1"), "gid", 7)),
+    ("link target", lambda es: setattr(entry(es, "usr/bin/link"), "link_name", "elsewhere")),
+    ("device", lambda es: setattr(entry(es, "dev/null"), "dev_minor", 9)),
+    ("type is", lambda es: setattr(entry(es, "dev/pipe"), "type", "dir")),
+    ("extended attributes", lambda es: setattr(entry(es, "data/s1"), "xattrs", {"user.a": b"b"})),
+    ("modification time", lambda es: setattr(entry(es, "data/s1"), "modtime", "2001-01-01T00:00:00Z")),
+    ("size is", lambda es: setattr(entry(es, "data/s513"), "size", 512)),
+    ("in the tar and not in the lazy form", lambda es: es.remove(entry(es, "data/s1"))),
+    ("in the lazy form and not in the tar", lambda es: es.append(TocEntry("ghost", "dir"))),
+    ("lazy form promises", lambda es: setattr(entry(es, "data/s513"), "digest", "sha256:" + "0" * 64)),
+    ("digest is", lambda es: setattr(entry(es, "data/s513"), "chunk_digest", "sha256:" + "0" * 64)),
+    ("inflate", lambda es: setattr(entry(es, "data/s513"), "offset", entry(es, "data/s513").offset + 5)),
+]
+
+
+@pytest.mark.parametrize(("message", "edit"), EDITS, ids=[message for message, _ in EDITS])
+def test_a_toc_that_says_something_else_than_the_tar_is_found(
+    tmp_path: Path, message: str, edit: Callable[[list[TocEntry]], Any]
+) -> None:
+    """All digests fit; only the comparison with a full unpack can tell."""
+    found = problems(put_image(tmp_path / "x", [rewritten(edit)]))
+    assert found
+    assert message in found[0]
+    assert "eStargz" in found[0]
+
+
+def test_another_toc_than_promised_or_another_size_is_found(tmp_path: Path) -> None:
+    """The annotation names another TOC digest; the uncompressed-size annotation is wrong."""
+    (problem,) = problems(put_image(tmp_path / "a", [rewritten(lambda es: es.pop(), promise=False)]))
+    assert "eStargz TOC: digest" in problem
+    blob, media_type, diff_id, notes = rewritten(lambda _: None)
+    wrong = {**notes, "io.containers.estargz.uncompressed-size": "5"}
+    (problem,) = problems(put_image(tmp_path / "b", [(blob, media_type, diff_id, wrong)]))
+    assert "says 5" in problem
+
+
+def test_a_footer_without_annotation_is_checked_too(tmp_path: Path) -> None:
+    """A blob that ends in an eStargz footer is one, whether its descriptor says so or not."""
+    blob, media_type, diff_id, _ = rewritten(lambda es: setattr(entry(es, "data/s1"), "uid", 7))
+    (problem,) = problems(put_image(tmp_path / "x", [(blob, media_type, diff_id, {})]))
+    assert "uid is" in problem
+
+
+def test_the_command_lists_the_checks_and_ends_in_5_when_one_fails(tmp_path: Path) -> None:
+    """One line per check; the error is one line with the first problem; --json has them all."""
+    load_commands()
+    runner = CliRunner()
+    good = runner.invoke(app, ["verify", put_image(tmp_path / "a", golden_layers())])
+    assert good.exit_code == 0
+    assert good.stdout.count("ok") >= 5
+    name = put_image(tmp_path / "b", [rewritten(lambda es: setattr(entry(es, "data/s1"), "uid", 7))])
+    bad = runner.invoke(app, ["verify", name, "--json"])
+    assert isinstance(bad.exception, ContentError)
+    assert bad.exception.exit_code == 5
+    assert "\n" not in str(bad.exception)
+    document = json.loads(bad.stdout)
+    assert document["ok"] is False
+    assert [check["ok"] for check in document["checks"]] == [True, True, True, False]
+
+
+def test_a_sparse_file_is_compared_in_full(tmp_path: Path) -> None:
+    """Holes count as zeros on both sides: our eStargz of a sparse tar verifies, and so does its own tar."""
+    from tests.formats.test_estargz_writer import sparse_tar
+
+    tar = sparse_tar(pax=True)
+    name = put_image(tmp_path / "source", [(tar, OCI_LAYER, digest_bytes(tar), {})])
+    with open_source(name) as source:
+        target = LayoutStore(tmp_path / "esgz", "x", create=True)
+        convert_image(source, source.resolve(), target, EstargzOptions(), scratch=tmp_path)
+    assert problems(f"oci:{tmp_path / 'esgz'}") == []
+    assert io.BytesIO(tar).read(1) == b"."
