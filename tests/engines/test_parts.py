@@ -1,0 +1,291 @@
+"""The embedded engine's parts that need no root: decoders, pipe, control socket, users, configuration, modes."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import socket
+import threading
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.engines.embedded.agent import failed, translate
+from harness.engines.embedded.bundle import DEFAULT_PATH, process_of
+from harness.engines.embedded.control import Control
+from harness.engines.embedded.inflate import MAX_PIECE, inflate
+from harness.engines.embedded.modes import MODES, load, parts_of
+from harness.engines.embedded.pipe import BytePipe
+from harness.engines.embedded.registry import connect
+from harness.engines.embedded.users import Identity, resolve_user
+from harness.errors import (
+    ColdbenchError,
+    DigestMismatch,
+    DiskFull,
+    FormatError,
+    OutOfMemory,
+    UnsafePath,
+    UnsupportedMediaType,
+    UsageError,
+    from_kind,
+)
+from harness.oci.store import RangeIgnored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def pieces(data: bytes, size: int) -> Iterator[bytes]:
+    return (data[at : at + size] for at in range(0, len(data), size))
+
+
+@pytest.mark.parametrize("decoder", ["isal", "zlib"])
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.binary(max_size=5000), max_size=4), st.integers(1, 3000), st.integers(0, 20))
+def test_gzip_members_are_one_stream(decoder: str, members: list[bytes], size: int, padding: int) -> None:
+    """Any number of members, cut anywhere, with zeros after the last."""
+    stored = b"".join(gzip.compress(member) for member in members) + bytes(padding)
+    assert b"".join(inflate("gzip", pieces(stored, size), "layer", decoder)) == b"".join(members)
+
+
+@pytest.mark.parametrize("decoder", ["isal", "zlib"])
+def test_pieces_are_bounded(decoder: str) -> None:
+    """A bomb comes out in bounded pieces, whole."""
+    stored = gzip.compress(bytes(20 << 20))
+    sizes = [len(piece) for piece in inflate("gzip", iter([stored]), "layer", decoder)]
+    assert max(sizes) <= MAX_PIECE
+    assert sum(sizes) == 20 << 20
+    stored = zstandard.compress(bytes(20 << 20))
+    sizes = [len(piece) for piece in inflate("zstd", iter([stored]), "layer", decoder)]
+    assert max(sizes) <= MAX_PIECE
+    assert sum(sizes) == 20 << 20
+
+
+@pytest.mark.parametrize("decoder", ["isal", "zlib"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "checksum", "garbage"])
+def test_damaged_gzip(decoder: str, damage: str) -> None:
+    """A stream that is cut or changed, its checksum included, is an error that names the layer."""
+    stored = bytearray(gzip.compress(os.urandom(50_000)))
+    if damage == "cut":
+        del stored[-20:]
+    elif damage == "flipped":
+        stored[25_000] ^= 0x10
+    elif damage == "checksum":
+        stored[-6] ^= 1
+    else:
+        stored += b"no gzip header"
+    with pytest.raises(FormatError, match="layer 3"):
+        list(inflate("gzip", pieces(bytes(stored), 4000), "layer 3", decoder))
+
+
+def test_zstd() -> None:
+    """Frames one after the other are one stream; damage is an error; other compressions are refused by name."""
+    stored = zstandard.compress(b"first") + zstandard.compress(b"second" * 1000)
+    assert b"".join(inflate("zstd", pieces(stored, 7), "layer")) == b"first" + b"second" * 1000
+    with pytest.raises(FormatError, match="zstd"):
+        list(inflate("zstd", iter([b"not zstd at all"]), "layer"))
+    with pytest.raises(UnsupportedMediaType, match="lzip"):
+        inflate("lzip", iter([]), "layer")
+
+
+def test_pipe_hands_over_in_order_and_passes_failure() -> None:
+    """Everything arrives in order through few slots, then the writer's failure."""
+    pipe = BytePipe(slots=2)
+
+    def write() -> None:
+        for number in range(100):
+            pipe.write(bytes([number]))
+        pipe.fail(OSError("cut"))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    got: list[bytes] = []
+    with pytest.raises(OSError, match="cut"):
+        got.extend(pipe)
+    writer.join()
+    assert b"".join(got) == bytes(range(100))
+
+
+def test_abandoned_pipe_does_not_block_its_writer() -> None:
+    """A writer whose reader gave up comes to its end."""
+    pipe = BytePipe(slots=1)
+
+    def write() -> None:
+        for _ in range(50):
+            pipe.write(b"x")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    pipe.abandon()
+    writer.join(10)
+    assert not writer.is_alive()
+
+
+def test_control_messages() -> None:
+    """Messages of any size arrive whole and in order; the end of the other side is None; waiting has a limit."""
+    left, right = socket.socketpair()
+    ours, theirs = Control(left), Control(right)
+    long = "x" * 300_000
+
+    def send() -> None:
+        for number in range(3):
+            ours.send({"n": number, "text": long})
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert [message["n"] for _ in range(3) if (message := theirs.receive(10)) and message["text"] == long] == [0, 1, 2]
+    sender.join()
+    with pytest.raises(TimeoutError):
+        theirs.receive(0.01)
+    ours.close()
+    assert theirs.receive(10) is None
+    theirs.send({"to": "nobody"})
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (UnsafePath("a/b", "leaves"), UnsafePath),
+        (FormatError("layer 0", "is damaged"), FormatError),
+        (OSError(28, "No space left on device"), DiskFull),
+        (MemoryError(), OutOfMemory),
+        (RangeIgnored("no ranges"), ColdbenchError),
+        (ValueError("two\nlines"), ColdbenchError),
+    ],
+)
+def test_errors_cross_the_socket(error: Exception, kind: type[ColdbenchError]) -> None:
+    """What failed inside is rebuilt outside as the same class, or its nearest ancestor, on one line."""
+    message = failed(error, "pull")
+    rebuilt = from_kind(message["kind"], message["message"])
+    assert isinstance(rebuilt, kind)
+    assert "\n" not in str(rebuilt)
+    assert str(rebuilt) == str(translate(error))
+
+
+def test_digest_mismatch_crosses_the_socket() -> None:
+    """The message survives although the class takes other arguments."""
+    error = DigestMismatch("layer 1", "sha256:a", "sha256:b")
+    message = failed(error, "pull")
+    assert str(from_kind(message["kind"], message["message"])) == str(error)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root file system with users."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nweb:x:33:44::/var/www:/bin/false\n")
+    (tmp_path / "etc/group").write_text("root:x:0:\nstaff:x:50:web,other\nops:x:51:other\n")
+    return tmp_path
+
+
+@pytest.mark.files
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ("", Identity(0, 0, (), "/root")),
+        ("root", Identity(0, 0, (), "/root")),
+        ("web", Identity(33, 44, (50,), "/var/www")),
+        ("33", Identity(33, 44, (50,), "/var/www")),
+        ("web:ops", Identity(33, 51, (), "/var/www")),
+        ("web:7", Identity(33, 7, (), "/var/www")),
+        ("1234", Identity(1234, 0, (), "/")),
+        ("1234:5678", Identity(1234, 5678, (), "/")),
+    ],
+)
+def test_users(root: Path, user: str, expected: Identity) -> None:
+    """Every form that an image's User takes, by the image's own files."""
+    assert resolve_user(str(root), user) == expected
+
+
+@pytest.mark.files
+def test_unknown_names(root: Path) -> None:
+    """Names that the image does not know are told."""
+    with pytest.raises(FormatError, match="'ghost'"):
+        resolve_user(str(root), "ghost")
+    with pytest.raises(FormatError, match="'ghosts'"):
+        resolve_user(str(root), "web:ghosts")
+
+
+@pytest.mark.files
+def test_the_hosts_users_are_out_of_reach(tmp_path: Path) -> None:
+    """A passwd that is a symlink to the host's, a fifo, or absent gives no users, and does not hang."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/passwd").write_text("secret:x:7:7::/:/bin/sh\n")
+    image = tmp_path / "image"
+    (image / "etc").mkdir(parents=True)
+    (image / "etc/passwd").symlink_to(tmp_path / "out/passwd")
+    os.mkfifo(image / "etc/group")
+    with pytest.raises(FormatError):
+        resolve_user(str(image), "secret")
+    assert resolve_user(str(image), "7") == Identity(7, 0, (), "/")
+
+
+@pytest.mark.files
+def test_process_of_an_image(root: Path) -> None:
+    """Entrypoint and Cmd, environment with Docker's defaults, capabilities for root only; overrides replace."""
+    config: dict[str, Any] = {"config": {"Entrypoint": ["/e"], "Cmd": ["c"], "Env": ["A=1", "B=2"], "User": "web"}}
+    process = process_of(config, {}, str(root))
+    assert process["args"] == ["/e", "c"]
+    assert process["env"][0] == f"PATH={DEFAULT_PATH}"
+    assert {"A=1", "B=2", "HOME=/var/www"} <= set(process["env"])
+    assert process["cwd"] == "/"
+    assert process["capabilities"]["effective"] == []
+    override = {"args": ["/x"], "env": {"A": "mine"}, "cwd": "/w", "user": "root"}
+    process = process_of(config, override, str(root))
+    assert process["args"] == ["/x"]
+    assert {"A=mine", "B=2", "HOME=/root"} <= set(process["env"])
+    assert process["cwd"] == "/w"
+    assert process["capabilities"]["effective"]
+    with pytest.raises(FormatError, match="Entrypoint"):
+        process_of({"config": None}, {}, str(root))
+
+
+def test_modes() -> None:
+    """Every mode has presets and loads its overlay part; wrong names are told with the right ones."""
+    assert parts_of("overlay2").presets == ("docker-like", "tuned")
+    assert callable(load(parts_of("overlay2", "tuned").provide))
+    with pytest.raises(UsageError, match=", ".join(MODES)):
+        parts_of("aufs")
+    with pytest.raises(UsageError, match="reference"):
+        parts_of("soci", "quick")
+
+
+@pytest.mark.files
+def test_agent_imports_stay_light() -> None:
+    """The process inside the machine loads none of the heavy libraries: a small machine pays for each."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; import harness.engines.embedded.agent, harness.engines.embedded.overlay2;"
+        "print(*[m for m in ('numpy', 'pandas', 'pydantic', 'rich', 'httpx', 'trio', 'typer') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    assert out.stdout.split() == []
+
+
+def test_connect() -> None:
+    """Scheme and credentials of the request reach the client; nothing is sent."""
+    request = {
+        "registry": "example.org",
+        "repository": "a/b",
+        "scheme": "https",
+        "credentials": {"user": "u", "secret": "s"},
+    }
+    assert connect(request).repository_url == "https://example.org/v2/a/b"
+    assert connect({**request, "scheme": "http"}).repository_url == "http://example.org/v2/a/b"
+
+
+def test_zlib_is_what_the_name_says() -> None:
+    """Both decoders give the same bytes for a stream that zlib wrote at its densest."""
+    data = b"the same " * 10_000
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
+    stored = compressor.compress(data) + compressor.flush()
+    for decoder in ("isal", "zlib"):
+        assert b"".join(inflate("gzip", iter([stored]), "layer", decoder)) == data
