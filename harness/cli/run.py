@@ -64,14 +64,17 @@ def run(
         raise UsageError("name a scenario (`coldbench scenarios` lists them)")
     selection = None if resume else _selection(mode, preset, engine, shape, distance, blocks)
     header = None if selection is None else _header(scenario or [], selection, seed, registry, not no_workloads)
+    named = registry if header is not None else ""
+    endpoint = named_endpoint(named) if named else None
     require_root("running a scenario")
     cache = Cache.default()
     with ExitStack() as stack:
         store = stack.enter_context(_open(out, header))
         interrupts = stack.enter_context(Interrupts())
         progress = stack.enter_context(make_progress(sys.stderr))
-        named = store.header.registry
-        endpoint = named_endpoint(named) if named else own_endpoint(stack, cache.registry)
+        if endpoint is None:
+            named = store.header.registry
+            endpoint = named_endpoint(named) if named else own_endpoint(stack, cache.registry)
         preparer = Preparer(cache, endpoint.host, endpoint.prefix, store.append_preparation, progress)
         session = SessionRun(
             store, preparer, endpoint, interrupts, progress, Bounder(rates.ensure(), usable_cores()), keep_going

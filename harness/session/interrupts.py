@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ class Interrupts:
         self.requested: str | None = None
         self._allowed = False
         self._previous: dict[int, Any] = {}
+        self._owner = os.getpid()
 
     def __enter__(self) -> Interrupts:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -35,6 +37,12 @@ class Interrupts:
         self._previous.clear()
 
     def _handle(self, number: int, _frame: object) -> None:
+        if os.getpid() != self._owner:
+            # A forked child (pyroute2 enters namespaces in one and ends it with SIGTERM) must not unwind our stack:
+            # it would take the machine away under its parent.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         self.requested = signal.Signals(number).name
         if self._allowed:
             self._allowed = False  # from here on the way out is open, and nothing may stop it again

@@ -102,6 +102,7 @@ class _Trial:
         self.died: tuple[str, ...] = ()
         self.wrong_limits: tuple[str, ...] = ()
         self.steal = 0.0
+        self.limited_s = 0.0
         self.details: dict[str, Any] = {}
 
     def enter(self, phase: str) -> None:
@@ -142,13 +143,15 @@ class _Trial:
         machine.reset()
         ticks = host.cpu_ticks()
         meter = self.meter = PhaseMeter(machine, setup.clock_ns)
-        before = meter.mark()
-        self.phase = "pull"
-        t0_ns = machine.throttle(True)
+        limited_ns = machine.throttle(True)
+        self.enter("pull")
         try:
+            # Throttling reads back what it set, which takes tens of milliseconds: T0 is after it, at the request.
+            before = meter.mark()
+            t0_ns = setup.clock_ns()
             meter.start(t0_ns, before)
+            self.limited_s = (t0_ns - limited_ns) / 1e9
             self.recorder = WatchedRecorder(t0_ns, on_span=meter.span_seen)
-            setup.progress.phase("pull")
             try:
                 with self._deadline(machine):
                     container = engine.deploy(machine, request, self.recorder)
@@ -251,7 +254,7 @@ class _Trial:
             if self.meter is not None and hasattr(self.meter, "begin"):
                 self.end_mark = self.meter.mark()
                 self.credits = tuple(
-                    CreditSample(t_s=s.t_s, balance_core_s=s.balance_core_s, quota_cores=s.quota_cores)
+                    CreditSample(t_s=s.t_s - self.limited_s, balance_core_s=s.balance_core_s, quota_cores=s.quota_cores)
                     for s in machine.credit_samples()
                 )
                 self._check_limits(machine)

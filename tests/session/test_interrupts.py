@@ -51,3 +51,22 @@ def test_handlers_are_restored() -> None:
     with Interrupts():
         assert signal.getsignal(signal.SIGINT) != before
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_forked_child_dies_without_unwinding() -> None:
+    """A child that inherited the handler ends by the signal and runs none of its parent's ``finally``."""
+    reader, writer = os.pipe()
+    with Interrupts() as interrupts, interrupts.allowed():
+        child = os.fork()
+        if child == 0:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.pause()
+            finally:
+                os.write(writer, b"unwound")
+                os._exit(1)
+        _pid, status = os.waitpid(child, 0)
+    os.close(writer)
+    assert os.WTERMSIG(status) == signal.SIGTERM
+    assert os.read(reader, 10) == b""
+    os.close(reader)

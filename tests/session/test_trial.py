@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -16,9 +15,6 @@ from harness.session.interrupts import Interrupts
 from harness.session.progress import Silent, summary
 from harness.session.trial import TrialSetup, run_trial
 from tests.session.fakes import Clock, FakeEngine, FakeMachine, FakeProbe, entered
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 LAZY = LazyUsage(
     layers_lazy=1, layers_unpacked=0, bytes_fetched_before_ready=1, bytes_fetched=2, requests_before_ready=3,
@@ -167,11 +163,12 @@ def test_what_ends_the_session_is_raised(error: Exception) -> None:
 def test_machine_that_cannot_be_made() -> None:
     """The trial fails in the phase machine."""
 
-    @contextmanager
-    def broken() -> Iterator[None]:
-        raise MachineError("no loop device")
-        yield
+    class Broken:
+        def __enter__(self) -> None:
+            raise MachineError("no loop device")
 
-    seen = Bench().run(make_machine=broken)
+        def __exit__(self, *_: object) -> None: ...
+
+    seen = Bench().run(make_machine=Broken)
     assert seen.failure is not None
     assert (seen.failure.kind, seen.failure.phase) == ("MachineError", "machine")

@@ -1,0 +1,142 @@
+"""Whole runs of the command on a tiny real image: results, failures, interrupts, kill -9 and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.session.store import load, load_preparations
+from tests.engines.support import run_registry
+from tests.session.support import write_scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache directory for all runs of this module (rates and the registry's storage are made once)."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a registry on loopback."""
+    with run_registry("127.0.0.1", tmp_path_factory.mktemp("registry")) as it:
+        yield f"http://{it.host}"
+
+
+class Command:
+    """``coldbench`` as a process."""
+
+    def __init__(self, cache: Path, directory: Path) -> None:
+        self.environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "COLDBENCH_CACHE": str(cache / "coldbench")}
+        self.directory = directory
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "harness", *arguments],
+            env=self.environment, cwd=self.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+
+@pytest.fixture
+def command(cache: Path, tmp_path: Path) -> Command:
+    return Command(cache, tmp_path)
+
+
+def wait_for_first_trial(process: subprocess.Popen[str]) -> None:
+    """Read progress lines until a trial has ended; the next one begins at that moment."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("["):
+            return
+    raise AssertionError("the run ended before its first trial")
+
+
+def test_whole_run(command: Command, tmp_path: Path) -> None:
+    """Two presets, two blocks: four valid trials with timeline, phases, wire and bound, in the planned order."""
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit"])
+    arguments = (
+        "--mode",
+        "overlay2",
+        "--preset",
+        "docker-like",
+        "--preset",
+        "tuned",
+        "--seed",
+        "5",
+        "--out",
+        "s",
+        "--json",
+    )
+    code, out, err = command.run("run", str(scenario), *arguments)
+    assert code == 0, err
+    document: dict[str, Any] = json.loads(out)
+    assert document == {"session": "s", "trials": 4, "recorded": 4, "ok": 4, "invalid": 0, "failed": 0}
+    header, seen = load(tmp_path / "s")
+    assert [o.case.key for o in seen] == [t.case for t in header.plan.trials]
+    assert header.host["kernel"] == os.uname().release
+    for observation in seen:
+        assert observation.valid
+        assert [p.phase for p in observation.phases] == ["pull", "start"]
+        assert {"resolve", "fetch", "unpack", "mount", "create", "start", "ready"} <= {
+            s.name for s in observation.timeline
+        }
+        assert observation.wire_before_ready.received_bytes > 300_000
+        assert observation.bound is not None
+        assert "leaving with 0" in observation.output_tail
+    assert [p.form for p in load_preparations(tmp_path / "s")] == ["image"]
+    assert "[4/4]" in err
+
+
+def test_failed_trials_are_recorded(command: Command, tmp_path: Path, registry: str) -> None:
+    """A workload that ends with another code fails its trial, the run goes on, and the exit code is 5."""
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit", "3"])
+    code, out, err = command.run("run", str(scenario), "--out", "s", "--registry", registry)
+    assert code == 5, err
+    assert "2 failed" in out
+    assert "failed in start: WorkloadExited" in err
+    _header, seen = load(tmp_path / "s")
+    assert [o.failure.phase for o in seen if o.failure] == ["start", "start"]
+    assert seen[0].time_to_ready_s is None
+
+
+def test_interrupt_kill_and_resume(command: Command, tmp_path: Path, registry: str) -> None:
+    """Ctrl-C ends with 130 and leaves nothing; kill -9 leaves what ``clean`` removes; both can be resumed."""
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit"])
+    process = command.start("run", str(scenario), "--blocks", "3", "--out", "s", "--registry", registry)
+    wait_for_first_trial(process)
+    process.send_signal(signal.SIGINT)
+    _out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "1 of 3 trials are recorded; go on with: coldbench run --resume --out s" in err
+    assert command.run("clean", "--dry-run")[1] == "nothing was left behind\n"
+
+    process = command.start("run", "--resume", "--out", "s")
+    wait_for_first_trial(process)
+    process.kill()
+    process.communicate(timeout=60)
+    code, _out, err = command.run("clean")
+    assert code == 0, err
+    assert command.run("clean", "--dry-run")[1] == "nothing was left behind\n"
+
+    code, out, err = command.run("run", "--resume", "--out", "s")
+    assert code == 0, err
+    assert "3 trials: 3 ok" in out
+    assert [o.trial for o in load(tmp_path / "s")[1]] == [0, 1, 2]
