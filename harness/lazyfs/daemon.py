@@ -166,10 +166,10 @@ class Daemon:
 def import_formats() -> None:
     """What the first mount would import, imported before T0."""
     from harness.formats import estargz_reader, spans, ztoc, ztoc_table
-    from harness.lazyfs import blob, chunk_units, span_units
+    from harness.lazyfs import chunk_units, span_units
     from harness.oci import registry_auth, registry_client
 
-    del estargz_reader, spans, ztoc, ztoc_table, blob, chunk_units, span_units, registry_auth, registry_client
+    del estargz_reader, spans, ztoc, ztoc_table, chunk_units, span_units, registry_auth, registry_client
 
 
 def main() -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import ContentError
+from harness.errors import ContentError, DigestMismatch, ImageNotFound
 from harness.formats.estargz_toc import TOC_DIGEST_ANNOTATION
 from harness.formats.soci_index import find_index
+
+from harness.oci.descriptor import digest_bytes
 
 if TYPE_CHECKING:
     from harness.oci.image import Image
     from harness.oci.store import ImageSource
+
+
+EROFS_INDEX_TYPE = "application/vnd.coldbench.erofs.index.v1+json"
+"""``harness.formats.erofs_index.INDEX_TYPE``; not imported, since the agent does without numpy (a test compares)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +28,22 @@ class Plan:
     lazy: list[dict[str, Any]]
     unpack: list[int]
     details: dict[str, Any] = field(default_factory=dict)
+
+
+def plan_blob(source: ImageSource, image: Image) -> dict[str, Any]:
+    """The index of mode ``erofs`` for a mount request (``BlobImage.open``); ImageNotFound when there is none."""
+    found = source.referrers(image.descriptor.digest, EROFS_INDEX_TYPE)
+    if not found:
+        raise ImageNotFound(f"{source.where}: the image has no EROFS index; make one: coldbench index erofs")
+    digest = found[-1].digest
+    manifest, _ = source.manifest(digest)
+    if digest_bytes(manifest) != digest:
+        raise DigestMismatch(f"{source.where}: EROFS index", digest, digest_bytes(manifest))
+    return {
+        "manifest": manifest.decode(),
+        "image": image.descriptor.to_json(),
+        "layers": [layer.to_json() for layer in image.layers],
+    }
 
 
 def plan_layers(source: ImageSource, image: Image, mode: str) -> Plan:

@@ -11,19 +11,25 @@ import pyfuse3
 import trio
 
 from harness.errors import ColdbenchError, UsageError
+from harness.formats.erofs_spans import WHOLE
 from harness.lazyfs import prefetch as fetching
+from harness.lazyfs.blob import NAME as BLOB_NAME
+from harness.lazyfs.blob import BlobOperations
+from harness.lazyfs.blob_image import BlobImage
 from harness.lazyfs.counters import Counters
 from harness.lazyfs.disk_cache import DiskCache
 from harness.lazyfs.mounts import set_read_ahead
 from harness.lazyfs.policy import Policy, policy_of
 from harness.lazyfs.sources import OpenedLayer, open_layer
-from harness.lazyfs.store import Store
-from harness.lazyfs.trace import Trace
+from harness.lazyfs.store import INFLATED, Layer, Store
+from harness.lazyfs.trace import BlockTrace, Trace
 from harness.lazyfs.tree import TreeOperations
+from harness.lazyfs.whole import fetch_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from harness.formats.erofs_spans import IndexedLayer
     from harness.lazyfs.session import Reader
     from harness.oci.store import BlobStore
 
@@ -67,24 +73,39 @@ class Service:
         self._ready = trio.Event()
         self._store: Store | None = None
         self._client: BlobStore | None = None
-        self._tree: TreeOperations | None = None
-        self._trace: Trace | None = None
-        self._presentation: Any = None
+        self._name_touches: Callable[[], list[dict[str, Any]]] = list
         self._disks: list[DiskCache] = []
 
     async def mount(self, request: dict[str, Any], report: Report) -> dict[str, Any]:
         """Serve the image of ``request``; what to tell the caller. Raises ColdbenchError.
 
-        ``request``: ``mode``, ``preset``, ``options``, ``layers`` (see ``open_layer``), ``store`` (see
-        ``connect``), ``scratch``, ``prefetch``, ``trace``, ``t0_ns``, ``layers_unpacked``.
+        ``request``: ``mode``, ``preset``, ``options``, ``store`` (see ``connect``), ``scratch``, ``prefetch``,
+        ``trace``, ``t0_ns``, ``layers_unpacked``; for the tree ``layers`` (see ``open_layer``), for the blob ``index``
+        (see ``BlobImage.open``). The answer's ``root`` is where the FUSE session is mounted.
         """
         if self._store is not None:
             raise UsageError("this daemon serves an image already")
         policy = policy_of(str(request["mode"]), str(request["preset"]), request.get("options"))
         client = self._client = connect(request["store"])
-        store = self._store = Store(policy, self.counters, self._nursery)
+        self._store = Store(policy, self.counters, self._nursery)
         self.counters.layers_unpacked = int(request.get("layers_unpacked", 0))
-        self.counters.layers_lazy = len(request["layers"])
+        present = self._present_blob if request["mode"] == "erofs" else self._present_tree
+        answer = await present(client, policy, request, report)
+        if policy.read_ahead_kib:
+            set_read_ahead(self.mountpoint, policy.read_ahead_kib)
+        self._nursery.start_soon(self._run_background, self._store, policy)
+        return {"root": self.mountpoint, **answer}
+
+    def _disk(self, policy: Policy, request: dict[str, Any], number: int) -> DiskCache:
+        disk = DiskCache(str(request["scratch"]) if policy.disk_cache else None, number)
+        self._disks.append(disk)
+        return disk
+
+    async def _present_tree(
+        self, client: BlobStore, policy: Policy, request: dict[str, Any], report: Report
+    ) -> dict[str, Any]:
+        store = self._store
+        assert store is not None
         opened: list[OpenedLayer | None] = [None] * len(request["layers"])
 
         async def open_one(position: int, message: dict[str, Any]) -> None:
@@ -94,45 +115,82 @@ class Service:
 
         await gather([partial(open_one, i, message) for i, message in enumerate(request["layers"])])
         layers = [layer for layer in opened if layer is not None]
-        scratch = str(request["scratch"])
+        self.counters.layers_lazy = len(layers)
         for layer in layers:
-            disk = DiskCache(scratch if policy.disk_cache else None, layer.number)
-            self._disks.append(disk)
-            store.add_layer(layer.units, layer.source, disk, layer.size)
+            store.add_layer(layer.units, layer.source, self._disk(policy, request, layer.number), layer.size)
         start = time.monotonic_ns()
-        if request.get("trace"):
-            self._trace = Trace(int(request.get("t0_ns") or start))
-        tree = self._tree = TreeOperations(policy, self.counters, self._trace)
+        trace = Trace(int(request.get("t0_ns") or start)) if request.get("trace") else None
+        tree = TreeOperations(policy, self.counters, trace)
         tree.reader = self._reader
         tree.add_layers(store, [layer.table for layer in layers], [layer.number for layer in layers])
+        if trace is not None:
+            self._name_touches = partial(tree.name_touches, trace)
         self._switch.turn_to(tree)
         report("mount", start, time.monotonic_ns(), None, "tree")
-        if policy.read_ahead_kib:
-            set_read_ahead(self.mountpoint, policy.read_ahead_kib)
-        self._start_fetching(policy, layers, request)
+        if policy.prefetch:
+            paths = request.get("prefetch") or ()
+            extents = (
+                tree.extents_of(paths) if paths else [e for i, la in enumerate(layers) for e in own_prefetch(i, la)]
+            )
+            self._start_prefetch(store, extents)
         return {
-            "root": self.mountpoint,
             "layers": [layer.number for layer in layers],
             "opaque_roots": [tree.number for tree in tree.subtrees if tree.index.directory(tree.index.root).opaque],
         }
 
-    def _start_fetching(self, policy: Policy, layers: list[OpenedLayer], request: dict[str, Any]) -> None:
+    async def _present_blob(
+        self, client: BlobStore, policy: Policy, request: dict[str, Any], report: Report
+    ) -> dict[str, Any]:
         store = self._store
         assert store is not None
+        start = time.monotonic_ns()
+        image = await trio.to_thread.run_sync(BlobImage.open, client, request["index"])
+        report("index", start, time.monotonic_ns(), None, "erofs")
+        trace = BlockTrace(int(request.get("t0_ns") or start)) if request.get("trace") else None
+        whole: list[tuple[Layer, IndexedLayer]] = []
+        for layer, units, source in zip(image.index.layers, image.units, image.sources, strict=True):
+            added = store.add_layer(units, source, self._disk(policy, request, layer.number), layer.compressed_bytes)
+            if layer.kind == WHOLE:
+                whole.append((added, layer))
+        self.counters.layers_lazy = len(image.index.layers) - len(whole)
+        self.counters.layers_unpacked += len(whole)
+        await gather([partial(self._fill_whole, client, *entry, report) for entry in whole])
+        if policy.eager:
+            start = time.monotonic_ns()
+            await fetching.fetch_everything(store)
+            report("fetch", start, time.monotonic_ns(), None, "fetch and inflate")
+        start = time.monotonic_ns()
+        blob = BlobOperations(policy, self.counters, trace)
+        blob.reader = self._reader
+        blob.present(store, image.index.metadata, image.index.layer_starts, image.index.image_bytes)
+        if trace is not None:
+            self._name_touches = partial(image.name_touches, trace)
+        self._switch.turn_to(blob)
+        report("mount", start, time.monotonic_ns(), None, "blob")
         if policy.prefetch:
-            extents = [
-                (position, store.layers[position].starts[unit], store.layers[position].ends[unit])
-                for position, layer in enumerate(layers)
-                if layer.prefetch_bytes
-                for unit in range(len(store.layers[position].starts))
-                if sum(layer.units.extent(unit)) <= layer.prefetch_bytes
-            ]
             paths = request.get("prefetch") or ()
-            if paths and self._tree is not None:
-                extents = self._tree.extents_of(paths)
-            if extents:
-                self._nursery.start_soon(self._run_prefetch, store, extents)
-        self._nursery.start_soon(self._run_background, store, policy)
+            self._start_prefetch(store, image.extents_of(paths) if paths else list(image.index.prefetch))
+        return {"file": BLOB_NAME, "layers_whole": [layer.number for _, layer in whole]}
+
+    async def _fill_whole(self, client: BlobStore, layer: Layer, indexed: IndexedLayer, report: Report) -> None:
+        """A layer without a way in: all of it into the disk cache before anything is mounted."""
+        start = time.monotonic_ns()
+        sink = layer.disk.inflated
+        if sink is None:
+            raise UsageError("a layer without a way in needs the disk cache: leave option disk_cache on")
+        received = await trio.to_thread.run_sync(
+            fetch_whole, client, indexed.digest, indexed.kind, indexed.size, sink, abandon_on_cancel=True
+        )
+        layer.state[:] = bytes([INFLATED]) * len(layer.state)
+        self.counters.bytes_fetched += received
+        self.counters.requests += 1
+        self.counters.bytes_inflated += indexed.size
+        self.counters.spans_fetched += len(layer.state)
+        report("fetch", start, time.monotonic_ns(), indexed.number, "whole: no way into its compression")
+
+    def _start_prefetch(self, store: Store, extents: list[fetching.Extent]) -> None:
+        if extents:
+            self._nursery.start_soon(self._run_prefetch, store, extents)
 
     async def _run_prefetch(self, store: Store, extents: list[fetching.Extent]) -> None:
         start = time.monotonic_ns()
@@ -166,9 +224,7 @@ class Service:
 
     def first_touches(self) -> list[dict[str, Any]]:
         """See ``harness.lazyfs.trace``; empty without a trace."""
-        if self._trace is None or self._tree is None:
-            return []
-        return self._tree.name_touches(self._trace)
+        return self._name_touches()
 
     def close(self) -> None:
         """Let go of files and connections; the session is stopped by the caller."""
@@ -194,6 +250,18 @@ def connect(message: dict[str, Any]) -> BlobStore:
     return RegistryClient(
         message["registry"], message["repository"], plain=message.get("plain"), credentials=credentials
     )
+
+
+def own_prefetch(position: int, layer: OpenedLayer) -> list[fetching.Extent]:
+    """What the layer itself wants fetched first: the units before its landmark (eStargz)."""
+    units = layer.units
+    if not layer.prefetch_bytes:
+        return []
+    return [
+        (position, start, end)
+        for unit, (start, end) in enumerate(zip(units.starts, units.ends, strict=True))
+        if sum(units.extent(unit)) <= layer.prefetch_bytes
+    ]
 
 
 async def gather(tasks: list[Callable[[], Any]]) -> None:

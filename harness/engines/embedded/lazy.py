@@ -15,12 +15,13 @@ from harness.engines.embedded import overlay2
 from harness.engines.embedded.modes import Context, Rootfs
 from harness.errors import ColdbenchError, MachineError
 from harness.lazyfs.control import DaemonClient
-from harness.lazyfs.mounts import unmount
-from harness.lazyfs.plan import plan_layers
+from harness.lazyfs.mounts import mount_erofs, unmount
+from harness.lazyfs.plan import plan_blob, plan_layers
 from harness.oci.store import ImageSource
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from harness.model.observation import LazyUsage
     from harness.model.timeline import Recorder
@@ -84,7 +85,6 @@ def provide(context: Context, image: Image, preset: str, options: dict[str, Any]
         raise MachineError("the lazyfs daemon was not started")
     mode = str(context.request["mode"])
     daemon = DaemonClient(context.daemon)
-    mountpoint = str(daemon.wait_up()["root"])
     source = ImageSource(context.client, str(context.request.get("reference") or ""))
     message: dict[str, Any] = {
         "mode": mode,
@@ -96,26 +96,69 @@ def provide(context: Context, image: Image, preset: str, options: dict[str, Any]
         "trace": context.trace,
         "t0_ns": context.request.get("t0_ns"),
     }
-    with context.span("index", detail="manifests"):
-        plan = plan_layers(source, image, mode)
-    unpacker = _Unpacker(context, image, plan.unpack)
-    answer = daemon.call(
-        "mount", timeout_s=MOUNT_TIMEOUT_S, layers=plan.lazy, layers_unpacked=len(plan.unpack), **message
-    )
+    present = _provide_blob if mode == "erofs" else _provide_tree
+    return present(context, image, daemon, source, message)
+
+
+def _mount(context: Context, daemon: DaemonClient, message: dict[str, Any]) -> dict[str, Any]:
+    answer = daemon.call("mount", timeout_s=MOUNT_TIMEOUT_S, **message)
     for span in answer["spans"]:
         context.report_span(span["name"], span["start_ns"], span["end_ns"], span.get("layer"), span.get("detail", ""))
-    directories, lowest = unpacker.directories()
+    return answer
+
+
+def _provide_tree(
+    context: Context, image: Image, daemon: DaemonClient, source: ImageSource, message: dict[str, Any]
+) -> Rootfs:
+    """One directory per layer: subtrees of the FUSE mount, and unpacked ones for the layers that have no index."""
+    with context.span("index", detail="manifests"):
+        plan = plan_layers(source, image, message["mode"])
+    unpacker = _Unpacker(context, image, plan.unpack)
+    mountpoint = str(daemon.wait_up()["root"])
+    try:
+        answer = _mount(context, daemon, {**message, "layers": plan.lazy, "layers_unpacked": len(plan.unpack)})
+        directories, lowest = unpacker.directories()
+    except BaseException:
+        unmount(mountpoint)
+        raise
     for number in answer["layers"]:
         directories[number] = os.path.join(mountpoint, str(number))
     lowest = max([lowest, *answer["opaque_roots"]])
     stack = [directories[number] for number in sorted(directories, reverse=True) if number >= lowest]
+    details = {**plan.details, "lazy_layers": answer["layers"], "unpacked_layers": plan.unpack}
+    return Rootfs(tuple(stack), lambda: _discard(unmount, mountpoint), details)
+
+
+def _provide_blob(
+    context: Context, image: Image, daemon: DaemonClient, source: ImageSource, message: dict[str, Any]
+) -> Rootfs:
+    """One directory for all layers: EROFS over the daemon's single file."""
+    with context.span("index", detail="manifests"):
+        index = plan_blob(source, image)
+    mountpoint = str(daemon.wait_up()["root"])
+    target = os.path.join(context.scratch, "erofs")
 
     def cleanup() -> None:
-        unmount(mountpoint)
+        # EROFS first: it holds the FUSE file open. Each is tried whatever becomes of the other.
+        _discard(unmount, target)
+        _discard(unmount, mountpoint)
 
-    return Rootfs(
-        tuple(stack), cleanup, {**plan.details, "lazy_layers": answer["layers"], "unpacked_layers": plan.unpack}
-    )
+    try:
+        answer = _mount(context, daemon, {**message, "index": index})
+        os.makedirs(target, exist_ok=True)
+        with context.span("mount", detail="EROFS"):
+            way = mount_erofs(os.path.join(mountpoint, answer["file"]), target)
+    except BaseException:
+        cleanup()
+        raise
+    return Rootfs((target,), cleanup, {"erofs": way, "whole_layers": answer["layers_whole"]})
+
+
+def _discard(unmount_one: Callable[[str], object], path: str) -> None:
+    try:
+        unmount_one(path)
+    except OSError:
+        pass
 
 
 class Observer:
