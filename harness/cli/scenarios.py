@@ -69,9 +69,8 @@ def _print_table(rows: list[dict[str, object]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         modes = row["modes"] if isinstance(row["modes"], list) else []
-        table.add_row(
-            str(row["name"]), str(row["image"]), str(row["readiness"]), " ".join(modes), str(row["description"])
-        )
+        short = " ".join(dict.fromkeys(mode.partition(":")[0] for mode in modes))
+        table.add_row(str(row["name"]), str(row["image"]), str(row["readiness"]), short, str(row["description"]))
     Console(highlight=False).print(table)
 
 
