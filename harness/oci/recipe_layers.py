@@ -217,9 +217,10 @@ def _clean(root: BuildRoot) -> None:
             _remove(entry)
         if root.lowers and name not in {"tmp", "run"} and not any(directory.iterdir()):
             directory.rmdir()
-    resolver = root.upper / "etc/resolv.conf"
-    if root.lowers and resolver.exists():
-        resolver.unlink()
+    # This host's own, copied in by mmdebstrap; a container runtime brings the container's.
+    for name in ("etc/resolv.conf", "etc/hostname"):
+        if (root.upper / name).is_file():
+            (root.upper / name).unlink()
 
 
 def _remove(path: Path) -> None:

@@ -45,7 +45,7 @@ def own_endpoint(stack: ExitStack, storage: Path) -> Endpoint:
     from harness.oci.registry_server import RegistryServer
 
     network = stack.enter_context(SimulatedNetwork("registry"))
-    server = stack.enter_context(RegistryServer(storage, network.address))
+    server = stack.enter_context(RegistryServer(network.address, storage=storage))
     network.add_process(server.pid)
     return Endpoint(f"{network.address}:{server.port}", (network.address, server.port), prefix="coldbench/")
 
