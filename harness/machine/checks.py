@@ -61,7 +61,7 @@ def _cgroups(root: bool) -> Check:
             "mount cgroup2 on /sys/fs/cgroup (systemd does), or run the container privileged with the host's /sys",
         )  # fmt: skip
     if root:
-        driver = cgroup.make_driver(f"coldbench-{os.urandom(4).hex()}", mounts)
+        driver = cgroup.make_driver(f"coldbench-doctor-{os.getpid()}", mounts)
         try:
             driver.create()
             driver.set_cpu(cgroup.CpuLimit(25_000, 100_000))

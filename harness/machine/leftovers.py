@@ -1,6 +1,8 @@
 """Finds and removes what killed runs left: by their records, and by name where a record is missing.
 
 What belongs to a live run is never touched: an ID whose record names a live owner is skipped wherever it turns up.
+A record is written before the first thing it stands for is made, and removed after the last has gone; so it is read
+after a thing was seen, never before.
 """
 
 from __future__ import annotations
@@ -23,8 +25,12 @@ from harness.machine.records import ENVIRONMENT_MARK, PREFIX, ProcessId, Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_ID = re.compile(rf"(?:{PREFIX}|{records.INTERFACE_PREFIX})([0-9a-f]{{8}})")
+_ID = re.compile(rf"{PREFIX}([0-9a-f]{{8}})(?![0-9a-f])")
+_INTERFACE_ID = re.compile(rf"{records.INTERFACE_PREFIX}([0-9a-f]{{8}})[a-z]$")
 _PATH_ID = re.compile(rf"(?:{re.escape(str(records.RUN_DIR))}/|{PREFIX})([0-9a-f]{{8}})")
+
+_HALF_WRITTEN_S = 60.0
+"""A record younger than this may be about to get its name."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +51,13 @@ def find_leftovers(mine: bool = False) -> list[Leftover]:
 
     With ``mine``, also what this very process still holds: for tests that look after tear-down. Needs root.
     """
-    stored = records.stored()
     own = ProcessId.of(os.getpid())
-    live = {r.id for r in stored if r.owner.alive and not (mine and r.owner == own)}
-    dead = [r for r in stored if r.id not in live]
 
     def is_dead(found: str) -> bool:
-        return found not in live
+        record = Record.load(records.RUN_DIR / f"{found}.json")
+        return record is None or not record.owner.alive or (mine and record.owner == own)
 
+    dead = [record for record in records.stored() if is_dead(record.id)]
     found: list[Leftover] = []
     found += _processes(dead, is_dead)
     found += _groups(is_dead)
@@ -189,11 +194,11 @@ def _loop_clearer(device: str) -> Callable[[], None]:
 
 def _interfaces(is_dead: Callable[[str], bool]) -> Iterator[Leftover]:
     for name in shaping.interfaces():
-        match = _ID.match(name)
+        match = _INTERFACE_ID.match(name)
         if match and is_dead(match[1]):
             yield Leftover("interface", name, match[1], lambda name=name: shaping.remove_interface(name))  # type: ignore[misc]
     for address, label in shaping.loopback_addresses().items():
-        match = _ID.match(label)
+        match = _INTERFACE_ID.match(label)
         if match and is_dead(match[1]):
             yield Leftover(
                 "address", address, match[1], lambda address=address: shaping.remove_loopback_address(address)  # type: ignore[misc]
@@ -208,9 +213,17 @@ def _files(dead: list[Record], is_dead: Callable[[str], bool]) -> Iterator[Lefto
     if records.RUN_DIR.is_dir():
         for path in sorted(records.RUN_DIR.iterdir()):
             found = path.name.partition(".")[0]
-            if re.fullmatch("[0-9a-f]{8}", found) and is_dead(found):
+            half_written = path.suffix == ".tmp" and time.time() - _modified(path) < _HALF_WRITTEN_S
+            if re.fullmatch("[0-9a-f]{8}", found) and not half_written and is_dead(found):
                 kind = "directory" if path.is_dir() else "record"
                 yield Leftover(kind, str(path), found, _file_remover(path))
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _file_remover(path: Path) -> Callable[[], None]:

@@ -74,25 +74,29 @@ class CpuBudget:
             self.credit = math.inf if shape.credits.surplus else shape.credits.at_boot_core_s
             self.cap = shape.credits.cap_core_s
             self.credit += (self.burst - self.base) * GOVERNOR_TICK_S
-        # Quota of the period that was running when the limit came in force and of the first one after: given at
-        # once, not spread over the period.
-        self.ahead = 2 * self.base * shape.period_us / 1e6 if baseline is not None else 0.0
+        # A quota is handed out whole at the start of its period, at which the host's cores may use it up at once: that
+        # of the period that was running when the limit came in force, and of the first one after it.
+        self.host = float(host_cores)
+        limited = shape.ceiling_cores is not None
+        self.ahead = 2 * self.burst * shape.period_us / 1e6 if limited and self.burst < self.host else 0.0
+        self.ahead_at_base = 2 * self.base * shape.period_us / 1e6 if self.base < self.burst else 0.0
 
     def seconds(self, core_s: float, credit: float | None = None) -> float:
         """Least time for so many core-seconds with so much credit (what the shape has at boot if None)."""
         work = max(0.0, core_s)
         left = self.credit if credit is None else credit
         above = self.burst - self.base
-        if above <= 0:
-            at_burst = 0.0
-        elif math.isinf(left):
-            return work / self.burst
+        if above <= 0 or math.isinf(left):
+            limited_s = (work - self.ahead) / self.burst
         else:
-            at_burst = left / above
-        if work <= self.burst * at_burst:
-            return work / self.burst
-        slow = max(0.0, work - self.burst * at_burst - self.ahead)
-        return max(work / self.burst, at_burst + slow / self.base)
+            at_burst_s = left / above
+            slow = work - self.ahead - self.burst * at_burst_s
+            limited_s = (
+                (work - self.ahead) / self.burst
+                if slow <= 0
+                else at_burst_s + max(0.0, slow - self.ahead_at_base) / self.base
+            )
+        return max(work / self.host, limited_s)
 
     def credit_after(self, elapsed_s: float, used_core_s: float) -> float:
         """The most credit that can be left after so much time and use."""
