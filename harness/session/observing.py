@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -38,6 +38,7 @@ class Mark:
     at_ns: int
     counters: Counters
     wire: Traffic
+    requests: int = 0
 
 
 @dataclass
@@ -46,6 +47,7 @@ class PhaseMeter:
 
     machine: Machine
     clock_ns: Callable[[], int]
+    requests: Callable[[], int] = lambda: 0
     begin: Mark = field(init=False)
     mounted: Mark | None = None
     phases: list[PhaseUsage] = field(default_factory=list)
@@ -53,11 +55,11 @@ class PhaseMeter:
 
     def start(self, t0_ns: int, before: Mark) -> None:
         """T0 was at ``t0_ns``; ``before`` was read just before it, since reading takes a millisecond."""
-        self.begin = self._last = Mark(t0_ns, before.counters, before.wire)
+        self.begin = self._last = replace(before, at_ns=t0_ns)
 
     def mark(self) -> Mark:
         """Read the counters now."""
-        return Mark(self.clock_ns(), self.machine.counters(), self.machine.wire())
+        return Mark(self.clock_ns(), self.machine.counters(), self.machine.wire(), self.requests())
 
     def span_seen(self, name: str) -> None:
         """The root file system is there when the last mount is: the phase ``pull`` ends with it."""
@@ -66,8 +68,7 @@ class PhaseMeter:
 
     def ready(self, at_ns: int) -> Mark:
         """Readiness was at ``at_ns``: closes ``pull`` (at the mount, where one was seen) and ``start``."""
-        now = self.mark()
-        now = Mark(at_ns, now.counters, now.wire)
+        now = replace(self.mark(), at_ns=at_ns)
         if self.mounted is not None and self.mounted.at_ns <= at_ns:
             self._close("pull", self.mounted)
         self._close("start", now)
@@ -94,9 +95,10 @@ class PhaseMeter:
         )
         self._last = end
 
-    def wire(self, end: Mark, requests: int = 0) -> Wire:
+    def traffic(self, end: Mark) -> Wire:
         """Traffic from T0 until a mark."""
         used = end.wire.since(self.begin.wire)
+        requests = end.requests - self.begin.requests
         return Wire(received_bytes=used.received_bytes, sent_bytes=used.sent_bytes, requests=requests)
 
 

@@ -194,7 +194,7 @@ class Preparer:
         """Layers as they are, metadata of a file system and checkpoints beside them."""
         from harness.formats.erofs_image import index_image
 
-        index_image(source, destination, progress=self._bytes(image))
+        index_image(source, destination, progress=self._bytes(image), copy=True)
 
     # -- the registry
 

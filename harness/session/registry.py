@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from harness.errors import RegistryError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import ExitStack
     from pathlib import Path
 
@@ -29,10 +30,34 @@ class Endpoint:
     scheme: str = "http"
     prefix: str = ""
     credentials: dict[str, str] = field(default_factory=dict)
+    requests: Callable[[], int] = lambda: 0
+    """Requests answered so far; always 0 for a registry that is not ours."""
 
     def inside(self, machine: Machine) -> str:
         """``host:port`` as reached from inside a machine (directly, or through the relay in front of the registry)."""
         return machine.registry
+
+
+class RequestCounter:
+    """Counts the lines a registry adds to its access log; reads only what is new, since trials ask often."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._at = 0
+        self._count = 0
+
+    def __call__(self) -> int:
+        """Requests so far; a line that is not finished yet counts next time."""
+        try:
+            with open(self._log, "rb") as file:
+                file.seek(self._at)
+                new = file.read()
+        except FileNotFoundError:
+            return self._count
+        whole = new[: new.rfind(b"\n") + 1]
+        self._at += len(whole)
+        self._count += sum(b" HTTP/" in line for line in whole.splitlines())
+        return self._count
 
 
 def own_endpoint(stack: ExitStack, storage: Path) -> Endpoint:

@@ -232,6 +232,7 @@ class SessionRun:
             progress=self.progress,
             workloads=None if trace else material.workloads,
             bound=lambda fetched: bounder.bound(case, size, fetched) if bounder and size else None,
+            requests=endpoint.requests,
             touches=touches if touches is not None else [],
         )
 

@@ -75,6 +75,8 @@ class TrialSetup:
     workloads: WorkloadRunner | None = None
     #: The lower bound, given the bytes that a lazy trial had fetched when it was ready.
     bound: Callable[[int], Bound | None] = lambda _fetched: None
+    #: Requests the session's registry has answered so far.
+    requests: Callable[[], int] = lambda: 0
     clock_ns: Callable[[], int] = time.monotonic_ns
     #: Trials of a trace run keep the reads in first-touch order here.
     touches: list[dict[str, Any]] = field(default_factory=list)
@@ -142,7 +144,7 @@ class _Trial:
         engine.start(machine, request)
         machine.reset()
         ticks = host.cpu_ticks()
-        meter = self.meter = PhaseMeter(machine, setup.clock_ns)
+        meter = self.meter = PhaseMeter(machine, setup.clock_ns, setup.requests)
         limited_ns = machine.throttle(True)
         self.enter("pull")
         try:
@@ -286,13 +288,12 @@ class _Trial:
         ready_s = (self.ready_at_ns - self.recorder.t0_ns) / 1e9 if self.ready_at_ns and self.recorder else None
         ok = self.failure is None and ready_s is not None
         end = self.end_mark
-        requests = (self.lazy.requests_before_ready, self.lazy.requests) if self.lazy else (0, 0)
         bound = setup.bound(self.lazy.bytes_fetched_before_ready if self.lazy else 0)
         fields: dict[str, Any] = {}
         if meter is not None and self.ready_mark is not None:
-            fields["wire_before_ready"] = meter.wire(self.ready_mark, requests[0])
+            fields["wire_before_ready"] = meter.traffic(self.ready_mark)
         if meter is not None and end is not None:
-            fields["wire"] = meter.wire(end, requests[1])
+            fields["wire"] = meter.traffic(end)
             fields["memory_peak_bytes"] = end.counters.memory_peak_bytes
             fields["disk_written_bytes"] = end.counters.since(meter.begin.counters).io_written_bytes
         return Observation(
@@ -321,7 +322,7 @@ class _Trial:
     def _evidence(self, ready_s: float | None, bound: Bound | None) -> validity.Evidence:
         setup, meter, end = self.setup, self.meter, self.end_mark
         used = end.counters.since(meter.begin.counters) if meter is not None and end is not None else None
-        received = meter.wire(self.ready_mark).received_bytes if meter is not None and self.ready_mark else 0
+        received = meter.traffic(self.ready_mark).received_bytes if meter is not None and self.ready_mark else 0
         return validity.Evidence(
             lazy=setup.case.lazy,
             image_compressed_bytes=setup.image_compressed_bytes,

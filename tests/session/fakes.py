@@ -40,6 +40,7 @@ class FakeMachine:
     shape: Shape = field(default_factory=lambda: parse_shape("cpu=0.5"))
     used: Counters = field(default_factory=Counters)
     traffic: Traffic = field(default_factory=lambda: Traffic(0, 0, 0, 0))
+    used_requests: int = 0
     wrong: str = ""
     gone: bool = False
     calls: list[str] = field(default_factory=list)
@@ -102,6 +103,7 @@ class FakeEngine:
     def deploy(self, machine: Any, request: Any, timeline: Recorder) -> Any:
         begin = self.machine.clock()
         self.machine.use(1.5, cpu_s=0.5, received=self.received)
+        self.machine.used_requests += 4
         timeline.add("mount", begin, self.machine.clock())
         self.machine.use(0.5, cpu_s=0.1)
         if self.fail is not None:
@@ -113,6 +115,7 @@ class FakeEngine:
 
     def finish_background(self, timeout_s: float, timeline: Recorder) -> bool:
         self.machine.use(3.0, cpu_s=0.2, received=500)
+        self.machine.used_requests += 2
         return True
 
     def lazy_usage(self) -> LazyUsage | None:

@@ -99,6 +99,7 @@ def test_whole_run(command: Command, tmp_path: Path) -> None:
             s.name for s in observation.timeline
         }
         assert observation.wire_before_ready.received_bytes > 300_000
+        assert observation.wire_before_ready.requests >= 3, "manifest, config, layer"
         assert observation.bound is not None
         assert "leaving with 0" in observation.output_tail
     assert [p.form for p in load_preparations(tmp_path / "s")] == ["image"]
