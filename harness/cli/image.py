@@ -132,8 +132,10 @@ def _bar(quiet: bool, *, transfer: bool) -> Iterator[Any]:
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn()]
-    console = Console(stderr=True, quiet=quiet)
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=transfer) as progress:
+    console = Console(stderr=True)
+    # Away from a terminal, only what was built is worth a line.
+    hidden = quiet or (transfer and not console.is_terminal)
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=transfer, disable=hidden) as progress:
         yield progress
 
 

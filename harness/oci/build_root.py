@@ -87,12 +87,8 @@ class BuildRoot:
                 f"mount --bind /dev {merged}/dev",
             ]
             if network:
-                # A copy, taken away again: many images have no resolv.conf, and none should keep this host's.
-                steps.append(f"cp -L /etc/resolv.conf {merged}/tmp/resolv.conf 2>/dev/null || :")
-                steps.append(
-                    f"if [ -f {merged}/etc/resolv.conf ]; then"
-                    f" mount --bind {merged}/tmp/resolv.conf {merged}/etc/resolv.conf; fi"
-                )
+                # A copy in the upper directory, which cleaning takes away again: no image keeps this host's.
+                steps.append(f"rm -f {merged}/etc/resolv.conf; cp -L /etc/resolv.conf {merged}/etc/resolv.conf || :")
         command = " ".join(shlex.quote(part) for part in argv)
         steps.append(f"chroot {merged} {command}" if chroot else command)
         argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(steps)]

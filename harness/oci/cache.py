@@ -75,10 +75,11 @@ class Cache:
         """A directory on the cache's file system that is gone afterwards; leftovers of dead processes go as well."""
         directory = self.root / "build"
         self._make(directory)
-        self._sweep(directory)
-        path = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=directory))
-        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(held, fcntl.LOCK_EX)
+        with self.lock("scratch"):  # between mkdtemp and flock, another process's sweep would take ours for a leftover
+            self._sweep(directory)
+            path = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=directory))
+            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(held, fcntl.LOCK_EX)
         try:
             yield path
         finally:

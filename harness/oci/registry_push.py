@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import urllib.parse
 from typing import TYPE_CHECKING
@@ -151,14 +152,19 @@ class RegistryDestination:
             sent += len(block)
             pending.clear()
 
-        for piece in pieces:
-            verifier.update(piece)
-            pending += piece
-            if len(pending) >= PIECE_BYTES:
+        try:
+            for piece in pieces:
+                verifier.update(piece)
+                pending += piece
+                if len(pending) >= PIECE_BYTES:
+                    flush()
+            if pending:
                 flush()
-        if pending:
-            flush()
-        verifier.finish()
+            verifier.finish()
+        except BaseException:
+            with contextlib.suppress(RegistryError):
+                self.client.send("DELETE", location)
+            raise
         response = self.client.send("PUT", _with_digest(location, descriptor.digest))
         if response.status != 201:
             raise self.client.failure(response, f"{self.where}: push of {descriptor.digest}")
