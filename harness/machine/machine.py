@@ -127,8 +127,7 @@ class Machine:
             raise MachineError(f"the machine could not be taken away: {'; '.join(self._problems)}")
 
     def _unmake(self) -> None:
-        if self._governor is not None:
-            self._governor.stop()
+        self._stop_governor()
         self._stack.close()
 
     def _undo(self, action: Callable[..., object], *arguments: Any) -> None:
