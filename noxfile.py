@@ -15,6 +15,8 @@ nox.options.reuse_existing_virtualenvs = True
 
 BACKEND = "none" if os.environ.get("COLDBENCH_VENV") else None
 ROOT = Path(__file__).parent
+#: Not part of the three levels: micro-benchmarks and fuzzing run once more below, interop needs foreign tools.
+OUTSIDE = [f"--ignore=tests/{name}" for name in ("microbench", "fuzz", "interop")]
 
 
 def _install(session: nox.Session) -> None:
@@ -42,7 +44,7 @@ def tests(session: nox.Session) -> None:
         return
     for name, marker in levels:
         session.log(f"level: {name}")
-        session.run("pytest", "-q", "-m", marker, "--ignore=tests/microbench", "--ignore=tests/fuzz")
+        session.run("pytest", "-q", "-m", marker, *OUTSIDE)
     session.run("pytest", "-q", "tests/microbench", "tests/fuzz")
 
 
@@ -81,3 +83,10 @@ def fuzz(session: nox.Session) -> None:
     """Every parser against hostile bytes, for a bounded time: ``nox -s fuzz -- --fuzz-seconds 600``."""
     _install(session)
     session.run("pytest", "-q", "tests/fuzz", *(session.posargs or ["--fuzz-seconds", "60"]))
+
+
+@nox.session(venv_backend=BACKEND)
+def interop(session: nox.Session) -> None:
+    """Our images through the real snapshotters; by hand, needs root and COLDBENCH_REFERENCE_TOOLS (docs/formats.md)."""
+    _install(session)
+    session.run("pytest", "-q", "-s", "tests/interop", *session.posargs)
