@@ -143,7 +143,8 @@ class CurlPool:
         lines: list[bytes] = []
         kept: list[bytes] = []
         handle.setopt(pycurl.URL, url)
-        handle.setopt(pycurl.HTTPHEADER, list(headers))
+        # Never an empty list: pycurl ignores one, and the last request's Authorization would go along.
+        handle.setopt(pycurl.HTTPHEADER, list(headers) or ["Accept: */*"])
         if byte_range:
             handle.setopt(pycurl.RANGE, byte_range)
         else:
