@@ -50,6 +50,11 @@ Prefetch = Annotated[
 ]
 
 
+def through_fuse(mode: str) -> bool:
+    """Whether bytes of a mode's root file system come over FUSE, also where a preset fetches all of them first."""
+    return mode != "overlay2"
+
+
 class LazyOptions(Table):
     """Policies of all lazy modes of a scenario; a mode's own table overrides them."""
 

@@ -102,19 +102,18 @@ class PhaseMeter:
         return Wire(received_bytes=used.received_bytes, sent_bytes=used.sent_bytes, requests=requests)
 
 
-def types_below(mountinfo: str, directory: str) -> set[str]:
-    """File system types mounted below a directory, from a ``/proc/PID/mountinfo``; OverlayFS itself does not count."""
-    found = set()
+def mounted(mountinfo: str) -> dict[str, str]:
+    """File system types by device (``major:minor``) from the text of a ``/proc/PID/mountinfo``."""
+    found = {}
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
-        point = left.split()[4].encode().decode("unicode_escape")
-        if point.startswith(f"{directory.rstrip('/')}/"):
-            found.add(right.split()[0])
-    return found - {"overlay"}
+        found[left.split()[2]] = right.split()[0]
+    return found
 
 
 def root_file_systems(machine: Machine, pids: Iterable[int]) -> frozenset[str]:
-    """What serves the layers: file systems mounted on the machine's scratch disk, else the disk's own."""
+    """What serves the layers: FUSE and EROFS mounted in the machine and not on the host, else the scratch disk."""
+    host = mounted(Path("/proc/self/mountinfo").read_text("utf-8", errors="replace"))
     found: set[str] = set()
     seen: set[str] = set()
     for pid in (machine.namespace_pid, *pids):
@@ -123,10 +122,11 @@ def root_file_systems(machine: Machine, pids: Iterable[int]) -> frozenset[str]:
             if namespace in seen:
                 continue
             seen.add(namespace)
-            found |= types_below(Path(f"/proc/{pid}/mountinfo").read_text("utf-8"), str(machine.scratch))
+            inside = mounted(Path(f"/proc/{pid}/mountinfo").read_text("utf-8", errors="replace"))
         except OSError:
             continue
-    return frozenset(found) or frozenset({"ext4"})
+        found |= {kind for device, kind in inside.items() if device not in host}
+    return frozenset(kind for kind in found if kind == "erofs" or kind.startswith("fuse")) or frozenset({"ext4"})
 
 
 def running(pid: int) -> bool:

@@ -7,7 +7,7 @@ An invalid trial is kept with its reasons. The rules:
     readiness it had fetched at least ``NOT_LAZY_SHARE`` of the image's compressed bytes (images below
     ``SMALL_IMAGE_BYTES`` are exempt from the last: a handful of requests is all of them).
 ``fuse-in-full-pull``
-    A full pull whose root file system was served by FUSE.
+    A full pull whose root file system was served by FUSE, of a mode that needs none.
 ``cache-not-cold``
     A full pull that received less than ``COLD_SHARE`` of the image's compressed bytes before readiness, a lazy start
     that received nothing, or a page cache that could not be dropped before T0.
@@ -56,6 +56,8 @@ class Evidence:
     image_compressed_bytes: int
     received_before_ready_bytes: int
     ready: bool = True
+    fuse_allowed: bool = False
+    """Whether a full pull of this mode goes through FUSE by design."""
     layers_lazy: int | None = None
     root_file_systems: frozenset[str] = frozenset()
     """File system types below the container's root (the lower directories of OverlayFS), e.g. ``ext4``, ``fuse``."""
@@ -108,7 +110,7 @@ def _served_by_fuse(types: frozenset[str]) -> bool:
 
 def _root(e: Evidence) -> Iterator[tuple[str, str]]:
     if not e.lazy:
-        if _served_by_fuse(e.root_file_systems):
+        if _served_by_fuse(e.root_file_systems) and not e.fuse_allowed:
             yield "fuse-in-full-pull", "the root file system of a full pull was served by FUSE"
         return
     if e.layers_lazy == 0:

@@ -23,7 +23,10 @@ def rules(evidence: Evidence) -> list[str]:
     return [i.rule for i in check(evidence)]
 
 
-@pytest.mark.parametrize("evidence", [FULL, LAZY, replace(LAZY, root_file_systems=frozenset({"erofs"}))])
+EAGER = replace(FULL, fuse_allowed=True, root_file_systems=frozenset({"fuse.coldbench", "erofs"}))
+
+
+@pytest.mark.parametrize("evidence", [FULL, LAZY, EAGER, replace(LAZY, root_file_systems=frozenset({"erofs"}))])
 def test_clean_trial_is_valid(evidence: Evidence) -> None:
     """A trial that kept every rule has no invalidity."""
     assert check(evidence) == ()
