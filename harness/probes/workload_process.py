@@ -222,12 +222,13 @@ def serve_one(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """``python -m harness.probes.workload_process pid PID | root DIRECTORY``."""
-    how, where = sys.argv[1:3]
-    if how == "pid":
-        enter_namespace(int(where))
-    else:
-        enter_root(where)
+    """``python -m harness.probes.workload_process PID ROOT``: the container's process and its root file system."""
+    pid, root = sys.argv[1:3]
+    try:
+        enter_namespace(int(pid))
+    except (FileNotFoundError, ProcessLookupError):
+        # The workload has ended (readiness may well be its exit); what it ran on is still mounted.
+        enter_root(root)
     answer = sys.stdout
     answer.write('{"entered": true}\n')
     answer.flush()

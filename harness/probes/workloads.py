@@ -62,10 +62,9 @@ class WorkloadProcess:
     """The process inside the machine that runs workloads; started once per trial, spoken to in JSON lines."""
 
     def __init__(self, machine: Machine, container: Container, timeout_s: float) -> None:
-        where = ["root", container.root] if container.exited_at_ns() is not None else ["pid", str(container.pid)]
         self._timeout_s = timeout_s
         self._process = machine.spawn(
-            [sys.executable, "-m", "harness.probes.workload_process", *where],
+            [sys.executable, "-m", "harness.probes.workload_process", str(container.pid), container.root],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
