@@ -122,8 +122,7 @@ class RegistryServer:
             self.storage.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise HostUnfit(f"{self.storage}: cannot be created ({error.strerror}); set COLDBENCH_CACHE") from None
-        if self.port == 0:
-            self.port = self._free_port()
+        self.port = self._claim_port()
         self._scratch = Path(tempfile.mkdtemp(prefix="coldbench-registry-"))
         config = self._scratch / "config.yml"
         config.write_text(_CONFIG.format(storage=self.storage, address=self.host))
@@ -181,13 +180,15 @@ class RegistryServer:
                     counts[_kind(match[1], match[2], int(match[3]))] += 1
         return counts
 
-    def _free_port(self) -> int:
+    def _claim_port(self) -> int:
+        """The port, checked to be free: another server there would answer the health check in ours' place."""
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((self.address, 0))
+                probe.bind((self.address, self.port))
             except OSError as error:
-                raise RegistryError(f"{self.address}: not an address of this host ({error.strerror})") from None
+                raise RegistryError(f"the registry cannot listen on {self.host}: {error.strerror}") from None
             return int(probe.getsockname()[1])
 
     def _wait_until_healthy(self) -> None:
