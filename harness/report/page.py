@@ -53,9 +53,10 @@ def sentences(group: Group) -> list[str]:
     """What a reader should take away, in words; says nothing that has no interval."""
     said = []
     measured = [line for line in group.lines if line.ready is not None]
-    for baseline in group.baselines:
+    for number, baseline in enumerate(group.baselines):
         base = next((line for line in measured if line.label == baseline), None)
-        others = [line for line in measured if baseline in line.ratios]
+        # The baselines before this one were compared with it from their side already.
+        others = [m for m in measured if baseline in m.ratios and m.label not in group.baselines[:number]]
         if base is None or base.ready is None or not others:
             continue
         best = min(others, key=lambda line: line.ratios[baseline].ratio)
@@ -88,7 +89,7 @@ def _runtime_rows(group: Group) -> list[list[str]]:
             "baseline" if group.baselines and line.label == group.baselines[0] else wording.ratio(line.ratio),
             f"{line.cpu.median:.3f}",
             f"{line.fuse.median:.0f}",
-            wording.meeting(line.break_even),
+            wording.meeting(line.break_even, line.ratio),
         ]
         for line in group.runtime
     ]

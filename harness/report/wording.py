@@ -65,12 +65,15 @@ def _short(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def meeting(point: BreakEven | None) -> str:
-    """Break-even with its range; ``never`` where the lazy mode does not lose what it saved."""
-    if point is None:
+def meeting(point: BreakEven | None, result: PairedRatio | None) -> str:
+    """Break-even with its range, as far as the ratio's interval supports one.
+
+    An overhead that the interval does not show has no break-even: only the earliest time that it cannot exclude.
+    """
+    if point is None or result is None or result.low is None:
         return NO_NUMBER
     if point.saving_s <= 0:
         return "nothing was saved"
-    if math.isinf(point.seconds):
-        return "never" if math.isinf(point.low) else f"never [from {seconds(point.low)}]"
-    return f"{seconds(point.seconds)} [{seconds(point.low)}, {seconds(point.high)}]"
+    if math.isinf(point.low):
+        return "never" if math.isinf(point.high) else f"not before {seconds(point.high)}"
+    return f"{seconds(point.seconds)} [{seconds(point.high)}, {seconds(point.low)}]"

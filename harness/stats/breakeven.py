@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class BreakEven:
     """``seconds`` is infinite when the lazy mode never loses what it saved, 0 when it saved nothing to begin with.
 
-    ``low`` and ``high`` come from the interval of the run-time ratio (high ratio: early break-even).
+    ``low`` is the break-even at the lower end of the run-time ratio's interval (the late one, infinite where the
+    interval reaches 1), ``high`` at its upper end (the early one).
     """
 
     seconds: float
@@ -42,7 +43,7 @@ def break_even(
         return math.inf if r <= 1 else saving_s / ((r - 1) * share)
 
     return BreakEven(
-        meet(ratio), meet(ratio if high is None else high), meet(ratio if low is None else low), saving_s, ratio
+        meet(ratio), meet(ratio if low is None else low), meet(ratio if high is None else high), saving_s, ratio
     )
 
 

@@ -8,6 +8,7 @@ from harness.report import wording
 from harness.report.comparison import compare
 from harness.report.frames import trials, workloads
 from harness.report.page import Context, html, markdown
+from harness.stats.breakeven import break_even
 from harness.stats.paired import paired_ratio
 from tests.report.observations import observation, session
 
@@ -68,3 +69,16 @@ def test_wording_of_units() -> None:
     assert wording.size(338_000_000) == "338 MB"
     assert wording.size(1_050_000_000) == "1.05 GB"
     assert wording.ratio(paired_ratio([1.0] * 6, [2.0] * 6)) == "0.5x [0.5, 0.5]"
+
+
+def test_break_even_is_only_claimed_where_the_interval_shows_an_overhead() -> None:
+    """An interval that reaches 1 gives the earliest time it cannot exclude; one above 1 gives a time with its range."""
+    noise = [0.98, 1.02, 1.0, 0.97, 1.03, 1.0, 1.01, 0.99]
+    same = paired_ratio(noise, [1.0] * 8)
+    slower = paired_ratio([2 * n for n in noise], [1.0] * 8)
+    assert wording.meeting(break_even(10, same.ratio, same.low, same.high), same).startswith("not before")
+    text = wording.meeting(break_even(10, slower.ratio, slower.low, slower.high), slower)
+    low, high = (float(x.split()[0]) for x in text[text.index("[") + 1 : -1].split(","))
+    assert low < 10 < high
+    two = paired_ratio([2.0, 2.0], [1.0, 1.0])
+    assert wording.meeting(break_even(10, two.ratio, two.low, two.high), two) == wording.NO_NUMBER

@@ -1,0 +1,57 @@
+"""``coldbench bench``: run a scenario and print its report; what ``nox -s bench`` calls."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import typer
+
+
+def bench(
+    scenario: list[str] = typer.Argument(["quickstart"], metavar="SCENARIO…", help="Scenario files or names."),
+    mode: list[str] = typer.Option([], "--mode", metavar="MODE[:PRESET]", help="Only these modes (repeatable)."),
+    shape: list[str] = typer.Option([], "--shape", help="A shape's name or an inline form (repeatable)."),
+    blocks: int | None = typer.Option(None, "--blocks", min=1, help="Trials of every case (the scenario's number)."),
+    seed: int | None = typer.Option(None, "--seed", help="Seed of the order of trials; drawn when left out."),
+    out: Path | None = typer.Option(None, "--out", metavar="DIR", help="The session's directory."),
+    registry: str = typer.Option("", "--registry", metavar="URL", help="Use this registry instead of one's own."),
+    no_workloads: bool = typer.Option(False, "--no-workloads", help="Leave out what is measured after ready."),
+) -> None:
+    """Run scenarios under every mode they name, then print the comparison and where the report is."""
+    from harness.cli.run import run
+    from harness.report.publish import publish
+
+    now = datetime.now(UTC)
+    directory = out or Path("results") / f"{now:%Y%m%d-%H%M%S}-{'+'.join(Path(name).stem for name in scenario)}"[:80]
+    code = 0
+    try:
+        run(
+            scenario=scenario,
+            mode=mode,
+            preset=[],
+            engine=[],
+            shape=shape,
+            distance=[],
+            blocks=blocks,
+            seed=seed,
+            out=directory,
+            resume=False,
+            registry=registry,
+            keep_going=False,
+            no_workloads=no_workloads,
+            as_json=False,
+        )
+    except typer.Exit as stopped:
+        # Failed trials are part of the comparison: it is shown with their reasons, and the exit code stays.
+        code = stopped.exit_code
+    published = publish(directory)
+    print()
+    print(published.markdown)
+    print(f"Report: {published.html_path.resolve()}")
+    if code:
+        raise typer.Exit(code)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(bench)
