@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
 DEFAULT_EPOCH_S = 1_767_225_600
 """2026-01-01: no file of an image built from a recipe is younger, so that builds repeat (SOURCE_DATE_EPOCH)."""
 
 Strings = Annotated[tuple[str, ...], Strict(False)]
-AbsolutePath = Annotated[str, Field(pattern=r"^/([^/\x00]+(/[^/\x00]+)*)?$")]
+
+
+def _check_path(path: str) -> str:
+    if {".", ".."} & set(path.split("/")):
+        raise ValueError(f"expected an absolute path without . and .., got {path!r}")
+    return path
+
+
+AbsolutePath = Annotated[str, Field(pattern=r"^/([^/\x00]+(/[^/\x00]+)*)?$"), AfterValidator(_check_path)]
 
 
 class _Table(BaseModel):

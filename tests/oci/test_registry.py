@@ -166,7 +166,7 @@ def test_server_dies_with_its_parent(tmp_path: Path) -> None:
     """After kill -9 of the harness the registry is gone as well."""
     code = (
         "import sys, time, pathlib; from harness.oci.registry_server import RegistryServer\n"
-        f"s = RegistryServer(storage=pathlib.Path({str(tmp_path)!r}) / 's', log=pathlib.Path({str(tmp_path)!r}) / 'log')\n"
+        f"p = pathlib.Path({str(tmp_path)!r}); s = RegistryServer(storage=p / 's', log=p / 'log')\n"
         "s.start(); print(s.pid, flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
