@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 MAX_SPANS: Final = 1 << 24
 _MAGIC: Final = b"CBEROFS1"
 _FRAME: Final = struct.Struct("<8sIIII")
-_LEVEL: Final = 19
-"""14.0 bytes per entry where level 9 gives 15.7 and gzip 18.6; inflating is no slower (4 ms for 45 000 entries)."""
+_LEVEL: Final = 9
+"""15.7 bytes per entry of a Debian tree in 0.07 CPU seconds per 45 000; level 19 takes 1.9 for 14.0, and gzip -9 gives
+18.6. Inflating them takes 4 to 5 ms with any level."""
 _NO_NUMBERS: Final = np.empty(0, dtype=np.int64)
 _WHERE: Final = "EROFS index"
 
