@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from harness.oci.store import Verifier
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from harness.formats.tar import TarEntry
     from harness.oci.descriptor import Platform
     from harness.oci.image import Image
     from harness.oci.store import Blob, ImageDestination, ImageSource
@@ -104,21 +106,20 @@ def _pieces(blob: Blob, where: str, check: bool) -> tuple[Iterable[bytes], Verif
     return file_pieces(str(blob.path), _PIECE_BYTES), Verifier(blob.descriptor, where) if check else None
 
 
-def _wanted_spans(indexer: LayerIndexer, wanted: frozenset[bytes]) -> dict[bytes, tuple[int, int]]:
-    """First and last span of each wanted file's payload (the last entry of a name counts)."""
-    from bisect import bisect_right
+def _extents_of(wanted: frozenset[bytes], found: dict[bytes, tuple[int, int]]) -> Callable[[TarEntry], None] | None:
+    """What collects first and last payload byte of each wanted file (the last entry of a name counts)."""
+    if not wanted:
+        return None
 
-    found: dict[bytes, tuple[int, int]] = {}
-    for entry in indexer.entries if wanted else ():
+    def collect(entry: TarEntry) -> None:
         if KINDS.get(entry.flag) in (None, Kind.DIR):
-            continue
+            return
         name = clean_name(entry.name)
         if name in wanted:
             start = entry.payload_offset
-            end = start + max(entry.size, 1) - 1 if entry.stored_bytes else start
-            starts = indexer.span_starts
-            found[name] = bisect_right(starts, start) - 1, bisect_right(starts, end) - 1
-    return found
+            found[name] = start, start + max(entry.stored_bytes - 1, 0)
+
+    return collect
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,9 @@ def _index_layer(work: _Work, blob: Blob) -> LayerResult:
             verifier.update(piece)
         progress(layer, len(piece))
 
-    with LayerIndexer(str(layer.compression), options.span_size) as indexer:
+    extents: dict[bytes, tuple[int, int]] = {}
+    collect = _extents_of(work.wanted, extents)
+    with LayerIndexer(str(layer.compression), options.span_size, collect) as indexer:
         try:
             indexer.read(pieces, on_piece)
         except FormatError as error:
@@ -161,7 +164,9 @@ def _index_layer(work: _Work, blob: Blob) -> LayerResult:
         result.spans, result.entries = len(indexer.span_digests), len(indexer.entries)
         result.archive_bytes = indexer.archive_bytes
         result.plain_attributes = options.optimise_xattrs and indexer.plain_attributes
-        result.prefetch = _wanted_spans(indexer, work.wanted)
+        starts = indexer.span_starts
+        for name, (first, last) in extents.items():
+            result.prefetch[name] = bisect_right(starts, first) - 1, bisect_right(starts, last) - 1
     return result
 
 

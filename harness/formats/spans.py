@@ -13,7 +13,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from harness.errors import DigestMismatch, FormatError
-from harness.formats.ztoc_write import GZIP
+from harness.formats.ztoc_layout import GZIP
 
 if TYPE_CHECKING:
     from harness.formats.table import RangeSource

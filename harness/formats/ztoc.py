@@ -15,7 +15,7 @@ import numpy as np
 from harness.errors import FormatError
 from harness.formats.flatbuffer import Table
 from harness.formats.gzip_index import WINDOW_BYTES, Checkpoint
-from harness.formats.ztoc_write import FIXED, GZIP, HEADER, UNCOMPRESSED
+from harness.formats.ztoc_layout import FIXED, GZIP, HEADER, UNCOMPRESSED
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -7,11 +7,15 @@ from typing import IO, TYPE_CHECKING
 
 from harness.formats.gzip_index import index_gzip
 from harness.formats.table import OPAQUE_MARKER
-from harness.formats.tar import TarEntry, TarScanner
-from harness.formats.ztoc_write import GZIP, TYPES, UNCOMPRESSED, CheckpointStore, PlainCheckpoints, serialise
+from harness.formats.tar import TarScanner
+from harness.formats.ztoc_layout import GZIP, TYPES, UNCOMPRESSED
+from harness.formats.ztoc_spool import CheckpointStore, EntrySpool
+from harness.formats.ztoc_write import PlainCheckpoints, serialise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from harness.formats.tar import TarEntry
 
 DEFAULT_SPAN_BYTES = 4 << 20
 COMPRESSIONS = {"gzip": GZIP, "none": UNCOMPRESSED}
@@ -20,14 +24,26 @@ COMPRESSIONS = {"gzip": GZIP, "none": UNCOMPRESSED}
 class LayerIndexer:
     """Reads a layer once, then writes its zTOC. ``compression`` is ``gzip`` or ``none``.
 
-    Windows of checkpoints go to an unnamed file beyond 64 MiB, so memory grows with the number of entries only
-    (about a kilobyte each). Use as a context manager, or call :meth:`close`.
+    ``on_entry`` sees every tar entry. Memory stays below 200 MB whatever the layer's size (see ``ztoc_spool``). Use
+    as a context manager, or call :meth:`close`.
+
+    After :meth:`read`: ``obstacle`` says why the layer can have no zTOC that gives back its files (empty when it
+    can: a zTOC knows one extent per file and seven types of entries); ``plain_attributes`` whether no entry has
+    extended attributes and no directory is opaque.
     """
 
-    def __init__(self, compression: str, span_size: int = DEFAULT_SPAN_BYTES) -> None:
+    def __init__(
+        self,
+        compression: str,
+        span_size: int = DEFAULT_SPAN_BYTES,
+        on_entry: Callable[[TarEntry], object] | None = None,
+    ) -> None:
         self.algorithm = COMPRESSIONS[compression]
         self.span_size = span_size
-        self.entries: list[TarEntry] = []
+        self.entries = EntrySpool()
+        self.obstacle = ""
+        self.plain_attributes = True
+        self._on_entry = on_entry
         self.span_starts: list[int] = []
         self.span_digests: list[bytes] = []
         self.compressed_bytes = 0
@@ -43,6 +59,7 @@ class LayerIndexer:
     def close(self) -> None:
         if self._checkpoints is not None:
             self._checkpoints.close()
+        self.entries.close()
 
     def read(self, pieces: Iterable[bytes], on_piece: Callable[[bytes], object] | None = None) -> None:
         """Take the stored layer; ``on_piece`` sees each piece (to verify a digest, to show progress).
@@ -53,9 +70,7 @@ class LayerIndexer:
         if self.algorithm == GZIP:
             store = CheckpointStore(self.span_size)
             self._checkpoints = store
-            found = index_gzip(
-                pieces, self.span_size, store.add, lambda view: self.entries.extend(scanner.feed(view)), on_piece
-            )
+            found = index_gzip(pieces, self.span_size, store.add, lambda view: self._take(scanner.feed(view)), on_piece)
             self.span_starts = [checkpoint.out_offset for checkpoint in found.checkpoints]
             self.span_digests = found.span_digests
             self.compressed_bytes = found.compressed_bytes
@@ -71,7 +86,7 @@ class LayerIndexer:
         for piece in pieces:
             if on_piece is not None:
                 on_piece(piece)
-            self.entries.extend(scanner.feed(piece))
+            self._take(scanner.feed(piece))
             view = memoryview(piece)
             while view:
                 part = view[:left]
@@ -87,26 +102,19 @@ class LayerIndexer:
         self.span_starts = list(range(0, self.compressed_bytes, self.span_size))
         self._checkpoints = PlainCheckpoints(self.span_size, self.compressed_bytes)
 
-    @property
-    def obstacle(self) -> str:
-        """Why this layer can have no zTOC that gives back its files; empty when it can.
-
-        A zTOC knows one extent per file, and seven types of entries.
-        """
-        for entry in self.entries:
-            name = entry.name[:200].decode("utf-8", "replace")
-            if entry.sparse is not None:
-                return f"{name!r} is a sparse file"
-            if entry.flag not in TYPES:
-                return f"{name!r} is of tar type {chr(entry.flag)!r}, which a zTOC cannot hold"
-        return ""
-
-    @property
-    def plain_attributes(self) -> bool:
-        """Whether no entry has extended attributes and no directory is opaque."""
-        return not any(
-            entry.name.rpartition(b"/")[2] == OPAQUE_MARKER or (entry.pax and entry.xattrs) for entry in self.entries
-        )
+    def _take(self, entries: list[TarEntry]) -> None:
+        for entry in entries:
+            if entry.pax:
+                self.plain_attributes = self.plain_attributes and not entry.xattrs
+            if entry.name.endswith(OPAQUE_MARKER) and entry.name.rpartition(b"/")[2] == OPAQUE_MARKER:
+                self.plain_attributes = False
+            if entry.sparse is not None or entry.flag not in TYPES:
+                name = entry.name[:200].decode("utf-8", "replace")
+                odd = f"{name!r} is of tar type {chr(entry.flag)!r}, which a zTOC cannot hold"
+                self.obstacle = self.obstacle or (odd if entry.flag not in TYPES else f"{name!r} is a sparse file")
+            if self._on_entry is not None:
+                self._on_entry(entry)
+        self.entries.extend(entries)
 
     def write(self, file: IO[bytes], tool: str) -> tuple[str, int]:
         """Write the zTOC; returns its digest (``sha256:<hex>``) and size in bytes."""

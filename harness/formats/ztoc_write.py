@@ -9,24 +9,21 @@ then the windows, then the file table, so a reader may leave the windows on disk
 from __future__ import annotations
 
 import struct
-import tempfile
+from array import array
 from typing import TYPE_CHECKING
 
 from harness.errors import FormatError
 from harness.formats.flatbuffer import PADDING, Layout, Writer
-from harness.formats.gzip_index import WINDOW_BYTES, Checkpoint
+from harness.formats.ztoc_layout import GZIP, TYPES, VERSION
+from harness.formats.ztoc_spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Reversible
 
     from harness.formats.tar import TarEntry
+    from harness.formats.ztoc_spool import CheckpointStore
 
-VERSION = b"0.9"
-GZIP, UNCOMPRESSED = 1, 2
-TYPES = {0x30: b"reg", 0x31: b"hardlink", 0x32: b"symlink", 0x33: b"char", 0x34: b"block", 0x35: b"dir", 0x36: b"fifo"}
-HEADER = struct.Struct("<iq")
-FIXED = struct.Struct("<qqB")
-
+_PIECES = 1 << 16
 _SCALARS = ((2, "q"), (3, "q"), (5, "q"), (6, "I"), (7, "I"), (11, "q"), (12, "q"))
 
 
@@ -45,34 +42,6 @@ def rfc3339(seconds: int, nanoseconds: int) -> bytes:
     fraction = f".{nanoseconds:09d}".rstrip("0") if nanoseconds else ""
     date = f"{year:04d}-{month:02d}-{of_year - (153 * shifted + 2) // 5 + 1:02d}"
     return f"{date}T{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}{fraction}Z".encode()
-
-
-class CheckpointStore:
-    """Checkpoints in their serialised form, in memory up to 64 MiB and in an unnamed file beyond."""
-
-    def __init__(self, span_size: int) -> None:
-        self._span_size = span_size
-        self._count = 0
-        self._file = tempfile.SpooledTemporaryFile(max_size=64 << 20)  # noqa: SIM115 -- closed by close()
-
-    def add(self, checkpoint: Checkpoint, window: bytes) -> None:
-        """Append one checkpoint (a sink for ``index_gzip``)."""
-        self._count += 1
-        self._file.write(FIXED.pack(*checkpoint))
-        self._file.write(window)
-
-    @property
-    def size(self) -> int:
-        return HEADER.size + self._count * (FIXED.size + WINDOW_BYTES)
-
-    def pieces(self) -> Iterator[bytes]:
-        yield HEADER.pack(self._count, self._span_size)
-        self._file.seek(0)
-        while piece := self._file.read(1 << 20):
-            yield piece
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class PlainCheckpoints:
@@ -99,13 +68,13 @@ def _write_pax(writer: Writer, pax: Mapping[bytes, bytes]) -> int:
     return writer.offsets(tables)
 
 
-def _write_entries(writer: Writer, entries: Sequence[TarEntry]) -> list[int]:
-    """All entries, last first; offsets of their tables in the entries' order."""
+def _write_entries(writer: Writer, entries: Reversible[TarEntry], table: Spool) -> array[int]:
+    """All entries, last first; offsets of their tables in the entries' order. Finished bytes go to ``table``."""
     layouts: dict[tuple[int | bool, ...], Layout] = {}
     owners: dict[tuple[int, bytes, bytes, bytes], tuple[bytes, int, int, int, int]] = {}
     times: dict[tuple[int, int], bytes] = {}
     pieces, pack_length = writer.pieces, struct.Struct("<I").pack
-    tables: list[int] = []
+    tables = array("Q")
     size = writer.size
     for entry in reversed(entries):
         name = entry.name
@@ -181,12 +150,15 @@ def _write_entries(writer: Writer, entries: Sequence[TarEntry]) -> list[int]:
         values += (base + place[1] - size - known[1], base + place[0] - name_at)
         tables.append(writer.table_packed(layout, values))
         size = writer.size
+        if len(pieces) >= _PIECES:
+            table.add(b"".join(reversed(pieces)))
+            pieces.clear()
     tables.reverse()
     return tables
 
 
 def serialise(
-    entries: Sequence[TarEntry],
+    entries: Reversible[TarEntry],
     checkpoints: CheckpointStore | PlainCheckpoints,
     span_digests: Iterable[bytes],
     *,
@@ -199,9 +171,10 @@ def serialise(
     writer = Writer()
     version_at = writer.string(VERSION)
     tool_at = writer.string(tool.encode())
-    metadata = writer.offsets(_write_entries(writer, entries))
+    table = Spool()
+    metadata = writer.offsets(_write_entries(writer, entries, table))
     toc = writer.table([(0, "o", metadata)])
-    tail = writer.pieces
+    table.add(b"".join(reversed(writer.pieces)))
     padding = writer.blob_start(checkpoints.size)
     checkpoints_at = writer.size
     writer.pieces = []
@@ -220,4 +193,5 @@ def serialise(
     yield struct.pack("<I", checkpoints.size)
     yield from checkpoints.pieces()
     yield PADDING[padding]
-    yield b"".join(reversed(tail))
+    yield from reversed(table)
+    table.close()

@@ -8,7 +8,7 @@ from isal import isal_zlib
 
 from harness.errors import FormatError
 from harness.formats.spans import _PRIMERS, Spans
-from harness.formats.ztoc_write import GZIP
+from harness.formats.ztoc_layout import GZIP
 from harness.lazyfs.units import Decoded
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class SpanInflater:
             self._inflater.decompress(whole + bytes([partial | (self._view[0] >> (8 - bits)) << (8 - bits)]), 1)
             self._position = 1
 
-    def inflate(self, size: int) -> bytes:
-        """The next ``size`` bytes; FormatError when the data is damaged or ends before."""
+    def inflate(self, size: int) -> list[bytes]:
+        """The next ``size`` bytes, in pieces since joining would copy them; FormatError when the data is damaged."""
         isal_error: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub declares an instance
         view, parts, left = self._view, list[bytes](), size
         try:
@@ -72,7 +72,7 @@ class SpanInflater:
             raise FormatError(self._where, f"damaged deflate data ({error})") from None
         if left > 0:
             raise FormatError(self._where, f"ends {left} bytes before what was promised")
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return parts
 
 
 class SpanUnits:
@@ -98,7 +98,7 @@ class SpanUnits:
     def decode(self, unit: int, packed: bytes | memoryview, upto: int) -> list[Decoded]:
         size = self.ends[unit] - self.starts[unit]
         if not self._gzip or size == 0:
-            return [Decoded(unit, self._spans.inflate_span(unit, packed), None)]
+            return [Decoded(unit, [self._spans.inflate_span(unit, packed)], None)]
         where = f"span {unit}"
         inflater = SpanInflater(packed, int(self._ztoc.bits[unit]), self._ztoc.window(unit), where)
         upto = min(max(upto, 1), size)

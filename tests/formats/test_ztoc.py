@@ -24,7 +24,8 @@ from harness.formats.gzip_index import Checkpoint, build_checkpoints, index_gzip
 from harness.formats.table import Kind
 from harness.formats.tar import TarEntry, TarScanner, clean_name
 from harness.formats.ztoc_build import LayerIndexer
-from harness.formats.ztoc_write import CheckpointStore, rfc3339, serialise
+from harness.formats.ztoc_spool import CheckpointStore
+from harness.formats.ztoc_write import rfc3339, serialise
 from tests.formats.ztocs import VECTORS, build, golden_ztoc, gzipped, layer, parsed, pieces, small_tar
 
 if TYPE_CHECKING:
@@ -184,13 +185,24 @@ def test_a_map_is_as_good_as_bytes(tmp_path: Path) -> None:
 
 
 def test_many_windows_leave_memory() -> None:
-    """Beyond 64 MiB windows wait in a file; what is written is the same."""
+    """Beyond 32 MiB windows wait in a file; what is written is the same."""
     store = CheckpointStore(1)
     for index in range(2100):
         store.add(Checkpoint(index, index, 0), bytes([index % 256]) * 32768)
     assert store._file._rolled  # type: ignore[attr-defined]
     assert sum(map(len, store.pieces())) == store.size
     store.close()
+
+
+def test_many_entries_leave_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries and the finished file table may wait in files; the zTOC is the same."""
+    tar, stored = layer("pax.tar"), layer("pax.zlib6.tar.gz")
+    expected = build(stored)
+    monkeypatch.setattr("harness.formats.ztoc_spool.ENTRIES", 7)
+    monkeypatch.setattr("harness.formats.ztoc_spool.MEMORY_BYTES", 100)
+    monkeypatch.setattr("harness.formats.ztoc_write._PIECES", 16)
+    assert build(stored) == expected
+    assert build(tar, compression="none") == build(tar, compression="none", piece=600)
 
 
 def test_finer_checkpoints_go_to_their_own_sink() -> None:
