@@ -130,3 +130,10 @@ def test_shipped_scenarios(path: Path) -> None:
     assert scenario.name == path.stem
     assert scenario.description
     assert path.read_text("utf-8").startswith("#:schema ../docs/schema/scenario.schema.json\n")
+
+
+def test_documented_example() -> None:
+    """The example of docs/scenarios.md is a good scenario file."""
+    text = (Path(__file__).parent.parent / "docs" / "scenarios.md").read_text("utf-8")
+    example = text.partition("```toml\n")[2].partition("```")[0]
+    assert scenarios.parse(example, "docs/scenarios.md").name == "shop"

@@ -72,7 +72,8 @@ def own_endpoint(stack: ExitStack, storage: Path) -> Endpoint:
     network = stack.enter_context(SimulatedNetwork("registry"))
     server = stack.enter_context(RegistryServer(network.address, storage=storage))
     network.add_process(server.pid)
-    return Endpoint(f"{network.address}:{server.port}", (network.address, server.port), prefix="coldbench/")
+    upstream = (network.address, server.port)
+    return Endpoint(server.host, upstream, prefix="coldbench/", requests=RequestCounter(server.log))
 
 
 def named_endpoint(url: str) -> Endpoint:

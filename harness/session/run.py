@@ -223,6 +223,7 @@ class SessionRun:
             image_compressed_bytes=published.compressed_bytes,
             deploy_timeout_s=scenario.timeouts.deploy_s,
             background_timeout_s=scenario.timeouts.background_s,
+            teardown_timeout_s=scenario.timeouts.teardown_s,
             make_machine=lambda: Machine(
                 case.shape, case.distance, name=case.case.key, registry_upstream=endpoint.upstream
             ),

@@ -68,6 +68,7 @@ class TrialSetup:
     image_compressed_bytes: int
     deploy_timeout_s: float
     background_timeout_s: float
+    teardown_timeout_s: float
     make_machine: Callable[[], AbstractContextManager[Machine]]
     make_engine: Callable[[], Engine]
     make_probe: Callable[[Readiness, Container, Machine, Callable[[], bool]], ReadinessProbe]
@@ -123,7 +124,7 @@ class _Trial:
         with ExitStack() as stack:
             machine = stack.enter_context(setup.make_machine())
             engine = setup.make_engine()
-            stack.callback(engine.tear_down)
+            stack.callback(self._tear_down, machine, engine)
             try:
                 with setup.interrupts.allowed():
                     self._measure(machine, engine)
@@ -209,25 +210,20 @@ class _Trial:
     @contextmanager
     def _deadline(self, machine: Machine) -> Iterator[None]:
         """Engines wait as long as it takes; what outlasts the scenario's limit is killed, and they notice."""
-        expired = threading.Event()
+        with _killing_after(self.setup.deploy_timeout_s, machine) as expired:
+            try:
+                yield
+            except (ColdbenchError, OSError, EOFError) as error:
+                if expired.is_set():
+                    limit = f"timeouts.deploy_s ({self.setup.deploy_timeout_s:g} s)"
+                    raise NotReady(f"no container within {limit}") from error
+                raise
 
-        def expire() -> None:
-            expired.set()
-            for pid in machine.pids():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
-        timer = threading.Timer(self.setup.deploy_timeout_s, expire)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        except (ColdbenchError, OSError, EOFError) as error:
-            if expired.is_set():
-                raise NotReady(f"no container within timeouts.deploy_s ({self.setup.deploy_timeout_s:g} s)") from error
-            raise
-        finally:
-            timer.cancel()
+    def _tear_down(self, machine: Machine, engine: Engine) -> None:
+        with _killing_after(self.setup.teardown_timeout_s, machine) as expired:
+            engine.tear_down()
+        if expired.is_set():
+            self.details["teardown_killed"] = True
 
     # -- looking back
 
@@ -342,6 +338,26 @@ class _Trial:
             daemons_died=self.died,
             oom_kills=used.oom_kills if used else 0,
         )
+
+
+@contextmanager
+def _killing_after(seconds: float, machine: Machine) -> Iterator[threading.Event]:
+    """Kill every process of the machine when the block takes longer; the event says whether that happened."""
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        for pid in machine.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    timer = threading.Timer(seconds, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield expired
+    finally:
+        timer.cancel()
 
 
 def run_trial(setup: TrialSetup) -> Observation:

@@ -13,7 +13,8 @@ from harness.machine.machine import Traffic
 from harness.model.shape import Shape, parse_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import threading
+    from collections.abc import Callable, Iterator
 
     from harness.model.observation import LazyUsage
     from harness.model.timeline import Recorder
@@ -48,6 +49,7 @@ class FakeMachine:
     namespace_pid: int = 0
     scratch: Path = Path("/nowhere")
     registry: str = "198.18.0.1:5000"
+    on_pids: Callable[[], None] | None = None
 
     def use(self, seconds: float, cpu_s: float = 0.0, received: int = 0) -> None:
         """Let time pass in which the machine works."""
@@ -78,6 +80,8 @@ class FakeMachine:
             raise MachineError(self.wrong)
 
     def pids(self) -> list[int]:
+        if self.on_pids is not None:
+            self.on_pids()
         return []
 
 
@@ -93,6 +97,7 @@ class FakeEngine:
     machine: FakeMachine
     received: int = 1000
     fail: Exception | None = None
+    wait_for: threading.Event | None = None
     lazy: LazyUsage | None = None
     torn_down: bool = False
     calls: list[str] = field(default_factory=list)
@@ -106,6 +111,8 @@ class FakeEngine:
         self.machine.used_requests += 4
         timeline.add("mount", begin, self.machine.clock())
         self.machine.use(0.5, cpu_s=0.1)
+        if self.wait_for is not None:
+            self.wait_for.wait(10)
         if self.fail is not None:
             raise self.fail
         return FakeContainer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +51,7 @@ class Bench:
             image_compressed_bytes=1000,
             deploy_timeout_s=60.0,
             background_timeout_s=60.0,
+            teardown_timeout_s=60.0,
             make_machine=lambda: entered(self.machine),  # type: ignore[arg-type,return-value]
             make_engine=lambda: self.engine,
             make_probe=lambda *_: self.probe,
@@ -105,6 +107,18 @@ def test_failed_deploy_is_recorded() -> None:
     assert bench.engine.torn_down
     assert bench.machine.gone
     assert "failed in pull: ContentError" in summary(seen)
+
+
+def test_deploy_timeout() -> None:
+    """What outlasts timeouts.deploy_s is killed, and the failure names the limit, not what killing looked like."""
+    bench = Bench()
+    killed = threading.Event()
+    bench.machine.on_pids = killed.set
+    bench.engine.wait_for = killed
+    bench.engine.fail = MachineError("the agent ended")
+    seen = bench.run(deploy_timeout_s=0.01)
+    assert seen.failure is not None
+    assert (seen.failure.kind, seen.failure.message) == ("NotReady", "no container within timeouts.deploy_s (0.01 s)")
 
 
 def test_never_ready() -> None:
