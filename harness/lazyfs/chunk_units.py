@@ -42,5 +42,5 @@ class ChunkUnits:
                 if chunk == unit:
                     raise
                 continue
-            decoded.append(Decoded(chunk, data, None))
+            decoded.append(Decoded(chunk, [data], None))
         return decoded

@@ -44,6 +44,14 @@ class SparseFile:
             return False
         return True
 
+    def write_pieces(self, offset: int, pieces: list[bytes]) -> bool:
+        """Write pieces one after the other; False as for ``write``."""
+        for piece in pieces:
+            if not self.write(offset, piece):
+                return False
+            offset += len(piece)
+        return True
+
     def read(self, offset: int, size: int) -> bytes | None:
         """Exactly ``size`` bytes, None when the disk cannot give them back."""
         try:

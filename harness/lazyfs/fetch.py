@@ -103,9 +103,10 @@ def fetch(place: Place, chosen: Sequence[int], upto: Mapping[int, int], sink: Si
             whole = units.ends[unit] - units.starts[unit]
             for piece in units.decode(unit, part, whole if limit is None or not policy.partial_inflate else limit):
                 done.add(piece.unit)
-                result.inflated_bytes += len(piece.data)
+                result.inflated_bytes += sum(map(len, piece.pieces))
                 keep = piece.rest is None and (sink is Sink.INFLATED or policy.cache_inflated)
-                if keep and disk.inflated is not None and disk.inflated.write(units.starts[piece.unit], piece.data):
+                file = disk.inflated if keep else None
+                if file is not None and file.write_pieces(units.starts[piece.unit], piece.pieces):
                     result.written_inflated.add(piece.unit)
                 if sink is Sink.MEMORY:
                     result.decoded.append((piece, bytes(part) if piece.rest is not None else None))

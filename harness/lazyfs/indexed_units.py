@@ -78,7 +78,7 @@ class IndexedUnits:
         if layer.kind != GZIP or size == 0:
             if len(packed) < size:
                 raise FormatError(f"layer {layer.number}, span {unit}", f"{len(packed)} bytes are fewer than {size}")
-            return [Decoded(unit, bytes(packed[:size]), None)]
+            return [Decoded(unit, [bytes(packed[:size])], None)]
         window = bytes(WINDOW_BYTES)
         if layer.window_sizes[unit]:
             kept = self._windows.get(unit)

@@ -29,11 +29,11 @@ class Resident:
         self.rest: Rest | None = None
         self.busy = False
 
-    def append(self, data: bytes, rest: Rest | None) -> None:
+    def append(self, pieces: list[bytes], rest: Rest | None) -> None:
         """More inflated bytes; without a rest the unit is whole and its stored bytes are let go."""
-        if data or not self.pieces:
-            self.pieces.append(data)
-            self.filled += len(data)
+        for piece in pieces:
+            self.pieces.append(piece)
+            self.filled += len(piece)
             self.ends.append(self.filled)
         self.rest = rest
         if rest is None:
@@ -41,7 +41,7 @@ class Resident:
 
     @property
     def whole(self) -> bool:
-        return bool(self.pieces) and self.rest is None
+        return self.rest is None and self.packed is None
 
     @property
     def cost(self) -> int:

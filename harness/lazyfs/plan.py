@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ContentError, DigestMismatch, ImageNotFound
 from harness.formats.estargz_toc import TOC_DIGEST_ANNOTATION
 from harness.formats.soci_index import find_index
-
 from harness.oci.descriptor import digest_bytes
 
 if TYPE_CHECKING:

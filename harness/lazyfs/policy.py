@@ -39,6 +39,10 @@ class Policy:
     """What is read ahead inside a unit: inflated at the least per step."""
     region_bytes: int = 0
     """Ranges are widened to multiples of this, as the stargz daemon does; 0: exactly the unit."""
+    block_bytes: int = 128 * KIB
+    """Small units that lie in the same aligned block of the blob as a missing one come along with it, as stored bytes:
+    neighbours in a tar are read together. python-data, ``import pandas``, eStargz: 637 requests and 34 MB without,
+    286 and 38 MB with 64 KiB, 209 and 41 MB with 128 KiB, 149 and 45 MB with 256 KiB."""
     merge_gap: int = 64 * KIB
     """Missing units of one request that lie at most this far apart in the blob share one range request."""
     merge_bytes: int = 4 * MIB
@@ -75,13 +79,13 @@ class Policy:
 
 _STARGZ = Policy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=0.0, skip_xattrs=False, partial_inflate=False,
-    region_bytes=50_000, merge_gap=0, merge_bytes=2 * MIB, readahead_units=0, in_flight=16, cache_inflated=True,
+    region_bytes=50_000, block_bytes=0, merge_gap=0, merge_bytes=2 * MIB, readahead_units=0, in_flight=16, cache_inflated=True,
     prefetch_in_flight=1, background_after_s=5.0, background_interval_s=0.0, background_units=1,
     background_in_flight=2, background_from_mount=True,
 )  # fmt: skip
 _SOCI = Policy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=1.0, skip_xattrs=False, partial_inflate=False,
-    merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True, background_after_s=30.0,
+    block_bytes=0, merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True, background_after_s=30.0,
     background_interval_s=0.5, background_units=1, background_from_mount=True,
 )  # fmt: skip
 _EAGER = Policy(eager=True, merge_bytes=8 * MIB, prefetch=False, background=False, cache_inflated=True)

@@ -197,13 +197,32 @@ class Store:
         self.waiting += 1
         try:
             upto = {u: self.step(layer, u, wanted[u]) for u in mine}
-            flight = await self.fetch(layer, mine, upto, Sink.MEMORY, self._limiter)
+            flight = await self.fetch(layer, self._with_block(layer, mine), upto, Sink.MEMORY, self._limiter)
         finally:
             self.waiting -= 1
             self.last_foreground = trio.current_time()
         if unit in flight.failed:
             raise flight.failed[unit]
         return flight.residents.get(unit)
+
+    def _with_block(self, layer: Layer, units: list[int]) -> list[int]:
+        """``units`` and the missing ones beside them that end in the same aligned blocks of the blob."""
+        block, extent = self.policy.block_bytes, layer.units.extent
+        if not block:
+            return units
+        start, size = extent(units[0])
+        low = start - start % block
+        start, size = extent(units[-1])
+        high = -(-(start + size) // block) * block
+        first, last = units[0], units[-1]
+        while first > 0 and self.missing(layer, first - 1) and low <= extent(first - 1)[0] <= extent(first)[0]:
+            first -= 1
+        while last + 1 < len(layer.starts) and self.missing(layer, last + 1):
+            start, size = extent(last + 1)
+            if start < extent(last)[0] or start + size > high:
+                break
+            last += 1
+        return [*range(first, units[0]), *units, *range(units[-1] + 1, last + 1)]
 
     def step(self, layer: Layer, unit: int, upto: int) -> int:
         """How far to inflate when ``upto`` is needed: whole steps, and all of a small remainder."""
@@ -259,13 +278,13 @@ class Store:
             layer.state[unit] = INFLATED
         for unit, packed in fetched.packed:
             self._put(layer, flight, unit, Resident(packed))
-        for (unit, data, rest), stored in fetched.decoded:
+        for (unit, pieces, rest), stored in fetched.decoded:
             known = self.memory.units.get((layer.index, unit))
             if known is not None and (known.filled or known.busy):
                 flight.residents[unit] = known
                 continue
             resident = Resident(stored)
-            resident.append(data, rest)
+            resident.append(pieces, rest)
             self._put(layer, flight, unit, resident)
         for unit, error in fetched.failed.items():
             self.note_bad(layer, unit, error)
@@ -345,7 +364,7 @@ class Store:
         if resident.rest is not None:
             missing = target - resident.filled
             more = resident.rest.inflate(missing)
-            return [Decoded(unit, more, resident.rest if len(more) == missing else None)]
+            return [Decoded(unit, more, resident.rest if sum(map(len, more)) == missing else None)]
         assert resident.packed is not None
         if not layer.units.ready(unit):
             layer.units.load([unit])
@@ -354,16 +373,17 @@ class Store:
     def _take(self, layer: Layer, unit: int, resident: Resident, decoded: list[Decoded]) -> None:
         """Install what ``_work`` gave: more of this unit, and perhaps other units from the same stored bytes."""
         for piece in decoded:
-            self.counters.bytes_inflated += len(piece.data)
+            size = sum(map(len, piece.pieces))
+            self.counters.bytes_inflated += size
             if piece.unit == unit:
                 before = resident.cost
-                done = resident.filled + len(piece.data) >= layer.ends[unit] - layer.starts[unit]
-                resident.append(piece.data, None if done else piece.rest)
+                done = resident.filled + size >= layer.ends[unit] - layer.starts[unit]
+                resident.append(piece.pieces, None if done else piece.rest)
                 if (layer.index, unit) in self.memory.units:
                     self.memory.used += resident.cost - before
             elif (layer.index, piece.unit) not in self.memory.units and layer.state[piece.unit] != INFLATED:
                 other = Resident()
-                other.append(piece.data, None)
+                other.append(piece.pieces, None)
                 self.memory.put((layer.index, piece.unit), other)
         self._trim()
 
@@ -420,13 +440,8 @@ class Store:
             if layer.state[unit] == INFLATED:
                 state = INFLATED
             elif resident.whole and layer.disk.inflated is not None:
-                position = layer.starts[unit]
-                for piece in resident.pieces:
-                    if not layer.disk.inflated.write(position, piece):
-                        break
-                    position += len(piece)
-                else:
-                    state = INFLATED
+                written = layer.disk.inflated.write_pieces(layer.starts[unit], resident.pieces)
+                state = INFLATED if written else ABSENT
             elif packed is not None and layer.state[unit] != PACKED and layer.disk.packed is not None:
                 state = PACKED if layer.disk.packed.write(layer.units.extent(unit)[0], packed) else ABSENT
             states.append(state)

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 class Rest(Protocol):
     """The part of a unit that is not inflated yet."""
 
-    def inflate(self, size: int) -> bytes:
-        """The next ``size`` bytes (fewer only at the unit's end); raises FormatError."""
+    def inflate(self, size: int) -> list[bytes]:
+        """The next ``size`` bytes (fewer only at the unit's end), in pieces as they came; raises FormatError."""
         ...
 
 
 class Decoded(NamedTuple):
-    """A unit's bytes from its start; ``rest`` is None when they are all of it."""
+    """A unit's bytes from its start, in pieces; ``rest`` is None when they are all of it."""
 
     unit: int
-    data: bytes
+    pieces: list[bytes]
     rest: Rest | None
 
 

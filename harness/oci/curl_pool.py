@@ -169,6 +169,7 @@ class CurlPool:
         status = handle.getinfo(pycurl.RESPONSE_CODE)
         self._idle.append(handle)
         body = kept[0] if len(kept) == 1 else b"".join(kept)
+        kept.clear()  # the idle handle keeps its callback, and with it the list
         self.counters.add(len(body) + (router.received if router else 0))
         return Response(status, lines, body, too_long)
 
