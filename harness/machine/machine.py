@@ -47,6 +47,9 @@ _ENVIRONMENT = {
     "LANG": "C.UTF-8",
 }
 
+_TRUST_VARIABLES = ("SSL_CERT_FILE", "CURL_CA_BUNDLE")
+"""Which certificates the user trusts holds inside, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
@@ -303,7 +306,8 @@ class Machine:
 
         It dies with the harness. ``argv[0]`` is looked up on the PATH of ``env``. Raises ``MachineError``.
         """
-        environment = dict(_ENVIRONMENT if env is None else env)
+        trusted = {name: os.environ[name] for name in _TRUST_VARIABLES if name in os.environ}
+        environment = dict(_ENVIRONMENT | trusted if env is None else env)
         environment[ENVIRONMENT_MARK] = self._record.name
         harness = os.getpid()
         entries = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in self._cgroup.entry_files()]

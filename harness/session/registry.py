@@ -7,7 +7,7 @@ import urllib.parse
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.errors import RegistryError, UsageError
+from harness.errors import MachineError, RegistryError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.machine.machine import Machine
+
+
+MOUNT_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,21 @@ class Endpoint:
     """Requests answered so far; always 0 for a registry that is not ours."""
 
     def inside(self, machine: Machine) -> str:
-        """``host:port`` as reached from inside a machine (directly, or through the relay in front of the registry)."""
-        return machine.registry
+        """``host:port`` as reached from inside a machine (directly, or through the relay in front of the registry).
+
+        A registry with TLS keeps its name there, since its certificate is for that: the machine's own /etc/hosts says
+        that it is the relay.
+        """
+        if self.scheme == "http":
+            return machine.registry
+        name = self.host.rpartition(":")[0] or self.host
+        address, _, port = machine.registry.rpartition(":")
+        hosts = machine.scratch / "hosts"
+        machine.outside(hosts).write_text(f"127.0.0.1 localhost\n{address} {name}\n", "utf-8")
+        mounting = machine.spawn(["mount", "--bind", str(hosts), "/etc/hosts"])
+        if mounting.wait(MOUNT_TIMEOUT_S) != 0:
+            raise MachineError("cannot give the machine an /etc/hosts of its own")
+        return f"{name}:{port}"
 
 
 class RequestCounter:

@@ -167,8 +167,8 @@ class TestRegistry:
 
 
 @contextmanager
-def run_registry(address: str, directory: Path) -> Iterator[TestRegistry]:
-    """Start ``docker-registry`` on a free port of ``address``; stopped at the end."""
+def run_registry(address: str, directory: Path, tls: tuple[Path, Path] | None = None) -> Iterator[TestRegistry]:
+    """Start ``docker-registry`` on a free port of ``address``, ``tls`` being certificate and key; stopped at the end."""
     found = shutil.which("docker-registry")
     assert found, "docker-registry is not installed; apt-get install docker-registry"
     storage = directory / "storage"
@@ -176,10 +176,11 @@ def run_registry(address: str, directory: Path) -> Iterator[TestRegistry]:
     with socket.create_server((address, 0)) as free:
         port = free.getsockname()[1]
     config = directory / "registry.yml"
+    secured = f", tls: {{certificate: {tls[0]}, key: {tls[1]}}}" if tls else ""
     config.write_text(
         f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n"
         f"storage: {{filesystem: {{rootdirectory: {storage}}}}}\n"
-        f"http: {{addr: '{address}:{port}', secret: test}}\n"
+        f"http: {{addr: '{address}:{port}', secret: test{secured}}}\n"
     )
     with (directory / "registry.log").open("wb") as log:
         process = subprocess.Popen([found, "serve", str(config)], stdout=log, stderr=log)

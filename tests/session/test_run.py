@@ -141,3 +141,26 @@ def test_interrupt_kill_and_resume(command: Command, tmp_path: Path, registry: s
     assert code == 0, err
     assert "3 trials: 3 ok" in out
     assert [o.trial for o in load(tmp_path / "s")[1]] == [0, 1, 2]
+
+
+def test_named_registry_with_tls(command: Command, tmp_path: Path) -> None:
+    """A registry with TLS is reached under its own name, from outside and from inside the machine."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=registry.test",
+         "-addext", "subjectAltName=DNS:registry.test", "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost registry.test\n", "utf-8")
+    (tmp_path / "docker").mkdir()
+    with run_registry("127.0.0.1", tmp_path / "registry", tls=(tmp_path / "cert.pem", tmp_path / "key.pem")) as it:
+        command.environment |= {"SSL_CERT_FILE": str(tmp_path / "cert.pem"), "DOCKER_CONFIG": str(tmp_path / "docker")}
+        scenario = write_scenario(tmp_path, ["/bin/probe", "exit"])
+        line = f"run {scenario} --blocks 1 --mode overlay2:tuned --mode soci --out s"
+        line += f" --registry https://registry.test:{it.port}/team"
+        inner = f"mount --bind {tmp_path}/hosts /etc/hosts && exec {sys.executable} -m harness {line}"
+        done = subprocess.run(
+            ["unshare", "--mount", "--propagation", "slave", "sh", "-c", inner],
+            env=command.environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 ok" in done.stdout
