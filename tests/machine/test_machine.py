@@ -190,6 +190,23 @@ def test_bandwidth_holds(network: SimulatedNetwork) -> None:
             assert machine.wire().received_bytes >= size
 
 
+def test_round_trip_holds(network: SimulatedNetwork) -> None:
+    """A request and its answer take at least the round trip, by netem or by the relay, and the bandwidth stays shaped."""
+    with socket.create_server((network.address, 0)) as registry:
+        upstream = (network.address, registry.getsockname()[1])
+        with small("bandwidth=80Mbit,rtt=30ms", registry_upstream=upstream) as machine:
+            machine.verify()
+            ask = (
+                "import socket,sys,time; s=socket.create_connection((sys.argv[1], int(sys.argv[2]))); "
+                "t=time.monotonic(); s.sendall(b'x'); s.recv(1); print(time.monotonic()-t)"
+            )
+            process = machine.spawn(["python3", "-c", ask, *machine.registry.split(":")], stdout=subprocess.PIPE)
+            with registry.accept()[0] as connection:
+                assert connection.recv(1) == b"x"
+                connection.sendall(b"y")
+            assert float(process.communicate()[0]) >= 0.030
+
+
 def test_a_far_registry_is_behind_a_relay(network: SimulatedNetwork) -> None:
     """With a distance the registry is reached at the host's end of the link, and the relay ends with the machine."""
     with socket.create_server((network.address, 0)) as registry:
@@ -268,7 +285,7 @@ from harness.machine.machine import Machine
 from harness.machine.network import SimulatedNetwork
 from harness.model.shape import parse_shape
 with SimulatedNetwork() as network:
-    with Machine(parse_shape("cpu=0.1,memory=64M,rtt=5ms"), scratch_bytes=64 << 20,
+    with Machine(parse_shape("cpu=0.1,memory=64M,first-byte=5ms"), scratch_bytes=64 << 20,
                  registry_upstream=(network.address, 1)) as machine:
         machine.throttle(True)
         script = f"mount -t tmpfs t {machine.scratch}; sleep 300 & sleep 300"
