@@ -56,7 +56,8 @@ def test_processes_are_inside(tmp_path: Path) -> None:
         assert output(machine, "cat", str(tmp_path / "seen")) == "yes"
         assert output(machine, "sh", "-c", "ls /proc/self/fd; pwd").split() == ["0", "1", "2", "3", "/"]
         variables = output(machine, "env").split()
-        assert {v.partition("=")[0] for v in variables} == {"PATH", "HOME", "LANG", "COLDBENCH_MACHINE"}
+        trust = {"SSL_CERT_FILE", "CURL_CA_BUNDLE"}  # handed through where the harness has them
+        assert {v.partition("=")[0] for v in variables} - trust == {"PATH", "HOME", "LANG", "COLDBENCH_MACHINE"}
         with machine.exec_python("json.tool", ["--help"], stdout=subprocess.PIPE) as process:
             assert b"usage" in process.communicate()[0]
         reading, writing = os.pipe()
@@ -191,7 +192,7 @@ def test_bandwidth_holds(network: SimulatedNetwork) -> None:
 
 
 def test_round_trip_holds(network: SimulatedNetwork) -> None:
-    """A request and its answer take at least the round trip, by netem or by the relay, and the bandwidth stays shaped."""
+    """A request and its answer take at least the round trip, by netem or by the relay, beside the bandwidth."""
     with socket.create_server((network.address, 0)) as registry:
         upstream = (network.address, registry.getsockname()[1])
         with small("bandwidth=80Mbit,rtt=30ms", registry_upstream=upstream) as machine:
@@ -342,8 +343,8 @@ def test_killed_harness_and_clean(holder_too: bool) -> None:
     process.kill()
     process.communicate()
     await_true(lambda: all(gone(pid) for pid in (holder, inner, relay)))
-    said = subprocess.run([sys.executable, "-m", "harness", "clean"], capture_output=True, text=True, check=True)
-    assert "removed address" in said.stdout
+    # What it printed is not looked at: another run starting at this moment may have cleaned up first.
+    subprocess.run([sys.executable, "-m", "harness", "clean"], capture_output=True, check=True)
     assert traces(machine, network) == []
     assert [found for found in find_leftovers() if found.id in (machine, network)] == []
 
