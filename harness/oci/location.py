@@ -12,9 +12,7 @@ from harness.oci.reference import Reference, parse_reference
 from harness.oci.store import ImageDestination, ImageSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-Progress = "Callable[[Descriptor, int], object]"
+    from collections.abc import Callable, Iterator
 
 
 def open_source(name: str | Reference) -> ImageSource:
@@ -91,8 +89,7 @@ def _copy_contents(
             nested = Descriptor.from_json(entry, source.where)
             nested_data, nested_type = source.manifest(nested.digest)
             _copy_contents(source, destination, nested_data, nested_type, progress)
-            put = getattr(destination, "put_nested_manifest", destination.put_manifest)
-            put(nested_data, nested_type)
+            destination.put_nested_manifest(nested_data, nested_type)
         return
     if media_type not in MANIFEST_TYPES:
         raise UsageError(f"{source.where}: media type {media_type} cannot be copied")
@@ -117,12 +114,12 @@ def copy_blob(
         return
     report = progress
 
-    def counted() -> object:
+    def counted() -> Iterator[bytes]:
         for piece in blob.stream():
             yield piece
             report(descriptor, len(piece))
 
-    destination.put_blob(descriptor, counted())  # type: ignore[arg-type]
+    destination.put_blob(descriptor, counted())
 
 
 def _copy_referrers(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 BUILDER_VERSION = 1
 TAG = "image"
-
-Report = "Callable[[str, int, int], object]"
-"""Told of progress as (what is done, bytes so far, bytes in all or 0)."""
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -80,7 +78,10 @@ def recipe_key(recipe: Recipe) -> str:
 
 
 def build_recipe(recipe: Recipe, cache: Cache, report: Callable[[str, int, int], object] = _silent) -> Path:
-    """The layout directory (its image is tagged ``image``) of a recipe, built unless it is there."""
+    """The layout directory (its image is tagged ``image``) of a recipe, built unless it is there.
+
+    ``report`` is told of progress as (what is done, bytes so far, bytes in all or 0).
+    """
     key = recipe_key(recipe)
     place = cache.images / key
     if place.is_dir():
@@ -192,8 +193,6 @@ def unpack_layer(layer: BuiltLayer, tree: Path) -> None:
 
 def restore_whiteouts(tree: Path) -> None:
     """Turn the markers of an unpacked layer into what OverlayFS understands in a lower directory."""
-    import os
-
     for marker in sorted(tree.rglob(".wh.*")):
         marker.unlink()
         if marker.name == ".wh..wh..opq":

@@ -83,6 +83,10 @@ class ImageDestination(Protocol):
         """Store a manifest or index, under a tag if one is given."""
         ...
 
+    def put_nested_manifest(self, data: bytes, media_type: str) -> Descriptor:
+        """Store a manifest that an index stored afterwards points at; it gets no name."""
+        ...
+
     def add_referrer(self, subject: Descriptor, data: bytes, media_type: str) -> Descriptor:
         """Store a manifest that has ``subject``, and make it discoverable (referrers API, else the fallback tag)."""
         ...
