@@ -7,6 +7,7 @@ specification).
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -15,10 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import HostUnfit
+from harness.errors import DiskFull, HostUnfit, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turn what the file system refuses while something is written below ``place`` into an error a user can mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFull(f"{place}: no space left; free some, or choose another place (COLDBENCH_CACHE)") from None
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}:
+            raise UsageError(f"{place}: cannot be written ({error.strerror})") from None
+        raise
 
 
 def cache_root() -> Path:
@@ -81,7 +95,8 @@ class Cache:
             held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(held, fcntl.LOCK_EX)
         try:
-            yield path
+            with writing(self.root):
+                yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
             os.close(held)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ContentError, FormatError, ImageNotFound, UsageError
+from harness.oci.cache import writing
 from harness.oci.descriptor import OCI_INDEX, REF_NAME, Descriptor, digest_bytes, go_json, is_digest
 from harness.oci.image import MAX_MANIFEST_BYTES, media_type_of, parse_json
 from harness.oci.store import CHUNK_BYTES, Verifier, referrers_tag
@@ -85,11 +86,12 @@ class LayoutStore:
         self.directory = Path(directory)
         self.tag = tag
         if create:
-            (self.directory / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
-            if not (self.directory / "oci-layout").exists():
-                self._replace(self.directory / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
-            if not (self.directory / "index.json").exists():
-                self._write_index([])
+            with writing(self.directory):
+                (self.directory / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
+                if not (self.directory / "oci-layout").exists():
+                    self._replace(self.directory / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+                if not (self.directory / "index.json").exists():
+                    self._write_index([])
         elif not (self.directory / "index.json").is_file():
             raise ImageNotFound(f"{self.where}: not an OCI layout (no index.json there)")
 
@@ -163,7 +165,11 @@ class LayoutStore:
             return
         pieces: Iterable[bytes] = [data] if isinstance(data, bytes) else data if not isinstance(data, Path) else []
         verifier = Verifier(descriptor, self.where)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".part-", delete=False) as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            writing(self.directory),
+            tempfile.NamedTemporaryFile(dir=target.parent, prefix=".part-", delete=False) as file,
+        ):
             try:
                 for piece in read_pieces(data) if isinstance(data, Path) else pieces:
                     verifier.update(piece)
@@ -251,7 +257,10 @@ class LayoutStore:
         return True
 
     def _replace(self, path: Path, data: bytes) -> None:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
+        with (
+            writing(self.directory),
+            tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file,
+        ):
             file.write(data)
             os.fchmod(file.fileno(), 0o644)
         os.rename(file.name, path)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.errors import ContentError, DigestMismatch, FormatError, ImageNotFound, UsageError
+from harness.errors import ContentError, DigestMismatch, DiskFull, FormatError, ImageNotFound, UsageError
 from harness.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, go_json
 from harness.oci.layout import LayoutStore
 from harness.oci.location import copy_image, open_destination, open_source
@@ -149,3 +150,24 @@ def test_copies_share_files(tmp_path: Path) -> None:
     assert paths[0] is not None
     assert paths[1] is not None
     assert paths[0].samefile(paths[1])
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    """A destination below a file is refused in one line."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        open_destination(f"oci:{tmp_path}/file/l")
+
+
+@pytest.mark.root
+def test_full_disk(tmp_path: Path) -> None:
+    """No space left is a DiskFull that names the place, and no part of a blob stays behind."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], check=True)
+    try:
+        store = LayoutStore(tmp_path / "l", create=True)
+        data = bytes(1 << 20)
+        with pytest.raises(DiskFull, match="no space left"):
+            store.put_blob(Descriptor.of(data, "a/b"), data)
+        assert os.listdir(tmp_path / "l" / "blobs" / "sha256") == []
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
