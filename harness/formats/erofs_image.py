@@ -185,8 +185,7 @@ def prefetch_extents(
     extents: dict[tuple[int, int, int], None] = {}
     missing = []
     for path in paths:
-        name = os.path.normpath("/" + path).lstrip("/")
-        inode = image.lookup(os.fsencode(name))
+        inode = image.resolve(os.fsencode(path))
         if inode is None or inode.kind != Kind.REG:
             missing.append(path)
             continue

@@ -46,6 +46,7 @@ _HOLE: Final = 0xFFFFFFFF
 MAX_DIRECTORY_BYTES: Final = 1 << 30
 MAX_LISTINGS: Final = 4096
 """Directories whose entries ``lookup`` keeps, so that many look-ups cost one listing each."""
+MAX_LINKS: Final = 40
 MAX_DEPTH: Final = 2048
 """PATH_MAX allows no deeper nesting; a directory circle ends here at the latest."""
 
@@ -222,23 +223,59 @@ class ErofsImage:
                     previous = name
                     yield name, nid, kind
 
+    def _listing(self, directory: Inode) -> dict[bytes, int]:
+        listing = self._listings.get(directory.nid)
+        if listing is None:
+            listing = {name: nid for name, nid, _ in self.entries(directory)}
+            if len(self._listings) >= MAX_LISTINGS:
+                self._listings.clear()
+            self._listings[directory.nid] = listing
+        return listing
+
     def lookup(self, path: bytes) -> Inode | None:
         """The inode of a path without leading ``/``; symlinks are not followed. None when there is none."""
         inode = self.root
         for component in filter(None, path.split(b"/")):
             if inode.kind != Kind.DIR:
                 return None
-            listing = self._listings.get(inode.nid)
-            if listing is None:
-                listing = {name: nid for name, nid, _ in self.entries(inode)}
-                if len(self._listings) >= MAX_LISTINGS:
-                    self._listings.clear()
-                self._listings[inode.nid] = listing
-            found = listing.get(component)
+            found = self._listing(inode).get(component)
             if found is None:
                 return None
             inode = self.inode(found)
         return inode
+
+    def resolve(self, path: bytes) -> Inode | None:
+        """The inode that opening ``/path`` inside the image would reach, symlinks followed; None where it fails.
+
+        As chroot(2) has it, absolute targets and ``..`` stay below the root; at most 40 links, as in Linux.
+        """
+        pending = path.split(b"/")[::-1]
+        above = [self.root]
+        links = 0
+        while pending:
+            component = pending.pop()
+            if component in {b"", b"."}:
+                continue
+            if component == b"..":
+                above = above[:-1] or above
+                continue
+            if above[-1].kind != Kind.DIR:
+                return None
+            nid = self._listing(above[-1]).get(component)
+            if nid is None:
+                return None
+            inode = self.inode(nid)
+            if inode.kind != Kind.SYMLINK:
+                above.append(inode)
+                continue
+            links += 1
+            if links > MAX_LINKS:
+                return None
+            target = self.readlink(inode)
+            if target[:1] == b"/":
+                above = above[:1]
+            pending += target.split(b"/")[::-1]
+        return above[-1]
 
     def walk(self) -> Iterator[tuple[bytes, Inode]]:
         """(path, inode) of everything, the root (``b""``) first, parents before children, in name order."""

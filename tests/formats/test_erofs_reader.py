@@ -177,3 +177,16 @@ def test_lookup_of_what_is_not_there() -> None:
     assert image.lookup(b"d/f/x") is None
     assert image.lookup(b"") == image.root
     assert image.lookup(b"d//e") == image.lookup(b"/d/e")
+
+
+def test_resolve_follows_links_inside_the_image() -> None:
+    """Relative and absolute links, amid and at the end, stay below the root; circles and dead ends give None."""
+    rows = [Row("l", b"lib", b"usr/lib"), Row("f", b"usr/lib/x", b"1"), Row("l", b"usr/up", b"../../../lib/./x")]
+    rows += [Row("l", b"abs", b"/usr/up"), Row("l", b"a", b"b"), Row("l", b"b", b"a"), Row("l", b"dead", b"nowhere")]
+    image = ErofsImage(over_bytes(image_of(table_of(*rows))))
+    x = found(image, b"usr/lib/x")
+    for path in (b"lib/x", b"/usr/lib/x", b"usr/up", b"abs", b"lib/../lib/x", b"usr/../usr//lib/x"):
+        assert image.resolve(path) == x
+    for path in (b"a", b"dead", b"lib/x/y", b"usr/nothing", b"a/x"):
+        assert image.resolve(path) is None
+    assert image.resolve(b"../..") == image.root
