@@ -79,14 +79,14 @@ class Policy:
 
 _STARGZ = Policy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=0.0, skip_xattrs=False, partial_inflate=False,
-    region_bytes=50_000, block_bytes=0, merge_gap=0, merge_bytes=2 * MIB, readahead_units=0, in_flight=16, cache_inflated=True,
-    prefetch_in_flight=1, background_after_s=5.0, background_interval_s=0.0, background_units=1,
+    region_bytes=50_000, block_bytes=0, merge_gap=0, merge_bytes=2 * MIB, readahead_units=0, in_flight=16,
+    cache_inflated=True, prefetch_in_flight=1, background_after_s=5.0, background_interval_s=0.0, background_units=1,
     background_in_flight=2, background_from_mount=True,
 )  # fmt: skip
 _SOCI = Policy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=1.0, skip_xattrs=False, partial_inflate=False,
-    block_bytes=0, merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True, background_after_s=30.0,
-    background_interval_s=0.5, background_units=1, background_from_mount=True,
+    block_bytes=0, merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True,
+    background_after_s=30.0, background_interval_s=0.5, background_units=1, background_from_mount=True,
 )  # fmt: skip
 _EAGER = Policy(eager=True, merge_bytes=8 * MIB, prefetch=False, background=False, cache_inflated=True)
 

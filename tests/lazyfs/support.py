@@ -1,0 +1,224 @@
+"""Small real images in all lazy forms, unpacked twins to compare with, and a daemon that serves them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tarfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.engines.embedded.mounts import mount, unmount
+from harness.engines.embedded.unpack import LayerUnpacker
+from harness.formats import erofs_image, estargz_image, soci_image
+from harness.formats.estargz_writer import EstargzOptions
+from harness.lazyfs.control import DaemonClient, spawn
+from harness.lazyfs.mounts import mount_erofs
+from harness.lazyfs.mounts import unmount as detach
+from harness.lazyfs.plan import plan_blob, plan_layers
+from harness.oci.descriptor import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor
+from harness.oci.layout import LayoutStore
+from harness.oci.store import ImageSource
+from tests.oci.fault_server import Answer, FaultServer, Request, serve_range
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterator, Sequence
+
+GOLDEN = Path(__file__).parents[1] / "formats" / "golden" / "layers"
+MODES = ("soci", "estargz", "erofs")
+
+
+def need_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+
+
+@dataclass
+class File:
+    """A member of a test layer; ``target`` makes a symbolic link, ``link`` a hard link, neither nor ``data`` a dir."""
+
+    name: str
+    data: bytes | None = None
+    target: str = ""
+    link: str = ""
+    mode: int = 0o644
+    xattrs: dict[str, str] | None = None
+
+
+def tar_of(*files: File) -> bytes:
+    """A PAX tar of these members."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for file in files:
+            info = tarfile.TarInfo(file.name)
+            info.mtime, info.mode = 1_600_000_000, file.mode
+            info.pax_headers = {f"SCHILY.xattr.{key}": value for key, value in (file.xattrs or {}).items()}
+            if file.target:
+                info.type, info.linkname = tarfile.SYMTYPE, file.target
+            elif file.link:
+                info.type, info.linkname = tarfile.LNKTYPE, file.link
+            elif file.data is None:
+                info.type = tarfile.DIRTYPE
+            else:
+                info.size = len(file.data)
+            archive.addfile(info, io.BytesIO(file.data) if file.data is not None else None)
+    return out.getvalue()
+
+
+def noise(size: int, seed: str = "x") -> bytes:
+    """Bytes that do not compress, always the same for a seed."""
+    return hashlib.shake_128(seed.encode()).digest(size)
+
+
+def text(size: int, seed: int = 0) -> bytes:
+    """Bytes that compress about three to one."""
+    words = [hashlib.sha256(f"{seed}-{i}".encode()).hexdigest()[:8].encode() for i in range(256)]
+    lines = b" ".join(words[i * 7919 % 256] + str(i).encode() for i in range(size // 12 + 1))
+    return lines[:size]
+
+
+def write_image(directory: Path, tars: Sequence[bytes], blobs: Sequence[bytes] | None = None) -> ImageSource:
+    """An OCI layout with one image of these layers; ``blobs`` are their compressed forms (gzip by default)."""
+    layout = LayoutStore(directory, "image", create=True)
+    blobs = blobs or [gzip.compress(tar, 6, mtime=0) for tar in tars]
+    layers = [Descriptor.of(blob, OCI_LAYER_GZIP) for blob in blobs]
+    for descriptor, blob in zip(layers, blobs, strict=True):
+        layout.put_blob(descriptor, blob)
+    diff_ids = [f"sha256:{hashlib.sha256(tar).hexdigest()}" for tar in tars]
+    config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+    config_bytes = json.dumps(config).encode()
+    config_descriptor = Descriptor.of(config_bytes, OCI_CONFIG)
+    layout.put_blob(config_descriptor, config_bytes)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": config_descriptor.to_json(),
+        "layers": [layer.to_json() for layer in layers],
+    }
+    layout.put_manifest(json.dumps(manifest).encode(), OCI_MANIFEST, "image")
+    return ImageSource(LayoutStore(directory, "image"))
+
+
+def convert(source: ImageSource, directory: Path, mode: str, **options: Any) -> ImageSource:
+    """The image in the form that ``mode`` serves, in a layout of its own."""
+    target = LayoutStore(directory, "image", create=True)
+    if mode == "estargz":
+        estargz_image.convert_image(source, source.resolve(), target, EstargzOptions(**options))
+    elif mode == "soci":
+        settings = {"span_size": 64 << 10, "min_layer_bytes": 0, **options}
+        soci_image.index_image(source, target, soci_image.Options(**settings))
+    else:
+        erofs_image.index_image(source, target, erofs_image.Options(**{"span_bytes": 64 << 10, **options}))
+    return ImageSource(LayoutStore(directory, "image"))
+
+
+def unpack(tar: bytes, directory: Path) -> Path:
+    """The layer unpacked as mode overlay2 does."""
+    directory.mkdir(parents=True)
+    mask = os.umask(0)  # as the agent's
+    try:
+        unpacker = LayerUnpacker(str(directory))
+        unpacker.feed(tar)
+        unpacker.finish()
+        unpacker.close()
+    finally:
+        os.umask(mask)
+    return directory
+
+
+@contextmanager
+def overlay(lowerdirs: Sequence[str | Path], target: Path) -> Iterator[Path]:
+    """OverlayFS, read-only, topmost layer first."""
+    target.mkdir(parents=True)
+    stack = [str(path) for path in lowerdirs]
+    if len(stack) == 1:
+        (target.parent / "nothing").mkdir(exist_ok=True)
+        stack.append(str(target.parent / "nothing"))
+    mount("overlay", str(target), "overlay", f"lowerdir={':'.join(stack)}", 1)
+    try:
+        yield target
+    finally:
+        unmount(str(target))
+
+
+@dataclass
+class Served:
+    """A mounted image: ``root`` is the FUSE mount (tree) or the EROFS over it (blob)."""
+
+    client: DaemonClient
+    process: subprocess.Popen[bytes]
+    mountpoint: str
+    root: Path
+    layers: list[int]
+
+    def stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = self.client.call("stats")["stats"]
+        return stats
+
+    def count(self, *names: str) -> int:
+        """How many FUSE requests of these kinds there were."""
+        fuse = self.stats()["fuse"]
+        return sum(fuse[name]["count"] for name in names if name in fuse)
+
+
+def registry(server: FaultServer) -> dict[str, Any]:
+    """A mount request's ``store`` for a server in place of a registry."""
+    return {"registry": server.host, "repository": "test", "plain": True}
+
+
+def blob_server(source: ImageSource, fault: Callable[[Request, bytes], Answer | None]) -> FaultServer:
+    """Serves an image's blobs by range; ``fault(request, blob)`` may answer in its place."""
+    store = source.store
+
+    def handle(request: Request) -> Answer:
+        digest = request.path.rpartition("/")[2]
+        path = store.blob_path(digest)
+        if path is None:
+            return Answer(404)
+        data = path.read_bytes()
+        return fault(request, data) or serve_range(request, data)
+
+    return FaultServer(handle)
+
+
+@contextmanager
+def serve(source: ImageSource, mode: str, place: Path, **request: Any) -> Iterator[Served]:
+    """A daemon with the image mounted; everything is gone at the end, and the daemon has ended by itself."""
+    need_root()
+    scratch, mountpoint = place / "scratch", place / "fuse"
+    for directory in (scratch, mountpoint):
+        directory.mkdir(parents=True)
+    image = source.resolve()
+    message: dict[str, Any] = {
+        "mode": mode, "preset": "tuned", "scratch": str(scratch),
+        "store": {"layout": source.store.where.removeprefix("oci:")},
+    }  # fmt: skip
+    if mode == "erofs":
+        message["index"] = plan_blob(source, image)
+    else:
+        plan = plan_layers(source, image, mode)
+        message |= {"layers": plan.lazy, "layers_unpacked": len(plan.unpack)}
+    process, client = spawn(str(mountpoint))
+    target = place / "erofs"
+    try:
+        answer = client.call("mount", **{**message, **request})
+        if mode == "erofs":
+            target.mkdir()
+            mount_erofs(str(mountpoint / answer["file"]), str(target))
+        yield Served(
+            client, process, str(mountpoint), target if mode == "erofs" else mountpoint, answer.get("layers", [])
+        )
+    finally:
+        detach(str(target))
+        client.close()
+        process.wait(20)
+        detach(str(mountpoint))
+        assert process.returncode in {0, -9}
