@@ -117,5 +117,7 @@ def make_progress(stream: IO[str]) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=Console(file=stream, soft_wrap=True), transient=True) as bar:
+    # Twice a second: drawing costs CPU on the host that is being measured.
+    console = Console(file=stream, soft_wrap=True)
+    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bar:
         yield LiveProgress(bar)

@@ -76,7 +76,7 @@ class SessionRun:
         left = [trial for trial in plan.trials if trial.trial not in self.store.finished]
         cases = {case.case.key: case for case in plan.cases}
         needed = [cases[key] for key in dict.fromkeys(trial.case for trial in left)]
-        self._guess(0)
+        self._guess({})
         self.progress.session(plan, len(plan.trials) - len(left), self._remaining())
         with self.interrupts.allowed():
             for case in needed:
@@ -111,7 +111,7 @@ class SessionRun:
         try:
             if scenario.name not in self._materials:
                 self._materials[scenario.name] = self._material(scenario)
-                self._guess(self.preparer.local(scenario).compressed_bytes)
+                self._guess({scenario.name: self.preparer.local(scenario).compressed_bytes})
             self._published[case.case.key] = self.preparer.publish(scenario, case.choice.mode)
         except (HostUnfit, Interrupted):
             raise
@@ -239,12 +239,16 @@ class SessionRun:
 
     # -- time
 
-    def _guess(self, compressed_bytes: int) -> None:
+    def _guess(self, compressed_bytes: dict[str, int]) -> None:
+        """First guesses for all cases, or better ones for the scenarios whose image is known now."""
         header = self.store.header
         for case in header.plan.cases:
-            runtime = header.scenarios[case.case.scenario].runtime
+            name = case.case.scenario
+            if compressed_bytes and name not in compressed_bytes:
+                continue
+            runtime = header.scenarios[name].runtime
             passes = len(runtime.workloads) * len(runtime.temperatures) if header.workloads else 0
-            self._guesses[case.case.key] = estimate_trial_s(case, compressed_bytes, passes)
+            self._guesses[case.case.key] = estimate_trial_s(case, compressed_bytes.get(name, 0), passes)
 
     def _remaining(self) -> float:
         return remaining_s(self.store.header.plan, self._seconds, self.store.finished, self._guesses)

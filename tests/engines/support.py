@@ -168,7 +168,7 @@ class TestRegistry:
 
 @contextmanager
 def run_registry(address: str, directory: Path, tls: tuple[Path, Path] | None = None) -> Iterator[TestRegistry]:
-    """Start ``docker-registry`` on a free port of ``address``, ``tls`` being certificate and key; stopped at the end."""
+    """Start ``docker-registry`` on a free port of ``address`` (``tls``: certificate and key); stopped at the end."""
     found = shutil.which("docker-registry")
     assert found, "docker-registry is not installed; apt-get install docker-registry"
     storage = directory / "storage"
