@@ -296,4 +296,6 @@ def _no_proxy() -> str:
 
 def _reason(error: pycurl.error) -> str:
     code, message = error.args[0], error.args[1] if len(error.args) > 1 else ""
+    if code == pycurl.E_PEER_FAILED_VERIFICATION:
+        message = f"{message.rstrip('.')} (a CA of your own is named by SSL_CERT_FILE)"
     return message or f"libcurl error {code}"

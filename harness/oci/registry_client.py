@@ -360,7 +360,8 @@ class RegistryClient:
         """Sleep before the next attempt and return its number; RegistryError when there is none left."""
         if not may_pass or attempt + 1 >= self.retries.attempts:
             tries = f" after {attempt + 1} attempts" if attempt else ""
-            raise RegistryError(f"{self._base}: {reason}{tries}; check that the registry is up and reachable from here")
+            hint = "; check that the registry is up and reachable from here" if may_pass else ""
+            raise RegistryError(f"{self._base}: {reason}{tries}{hint}")
         pause_s = min(self.retries.first_s * 2**attempt, self.retries.longest_s) * (0.5 + self._random.random())
         if retry_after.isdigit():
             pause_s = min(float(retry_after), self.retries.longest_retry_after_s)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
     from types import TracebackType
 
@@ -56,7 +57,7 @@ def serve_range(request: Request, data: bytes) -> Answer:
 class FaultServer:
     """Answers every request with what ``handle`` says; ``requests`` keeps all of them in order."""
 
-    def __init__(self, handle: Callable[[Request], Answer]) -> None:
+    def __init__(self, handle: Callable[[Request], Answer], tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[Request] = []
         outer = self
 
@@ -87,6 +88,8 @@ class FaultServer:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._server.handle_error = lambda request, address: None  # type: ignore[method-assign, assignment]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self.host = f"127.0.0.1:{self._server.server_address[1]}"

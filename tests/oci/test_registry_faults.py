@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
+import ssl
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +27,7 @@ from tests.oci.fault_server import Answer, FaultServer, Request, serve_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 pytestmark = pytest.mark.files
 
@@ -379,3 +383,22 @@ def test_unsupported_media_types() -> None:
     with FaultServer(image_server(manifest, config)) as server:
         with pytest.raises(FormatError, match="1 diff_ids for 2 layers"):
             ImageSource(client(server), "latest").resolve()
+
+
+def test_tls_is_verified(tmp_path: Path) -> None:
+    """A certificate is checked against the CA that is named, and refused without retries when it does not fit."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed, no certificate can be made")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -subj /CN=test -days 2"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with FaultServer(good, context) as server:
+        trusting = client(server, plain=False, ca_file=str(certificate))
+        assert trusting.get_range(DIGEST, 0, 10) == DATA[:10]
+        naps = Naps()
+        with pytest.raises(RegistryError, match="certificate"):
+            client(server, naps, plain=False).get_range(DIGEST, 0, 10)
+        assert naps.slept == []
