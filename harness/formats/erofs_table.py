@@ -31,7 +31,7 @@ class TarTable:
 
     def __init__(self, *, hidden: frozenset[bytes] = HIDDEN_NAMES) -> None:
         self._scanner = TarScanner()
-        self._hidden = hidden
+        self.hidden = hidden
         self._names: list[bytes] = []
         self._numbers: list[tuple[int, int, int, int, int, int, int, int]] = []
         self._links: dict[int, bytes] = {}
@@ -50,7 +50,7 @@ class TarTable:
                 continue
             kind = entry.kind
             name = clean_name(entry.name)
-            if name in self._hidden:
+            if name in self.hidden:
                 continue
             index = len(self._names)
             where = f"tar entry {name[:200]!r}"

@@ -192,5 +192,13 @@ def find_soci(source: ImageSource, image: Image) -> Iterator[LazyForm]:
         yield LazyForm(number, "SOCI zTOC, spans and files", opened)
 
 
-FINDERS: tuple[Callable[[ImageSource, Image], Iterator[LazyForm]], ...] = (find_estargz, find_soci)
+def find_erofs(source: ImageSource, image: Image) -> Iterator[LazyForm]:
+    """Layers of the image's EROFS index; the last one's check holds the metadata against all of them."""
+    from harness.formats.erofs_verify import index_checks
+
+    for number, name, check in index_checks(source, image):
+        yield LazyForm(number, name, check)
+
+
+FINDERS: tuple[Callable[[ImageSource, Image], Iterator[LazyForm]], ...] = (find_estargz, find_soci, find_erofs)
 """Every lazy form ``verify_image`` knows, in the order they are checked."""

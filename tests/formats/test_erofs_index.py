@@ -20,10 +20,13 @@ from harness.formats import erofs_index as form
 from harness.formats.erofs_head import decode_head
 from harness.formats.erofs_image import IndexedImage, Options, find_erofs_index, index_image
 from harness.formats.erofs_reader import ErofsImage, over_bytes
+from harness.formats.estargz_writer import EstargzOptions
+from harness.formats.verification import verify_image
 from harness.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, Descriptor, digest_bytes
 from harness.oci.layout import LayoutStore
 from harness.oci.store import ImageSource
 from tests.formats.erofs_layers import assemble, seen_in, tar_image, tar_of
+from tests.formats.estargz_blobs import write as write_estargz_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -393,3 +396,46 @@ def test_zlib_flushes_and_trailing_empty_blocks(tmp_path: Path) -> None:
         index_image(ImageSource(layout, "image"), layout, Options(span_bytes=span), copy=False)
         index, _ = loaded(layout)
         assert space_of(layout, index, 0) == tar
+
+
+def problems_of(layout: LayoutStore) -> list[str]:
+    source = ImageSource(layout, "image")
+    return verify_image(source, source.resolve()).problems
+
+
+@pytest.mark.files
+def test_verify_checks_spans_windows_and_metadata(tmp_path: Path) -> None:
+    """A sound index holds on every kind of layer; one whose metadata or windows are another image's does not."""
+    tars = [layer_tar(number, 4) for number in range(5)]
+    layout = make_layout(tmp_path, [*zip(tars, PACKERS, strict=True)])
+    indexed(layout)
+    assert problems_of(layout) == []
+    source = ImageSource(layout, "image")
+    image = source.resolve()
+    index, head = loaded(layout)
+    assert index.windows is not None
+    other_metadata = rewritten(head, {}, {20 - index.layer_starts[0]: b"\1"})
+    other_window = head[:-32] + bytes(32)
+    for changed, words in ((other_metadata, "not what the layers give"), (other_window, "window")):
+        descriptor = Descriptor.of(changed, form.HEAD_TYPE)
+        layout.put_blob(descriptor, changed)
+        manifest = form.index_manifest(image.descriptor, descriptor, index.windows, SPAN)
+        layout.add_referrer(image.descriptor, manifest, OCI_MANIFEST)
+        problems = problems_of(layout)
+        assert any("EROFS" in problem and words in problem for problem in problems)
+
+
+@pytest.mark.files
+def test_estargz_layers_work_as_they_are(tmp_path: Path) -> None:
+    """A layer in eStargz form is indexed like any gzip; the tree shows the image's files and not the format's."""
+    tar = layer_tar(0)
+    blob, _ = write_estargz_bytes(tar, EstargzOptions(chunk_size=20_000))
+    inner = gzip.decompress(blob)
+    layout = make_layout(tmp_path, [(inner, blob)])
+    indexed(layout)
+    index, _ = loaded(layout)
+    assert len(index.layers[0]) > 3
+    assert space_of(layout, index, 0) == inner
+    shown = seen_in(ErofsImage(over_bytes(assemble(index.metadata, [inner]))))
+    assert shown == seen_in(ErofsImage(over_bytes(tar_image([tar]))))
+    assert problems_of(layout) == []
