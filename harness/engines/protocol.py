@@ -83,7 +83,7 @@ class Engine(Protocol):
     """Implements modes. One object serves one trial; every method may raise ``harness.errors.ColdbenchError``."""
 
     def start(self, machine: Machine, request: DeployRequest) -> None:
-        """Bring the daemons up inside the machine and wait until they can be told to deploy. Nothing of the image yet."""
+        """Bring the daemons up inside and wait until they can be told to deploy; nothing of the image yet."""
         ...
 
     def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder) -> Container:
@@ -91,7 +91,7 @@ class Engine(Protocol):
         ...
 
     def mark_ready(self) -> None:
-        """Told at the moment of readiness, so that counters 'before ready' are frozen and background fetch may begin."""
+        """Told at readiness, so that counters 'before ready' are frozen and background fetch may begin."""
         ...
 
     def finish_background(self, timeout_s: float, timeline: Recorder) -> bool:
@@ -107,7 +107,7 @@ class Engine(Protocol):
         ...
 
     def first_touches(self) -> list[dict[str, Any]]:
-        """Reads in first-touch order ``{"path", "layer", "offset", "size", "t_s"}`` when the request asked for a trace."""
+        """Reads in first-touch order, ``{"path", "layer", "offset", "size", "t_s"}``, if the request asked for them."""
         ...
 
     def tear_down(self) -> None:

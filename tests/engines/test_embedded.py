@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -326,3 +327,29 @@ def test_unknown_mode_and_preset(machine: Machine, registry: TestRegistry) -> No
         make_engine("embedded").start(machine, registry.request("base", preset="fast"))
     with pytest.raises(UsageError, match="embedded"):
         make_engine("podman")
+
+
+def test_interrupted_deployment(small_machine: Callable[..., Machine], registry: TestRegistry) -> None:
+    """Tearing down in the middle of a pull ends it at once and leaves no process."""
+    registry.push("slow", [tar_bytes([("f", {"data": os.urandom(4 << 20)})])])
+    machine = small_machine("cpu=1,memory=256M,bandwidth=1Mbit")
+    request = registry.request("slow")
+    engine = make_engine("embedded")
+    engine.start(machine, request)
+    caught: list[BaseException] = []
+
+    def deploy() -> None:
+        try:
+            engine.deploy(machine, request, Recorder(time.monotonic_ns()))
+        except ColdbenchError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=deploy)
+    thread.start()
+    while machine.wire().received_bytes < 100_000:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    engine.tear_down()
+    thread.join(20)
+    assert caught
+    assert machine.pids() == []

@@ -48,6 +48,7 @@ class EmbeddedEngine:
         self._container: EmbeddedContainer | None = None
         self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._reader: threading.Thread | None = None
+        self._deploying = False
         self._exit_code: int | None = None
         self._exited = threading.Event()
         self._stopped = threading.Event()
@@ -106,6 +107,8 @@ class EmbeddedEngine:
             raise self._agent_died("while it started")
         if message["event"] == "failed":
             raise from_kind(message["kind"], message["message"])
+        if self._observer is not None:
+            self._observer.wait_up(START_TIMEOUT_S)
 
     def _read(self) -> None:
         """Take events off the socket as they come, so that nothing inside ever waits for the harness."""
@@ -133,7 +136,9 @@ class EmbeddedEngine:
         assert self._control is not None
         scratch = str(machine.scratch / "embedded")
         self.phase = "resolve"
-        self._control.send({"do": "deploy", "request": asdict(request), "scratch": scratch})
+        self._deploying = True
+        told = {**asdict(request), "t0_ns": timeline.t0_ns}
+        self._control.send({"do": "deploy", "request": told, "scratch": scratch})
         pid = 0
         while True:
             message = self._events.get()
@@ -151,9 +156,11 @@ class EmbeddedEngine:
             elif event == "started":
                 self.image_digest = message["image"]
                 assert self._container is not None
+                self._deploying = False
                 return self._container
             elif event == "failed":
                 self.phase = message["phase"]
+                self._deploying = False
                 raise self._explain(from_kind(message["kind"], message["message"]))
 
     def _wait_code(self, timeout_s: float) -> int | None:
@@ -201,8 +208,14 @@ class EmbeddedEngine:
         return [] if self._observer is None else self._observer.first_touches()
 
     def tear_down(self) -> None:
-        """Container, OverlayFS, the mode's mounts, the daemon; in that order, each with a time limit."""
-        if self._control is not None and self._agent is not None and self._agent.poll() is None:
+        """Container, OverlayFS, the mode's mounts, the daemon; in that order, each with a time limit.
+
+        An agent in the middle of a deployment (the user interrupted it) hears nothing: it is killed, and what it had
+        mounted goes with the machine's mount namespace.
+        """
+        if self._agent is not None and self._deploying:
+            self._kill(self._agent)
+        elif self._control is not None and self._agent is not None and self._agent.poll() is None:
             self._control.send({"do": "stop"})
             if self._reader is not None and not self._stopped.wait(STOP_TIMEOUT_S):
                 self._kill(self._agent)

@@ -167,6 +167,9 @@ class Observer:
     def __init__(self, end: socket.socket) -> None:
         self._daemon = DaemonClient(end)
 
+    def wait_up(self, timeout_s: float) -> None:
+        self._daemon.wait_up(timeout_s)
+
     def mark_ready(self) -> None:
         self._daemon.call("ready", timeout_s=60.0)
 

@@ -81,6 +81,10 @@ class Provider(Protocol):
 class Observer(Protocol):
     """Harness side of a mode's daemon; constructed as ``Observer(socket)``. Methods as in ``protocol.Engine``."""
 
+    def wait_up(self, timeout_s: float) -> None:
+        """Wait until the daemon has said that it is up, before T0; raises MachineError when it does not."""
+        ...
+
     def mark_ready(self) -> None: ...
 
     def finish_background(self, timeout_s: float, timeline: Recorder) -> bool: ...
