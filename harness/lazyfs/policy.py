@@ -51,6 +51,10 @@ class Policy:
     """Units fetched ahead of a reader that has walked from one unit into the next; 0 switches it off."""
     in_flight: int = 4
     """Range requests at a time for reads that wait."""
+    attempts: int = 5
+    """Tries of a request in all, on resets, timeouts, 429 and 5xx."""
+    retry_first_s: float = 0.1
+    """Pause before the second try; it doubles from there."""
     memory_bytes: int = 64 * MIB
     """Inflated and compressed bytes kept in memory; the coldest go to the disk cache."""
     disk_cache: bool = True
@@ -81,12 +85,13 @@ _STARGZ = Policy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=0.0, skip_xattrs=False, partial_inflate=False,
     region_bytes=50_000, block_bytes=0, merge_gap=0, merge_bytes=2 * MIB, readahead_units=0, in_flight=16,
     cache_inflated=True, prefetch_in_flight=1, background_after_s=5.0, background_interval_s=0.0, background_units=1,
-    background_in_flight=2, background_from_mount=True,
+    background_in_flight=2, background_from_mount=True, attempts=6, retry_first_s=0.03,
 )  # fmt: skip
 _SOCI = Policy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=1.0, skip_xattrs=False, partial_inflate=False,
     block_bytes=0, merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True,
     background_after_s=30.0, background_interval_s=0.5, background_units=1, background_from_mount=True,
+    attempts=9, retry_first_s=0.03,
 )  # fmt: skip
 _EAGER = Policy(eager=True, merge_bytes=8 * MIB, prefetch=False, background=False, cache_inflated=True)
 

@@ -86,7 +86,7 @@ class Service:
         if self._store is not None:
             raise UsageError("this daemon serves an image already")
         policy = policy_of(str(request["mode"]), str(request["preset"]), request.get("options"))
-        client = self._client = connect(request["store"])
+        client = self._client = connect(request["store"], policy)
         self._store = Store(policy, self.counters, self._nursery)
         self.counters.layers_unpacked = int(request.get("layers_unpacked", 0))
         present = self._present_blob if request["mode"] == "erofs" else self._present_tree
@@ -234,22 +234,23 @@ class Service:
             self._client.close()
 
 
-def connect(message: dict[str, Any]) -> BlobStore:
+def connect(message: dict[str, Any], policy: Policy) -> BlobStore:
     """The store that holds the image: ``{"registry", "repository", "plain", "credentials"}`` or ``{"layout"}``."""
     if "layout" in message:
         from harness.oci.layout import LayoutStore
 
         return LayoutStore(str(message["layout"]))
     from harness.oci.registry_auth import Credentials
-    from harness.oci.registry_client import RegistryClient
+    from harness.oci.registry_client import RegistryClient, Retries
 
     given = message.get("credentials") or {}
     credentials = (
         Credentials(given.get("user", ""), given.get("secret", ""), bool(given.get("identity"))) if given else None
     )
     return RegistryClient(
-        message["registry"], message["repository"], plain=message.get("plain"), credentials=credentials
-    )
+        message["registry"], message["repository"], plain=message.get("plain"), credentials=credentials,
+        retries=Retries(attempts=max(1, policy.attempts), first_s=policy.retry_first_s),
+    )  # fmt: skip
 
 
 def own_prefetch(position: int, layer: OpenedLayer) -> list[fetching.Extent]:
