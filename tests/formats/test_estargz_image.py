@@ -20,7 +20,8 @@ from harness.formats.estargz_writer import EstargzOptions
 from harness.formats.verification import verify_image
 from harness.oci.descriptor import DOCKER_LAYER_GZIP, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, digest_bytes
 from harness.oci.layout import LayoutStore
-from harness.oci.location import open_source
+from harness.oci.location import copy_image, open_destination, open_source
+from harness.oci.registry_server import RegistryServer
 from tests.formats.estargz_blobs import golden_tar
 from tests.formats.test_verify import golden_layers, put_image
 
@@ -134,3 +135,24 @@ def test_skopeo_reads_what_we_write(tmp_path: Path) -> None:
         ["skopeo", "copy", "--quiet", f"oci:{tmp_path / 'esgz'}:x", f"dir:{tmp_path / 'copy'}"], check=True, timeout=60
     )
     assert len(list((tmp_path / "copy").iterdir())) >= 4
+
+
+def test_registries_and_archives_as_source_and_destination(tmp_path: Path) -> None:
+    """From a registry to a registry and to an archive and back: the same image every time, and it verifies there."""
+    load_commands()
+    expected = convert(put_image(tmp_path / "source", golden_layers()), tmp_path / "esgz").manifest.digest
+    runner = CliRunner()
+    with RegistryServer(storage=tmp_path / "storage") as registry:
+        plain, lazy = (f"docker://{registry.host}/app:{tag}" for tag in ("plain", "esgz"))
+        with open_source(f"oci:{tmp_path / 'source'}:x") as source:
+            destination = open_destination(plain)
+            copy_image(source, destination)
+            destination.close()
+        archive = f"oci-archive:{tmp_path / 'esgz.tar'}"
+        for here, there in ((plain, lazy), (plain, archive), (archive, f"oci:{tmp_path / 'back'}:x")):
+            outcome = runner.invoke(app, ["convert", "estargz", here, there, "--json"])
+            assert outcome.exit_code == 0, outcome.output
+            assert json.loads(outcome.stdout)["manifest"]["digest"] == expected
+            outcome = runner.invoke(app, ["verify", there, "--json"])
+            assert outcome.exit_code == 0, outcome.output
+            assert json.loads(outcome.stdout)["ok"]
