@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -305,6 +306,23 @@ def test_missing_runtime(machine: Machine, registry: TestRegistry, monkeypatch: 
     spawn = machine.spawn
     monkeypatch.setattr(machine, "spawn", lambda argv, **options: spawn(argv, env={"PATH": "/nonexistent"}, **options))
     fails(machine, registry.request("base"), MissingTool, re.escape("apt-get install crun"))
+
+
+def test_runc_is_accepted(
+    machine: Machine, registry: TestRegistry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where only runc is installed it runs the container, charged to the machine all the same."""
+    found = shutil.which("runc", path="/usr/sbin:/sbin:/usr/bin")
+    assert found, "runc is not installed; apt-get install runc"
+    (tmp_path / "runc").symlink_to(found)
+    spawn = machine.spawn
+    monkeypatch.setattr(machine, "spawn", lambda argv, **options: spawn(argv, env={"PATH": str(tmp_path)}, **options))
+    with deployed(machine, registry.request("base", "wait")) as it:
+        assert it.container.pid in machine.pids()
+        assert it.container.exit_code(0) is None
+    left = {path.name for path in Path("/sys/fs/cgroup").glob(f"*{machine.cgroup_parent}/*") if path.is_dir()}
+    assert "container" not in left
+    assert not Path(f"/sys/fs/cgroup/freezer{machine.cgroup_parent}").exists()
 
 
 def test_killed_agent(machine: Machine, registry: TestRegistry) -> None:

@@ -23,7 +23,7 @@ from harness.engines.embedded.control import Control
 from harness.engines.embedded.modes import Context, Rootfs, load, parts_of
 from harness.engines.embedded.mounts import mount_overlay, unmount
 from harness.engines.embedded.registry import connect, resolve
-from harness.engines.embedded.runtime import Runtime, find_runtime, prepare_cgroup_view
+from harness.engines.embedded.runtime import Runtime, find_runtime, makes_groups, prepare_cgroup_view
 from harness.errors import BY_KIND, ColdbenchError, DiskFull, MachineError, OutOfMemory
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -53,11 +53,15 @@ def failed(error: BaseException, phase: str) -> dict[str, Any]:
 class Agent:
     """State of one deployment; ``scratch`` is its directory on the machine's disk."""
 
-    def __init__(self, control: Control, mode: str, daemon: socket.socket | None, stdout: int, stderr: int) -> None:
+    def __init__(
+        self, control: Control, mode: str, daemon: socket.socket | None, output: tuple[int, int], cgroup: str
+    ) -> None:
+        """``cgroup`` is the machine's group within each hierarchy."""
         self._control = control
         self._mode = mode
         self._daemon = daemon
-        self._output = [stdout, stderr]
+        self._output = output
+        self._cgroup = cgroup
         self._program = find_runtime()
         prepare_cgroup_view()
         self._provide = load(parts_of(mode).provide)
@@ -105,8 +109,9 @@ class Agent:
         self._phase = "create"
         with context.span("create"):
             bundle = os.path.join(scratch, "bundle")
-            write_bundle(bundle, root, image.config, request.get("process") or {})
-            self._runtime = Runtime(self._program, os.path.join(scratch, "crun"))
+            cgroup = f"{self._cgroup}/container" if makes_groups(self._program) else ""
+            write_bundle(bundle, root, image.config, request.get("process") or {}, cgroup)
+            self._runtime = Runtime(self._program, os.path.join(scratch, "crun"), cgroup)
             pid = self._runtime.create(bundle, *self._output)
             for descriptor in self._output:
                 os.close(descriptor)
@@ -155,6 +160,7 @@ def main() -> None:
     parser.add_argument("--daemon-fd", type=int)
     parser.add_argument("--output-fds", type=int, nargs=2, required=True)
     parser.add_argument("--mode", required=True)
+    parser.add_argument("--cgroup", required=True)
     options = parser.parse_args()
     control = Control(socket.socket(fileno=options.control_fd))
     daemon = None if options.daemon_fd is None else socket.socket(fileno=options.daemon_fd)
@@ -163,7 +169,7 @@ def main() -> None:
     for descriptor in options.output_fds:
         os.set_inheritable(descriptor, False)
     try:
-        agent = Agent(control, options.mode, daemon, *options.output_fds)
+        agent = Agent(control, options.mode, daemon, tuple(options.output_fds), options.cgroup)
     except Exception as error:
         control.send(failed(error, "agent"))
         return

@@ -91,9 +91,12 @@ def _environment(image: Any, override: Mapping[str, str], identity: Identity) ->
 
 
 def write_bundle(
-    directory: str, root: str, image_config: Mapping[str, Any], override: Mapping[str, Any]
+    directory: str, root: str, image_config: Mapping[str, Any], override: Mapping[str, Any], cgroup: str = ""
 ) -> dict[str, Any]:
-    """Write ``config.json`` (and the files it binds) into ``directory`` for the mounted ``root``; the config."""
+    """Write ``config.json`` (and the files it binds) into ``directory`` for the mounted ``root``; the config.
+
+    ``cgroup`` is the container's control group, for a runtime that needs one of its own.
+    """
     os.makedirs(directory, exist_ok=True)
     process = process_of(image_config, override, root)
     _ensure_directory(root, process["cwd"])
@@ -108,7 +111,7 @@ def write_bundle(
         with open(path, "w") as file:
             file.write(content)
         mounts.append(_mount(f"/etc/{name}", "bind", ["rbind", "rprivate"], path))
-    config = {
+    config: dict[str, Any] = {
         "ociVersion": "1.0.2",
         "process": process,
         "root": {"path": root, "readonly": False},
@@ -120,6 +123,8 @@ def write_bundle(
             "readonlyPaths": _READONLY,
         },
     }
+    if cgroup:
+        config["linux"]["cgroupsPath"] = cgroup
     with open(os.path.join(directory, "config.json"), "w") as file:
         json.dump(config, file)
     return config

@@ -57,7 +57,7 @@ class EmbeddedEngine:
         """Start the processes and wait until they are up. Raises MissingTool, UsageError or MachineError."""
         parts = parts_of(request.mode, request.preset)
         self._machine = machine
-        arguments = ["--mode", request.mode]
+        arguments = ["--mode", request.mode, "--cgroup", machine.cgroup_parent]
         inherited: list[socket.socket | int] = []
         try:
             if parts.daemon is not None:

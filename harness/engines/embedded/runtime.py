@@ -1,10 +1,12 @@
-"""crun, told what to do through an OCI bundle: create, start, kill, delete.
+"""crun or runc, told what to do through an OCI bundle: create, start, kill, delete.
 
-The container stays in the caller's cgroup and network namespace (``--cgroup-manager=disabled``): the machine's.
+With crun the container stays in the caller's control group (``--cgroup-manager=disabled``); runc cannot be told that
+and makes a group below the machine's, which is charged just so. The network namespace is the machine's either way.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import signal
@@ -18,11 +20,16 @@ _TIMEOUT_S = 120.0
 
 
 def find_runtime() -> str:
-    """Path of crun; MissingTool with the line that installs it."""
-    found = shutil.which("crun")
+    """Path of crun, else of runc; MissingTool with the line that installs the former."""
+    found = shutil.which("crun") or shutil.which("runc")
     if found is None:
-        raise MissingTool("crun is not installed; install it with: apt-get install crun")
+        raise MissingTool("neither crun nor runc is installed; install one with: apt-get install crun")
     return found
+
+
+def makes_groups(program: str) -> bool:
+    """Whether this runtime insists on a control group of the container's own (``linux.cgroupsPath``)."""
+    return os.path.basename(program) == "runc"
 
 
 def prepare_cgroup_view(root: str = "/sys/fs/cgroup") -> None:
@@ -46,6 +53,8 @@ class Runtime:
 
     program: str
     state: str
+    cgroup: str = ""
+    """Control group of the container within each hierarchy, where the runtime makes one."""
     name: str = "coldbench"
     pid: int = 0
     _alive: bool = field(default=False, init=False)
@@ -78,10 +87,21 @@ class Runtime:
             self._call("delete", "--force", self.name)
         except MachineError:
             pass
+        if self.cgroup:
+            # runc also makes the group's parent, in the hierarchies that the machine is not in, and leaves it there.
+            # Where the machine is, this process is, too, and the kernel refuses.
+            for directory in glob.glob(f"/sys/fs/cgroup/*{os.path.dirname(self.cgroup)}"):
+                try:
+                    os.rmdir(directory)
+                except OSError:
+                    pass
 
     def _call(self, *arguments: str, stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL) -> None:
         log = os.path.join(self.state, "log")
-        command = [self.program, "--root", os.path.join(self.state, "root"), "--cgroup-manager=disabled", "--log", log]
+        name = os.path.basename(self.program)
+        command = [self.program, "--root", os.path.join(self.state, "root"), "--log", log]
+        if not makes_groups(self.program):
+            command.append("--cgroup-manager=disabled")
         try:
             done = subprocess.run(
                 [*command, *arguments],
@@ -92,10 +112,10 @@ class Runtime:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise MachineError(f"crun {arguments[0]} did not end within {_TIMEOUT_S:.0f} s") from None
+            raise MachineError(f"{name} {arguments[0]} did not end within {_TIMEOUT_S:.0f} s") from None
         if done.returncode:
             reason = self._last_line(log)
-            text = f"crun {arguments[0]} failed (exit {done.returncode}): {reason or 'no reason given'}"
+            text = f"{name} {arguments[0]} failed (exit {done.returncode}): {reason or 'no reason given'}"
             raise (WorkloadError if arguments[0] in ("create", "start") else MachineError)(text)
 
     @staticmethod
