@@ -85,11 +85,13 @@ def text(size: int, seed: int = 0) -> bytes:
     return lines[:size]
 
 
-def write_image(directory: Path, tars: Sequence[bytes], blobs: Sequence[bytes] | None = None) -> ImageSource:
+def write_image(
+    directory: Path, tars: Sequence[bytes], blobs: Sequence[bytes] | None = None, media_type: str = OCI_LAYER_GZIP
+) -> ImageSource:
     """An OCI layout with one image of these layers; ``blobs`` are their compressed forms (gzip by default)."""
     layout = LayoutStore(directory, "image", create=True)
     blobs = blobs or [gzip.compress(tar, 6, mtime=0) for tar in tars]
-    layers = [Descriptor.of(blob, OCI_LAYER_GZIP) for blob in blobs]
+    layers = [Descriptor.of(blob, media_type) for blob in blobs]
     for descriptor, blob in zip(layers, blobs, strict=True):
         layout.put_blob(descriptor, blob)
     diff_ids = [f"sha256:{hashlib.sha256(tar).hexdigest()}" for tar in tars]
