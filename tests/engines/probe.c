@@ -6,7 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
+
+/* Say the time, on the clock that readiness is told in. */
+static void stamp(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    printf("at %lld\n", now.tv_sec * 1000000000LL + now.tv_nsec);
+    fflush(stdout);
+}
 
 static int serve(int port, const char *reply) {
     int on = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -14,6 +23,7 @@ static int serve(int port, const char *reply) {
     char request[4096];
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (bind(fd, (struct sockaddr *)&at, sizeof at) || listen(fd, 16)) return 3;
+    stamp();
     for (;;) {
         int peer = accept(fd, NULL, NULL);
         if (peer < 0) return 4;
@@ -23,12 +33,13 @@ static int serve(int port, const char *reply) {
 }
 
 int main(int argc, char **argv) {
+    if (argc > 2 && !strcmp(argv[1], "later")) { usleep(100000); argv++; argc--; }
     const char *command = argc > 1 ? argv[1] : "exit";
     const char *argument = argc > 2 ? argv[2] : "0";
     char cwd[4096];
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (!strcmp(command, "exit")) { fprintf(stderr, "leaving with %s\n", argument); return atoi(argument); }
-    if (!strcmp(command, "say")) { printf("%s\n", argument); fflush(stdout); pause(); }
+    if (!strcmp(command, "exit")) { fprintf(stderr, "leaving with %s\n", argument); stamp(); return atoi(argument); }
+    if (!strcmp(command, "say")) { stamp(); printf("%s\n", argument); fflush(stdout); pause(); }
     if (!strcmp(command, "warn")) { fprintf(stderr, "%s\n", argument); pause(); }
     if (!strcmp(command, "listen")) return serve(atoi(argument), NULL);
     if (!strcmp(command, "http")) return serve(atoi(argument), argc > 3 ? argv[3] : "200 OK");

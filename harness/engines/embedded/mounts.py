@@ -17,12 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MNT_DETACH = 2
-_MS_NODEV_NOT_SET = 0
 _OPTION_BYTES = os.sysconf("SC_PAGE_SIZE") - 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def mount(source: str, target: str, kind: str, options: str, flags: int = _MS_NODEV_NOT_SET) -> None:
+def mount(source: str, target: str, kind: str, options: str, flags: int = 0) -> None:
     """mount(2); OSError with the kernel's errno."""
     if _libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()):
         number = ctypes.get_errno()

@@ -5,7 +5,8 @@ Presets:
 ``docker-like``
     Docker's order of things: three downloads at a time, each to a file and verified; layers unpacked one after the
     other, bottom first, while later ones still download; the decompressed bytes hashed as well (diff ID); zlib, the
-    decoder that Docker uses through unpigz.
+    decoder that Docker uses through unpigz. It has Docker's policies, not its waste: about a third of Docker's CPU
+    seconds and half of containerd's (tools/side_by_side.py). Docker as it is: the ``docker`` engine.
 ``tuned``
     The best full pull we know: bytes go from the socket through one hash, the fastest decoder (ISA-L) and the
     unpacker straight into files, nothing compressed touches the disk; three layers at once, largest first, since
@@ -29,7 +30,7 @@ from harness.engines.embedded.directories import DirectoryTree
 from harness.engines.embedded.inflate import inflate
 from harness.engines.embedded.modes import Context, Rootfs
 from harness.engines.embedded.pipe import BytePipe
-from harness.engines.embedded.unpack import OPAQUE_XATTR, LayerUnpacker
+from harness.engines.embedded.unpack import LayerUnpacker
 from harness.errors import ColdbenchError, DigestMismatch, FormatError, UnsupportedMediaType
 
 if TYPE_CHECKING:
@@ -300,6 +301,3 @@ def provide(context: Context, image: Image, preset: str, options: dict[str, Any]
             "unpacked_bytes": sum(layer.payload_bytes for layer in unpacked),
         },
     )
-
-
-__all__ = ["OPAQUE_XATTR", "PARALLEL", "Pull", "provide"]
