@@ -64,7 +64,7 @@ class BlobImage:
         extents = []
         for path in paths:
             try:
-                inode = image.lookup(path.strip("/").encode("utf-8", "surrogateescape"))
+                inode = image.resolve(path.encode("utf-8", "surrogateescape"))
             except FormatError:
                 continue
             if inode is None or inode.kind != Kind.REG:
