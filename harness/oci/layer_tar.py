@@ -12,7 +12,7 @@ import tarfile
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 _COPY_BYTES = 1 << 20
@@ -25,8 +25,18 @@ class Sink(Protocol):
     def write(self, data: bytes | bytearray | memoryview) -> object: ...
 
 
-def write_layer(tree: Path, sink: Sink, epoch_s: int, advance: Callable[[int], object] | None = None) -> int:
+def write_layer(
+    tree: Path,
+    sink: Sink,
+    epoch_s: int,
+    advance: Callable[[int], object] | None = None,
+    *,
+    lowers: Sequence[Path] = (),
+) -> int:
     """Write ``tree`` as a tar to ``sink``; returns the number of entries. ``advance(bytes)`` is told of file contents.
+
+    ``lowers`` are the trees below. OverlayFS calls every new directory opaque when its parent is merged; a marker is
+    written only where one of them has a directory to hide, as container builders do.
 
     Modification times are whole seconds, at most ``epoch_s`` (SOURCE_DATE_EPOCH of reproducible-builds.org). The root
     directory itself is left out, as Docker does. Sockets are passed over.
@@ -41,7 +51,7 @@ def write_layer(tree: Path, sink: Sink, epoch_s: int, advance: Callable[[int], o
         sink.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
         if info.isreg() and info.size:
             _copy(path, info.size, sink, advance)
-        if info.isdir() and _xattr(path, _OPAQUE) == b"y":
+        if info.isdir() and _xattr(path, _OPAQUE) == b"y" and any(_is_directory(low / name) for low in lowers):
             entries += 1
             marker = tarfile.TarInfo(f"{name}/.wh..wh..opq")
             marker.mtime = min(int(status.st_mtime), epoch_s)
@@ -130,6 +140,13 @@ def _copy(path: str, size: int, sink: Sink, advance: Callable[[int], object] | N
                 advance(len(piece))
     if size % 512:
         sink.write(_PADDING[size % 512 :])
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _xattr(path: str, key: str) -> bytes:

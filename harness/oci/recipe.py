@@ -122,7 +122,7 @@ def build_layers(recipe: Recipe, cache: Cache, report: Callable[[str, int, int],
                         root.upper.mkdir(mode=0o755)
                         root.merged.mkdir()
                     build_layer(layer, root, recipe.epoch_s)
-                    pack_layer(root.upper, cache, key, recipe.epoch_s, description, report=report)
+                    pack_layer(root, cache, key, recipe.epoch_s, description, report=report)
                     trees.append(root.upper)
             built.append(load_layer(cache.layers / key))
     return built
@@ -140,10 +140,16 @@ def describe(layer: Any) -> str:
 
 
 def pack_layer(
-    tree: Path, cache: Cache, key: str, epoch_s: int, description: str, *, report: Callable[[str, int, int], object]
+    root: BuildRoot,
+    cache: Cache,
+    key: str,
+    epoch_s: int,
+    description: str,
+    *,
+    report: Callable[[str, int, int], object],
 ) -> None:
-    """Compress a tree into the cache entry ``key``."""
-    _, total = tree_size(tree)
+    """Compress what was built into the cache entry ``key``."""
+    _, total = tree_size(root.upper)
     done = 0
 
     def advance(count: int) -> None:
@@ -155,7 +161,7 @@ def pack_layer(
         made = scratch / "entry"
         made.mkdir()
         with open(made / "layer.tar.gz", "wb") as file, GzipLayerWriter(file) as writer:
-            entries = write_layer(tree, writer, epoch_s, advance)
+            entries = write_layer(root.upper, writer, epoch_s, advance, lowers=root.lowers)
         facts = {
             "digest": writer.digest,
             "size": writer.packed_bytes,

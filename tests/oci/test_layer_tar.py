@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 EPOCH_S = 1_700_000_000
 
 
-def layer(tree: Path) -> tuple[bytes, list[tarfile.TarInfo]]:
+def layer(tree: Path, *lowers: Path) -> tuple[bytes, list[tarfile.TarInfo]]:
     out = io.BytesIO()
-    write_layer(tree, out, EPOCH_S)
+    write_layer(tree, out, EPOCH_S, lowers=lowers)
     with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
         return out.getvalue(), archive.getmembers()
 
@@ -134,7 +134,7 @@ def test_owners_devices_and_attributes(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_overlay_difference_becomes_markers_and_back(tmp_path: Path) -> None:
-    """What a command removes or replaces in the tree below comes out as whiteouts, and can be built upon again."""
+    """What a command removes or replaces below comes out as whiteouts, what is new does not; it can be built upon."""
     lower = tmp_path / "lower"
     for name in ("gone", "kept", "dir/old", "dir2/inner"):
         (lower / name).parent.mkdir(parents=True, exist_ok=True)
@@ -142,19 +142,21 @@ def test_overlay_difference_becomes_markers_and_back(tmp_path: Path) -> None:
     root = BuildRoot(tmp_path / "build", (lower,))
     root.scratch.mkdir()
     root.prepare()
-    script = "rm gone; rm -r dir dir2; mkdir dir; echo new > dir/new"
+    script = "rm gone; rm -r dir dir2; mkdir dir; echo new > dir/new; mkdir fresh; echo > fresh/file"
     root.run(
         ["sh", "-c", f"cd {root.merged}; {script}"], env=plain_environment(EPOCH_S), chroot=False, what="the change"
     )
     assert not any(root.merged.iterdir()), "the mount outlived its command"
-    packed, members = layer(root.upper)
-    assert [member.name for member in members] == ["dir", "dir/.wh..wh..opq", "dir/new", ".wh.dir2", ".wh.gone"]
+    packed, members = layer(root.upper, lower)
+    assert [member.name for member in members] == [
+        "dir", "dir/.wh..wh..opq", "dir/new", ".wh.dir2", "fresh", "fresh/file", ".wh.gone"
+    ]  # fmt: skip
     again = tmp_path / "again"
     again.mkdir()
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(again, filter="fully_trusted")
     restore_whiteouts(again)
-    assert layer(again)[0] == packed
+    assert layer(again, lower)[0] == packed
 
 
 @pytest.mark.root
