@@ -18,7 +18,7 @@ from harness.formats.estargz_footer import FOOTER_BYTES, is_estargz
 from harness.formats.estargz_reader import EstargzToc, read_toc_member
 from harness.formats.estargz_toc import TOC_DIGEST_ANNOTATION
 from harness.formats.estargz_writer import EstargzOptions, write_estargz
-from harness.formats.layer_stream import spool
+from harness.formats.layer_stream import room_for, spool
 from harness.oci.descriptor import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, go_json
 from harness.oci.location import copy_blob
 
@@ -150,7 +150,7 @@ class _Job:
                 raise DigestMismatch(f"{where}: decompressed", diff_id, tar.diff_id)
             report.tar_size = tar.size
             path = self.scratch / f"layer-{number}"
-            with open(path, "wb") as out:
+            with room_for(where, self.scratch), open(path, "wb") as out:
                 written = write_estargz(
                     tar.descriptor, tar.entries, out, self.options, pool=self.compressors, progress=report.written
                 )

@@ -246,7 +246,7 @@ def _utf8(text: str) -> bytes:
 
 
 _RFC3339 = re.compile(
-    r"(-?\d{4,9})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
+    r"(-?\d{4,12})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
 )
 _DAYS_TO_EPOCH = date(1970, 1, 1).toordinal()
 _YEARS_PER_CYCLE, _DAYS_PER_CYCLE = 400, 146_097

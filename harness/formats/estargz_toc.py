@@ -142,16 +142,18 @@ def encode_toc(entries: Iterable[TocEntry]) -> bytes:
     Bytes of a name that are not UTF-8 (surrogate escapes here) become U+FFFD, as there: the format has no way to
     hold them.
     """
-    out: list[str] = []
+    document = bytearray(b'{\n\t"version": 1,\n\t"entries": [')
+    separator = "\n"
     for entry in entries:
         lines = [f'\t\t\t"name": {_quote(entry.name)}', f'\t\t\t"type": "{entry.type}"']
         for field, key in _OPTIONAL_KEYS:
             value = getattr(entry, field)
             if value:
                 lines.append(f'\t\t\t"{key}": {_value(value)}')
-        out.append("\t\t{\n" + ",\n".join(lines) + "\n\t\t}")
-    body = "[\n" + ",\n".join(out) + "\n\t]" if out else "[]"
-    return f'{{\n\t"version": 1,\n\t"entries": {body}\n}}'.encode()
+        document += (separator + "\t\t{\n" + ",\n".join(lines) + "\n\t\t}").encode()
+        separator = ",\n"
+    document += b"]\n}" if separator == "\n" else b"\n\t]\n}"
+    return bytes(document)
 
 
 def _value(value: int | str | dict[str, bytes | None]) -> str:

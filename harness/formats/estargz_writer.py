@@ -311,4 +311,5 @@ def _format_time(seconds: int) -> str:
         return ""
     cycles, rest = divmod(seconds, _SECONDS_PER_CYCLE)
     moment = datetime.fromtimestamp(rest, UTC)
-    return f"{moment.year + cycles * _YEARS_PER_CYCLE:04d}-{moment:%m-%dT%H:%M:%SZ}"
+    year = moment.year + cycles * _YEARS_PER_CYCLE
+    return f"{'-' * (year < 0)}{abs(year):04d}-{moment:%m-%dT%H:%M:%SZ}"

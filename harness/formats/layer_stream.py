@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, cast
 
@@ -138,24 +139,31 @@ def spool(
     scanner, entries, digest, size = TarScanner(), [], hashlib.sha256(), 0
     file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - handed to the caller
     try:
-        for piece in decompressed(counted(), compression, where):
-            digest.update(piece)
-            size += len(piece)
-            _write(file, piece)
-            entries += scanner.feed(piece)
-        scanner.close()
-        end = max((entry.end_offset for entry in entries), default=0)
-        if end > size:
-            file.truncate(end + BLOCK)
-    except OSError as error:
-        file.close()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"{where}: no room in {directory or tempfile.gettempdir()} to unpack it") from error
-        raise
+        with room_for(where, directory):
+            for piece in decompressed(counted(), compression, where):
+                digest.update(piece)
+                size += len(piece)
+                _write(file, piece)
+                entries += scanner.feed(piece)
+            scanner.close()
+            end = max((entry.end_offset for entry in entries), default=0)
+            if end > size:
+                file.truncate(end + BLOCK)
     except BaseException:
         file.close()
         raise
     return SpooledTar(file, entries, size, f"sha256:{digest.hexdigest()}")
+
+
+@contextmanager
+def room_for(what: str, directory: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """Turn a full disk or quota into DiskFull, which says what there was no room for and where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{what}: no room left in {directory or tempfile.gettempdir()}") from error
+        raise
 
 
 def _write(file: IO[bytes], piece: bytes) -> None:

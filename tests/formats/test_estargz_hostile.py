@@ -15,7 +15,7 @@ from harness.formats import estargz_chunks, estargz_toc
 from harness.formats.estargz_footer import FooterKind, encode_footer, is_estargz, parse_footer
 from harness.formats.estargz_reader import open_estargz
 from harness.formats.estargz_table import build_layer
-from harness.formats.estargz_toc import decode_toc, inflate_toc
+from harness.formats.estargz_toc import decode_toc, encode_toc, inflate_toc
 from tests.formats.estargz_blobs import Blob, golden_blob, golden_tar, read, toc_document, write
 
 DIGEST = "sha256:" + "0" * 64
@@ -182,6 +182,11 @@ def test_a_toc_with_null_entries_is_an_empty_layer() -> None:
     """Go writes null for an empty list; unknown keys are passed over."""
     layer = build_layer(decode_toc(b'{"version":1,"entries":null,"more":[{}]}'), 0)
     assert (len(layer.table), len(layer.chunks), layer.table.address_space_bytes) == (0, 0, 0)
+
+
+def test_an_empty_toc_is_written_as_go_writes_it() -> None:
+    """An empty list stays on its line."""
+    assert encode_toc([]) == b'{\n\t"version": 1,\n\t"entries": []\n}'
 
 
 def test_too_many_entries_are_refused_before_any_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from harness.errors import DiskFull, FormatError, UnsafePath
 from harness.formats.estargz_toc import decode_toc, encode_toc
 from harness.formats.estargz_writer import EstargzOptions
-from harness.formats.layer_stream import decompressed, spool
+from harness.formats.layer_stream import decompressed, room_for, spool
 from harness.formats.table import Kind
 from tests.formats.estargz_blobs import files, golden_tar, metadata, read, toc_document, toc_entries, write
 from tests.formats.test_estargz_golden import tar_contents
@@ -107,7 +107,7 @@ def test_a_link_before_its_target_gets_the_target_moved_before_it() -> None:
 
 
 def test_every_kind_of_entry_survives() -> None:
-    """Whiteouts, opaque markers, devices, fifos, xattrs, long and odd names, large ids, empty files, all sorts of times."""
+    """Whiteouts, opaque markers, devices, fifos, xattrs, long and odd names, large ids, empty files, any time."""
     tar = make_tar(
         ("d/", {**DIR, "mode": 0o1777}), ("d/.wh.gone", {"data": b""}), ("d/.wh..wh..opq", {"data": b""}),
         ("c", {"type": tarfile.CHRTYPE, "devmajor": 5, "devminor": 300}),
@@ -131,6 +131,27 @@ def test_every_kind_of_entry_survives() -> None:
     assert metadata(toc.table) == facts
     assert files(toc, source) == contents
     assert encode_toc(decode_toc(toc_document(blob))) == toc_document(blob)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, ""),
+        (1, "1970-01-01T00:00:01Z"),
+        (-1, "1969-12-31T23:59:59Z"),
+        (-62_167_219_200, "0000-01-01T00:00:00Z"),
+        (-62_167_219_201, "-0001-12-31T23:59:59Z"),
+        (253_402_300_800, "10000-01-01T00:00:00Z"),
+        ((1 << 63) - 1, "292277026596-12-04T15:30:07Z"),
+        (-(1 << 63), "-292277022657-01-27T08:29:52Z"),
+    ],
+)
+def test_times_of_any_year_are_written_and_read_back(seconds: int, text: str) -> None:
+    """Four digits at least, a sign before them, as Go formats them (it overflows at the last)."""
+    tar = make_tar(("f", {"data": b"", "mtime": seconds}))
+    blob, _ = write(tar)
+    assert toc_entries(blob)[1].modtime == text
+    assert int(read(blob)[0].table.mtimes_s[0]) == seconds
 
 
 def sparse_tar(*, pax: bool) -> bytes:
@@ -254,6 +275,9 @@ def test_no_room_to_unpack_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr("harness.formats.layer_stream._write", full)
     with pytest.raises(DiskFull, match=str(tmp_path)):
         spool([golden_tar("pax.tar")], "none", "layer 0", directory=tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(DiskFull, match="layer 0"), room_for("layer 0"), open("/dev/full", "wb", buffering=0) as out:
+        out.write(b"x")
 
 
 COMPONENT = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
