@@ -83,7 +83,8 @@ def spawn(mountpoint: str | None = None) -> tuple[subprocess.Popen[bytes], Daemo
     arguments = [sys.executable, "-m", "harness.lazyfs.daemon", "--harness-fd", str(theirs.fileno())]
     if mountpoint is not None:
         arguments += ["--mountpoint", mountpoint]
-    process = subprocess.Popen(arguments, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    # In a session of its own, so that Ctrl-C reaches the parent alone, which then unmounts in the right order.
+    process = subprocess.Popen(arguments, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
     theirs.close()
     client = DaemonClient(ours)
     client.wait_up()

@@ -70,8 +70,8 @@ class _Unpacker:
 
 
 def store_message(request: dict[str, Any]) -> dict[str, Any]:
-    """Where the daemon finds the image: the deploy request's registry."""
-    return {
+    """Where the daemon finds the image: the deploy request's registry, or what it says itself (``coldbench mount``)."""
+    return request.get("store") or {
         "registry": request["registry"],
         "repository": request["repository"],
         "plain": request.get("scheme") == "http",
@@ -84,7 +84,7 @@ def provide(context: Context, image: Image, preset: str, options: dict[str, Any]
     if context.daemon is None:
         raise MachineError("the lazyfs daemon was not started")
     mode = str(context.request["mode"])
-    daemon = DaemonClient(context.daemon)
+    daemon = context.daemon if isinstance(context.daemon, DaemonClient) else DaemonClient(context.daemon)
     source = ImageSource(context.client, str(context.request.get("reference") or ""))
     message: dict[str, Any] = {
         "mode": mode,

@@ -1,0 +1,91 @@
+"""``coldbench mount IMAGE DIR``: serve an image lazily for a person to look at."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.oci.store import ImageSource
+
+
+def mount(
+    image: str = typer.Argument(..., metavar="IMAGE", help="docker://…, oci:… or scenario:NAME, with its index."),
+    directory: str = typer.Argument(..., metavar="DIR", help="Where to mount it; made if it is not there."),
+    mode: str = typer.Option("soci", metavar="soci|estargz|erofs", help="Which of its lazy forms to serve."),
+    preset: str = typer.Option("tuned", metavar="NAME", help="tuned, reference (soci, estargz) or eager (erofs)."),
+    platform: str = typer.Option("", metavar="OS/ARCH", help="Platform to take from an index (default: this host's)."),
+) -> None:
+    """Mount an image read-only without pulling it: bytes are fetched and verified as they are read.
+
+    Stays in the foreground; Ctrl-C unmounts. Layers without an index are pulled and unpacked first, as the engine does.
+    """
+    from harness.engines.embedded.lazy import provide
+    from harness.engines.embedded.modes import Context, parts_of
+    from harness.errors import UsageError
+    from harness.lazyfs.control import spawn
+    from harness.lazyfs.stack import stacked
+    from harness.machine.host import require_root
+    from harness.oci.descriptor import Platform
+    from harness.oci.location import open_source
+
+    parts_of(mode, preset)
+    if mode == "overlay2":
+        raise UsageError("mode overlay2 mounts nothing lazily; expected soci, estargz or erofs")
+    require_root("mounting")
+    os.makedirs(directory, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    with ExitStack() as cleanups:
+        source = cleanups.enter_context(open_source(image))
+        resolved = source.resolve(Platform.parse(platform) if platform else None)
+        scratch = cleanups.enter_context(tempfile.TemporaryDirectory(prefix="coldbench-mount-", dir="/var/tmp"))
+        os.umask(0)
+        process, client = spawn()
+        cleanups.callback(process.wait)
+        cleanups.callback(client.close)
+        context = Context(
+            client=source.store,
+            repository="",
+            scratch=scratch,
+            report_span=lambda *_: None,
+            daemon=cast("Any", client),
+            request={"mode": mode, "reference": source.selector, "store": _store_message(source)},
+        )
+        rootfs = provide(context, resolved, preset, {})
+        cleanups.callback(rootfs.cleanup)
+        cleanups.enter_context(stacked(rootfs.lowerdirs, os.path.abspath(directory)))
+        client.call("ready")
+        typer.echo(f"{image} is mounted on {directory} (mode {mode}); Ctrl-C unmounts it")
+        try:
+            while process.poll() is None:
+                signal.sigtimedwait([signal.SIGCHLD], 1.0)
+        except KeyboardInterrupt:
+            pass
+        stats = client.call("stats")["stats"]
+        typer.echo(
+            f"fetched {stats['bytes_fetched'] / 1e6:.1f} of {resolved.compressed_bytes / 1e6:.1f} MB in "
+            f"{stats['requests']} requests; {stats['spans_fetched']} of {stats['spans_total']} spans"
+        )
+
+
+def _store_message(source: ImageSource) -> dict[str, Any]:
+    """How the daemon finds what ``source`` reads."""
+    from harness.errors import UsageError
+    from harness.oci.layout import LayoutStore
+    from harness.oci.registry_client import RegistryClient, plain_http
+
+    store = source.store
+    if isinstance(store, RegistryClient):
+        return {"registry": store.host, "repository": store.repository, "plain": plain_http(store.host)}
+    if isinstance(store, LayoutStore):
+        return {"layout": str(store.directory.resolve())}
+    raise UsageError(f"{source.where}: archives cannot be read by range; copy it to oci:DIR first")
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(mount)
