@@ -176,14 +176,17 @@ class Table:
         start, count = self.vector(slot, 1)
         return bytes(self._buffer[start : start + count])
 
-    def strings(self, slot: int) -> list[bytes]:
+    def strings(self, slot: int, longest: int, most: int) -> list[bytes]:
+        """A vector of at most ``most`` strings of at most ``longest`` bytes (references may share one string)."""
         start, count = self.vector(slot, 4)
+        if count > most:
+            raise FormatError(f"FlatBuffers table {self._name}", f"{count} strings (at most {most})")
         result = []
         for at in range(start, start + 4 * count, 4):
             target = at + self._number(_U32, at)
             size = self._number(_U32, target)
-            if target + 4 + size > len(self._buffer):
-                raise FormatError(f"FlatBuffers table {self._name}", "string leaves the buffer")
+            if size > longest or target + 4 + size > len(self._buffer):
+                raise FormatError(f"FlatBuffers table {self._name}", f"string of {size} bytes leaves its bounds")
             result.append(bytes(self._buffer[target + 4 : target + 4 + size]))
         return result
 

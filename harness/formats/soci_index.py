@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import FormatError, UnsupportedMediaType
-from harness.oci.descriptor import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, go_json
+from harness.oci.descriptor import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, go_json, is_digest
 from harness.oci.image import Image, parse_json
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ def find_index(source: ImageSource, image: Image, *, v1: bool = True) -> tuple[D
     """The index of an image: the one its manifest names (v2), else (``v1``) the first among its referrers."""
     digest = image.annotations.get(INDEX_DIGEST)
     if digest:
+        if not is_digest(digest):
+            raise FormatError(f"{source.where}: annotation {INDEX_DIGEST}", f"{digest[:80]!r} is not a digest")
         data, media_type = source.manifest(digest)
         return Descriptor(media_type, digest, len(data)), parse_index(data, f"{source.where}: SOCI index {digest}")
     if v1:

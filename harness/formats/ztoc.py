@@ -156,7 +156,7 @@ def parse(data: bytes | memoryview) -> Ztoc:
         span_size, ins, outs, bits, left_out = _plain_columns(buffer, start, size, compressed)
     else:
         raise FormatError("zTOC", f"compression algorithm {algorithm} is unknown")
-    digests = _digests(info.strings(2))
+    digests = _digests(info.strings(2, longest=71, most=MAX_SPANS))
     spans = len(ins)
     if len(digests) != spans or info.int32(1) != max(spans - 1, 0):
         raise FormatError("zTOC", f"{spans} spans, {len(digests)} digests, last span id {info.int32(1)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from harness.errors import FormatError
 from harness.formats.flatbuffer import PADDING, Layout, Writer
@@ -18,13 +18,19 @@ from harness.formats.ztoc_layout import GZIP, TYPES, VERSION
 from harness.formats.ztoc_spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Reversible
+    from collections.abc import Iterable, Iterator, Mapping
 
     from harness.formats.tar import TarEntry
     from harness.formats.ztoc_spool import CheckpointStore
 
 _PIECES = 1 << 16
 _SCALARS = ((2, "q"), (3, "q"), (5, "q"), (6, "I"), (7, "I"), (11, "q"), (12, "q"))
+
+
+class Backwards(Protocol):
+    """Entries that can be walked from the last to the first."""
+
+    def __reversed__(self) -> Iterator[TarEntry]: ...
 
 
 def rfc3339(seconds: int, nanoseconds: int) -> bytes:
@@ -68,7 +74,7 @@ def _write_pax(writer: Writer, pax: Mapping[bytes, bytes]) -> int:
     return writer.offsets(tables)
 
 
-def _write_entries(writer: Writer, entries: Reversible[TarEntry], table: Spool) -> array[int]:
+def _write_entries(writer: Writer, entries: Backwards, table: Spool) -> array[int]:
     """All entries, last first; offsets of their tables in the entries' order. Finished bytes go to ``table``."""
     layouts: dict[tuple[int | bool, ...], Layout] = {}
     owners: dict[tuple[int, bytes, bytes, bytes], tuple[bytes, int, int, int, int]] = {}
@@ -158,7 +164,7 @@ def _write_entries(writer: Writer, entries: Reversible[TarEntry], table: Spool) 
 
 
 def serialise(
-    entries: Reversible[TarEntry],
+    entries: Backwards,
     checkpoints: CheckpointStore | PlainCheckpoints,
     span_digests: Iterable[bytes],
     *,

@@ -239,6 +239,15 @@ def test_wrong_layers(image: Path, tmp_path: Path) -> None:
         index(f"oci:{image}:latest", f"oci:{tmp_path / 'out'}:t")
 
 
+def test_an_annotation_is_no_tag(image: Path, tmp_path: Path) -> None:
+    """What names the index must be a digest: a tag could be anything."""
+    with open_source(f"oci:{image}:latest") as source:
+        resolved = source.resolve()
+        resolved.manifest["annotations"] = {soci.INDEX_DIGEST: "latest"}
+        with pytest.raises(FormatError, match="not a digest"):
+            soci.find_index(source, resolved)
+
+
 # Registries
 
 

@@ -315,6 +315,20 @@ def test_shared_strings_are_no_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
         read.to_table()
 
 
+def test_shared_digests_are_no_bomb() -> None:
+    """Digest strings are no longer than digests, however many references share one."""
+    writer = Writer()
+    long = writer.string(b"sha256:" + b"0" * 100_000)
+    digests = writer.offsets([long] * 1000)
+    checkpoints = writer.string(struct.pack("<iqqqB", 1, 4096, 10, 0, 0) + bytes(32768))
+    toc = writer.table([(0, "o", writer.offsets([]))])
+    info = writer.table([(2, "o", digests), (3, "o", checkpoints)])
+    version = writer.string(b"0.9")
+    writer.finish(writer.table([(0, "o", version), (2, "q", 100), (4, "o", toc), (5, "o", info)]))
+    with pytest.raises(FormatError, match="100007 bytes"):
+        ztoc.parse(b"".join(reversed(writer.pieces)))
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
