@@ -1,0 +1,137 @@
+"""Policies by preset and option, counters, and what mounting says where the kernel refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from harness.engines.embedded.modes import MODES
+from harness.errors import HostUnfit, MachineError, UsageError
+from harness.formats.erofs_index import INDEX_TYPE
+from harness.lazyfs import counters, mounts, plan
+from harness.lazyfs.policy import PRESETS, policy_of
+from harness.model.observation import LazyUsage
+
+
+def test_every_preset_of_a_lazy_mode_has_a_policy() -> None:
+    """The engine's list and the policies agree."""
+    listed = {(mode, preset) for mode, parts in MODES.items() if parts.daemon for preset in parts.presets}
+    assert listed == set(PRESETS)
+
+
+def test_options_override_single_values() -> None:
+    """Each by its name, the rest as the preset has it."""
+    policy = policy_of("soci", "reference", {"background": False, "in_flight": 2, "retry_first_s": 1})
+    assert (policy.background, policy.in_flight, policy.retry_first_s) == (False, 2, 1.0)
+    assert policy.background_after_s == PRESETS["soci", "reference"].background_after_s
+
+
+@pytest.mark.parametrize(
+    "options", [{"prefech": True}, {"prefetch": 1}, {"in_flight": "4"}, {"in_flight": -1}, {"background": None}]
+)
+def test_wrong_options_are_refused(options: dict[str, object]) -> None:
+    """Unknown names, wrong types and negative numbers."""
+    with pytest.raises(UsageError):
+        policy_of("soci", "tuned", options)
+
+
+def test_unknown_preset_names_the_known_ones() -> None:
+    """Of that mode only."""
+    with pytest.raises(UsageError, match="tuned, eager"):
+        policy_of("erofs", "reference")
+
+
+def test_counters_have_the_stored_form() -> None:
+    """The observation's model takes them as they are; buckets are powers of two of microseconds."""
+    found = counters.Counters(bytes_fetched=10, requests=2)
+    opcode = found.opcode("read")
+    now = time.perf_counter_ns()
+    opcode.record(now - 5_000, now)
+    found.freeze()
+    found.bytes_fetched = 30
+    usage = LazyUsage.model_validate(found.as_dict())
+    assert (usage.bytes_fetched_before_ready, usage.bytes_fetched) == (10, 30)
+    assert usage.fuse["read"].count == 1
+    assert usage.fuse["read"].queueing.counts[2] == 1  # 5 us lie in [4, 8)
+    assert usage.memory_peak_bytes > 1 << 20
+
+
+def test_daemon_stays_light() -> None:
+    """Neither the daemon nor the agent's side of it imports what a small machine has no room for."""
+    code = "import sys, harness.lazyfs.daemon as d; d.import_formats(); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"pandas", "pydantic", "rich", "typer", "httpx", "scipy", "docker"} & set(modules)
+    code = "import sys, harness.engines.embedded.lazy; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"pandas", "pydantic", "rich", "numpy", "trio", "pyfuse3"} & set(modules)
+
+
+def test_artifact_type_is_that_of_the_format() -> None:
+    """The agent keeps a copy, to do without numpy."""
+    assert plan.EROFS_INDEX_TYPE == INDEX_TYPE
+
+
+class Kernel:
+    """Answers mount(2) with what it is told, call by call; 0 is success."""
+
+    def __init__(self, *answers: int) -> None:
+        self.answers = list(answers)
+        self.sources: list[str] = []
+
+    def mount(self, source: str, target: str, kind: str | None, flags: int, data: str | None) -> None:
+        self.sources.append(source)
+        code = self.answers.pop(0)
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    def calls(self, loop: str | int = "/dev/loop-none") -> mounts.Syscalls:
+        def attach(path: str) -> str:
+            if isinstance(loop, int):
+                raise OSError(loop, os.strerror(loop))
+            return loop
+
+        return mounts.Syscalls(mount=self.mount, attach_loop=attach)
+
+
+def test_erofs_is_mounted_from_the_file() -> None:
+    """No loop device where the kernel can do without."""
+    kernel = Kernel(0)
+    assert mounts.mount_erofs("/f/image", "/t", kernel.calls()) == "file"
+    assert kernel.sources == ["/f/image"]
+
+
+def test_loop_device_is_the_fallback() -> None:
+    """Kernels before 6.12 say ENOTBLK to a file."""
+    kernel = Kernel(errno.ENOTBLK, 0)
+    assert mounts.mount_erofs("/f/image", "/t", kernel.calls()) == "loop"
+    assert kernel.sources == ["/f/image", "/dev/loop-none"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "loop", "error"),
+    [
+        ((errno.ENODEV,), "/dev/loop-none", HostUnfit),
+        ((errno.EPERM,), "/dev/loop-none", MachineError),
+        ((errno.ENOTBLK,), errno.EBUSY, HostUnfit),
+        ((errno.ENOTBLK, errno.EINVAL), "/dev/loop-none", MachineError),
+    ],
+    ids=["no EROFS", "refused", "no free loop device", "blocks too small for the kernel"],
+)
+def test_refusals_name_the_way_out(answers: tuple[int, ...], loop: str | int, error: type[Exception]) -> None:
+    """Every failure says what is missing and that mode soci needs none of it."""
+    with pytest.raises(error, match="--mode soci"):
+        mounts.mount_erofs("/f/image", "/t", Kernel(*answers).calls(loop))
+
+
+def test_unmounting_what_is_not_mounted_is_no_error() -> None:
+    """Cleaning up twice is allowed."""
+
+    def umount(target: str, flags: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    assert mounts.unmount("/nowhere", mounts.Syscalls(umount=umount)) is False
