@@ -43,7 +43,7 @@ def observation(mode: str, preset: str, block: int, *, seed: int = 1) -> Observa
     return Observation(
         coldbench_version="0",
         session="s",
-        trial=block * 10,
+        trial=block * 10 + list(FACTORS).index((mode, preset)),
         block=block,
         case=case(mode, preset),
         started_at="2026-01-01T00:00:00Z",
