@@ -212,15 +212,22 @@ class Service:
 
     def mark_ready(self) -> None:
         """The container is ready: freeze the counters 'before ready', let the background fetch begin."""
+        self._take_wire_counters()
         self.counters.freeze()
         self._ready.set()
 
     def stats(self) -> dict[str, Any]:
         """Counters in the stored form (``harness.model.observation.LazyUsage``)."""
-        counters: Any = getattr(self._client, "counters", None)
-        if counters is not None:
-            self.counters.retries = counters.retries
+        self._take_wire_counters()
         return self.counters.as_dict()
+
+    def _take_wire_counters(self) -> None:
+        """A registry client counts what crosses the wire itself: indexes, windows and tries that failed included."""
+        wire: Any = getattr(self._client, "counters", None)
+        if wire is not None:
+            self.counters.retries = wire.retries
+            self.counters.requests = wire.requests
+            self.counters.bytes_fetched = wire.received_bytes
 
     def first_touches(self) -> list[dict[str, Any]]:
         """See ``harness.lazyfs.trace``; empty without a trace."""
