@@ -37,6 +37,7 @@ def bench(
             seed=seed,
             out=directory,
             resume=False,
+            retry_failed=False,
             registry=registry,
             keep_going=False,
             no_workloads=no_workloads,

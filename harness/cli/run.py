@@ -34,8 +34,9 @@ def run(
         None, "--out", metavar="DIR", help="The session's directory (default: results/TIME-NAME)."
     ),
     resume: bool = typer.Option(False, "--resume", help="Continue the session in --out where it stopped."),
+    retry_failed: bool = typer.Option(False, "--retry-failed", help="With --resume: run failed trials again, too."),
     registry: str = typer.Option("", "--registry", metavar="URL", help="Use this registry instead of one's own."),
-    keep_going: bool = typer.Option(False, "--keep-going", help="Go on when an image cannot be prepared."),
+    keep_going: bool = typer.Option(False, "--keep-going", help="Go on when a scenario's image cannot be had."),
     no_workloads: bool = typer.Option(False, "--no-workloads", help="Leave out what is measured after ready."),
     as_json: bool = typer.Option(False, "--json", help="Print the session's directory and counts as JSON."),
 ) -> None:
@@ -53,7 +54,10 @@ def run(
     from harness.session.preparation import Preparer
     from harness.session.registry import named_endpoint, own_endpoint
     from harness.session.run import SessionRun
+    from harness.session.setups import Setups
 
+    if retry_failed and not resume:
+        raise UsageError("--retry-failed goes with --resume --out DIR")
     if resume and (scenario or mode or preset or engine or shape or distance or blocks or seed is not None):
         raise UsageError(
             "--resume continues a session as it was planned: give --out DIR and nothing that changes the plan"
@@ -69,16 +73,25 @@ def run(
     require_root("running a scenario")
     cache = Cache.default()
     with ExitStack() as stack:
-        store = stack.enter_context(_open(out, header))
+        store = stack.enter_context(_open(out, header, retry_failed))
         interrupts = stack.enter_context(Interrupts())
         progress = stack.enter_context(make_progress(sys.stderr))
         if endpoint is None:
             named = store.header.registry
             endpoint = named_endpoint(named) if named else own_endpoint(stack, cache.registry)
         preparer = Preparer(cache, endpoint.host, endpoint.prefix, store.append_preparation, progress)
-        session = SessionRun(
-            store, preparer, endpoint, interrupts, progress, Bounder(rates.ensure(), usable_cores()), keep_going
+        setups = Setups(
+            session=store.header.session,
+            seed=store.header.seed,
+            scenarios=store.header.scenarios,
+            preparer=preparer,
+            endpoint=endpoint,
+            interrupts=interrupts,
+            progress=progress,
+            bounder=Bounder(rates.ensure(), usable_cores()),
+            with_workloads=store.header.workloads,
         )
+        session = SessionRun(store, setups, interrupts, progress, keep_going)
         try:
             outcome = session.run()
         except ColdbenchError as error:
@@ -144,12 +157,12 @@ def _header(names: list[str], selection: Selection, seed: int | None, registry: 
     )
 
 
-def _open(out: Path | None, header: SessionHeader | None) -> Store:
+def _open(out: Path | None, header: SessionHeader | None, retry_failed: bool) -> Store:
     from harness.session.store import Store
 
     if header is None:
         assert out is not None
-        return Store.resume(out)
+        return Store.resume(out, retry_failed)
     return Store.create(out or Path("results") / header.session, header)
 
 

@@ -124,7 +124,10 @@ class CreditSample(Frozen):
 
 
 class WorkloadResult(Frozen):
-    """One run-time workload at one temperature: one number per trial (rules of measurement, 6)."""
+    """One run-time workload at one temperature: one number per trial (rules of measurement, 6).
+
+    Where short warm passes were repeated, every figure is the mean of one pass.
+    """
 
     workload: str
     temperature: Literal["cold", "warm", "stale", "evicted"]
@@ -134,6 +137,8 @@ class WorkloadResult(Frozen):
     cpu_workload_s: float = 0.0
     cpu_daemon_s: float = 0.0
     fuse_requests: int = 0
+    """Of one pass, rounded up, so that 0 means that there was none in any."""
+    passes: int = 1
     failure: Failure | None = None
 
 

@@ -44,9 +44,9 @@ class Preparation(Frozen):
     schema_version: int = SCHEMA_VERSION
     scenario: str
     form: str
-    """``image``, ``estargz``, ``soci``, ``erofs`` or ``trace``."""
+    """``image``, ``estargz``, ``soci``, ``erofs``; ``trace``: a prefetch list; ``application``: the workload's CPU."""
     digest: str
-    """Digest of the manifest (or index) that was made; of the image for a trace."""
+    """Digest of the manifest (or index) that was made; of the image for the last two."""
     cached: bool
     """Whether it was there from an earlier session; its cost is then zero."""
     wall_s: float = 0.0

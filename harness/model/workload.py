@@ -144,6 +144,13 @@ class Runtime(Table):
     """What is measured after ready: the price of the file system the container now runs on."""
 
     temperatures: Many[Temperature] = Field(default=TEMPERATURES, min_length=1)
+    quota: Literal["none", "shape"] = Field(
+        default="none",
+        description="CPU and disk limits while workloads run: lifted, or the shape's. Memory and network stay limited.",
+    )
+    repeat_s: float = Field(
+        default=0.3, ge=0, le=60, description="A warm pass is repeated until it has taken this long; reported per pass."
+    )
     workloads: Many[
         Annotated[RuntimeWorkload, BeforeValidator(_expand_workload, json_schema_input_type=str | RuntimeWorkload)]
     ] = ()

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 #: Built-in workloads, in the order they run: what warms least first.
 BUILTIN = (
@@ -22,10 +22,10 @@ BUILTIN = (
 
 SMALL_BYTES = 64 * 1024
 LARGE_BYTES = 1024 * 1024
-#: Upper limits per pass. At 0.25 CPU a pass stays within seconds, and a thousand operations average out the rest.
-MAX_STATS = 4000
-MAX_DIRECTORIES = 600
-MAX_SMALL_READS = 1200
+#: Upper limits per pass: a first touch cannot be repeated, so it is as long as the image allows, up to a second or so.
+MAX_STATS = 10_000
+MAX_DIRECTORIES = 2000
+MAX_SMALL_READS = 2500
 MAX_SEQUENTIAL_BYTES = 96 * 1024 * 1024
 MAX_RANDOM_READS = 512
 MAX_MMAP_BYTES = 48 * 1024 * 1024
@@ -84,13 +84,17 @@ def _quarters(paths: Sequence[str], limit: int) -> list[list[str]]:
     return [list(paths[i::4]) for i in range(4)]
 
 
-def select(files: Sequence[ImageFile], seed: int = 0, skip: Sequence[str] = ()) -> Selection:
+def select(
+    files: Sequence[ImageFile], seed: int = 0, skip: Sequence[str] = (), touched: Collection[str] = ()
+) -> Selection:
     """Deal the image's files out to the built-in workloads; a workload without fitting files gets an empty list.
 
-    ``skip`` names directories that the scenario's own workload touches before ready: their files are not cold.
+    What the container's start touches is not cold: ``touched`` names its files (as a trace recorded them; they and
+    the directories they are in are left out), ``skip`` whole directories.
     """
     excluded = tuple(p.rstrip("/") + "/" for p in (*skip, "/proc", "/sys", "/dev"))
-    usable = [f for f in files if not f.path.startswith(excluded)]
+    warm = {*touched, *(str(place) for path in touched for place in PurePosixPath(path).parents)}
+    usable = [f for f in files if f.path not in warm and not f.path.startswith(excluded)]
     dealt: dict[str, int] = {}
 
     def turn(directory: str, ways: int) -> int:

@@ -6,7 +6,9 @@
 - *evicted*: after the page cache was dropped, with the data local.
 
 Workloads that change files cannot touch the same ones twice; they get four disjoint lists, brought to the temperature
-by reading them first (evicted: then dropped). Reported CPU seconds are the workload's own and the daemon's apart.
+by reading them first (evicted: then dropped). A short warm pass is repeated until it has taken ``repeat_s``: a single
+one of a few milliseconds measures the clock and the scheduler. Reported CPU seconds are the workload's own and, apart
+from them, all else that the machine was charged for meanwhile, which is the daemon's work.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import MachineError, WorkloadError
@@ -46,18 +47,6 @@ class PlannedWorkload:
     env: dict[str, str] = field(default_factory=dict)
 
 
-def cpu_of(pids: Sequence[int]) -> float:
-    """CPU seconds of the processes' threads, to the nanosecond (``/proc/PID/task/*/schedstat``); ended ones count 0."""
-    total = 0
-    for pid in pids:
-        for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-            try:
-                total += int(stat.read_text().split()[0])
-            except (OSError, IndexError):
-                continue
-    return total / 1e9
-
-
 class WorkloadProcess:
     """The process inside the machine that runs workloads; started once per trial, spoken to in JSON lines."""
 
@@ -71,7 +60,7 @@ class WorkloadProcess:
         )
         self._answer("entering the container")
 
-    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+    def request(self, message: dict[str, Any], what: str) -> dict[str, Any]:
         """Send one request and wait for its answer; raises WorkloadError when the process ends or takes too long."""
         assert self._process.stdin is not None
         try:
@@ -79,7 +68,7 @@ class WorkloadProcess:
             self._process.stdin.flush()
         except BrokenPipeError:
             pass
-        return self._answer(str(message["workload"]))
+        return self._answer(what)
 
     def _answer(self, what: str) -> dict[str, Any]:
         import select
@@ -117,6 +106,7 @@ class FileWorkloads:
         selection: Selection,
         *,
         seed: int = 0,
+        repeat_s: float = 0.0,
         timeout_s: float = 300.0,
         sleep: Callable[[float], None] = time.sleep,
         progress: Callable[[str], None] = lambda _: None,
@@ -124,6 +114,7 @@ class FileWorkloads:
         self._plan = plan
         self._selection = selection
         self._seed = seed
+        self._repeat_s = repeat_s
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._progress = progress
@@ -150,7 +141,7 @@ class FileWorkloads:
             if quarters is not None:
                 paths = quarters[number]
                 if temperature != "cold" and paths:
-                    process.request({"workload": "read-small", "paths": paths})
+                    process.request({"workload": "read-small", "paths": paths}, f"{planned.name}, reading first")
             else:
                 paths = self._selection.paths.get(planned.name, [])
             if not planned.argv and not paths:
@@ -166,24 +157,35 @@ class FileWorkloads:
                 "argv": list(planned.argv),
                 "env": planned.env,
                 "seed": self._seed,
+                # The other temperatures would be warm from the second pass on, and what was changed is changed.
+                "repeat_s": self._repeat_s if temperature == "warm" and quarters is None else 0.0,
             }
             # The cold pass runs even when only later ones are wanted: they are defined by coming after it.
-            result = self._measure(planned.name, temperature, request, engine, process)
+            result = self._measure(planned.name, temperature, request, machine=machine, engine=engine, process=process)
             if wanted:
                 results.append(result)
         return results
 
     def _measure(
-        self, name: str, temperature: Temperature, request: dict[str, Any], engine: Engine, process: WorkloadProcess
+        self,
+        name: str,
+        temperature: Temperature,
+        request: dict[str, Any],
+        *,
+        machine: Machine,
+        engine: Engine,
+        process: WorkloadProcess,
     ) -> WorkloadResult:
-        pids = engine.daemon_pids()
+        process.request({"hold": request}, name)
         fuse_before = _fuse_requests(engine)
-        cpu_before = cpu_of(pids)
-        answer = process.request(request)
-        cpu_after = cpu_of(pids)
+        cpu_before = machine.counters().cpu_total_s
+        answer = process.request({"go": True}, name)
+        cpu_s = machine.counters().cpu_total_s - cpu_before
+        fuse = _fuse_requests(engine) - fuse_before
         failure = None
         if "error" in answer:
             failure = Failure(kind="WorkloadError", message=f"{name}: {answer['error']}", phase="workloads")
+        passes = int(answer["passes"])
         return WorkloadResult(
             workload=name,
             temperature=temperature,
@@ -191,8 +193,9 @@ class FileWorkloads:
             operations=answer["operations"],
             bytes=answer["bytes"],
             cpu_workload_s=answer["cpu_s"],
-            cpu_daemon_s=cpu_after - cpu_before,
-            fuse_requests=_fuse_requests(engine) - fuse_before,
+            cpu_daemon_s=max(0.0, cpu_s / passes - answer["cpu_s"]) if engine.daemon_pids() else 0.0,
+            fuse_requests=-(-fuse // passes),
+            passes=passes,
             failure=failure,
         )
 

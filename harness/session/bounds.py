@@ -1,4 +1,4 @@
-"""The lower bound of every case of a scenario, from its image's figures and this host's rates."""
+"""The lower bound of every case of a scenario, from its image's figures, its workload's CPU and this host's rates."""
 
 from __future__ import annotations
 
@@ -33,24 +33,49 @@ def image_size(image: Image, files: Sequence[ListedFile]) -> ImageSize:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """What a lazy start had moved when it was ready; 0 where it is not known.
+
+    ``late_core_s``: CPU seconds used between readiness and the moment these counters were read.
+    """
+
+    received_bytes: int = 0
+    inflated_bytes: int = 0
+    fuse_requests: int = 0
+    late_core_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Bounder:
     """Computes bounds on one host."""
 
     rates: Rates
     host_cores: int
 
-    def bound(self, case: PlannedCase, image: ImageSize, fetched_bytes: int) -> Bound:
-        """The least time to ready of a case; for a lazy one, given the bytes it had fetched by then."""
+    def bound(self, case: PlannedCase, image: ImageSize, application_core_s: float, moved: Moved) -> Bound:
+        """The least time to ready of a case; for a lazy one, given what it had moved by then."""
         setting = model.Setting(
             shape=case.shape,
             distance=case.distance,
             rates=self.rates,
             host_cores=self.host_cores,
             control_rounds=_LAZY_ROUNDS if case.lazy else 1,
+            application_core_s=application_core_s,
         )
         if case.lazy:
-            work = model.LazyWork(fetched_bytes, 0, compression=image.compression)
-            return model.lazy(setting, work)
+            return model.lazy(setting, self._work(image, moved))
         if case.choice.preset == "eager":  # unpacks no file
             image = model.ImageSize(image.compressed_bytes, image.uncompressed_bytes, 0, image.compression)
         return model.full_pull(setting, image)
+
+    def _work(self, image: ImageSize, moved: Moved) -> model.LazyWork:
+        """Whatever was done after readiness is taken off, as if it had been all inflating and all FUSE at once."""
+        rates = self.rates
+        inflate = rates.inflate_zstd_bytes_s if image.compression == "zstd" else rates.inflate_bytes_s
+        late_requests = moved.late_core_s / rates.fuse_request_core_s if rates.fuse_request_core_s else 0.0
+        return model.LazyWork(
+            compressed_bytes=moved.received_bytes,
+            uncompressed_bytes=max(0, int(moved.inflated_bytes - moved.late_core_s * inflate)),
+            fuse_requests=max(0, int(moved.fuse_requests - late_requests)),
+            compression=image.compression,
+        )

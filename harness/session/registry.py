@@ -33,8 +33,8 @@ class Endpoint:
     scheme: str = "http"
     prefix: str = ""
     credentials: dict[str, str] = field(default_factory=dict)
-    requests: Callable[[], int] = lambda: 0
-    """Requests answered so far; always 0 for a registry that is not ours."""
+    requests: Callable[[], int] | None = None
+    """Requests answered so far; None for a registry that is not ours, whose log cannot be read."""
 
     def inside(self, machine: Machine) -> str:
         """``host:port`` as reached from inside a machine (directly, or through the relay in front of the registry).

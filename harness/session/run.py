@@ -5,28 +5,20 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness import __version__
-from harness.errors import ColdbenchError, HostUnfit, Interrupted, WorkloadError
+from harness.errors import ColdbenchError, HostUnfit, Interrupted
 from harness.model.observation import Failure, Observation
 from harness.model.plan import PlannedCase, PlannedTrial, estimate_trial_s, remaining_s
-from harness.model.session import Preparation
-from harness.model.shape import parse_shape
-from harness.session import traces
-from harness.session.preparation import Cost
-from harness.session.requests import choices_of, make_request
-from harness.session.trial import TrialSetup, run_trial
+from harness.session.requests import choices_of
+from harness.session.trial import run_trial
 
 if TYPE_CHECKING:
-    from harness.engines.protocol import WorkloadRunner
-    from harness.model.bound import ImageSize
     from harness.model.scenario import Scenario
-    from harness.session.bounds import Bounder
     from harness.session.interrupts import Interrupts
-    from harness.session.preparation import Preparer, Published
     from harness.session.progress import Progress
-    from harness.session.registry import Endpoint
+    from harness.session.setups import Setups
     from harness.session.store import Store
 
 
@@ -39,38 +31,28 @@ class Outcome:
     failed: int
 
 
-@dataclass(slots=True)
-class _Material:
-    """What the trials of one scenario share: image figures and run-time workloads."""
-
-    size: ImageSize | None = None
-    workloads: WorkloadRunner | None = None
-    digest: str = ""
-
-
 @dataclass
 class SessionRun:
-    """Runs what is left of a session. ``bounder`` None leaves the lower bounds out."""
+    """Runs what is left of a session. ``keep_going``: also when a scenario's image cannot be had at all."""
 
     store: Store
-    preparer: Preparer
-    endpoint: Endpoint
+    setups: Setups
     interrupts: Interrupts
     progress: Progress
-    bounder: Bounder | None = None
     keep_going: bool = False
-    _materials: dict[str, _Material] = field(default_factory=dict)
     _unprepared: dict[str, Failure] = field(default_factory=dict)
-    _published: dict[str, Published] = field(default_factory=dict)
     _seconds: dict[str, list[float]] = field(default_factory=dict)
     _guesses: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> Outcome:
         """Prepare, then run every trial that is not recorded.
 
+        A case that cannot be prepared gets failed trials, and the others go on.
+
         Raises:
             Interrupted: stopped by a signal; what was recorded stays, and the session can be resumed.
-            ColdbenchError: preparation failed (without ``keep_going``), or nothing can run on this host.
+            ColdbenchError: an image cannot be had (without ``keep_going``), no case can be prepared, or nothing can run
+                on this host.
         """
         plan = self.store.header.plan
         left = [trial for trial in plan.trials if trial.trial not in self.store.finished]
@@ -78,12 +60,7 @@ class SessionRun:
         needed = [cases[key] for key in dict.fromkeys(trial.case for trial in left)]
         self._guess({})
         self.progress.session(plan, len(plan.trials) - len(left), self._remaining())
-        with self.interrupts.allowed():
-            for case in needed:
-                self._prepare(case)
-        for case in needed:
-            if choices_of(self._scenario(case), case.choice).prefetch == "trace":
-                self._trace(case)
+        self._prepare(needed)
         for trial in left:
             position = len(self.store.finished) + 1
             self.progress.trial(trial, position, self._remaining())
@@ -106,78 +83,57 @@ class SessionRun:
 
     # -- out of band
 
-    def _prepare(self, case: PlannedCase) -> None:
-        scenario = self._scenario(case)
+    def _prepare(self, needed: list[PlannedCase]) -> None:
+        errors: list[ColdbenchError] = []
+        for name in dict.fromkeys(case.case.scenario for case in needed):
+            of_scenario = [case for case in needed if case.case.scenario == name]
+            scenario = self.store.header.scenarios[name]
+            try:
+                material = self.setups.material(scenario)
+            except (HostUnfit, Interrupted):
+                raise
+            except ColdbenchError as error:
+                if not self.keep_going:
+                    raise
+                errors.append(error)
+                for case in of_scenario:
+                    self._give_up(case, error)
+                continue
+            self._guess({name: material.compressed_bytes})
+            errors += [wrong for case in of_scenario if (wrong := self._publish(case)) is not None]
+            if self._prepared(of_scenario):
+                errors += self._rehearse(scenario, of_scenario)
+        if needed and not self._prepared(needed):
+            raise errors[0]
+
+    def _prepared(self, cases: list[PlannedCase]) -> list[PlannedCase]:
+        return [case for case in cases if case.case.key not in self._unprepared]
+
+    def _publish(self, case: PlannedCase) -> ColdbenchError | None:
         try:
-            if scenario.name not in self._materials:
-                self._materials[scenario.name] = self._material(scenario)
-                self._guess({scenario.name: self.preparer.local(scenario).compressed_bytes})
-            self._published[case.case.key] = self.preparer.publish(scenario, case.choice.mode)
+            self.setups.publish(case)
         except (HostUnfit, Interrupted):
             raise
         except ColdbenchError as error:
-            if not self.keep_going:
-                raise
-            self._unprepared[case.case.key] = Failure(kind=error.kind, message=str(error), phase="preparation")
+            return self._give_up(case, error)
+        return None
 
-    def _material(self, scenario: Scenario) -> _Material:
-        """List the image's files once, where bounds or workloads need them."""
-        from harness.oci.location import open_source
-        from harness.probes.selection import select
-        from harness.probes.workloads import FileWorkloads, PlannedWorkload
-        from harness.session.bounds import image_size
-        from harness.session.image_files import list_files
+    def _rehearse(self, scenario: Scenario, cases: list[PlannedCase]) -> list[ColdbenchError]:
+        traced = [case for case in cases if choices_of(scenario, case.choice).prefetch == "trace"]
+        try:
+            self.setups.rehearse(scenario, trace=bool(self._prepared(traced)))
+        except Interrupted:
+            raise
+        except ColdbenchError as error:
+            for case in traced:
+                self._give_up(case, error)
+            self.setups.rehearse(scenario, trace=False)
+            return [error]
+        return []
 
-        local = self.preparer.local(scenario)
-        wanted = scenario.runtime.workloads if self.store.header.workloads else ()
-        material = _Material(digest=local.digest)
-        if self.bounder is None and not wanted:
-            return material
-        self.progress.preparing(scenario.name, "listing files")
-        with open_source(local.name) as source:
-            files = list_files(source, local.image, self.preparer.cache.root)
-        material.size = image_size(local.image, files)
-        if wanted:
-            planned = [
-                PlannedWorkload(w.name, w.temperatures or scenario.runtime.temperatures, w.arguments) for w in wanted
-            ]
-            seed = self.store.header.plan.seed
-            selection = select([file.for_selection() for file in files], seed)
-            material.workloads = FileWorkloads(planned, selection, seed=seed, progress=self._workload_phase)
-        return material
-
-    def _workload_phase(self, what: str) -> None:
-        self.progress.phase(f"workloads: {what}")
-
-    def _trace(self, case: PlannedCase) -> None:
-        """Record what the case's start reads, in a trial of its own on an unlimited machine, unless it is known."""
-        scenario = self._scenario(case)
-        if case.case.key in self._unprepared:
-            return
-        digest = self._materials[scenario.name].digest
-        path = traces.place(self.preparer.cache, digest, scenario.workload)
-        cost: Cost | None = None
-        paths = traces.load(path)
-        if paths is None:
-            self.progress.preparing(scenario.name, "trace")
-            cost = Cost()
-            traced = PlannedCase(
-                case=case.case, choice=case.choice, shape=parse_shape("unlimited"), distance=case.distance
-            )
-            touches: list[dict[str, Any]] = []
-            setup = self._setup(PlannedTrial(trial=0, block=0, case=case.case.key), traced, touches)
-            observation = run_trial(setup)
-            if observation.failure is not None:
-                raise WorkloadError(f"{scenario.name}: the trace trial failed: {observation.failure.message}")
-            paths = traces.paths_of(touches)
-            traces.save(path, paths)
-        wall_s, cpu_s = cost.read() if cost else (0.0, 0.0)
-        self.store.append_preparation(
-            Preparation(
-                scenario=scenario.name, form="trace", digest=digest, cached=cost is None, wall_s=wall_s, cpu_s=cpu_s,
-                details={"paths": len(paths)},
-            )
-        )  # fmt: skip
+    def _give_up(self, case: PlannedCase, error: ColdbenchError) -> ColdbenchError:
+        self._unprepared[case.case.key] = Failure(kind=error.kind, message=str(error), phase="preparation")
+        return error
 
     # -- trials
 
@@ -194,48 +150,7 @@ class SessionRun:
                 status="failed",
                 failure=failure,
             )
-        return run_trial(self._setup(trial, case))
-
-    def _setup(self, trial: PlannedTrial, case: PlannedCase, touches: list[dict[str, Any]] | None = None) -> TrialSetup:
-        """A trial's set-up; with ``touches`` it is a trace trial."""
-        from harness.engines import make_engine
-        from harness.machine.machine import Machine
-        from harness.probes.readiness import make_probe
-
-        scenario = self._scenario(case)
-        material = self._materials[scenario.name]
-        published = self._published[case.case.key]
-        trace = touches is not None
-        prefetch: tuple[str, ...] = ()
-        if not trace and choices_of(scenario, case.choice).prefetch == "trace":
-            prefetch = traces.load(traces.place(self.preparer.cache, material.digest, scenario.workload)) or ()
-        endpoint = self.endpoint
-        size, bounder = material.size, self.bounder
-        return TrialSetup(
-            session=self.store.header.session,
-            trial=trial,
-            case=case,
-            request=lambda machine: make_request(
-                scenario, case, published, endpoint, machine, traced=prefetch, trace=trace
-            ),
-            readiness=scenario.workload.readiness,
-            image_digest=material.digest,
-            image_compressed_bytes=published.compressed_bytes,
-            deploy_timeout_s=scenario.timeouts.deploy_s,
-            background_timeout_s=scenario.timeouts.background_s,
-            teardown_timeout_s=scenario.timeouts.teardown_s,
-            make_machine=lambda: Machine(
-                case.shape, case.distance, name=case.case.key, registry_upstream=endpoint.upstream
-            ),
-            make_engine=lambda: make_engine(case.case.engine),
-            make_probe=make_probe,
-            interrupts=self.interrupts,
-            progress=self.progress,
-            workloads=None if trace else material.workloads,
-            bound=lambda fetched: bounder.bound(case, size, fetched) if bounder and size else None,
-            requests=endpoint.requests,
-            touches=touches if touches is not None else [],
-        )
+        return run_trial(self.setups.setup(trial, case))
 
     # -- time
 

@@ -157,8 +157,10 @@ class Store:
         return cls(directory, header, [], lock)
 
     @classmethod
-    def resume(cls, directory: Path) -> Store:
+    def resume(cls, directory: Path, retry_failed: bool = False) -> Store:
         """Continue a session where it stopped; torn last lines are moved to ``*.torn`` first.
+
+        With ``retry_failed`` trials that failed count as not run; their records stay, and a later one goes before.
 
         Raises:
             UsageError: no session there, in use by another process, or written by a newer coldbench.
@@ -170,6 +172,8 @@ class Store:
             for name in (OBSERVATIONS, PREPARATIONS):
                 _set_torn_aside(directory / name)
             header, observations = load(directory)
+            if retry_failed:
+                observations = [o for o in observations if o.status != "failed"]
         except BaseException:
             os.close(lock)
             raise

@@ -1,4 +1,7 @@
-"""Prefetch lists recorded by a trace trial: what a start reads, in first-touch order, kept by image and workload."""
+"""What a start reads, in first-touch order: recorded by a trial of its own, kept by image and workload.
+
+Its paths are a prefetch list (``prefetch = "trace"``), and what they name is not cold when run-time workloads begin.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,15 @@ if TYPE_CHECKING:
 TRACES_VERSION = 1
 
 
+def key_of(image_digest: str, workload: Workload) -> str:
+    """Names one workload on one image in a file's name; what readiness means is no part of it."""
+    what = hashlib.sha256(workload.model_dump_json(exclude={"readiness"}).encode()).hexdigest()[:16]
+    return f"{image_digest.partition(':')[2]}-{what}"
+
+
 def place(cache: Cache, image_digest: str, workload: Workload) -> Path:
     """Where the list of one workload on one image is kept."""
-    what = hashlib.sha256(workload.model_dump_json(exclude={"readiness"}).encode()).hexdigest()[:16]
-    return cache.root / "traces" / f"{image_digest.partition(':')[2]}-{what}.v{TRACES_VERSION}.json"
+    return cache.root / "traces" / f"{key_of(image_digest, workload)}.v{TRACES_VERSION}.json"
 
 
 def load(path: Path) -> tuple[str, ...] | None:

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +21,8 @@ from harness.errors import ColdbenchError, HostUnfit, Interrupted, MachineError,
 from harness.machine import host
 from harness.model.observation import CreditSample, Failure, Observation
 from harness.model.scenario import through_fuse
-from harness.session import observing, validity
+from harness.session import application, observing, validity
+from harness.session.bounds import Moved
 from harness.session.observing import Mark, PhaseMeter, WatchedRecorder
 
 if TYPE_CHECKING:
@@ -75,10 +76,12 @@ class TrialSetup:
     interrupts: Interrupts
     progress: Progress
     workloads: WorkloadRunner | None = None
-    #: The lower bound, given the bytes that a lazy trial had fetched when it was ready.
-    bound: Callable[[int], Bound | None] = lambda _fetched: None
-    #: Requests the session's registry has answered so far.
-    requests: Callable[[], int] = lambda: 0
+    #: Whether the shape's CPU limit is lifted while run-time workloads run.
+    lift_quota: bool = False
+    #: The lower bound, given what a lazy trial had moved when it was ready.
+    bound: Callable[[Moved], Bound | None] = lambda _moved: None
+    #: Requests the session's registry has answered so far; None where it cannot be asked (the engine's count is taken).
+    requests: Callable[[], int] | None = lambda: 0
     clock_ns: Callable[[], int] = time.monotonic_ns
     #: Trials of a trace run keep the reads in first-touch order here.
     touches: list[dict[str, Any]] = field(default_factory=list)
@@ -98,6 +101,9 @@ class _Trial:
         self.ready_mark: Mark | None = None
         self.end_mark: Mark | None = None
         self.lazy: LazyUsage | None = None
+        self.at_ready: LazyUsage | None = None
+        self.moved = Moved()
+        self.lifted_mark: Mark | None = None
         self.workloads: list[WorkloadResult] = []
         self.credits: tuple[CreditSample, ...] = ()
         self.output_tail = ""
@@ -146,7 +152,7 @@ class _Trial:
         engine.start(machine, request)
         machine.reset()
         ticks = host.cpu_ticks()
-        meter = self.meter = PhaseMeter(machine, setup.clock_ns, setup.requests)
+        meter = self.meter = PhaseMeter(machine, setup.clock_ns, setup.requests or (lambda: 0))
         limited_ns = machine.throttle(True)
         self.enter("pull")
         try:
@@ -179,22 +185,41 @@ class _Trial:
                 at_ns = probe.wait()
             finally:
                 self.output_tail = probe.output_tail()[-OUTPUT_TAIL_CHARACTERS:]
-            engine.mark_ready()
             self.ready_at_ns = at_ns
             self.ready_mark = meter.ready(at_ns)
+            self._note_usage(engine, meter, self.ready_mark)
             self.recorder.add("ready", min(started_ns, at_ns), at_ns, detail=self.setup.readiness.kind)
             self._probe = probe
         except BaseException:
             probe.close()
             raise
 
+    def _note_usage(self, engine: Engine, meter: PhaseMeter, ready: Mark) -> None:
+        """What the daemon had done by readiness. Background fetch begins only when workloads, if any, have run:
+        their first touch is cold, and the daemon's CPU is theirs."""
+        if (used := meter.application_cpu_s(ready)) is not None:
+            self.details[application.DETAIL] = used
+        usage = self.at_ready = engine.lazy_usage()
+        if usage is not None:
+            late = meter.mark().counters.since(ready.counters).cpu_total_s
+            self.moved = Moved(
+                received_bytes=min(usage.bytes_fetched_before_ready, meter.traffic(ready).received_bytes),
+                inflated_bytes=usage.bytes_inflated,
+                fuse_requests=sum(opcode.count for opcode in usage.fuse.values()),
+                late_core_s=late,
+            )
+        if self.setup.workloads is None:
+            engine.mark_ready()
+
     def _after_ready(self, machine: Machine, engine: Engine, container: Container, meter: PhaseMeter) -> None:
         assert self.recorder is not None
         try:
             if self.setup.workloads is not None:
                 self.enter("workloads")
-                self.workloads = self.setup.workloads.run(machine, engine, container)
+                with self._quota_lifted(machine, meter):
+                    self.workloads = self.setup.workloads.run(machine, engine, container)
                 meter.close("workloads")
+                engine.mark_ready()
             if self.setup.case.lazy:
                 self.enter("background")
                 done = engine.finish_background(self.setup.background_timeout_s, self.recorder)
@@ -203,6 +228,27 @@ class _Trial:
         finally:
             self.output_tail = self._probe.output_tail()[-OUTPUT_TAIL_CHARACTERS:]
             self._probe.close()
+
+    @contextmanager
+    def _quota_lifted(self, machine: Machine, meter: PhaseMeter) -> Iterator[None]:
+        """Without the CPU limit inside, if the scenario says so; what had to be seen under it is looked at before."""
+        self.details["runtime_quota"] = "none" if self.setup.lift_quota else "shape"
+        if not self.setup.lift_quota:
+            yield
+            return
+        self._check_limits(machine)
+        self._note_credits(machine)
+        self.lifted_mark = meter.mark()
+        machine.throttle(False)
+        yield
+        if self.setup.case.lazy:
+            machine.throttle(True)
+
+    def _note_credits(self, machine: Machine) -> None:
+        self.credits = tuple(
+            CreditSample(t_s=s.t_s - self.limited_s, balance_core_s=s.balance_core_s, quota_cores=s.quota_cores)
+            for s in machine.credit_samples()
+        )
 
     def _daemons_alive(self) -> bool:
         return all(observing.running(pid) for pid in self.daemons)
@@ -252,18 +298,44 @@ class _Trial:
         try:
             if self.meter is not None and hasattr(self.meter, "begin"):
                 self.end_mark = self.meter.mark()
-                self.credits = tuple(
-                    CreditSample(t_s=s.t_s - self.limited_s, balance_core_s=s.balance_core_s, quota_cores=s.quota_cores)
-                    for s in machine.credit_samples()
-                )
-                self._check_limits(machine)
+                if self.lifted_mark is None:
+                    self._note_credits(machine)
+                if self.lifted_mark is None or self.setup.case.lazy:
+                    self._check_limits(machine)
             self.died = tuple(f"daemon {pid}" for pid in self.daemons if not observing.running(pid))
-            self.lazy = engine.lazy_usage()
+            self.lazy = self._usage(engine.lazy_usage())
             self.setup.touches.extend(engine.first_touches())
         except (ColdbenchError, OSError) as error:
             if self.failure is None:
                 self.failure = self.failure_of(error)
         self.details.update(getattr(engine, "details", {}))
+        log_tail = getattr(engine, "log_tail", None)
+        if log_tail is not None and (text := log_tail()):
+            self.details["engine_log"] = text
+        if self.setup.requests is None:
+            self._count_requests()
+
+    def _usage(self, last: LazyUsage | None) -> LazyUsage | None:
+        """The last counters, with what they were at readiness as it was read then."""
+        first = self.at_ready
+        if last is None or first is None:
+            return last or first
+        return last.model_copy(
+            update={
+                "bytes_fetched_before_ready": first.bytes_fetched_before_ready,
+                "requests_before_ready": first.requests_before_ready,
+            }
+        )
+
+    def _count_requests(self) -> None:
+        """A registry whose log is not ours: what the clients in the machine say they sent."""
+        agent = int(self.details.get("agent_requests", 0))
+        first, last = self.at_ready, self.lazy
+        if self.ready_mark is not None:
+            before = agent + (first.requests_before_ready if first else 0)
+            self.ready_mark = replace(self.ready_mark, requests=before)
+        if self.end_mark is not None:
+            self.end_mark = replace(self.end_mark, requests=agent + (last.requests if last else 0))
 
     def _check_limits(self, machine: Machine) -> None:
         wrong: list[str] = []
@@ -275,7 +347,7 @@ class _Trial:
             self.details["disk_limited"] = machine.disk_limited
             if machine.disk_limited == "no":
                 wrong.append("this host's kernel did not take the disk limits")
-        self.wrong_limits = tuple(wrong)
+        self.wrong_limits = tuple(dict.fromkeys((*self.wrong_limits, *wrong)))
 
     # -- the result
 
@@ -285,7 +357,7 @@ class _Trial:
         ready_s = (self.ready_at_ns - self.recorder.t0_ns) / 1e9 if self.ready_at_ns and self.recorder else None
         ok = self.failure is None and ready_s is not None
         end = self.end_mark
-        bound = setup.bound(self.lazy.bytes_fetched_before_ready if self.lazy else 0)
+        bound = setup.bound(self.moved)
         fields: dict[str, Any] = {}
         if meter is not None and self.ready_mark is not None:
             fields["wire_before_ready"] = meter.traffic(self.ready_mark)
@@ -319,6 +391,8 @@ class _Trial:
     def _evidence(self, ready_s: float | None, bound: Bound | None) -> validity.Evidence:
         setup, meter, end = self.setup, self.meter, self.end_mark
         used = end.counters.since(meter.begin.counters) if meter is not None and end is not None else None
+        limited = self.lifted_mark or end
+        under = limited.counters.since(meter.begin.counters) if meter is not None and limited is not None else None
         received = meter.traffic(self.ready_mark).received_bytes if meter is not None and self.ready_mark else 0
         return validity.Evidence(
             lazy=setup.case.lazy,
@@ -330,8 +404,8 @@ class _Trial:
             root_file_systems=self.roots,
             steal_share=self.steal,
             limits_wrong=self.wrong_limits,
-            cpu_s=used.cpu_total_s if used else 0.0,
-            wall_s=(end.at_ns - meter.begin.at_ns) / 1e9 if meter is not None and end is not None else 0.0,
+            cpu_s=under.cpu_total_s if under else 0.0,
+            wall_s=(limited.at_ns - meter.begin.at_ns) / 1e9 if meter is not None and limited is not None else 0.0,
             ceiling_cores=setup.case.shape.ceiling_cores,
             time_to_ready_s=ready_s,
             bound_s=bound.seconds if bound else None,

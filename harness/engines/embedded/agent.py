@@ -115,7 +115,8 @@ class Agent:
             pid = self._runtime.create(bundle, *self._output)
             for descriptor in self._output:
                 os.close(descriptor)
-        self._control.send({"event": "created", "pid": pid, "root": root, "details": self._rootfs.details})
+        details = {**self._rootfs.details, "agent_requests": client.counters.requests}
+        self._control.send({"event": "created", "pid": pid, "root": root, "details": details})
         self._phase = "start"
         threading.Thread(target=self._reap, args=(pid,), daemon=True).start()
         with context.span("start"):

@@ -7,6 +7,7 @@ import queue
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from dataclasses import asdict
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
+LOG_TAIL_BYTES = 4000
 _AGENT = "harness.engines.embedded.agent"
 
 
@@ -45,6 +47,7 @@ class EmbeddedEngine:
         self._daemon: subprocess.Popen[bytes] | None = None
         self._observer: Observer | None = None
         self._pipes: list[int] = []
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by tear_down
         self._container: EmbeddedContainer | None = None
         self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._reader: threading.Thread | None = None
@@ -68,6 +71,7 @@ class EmbeddedEngine:
                     parts.daemon,
                     ["--agent-fd", str(daemon_agent_end.fileno()), "--harness-fd", str(daemon_end.fileno())],
                     pass_fds=(daemon_agent_end.fileno(), daemon_end.fileno()),
+                    stderr=self._log,
                 )
                 arguments += ["--daemon-fd", str(agent_end.fileno())]
                 assert parts.observer is not None
@@ -86,7 +90,7 @@ class EmbeddedEngine:
             descriptors = [theirs.fileno(), *writers]
             if parts.daemon is not None:
                 descriptors.append(agent_end.fileno())
-            self._agent = machine.exec_python(_AGENT, arguments, pass_fds=descriptors)
+            self._agent = machine.exec_python(_AGENT, arguments, pass_fds=descriptors, stderr=self._log)
         finally:
             for end in inherited:
                 if isinstance(end, int):
@@ -207,6 +211,13 @@ class EmbeddedEngine:
     def first_touches(self) -> list[dict[str, Any]]:
         return [] if self._observer is None else self._observer.first_touches()
 
+    def log_tail(self) -> str:
+        """The end of what agent and daemon have written to stderr so far."""
+        if self._log.closed:
+            return ""
+        size = self._log.seek(0, os.SEEK_END)
+        return os.pread(self._log.fileno(), LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES)).decode("utf-8", "replace")
+
     def tear_down(self) -> None:
         """Container, OverlayFS, the mode's mounts, the daemon; in that order, each with a time limit.
 
@@ -240,6 +251,7 @@ class EmbeddedEngine:
         for descriptor in self._pipes:
             os.close(descriptor)
         self._pipes = []
+        self._log.close()
         self._control = self._agent = self._daemon = self._observer = self._reader = None
 
     def _end(self, process: subprocess.Popen[bytes] | None) -> None:

@@ -1,0 +1,52 @@
+"""A of the lower bound: CPU seconds the workload itself needs from its start until ready, measured once and kept.
+
+Measured where nothing but the workload works: a full pull (overlay2, preset ``tuned``) on a machine without limits, so
+that every file is local and in the page cache. What counts begins when crun has started the container, and so leaves
+out what any engine spends on creating it. Of several trials the least is taken, times ``SAFETY``: a bound has to lie
+below every honest result, and a quiet moment later may be quicker than the best one seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+from harness.session.store import write_atomically
+from harness.session.traces import key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from harness.model.workload import Workload
+    from harness.oci.cache import Cache
+
+SAFETY = 0.7
+TRIALS = 2
+APPLICATIONS_VERSION = 1
+#: The key under which a trial's ``details`` hold the CPU seconds from the container's start until ready.
+DETAIL = "application_cpu_s"
+
+
+def place(cache: Cache, image_digest: str, workload: Workload, host: str) -> Path:
+    """Where the figure of one workload on one image and host is kept; readiness is part of what it means."""
+    what = hashlib.sha256(f"{workload.readiness.model_dump_json()}|{host}".encode()).hexdigest()[:16]
+    return cache.root / "applications" / f"{key_of(image_digest, workload)}-{what}.v{APPLICATIONS_VERSION}.json"
+
+
+def load(path: Path) -> float | None:
+    """The kept figure (the safety factor applied), None when there is none."""
+    try:
+        return float(json.loads(path.read_text("utf-8"))["application_core_s"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save(path: Path, measured_s: Sequence[float]) -> float:
+    """Keep the figure that some trials give, and return it."""
+    figure = SAFETY * min(measured_s)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"application_core_s": figure, "measured_s": list(measured_s), "safety": SAFETY}
+    write_atomically(path, json.dumps(document, indent=1).encode())
+    return figure

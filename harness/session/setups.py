@@ -1,0 +1,271 @@
+"""From a scenario and a case to a trial: images published, files listed, starts traced, each once per session.
+
+Beside the trials of the plan there are two kinds that run out of band and are kept in the cache directory: the *trace*
+(what a start reads) and the *calibration* (CPU seconds the workload itself needs, ``harness.session.application``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import ColdbenchError, Interrupted, WorkloadError
+from harness.model.observation import Case
+from harness.model.plan import PlannedCase, PlannedTrial
+from harness.model.scenario import ModeChoice
+from harness.model.session import Preparation
+from harness.model.shape import Distance, parse_shape
+from harness.session import application, traces
+from harness.session.preparation import Cost
+from harness.session.requests import choices_of, make_request
+from harness.session.trial import TrialSetup, run_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from harness.engines.protocol import WorkloadRunner
+    from harness.model.bound import ImageSize
+    from harness.model.observation import Observation
+    from harness.model.scenario import Scenario
+    from harness.model.shape import Shape
+    from harness.session.bounds import Bounder
+    from harness.session.image_files import ListedFile
+    from harness.session.interrupts import Interrupts
+    from harness.session.preparation import Preparer, Published
+    from harness.session.progress import Progress
+    from harness.session.registry import Endpoint
+
+#: The mode that traces: its daemon sees files, where that of ``erofs`` sees blocks that several files share.
+TRACE_MODE = "soci"
+
+
+@dataclass(slots=True)
+class Material:
+    """What the trials of one scenario share."""
+
+    digest: str
+    compressed_bytes: int
+    files: list[ListedFile] = field(default_factory=list)
+    size: ImageSize | None = None
+    application_core_s: float = 0.0
+    workloads: WorkloadRunner | None = None
+
+
+def side_case(scenario: Scenario, mode: str, preset: str = "tuned", shape: Shape | None = None) -> PlannedCase:
+    """A case that is in no plan: embedded engine, no distance, a machine without limits unless a shape is given."""
+    shape = shape or parse_shape("unlimited")
+    distance = shape.distance or Distance()
+    case = Case.model_validate(
+        {"scenario": scenario.name, "mode": mode, "preset": preset, "engine": "embedded", "shape": shape.label,
+         "distance": distance.name}
+    )  # fmt: skip
+    choice = ModeChoice.model_validate({"mode": mode, "preset": preset})
+    return PlannedCase(case=case, choice=choice, shape=shape, distance=distance)
+
+
+@dataclass
+class Setups:
+    """Makes trials of some scenarios. ``bounder`` None leaves the lower bounds out, and their calibration."""
+
+    session: str
+    seed: int
+    scenarios: Mapping[str, Scenario]
+    preparer: Preparer
+    endpoint: Endpoint
+    interrupts: Interrupts
+    progress: Progress
+    bounder: Bounder | None = None
+    with_workloads: bool = True
+    _materials: dict[str, Material] = field(default_factory=dict)
+    _published: dict[tuple[str, str], Published] = field(default_factory=dict)
+
+    # -- out of band
+
+    def publish(self, case: PlannedCase) -> None:
+        """Have the form of the image that a case pulls at the registry. Raises ColdbenchError."""
+        scenario = self.scenarios[case.case.scenario]
+        key = (scenario.name, case.choice.mode)
+        if key not in self._published:
+            with self.interrupts.allowed():
+                self._published[key] = self.preparer.publish(scenario, case.choice.mode)
+
+    def material(self, scenario: Scenario) -> Material:
+        """The scenario's image on this disk, with its files listed where bounds or workloads need them."""
+        if scenario.name not in self._materials:
+            with self.interrupts.allowed():
+                self._materials[scenario.name] = self._material(scenario)
+        return self._materials[scenario.name]
+
+    def _material(self, scenario: Scenario) -> Material:
+        from harness.oci.location import open_source
+        from harness.session.bounds import image_size
+        from harness.session.image_files import list_files
+
+        local = self.preparer.local(scenario)
+        material = Material(local.digest, local.compressed_bytes)
+        if self.bounder is not None or self._workloads(scenario):
+            self.progress.preparing(scenario.name, "listing files")
+            with open_source(local.name) as source:
+                material.files = list_files(source, local.image, self.preparer.cache.root)
+            material.size = image_size(local.image, material.files)
+        return material
+
+    def _workloads(self, scenario: Scenario) -> bool:
+        return self.with_workloads and bool(scenario.runtime.workloads)
+
+    def rehearse(self, scenario: Scenario, *, trace: bool) -> None:
+        """The scenario's trials out of band, unless their results are kept: trace, calibration; then its workloads.
+
+        Raises:
+            ColdbenchError: the trace is wanted (``trace``) and failed. Where it only says which files are not cold any
+                more, and the calibration, they are done without: the preparation says why.
+        """
+        material = self.material(scenario)
+        touched: tuple[str, ...] = ()
+        if trace or self._workloads(scenario):
+            try:
+                touched = self._trace(scenario, material)
+            except Interrupted:
+                raise
+            except ColdbenchError as error:
+                if trace:
+                    raise
+                self._note(scenario, "trace", material, None, {"error": str(error)})
+        if self.bounder is not None:
+            try:
+                material.application_core_s = self._calibrate(scenario, material)
+            except Interrupted:
+                raise
+            except ColdbenchError as error:
+                self._note(scenario, "application", material, None, {"error": str(error)})
+        if self._workloads(scenario):
+            material.workloads = self._make_workloads(scenario, material, touched)
+
+    def _make_workloads(self, scenario: Scenario, material: Material, touched: tuple[str, ...]) -> WorkloadRunner:
+        from harness.probes.selection import select
+        from harness.probes.workloads import FileWorkloads, PlannedWorkload
+
+        runtime = scenario.runtime
+        planned = [
+            PlannedWorkload(w.name, w.temperatures or runtime.temperatures, w.arguments) for w in runtime.workloads
+        ]
+        selection = select([file.for_selection() for file in material.files], self.seed, touched=touched)
+
+        def progress(what: str) -> None:
+            self.progress.phase(f"workloads: {what}")
+
+        return FileWorkloads(planned, selection, seed=self.seed, repeat_s=runtime.repeat_s, progress=progress)
+
+    def _note(
+        self, scenario: Scenario, form: str, material: Material, cost: Cost | None, details: dict[str, Any]
+    ) -> None:
+        wall_s, cpu_s = cost.read() if cost else (0.0, 0.0)
+        self.preparer.record(
+            Preparation(
+                scenario=scenario.name, form=form, digest=material.digest, wall_s=wall_s,
+                cached=cost is None and "error" not in details, cpu_s=cpu_s, details=details,
+            )
+        )  # fmt: skip
+
+    def _trace(self, scenario: Scenario, material: Material) -> tuple[str, ...]:
+        """Paths that the start reads, in first-touch order."""
+        path = traces.place(self.preparer.cache, material.digest, scenario.workload)
+        paths = traces.load(path)
+        cost: Cost | None = None
+        if paths is None:
+            self.progress.preparing(scenario.name, "tracing a start")
+            cost = Cost()
+            _observation, touches = self.trace(side_case(scenario, TRACE_MODE))
+            paths = traces.paths_of(touches)
+            traces.save(path, paths)
+        self._note(scenario, "trace", material, cost, {"paths": len(paths)})
+        return paths
+
+    def trace(self, case: PlannedCase) -> tuple[Observation, list[dict[str, Any]]]:
+        """Run one trial that records its reads, prefetch off; raises WorkloadError when it fails."""
+        self.publish(case)
+        touches: list[dict[str, Any]] = []
+        observation = self._side_trial(case, "trace", touches)
+        ready_s = observation.time_to_ready_s or 0.0
+        return observation, [touch for touch in touches if touch["t_s"] <= ready_s]
+
+    def _calibrate(self, scenario: Scenario, material: Material) -> float:
+        """Core-seconds of the workload from its start until ready, as the bound takes them."""
+        assert self.bounder is not None
+        host = self.bounder.rates.host
+        path = application.place(self.preparer.cache, material.digest, scenario.workload, host)
+        figure = application.load(path)
+        cost: Cost | None = None
+        details: dict[str, Any] = {}
+        if figure is None:
+            self.progress.preparing(scenario.name, "measuring the workload's own CPU")
+            cost = Cost()
+            case = side_case(scenario, "overlay2")
+            self.publish(case)
+            measured = [
+                float(self._side_trial(case, "calibration").details.get(application.DETAIL, 0.0))
+                for _ in range(application.TRIALS)
+            ]
+            figure = application.save(path, measured)
+            details = {"measured_s": measured}
+        self._note(scenario, "application", material, cost, {"application_core_s": figure, **details})
+        return figure
+
+    def _side_trial(self, case: PlannedCase, what: str, touches: list[dict[str, Any]] | None = None) -> Observation:
+        setup = self.setup(PlannedTrial(trial=0, block=0, case=case.case.key), case, touches, side=True)
+        observation = run_trial(setup)
+        if observation.failure is not None:
+            raise WorkloadError(f"{case.case.scenario}: the {what} trial failed: {observation.failure.message}")
+        return observation
+
+    # -- trials
+
+    def setup(
+        self,
+        trial: PlannedTrial,
+        case: PlannedCase,
+        touches: list[dict[str, Any]] | None = None,
+        *,
+        side: bool = False,
+    ) -> TrialSetup:
+        """A trial's set-up. ``side``: out of band, without workloads and bound; with ``touches`` it records reads."""
+        from harness.engines import make_engine
+        from harness.machine.machine import Machine
+        from harness.probes.readiness import make_probe
+
+        scenario = self.scenarios[case.case.scenario]
+        material = self._materials[scenario.name]
+        published = self._published[scenario.name, case.choice.mode]
+        prefetch: tuple[str, ...] = ()
+        if not side and choices_of(scenario, case.choice).prefetch == "trace":
+            prefetch = traces.load(traces.place(self.preparer.cache, material.digest, scenario.workload)) or ()
+        endpoint, size = self.endpoint, material.size
+        bounder = None if side else self.bounder
+        return TrialSetup(
+            session=self.session,
+            trial=trial,
+            case=case,
+            request=lambda machine: make_request(
+                scenario, case, published, endpoint, machine, traced=prefetch, trace=touches is not None
+            ),
+            readiness=scenario.workload.readiness,
+            image_digest=material.digest,
+            image_compressed_bytes=published.compressed_bytes,
+            deploy_timeout_s=scenario.timeouts.deploy_s,
+            background_timeout_s=0.0 if side else scenario.timeouts.background_s,
+            teardown_timeout_s=scenario.timeouts.teardown_s,
+            make_machine=lambda: Machine(
+                case.shape, case.distance, name=case.case.key, registry_upstream=endpoint.upstream
+            ),
+            make_engine=lambda: make_engine(case.case.engine),
+            make_probe=make_probe,
+            interrupts=self.interrupts,
+            progress=self.progress,
+            workloads=None if side else material.workloads,
+            lift_quota=scenario.runtime.quota == "none",
+            bound=lambda moved: (
+                bounder.bound(case, size, material.application_core_s, moved) if bounder and size else None
+            ),
+            requests=endpoint.requests,
+            touches=touches if touches is not None else [],
+        )
