@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,64 +15,82 @@ if TYPE_CHECKING:
 _READ_BYTES = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one name of a tree is; every field takes part in the comparison, under its name."""
+
+    mode: str
+    owner: tuple[int, int]
+    mtime: int
+    size: int | None
+    """Of files and links; a directory's size is its file system's own affair."""
+    nlink: int | None
+    """None for directories, unless asked for: stacked file systems count otherwise."""
+    device: int | None
+    linked: str | None
+    """For a file of several links: the first name of the same inode."""
+    target: bytes | None
+    xattrs: dict[str, bytes]
+    content: str | None
+    """sha256 of a regular file's bytes."""
+
+
+def survey(root: str, *, directory_nlinks: bool = False, workers: int = 2) -> dict[bytes, Facts]:
+    """All of a tree by relative name (the root's is empty), every byte read once by ``workers`` threads."""
+    base = os.fsencode(root)
+    found = list(_walk(base))
+    regular = [path for path, status in found if stat.S_ISREG(status.st_mode)]
+    with ThreadPoolExecutor(workers) as pool:
+        contents = dict(zip(regular, pool.map(lambda path: _digest(os.path.join(base, path)), regular), strict=True))
+    first: dict[tuple[int, int], bytes] = {}
+    facts = {}
+    for path, status in sorted(found):
+        kind = stat.S_IFMT(status.st_mode)
+        name = os.path.join(base, path)
+        linked = None
+        if kind == stat.S_IFREG and status.st_nlink > 1:
+            linked = _show(first.setdefault((status.st_dev, status.st_ino), path))
+        facts[path] = Facts(
+            mode=oct(status.st_mode),
+            owner=(status.st_uid, status.st_gid),
+            mtime=status.st_mtime_ns,
+            size=None if kind == stat.S_IFDIR else status.st_size,
+            nlink=status.st_nlink if directory_nlinks or kind != stat.S_IFDIR else None,
+            device=status.st_rdev if kind in {stat.S_IFCHR, stat.S_IFBLK} else None,
+            linked=linked,
+            target=os.readlink(name) if kind == stat.S_IFLNK else None,
+            xattrs=_xattrs(name),
+            content=contents.get(path),
+        )
+    return facts
+
+
+def compare(left: dict[bytes, Facts], right: dict[bytes, Facts]) -> Iterator[str]:
+    """One line for each way in which two surveyed trees differ."""
+    for path in sorted(left.keys() - right.keys()):
+        yield f"{_show(path)}: only on the left"
+    for path in sorted(right.keys() - left.keys()):
+        yield f"{_show(path)}: only on the right"
+    for path in sorted(left.keys() & right.keys()):
+        if left[path] == right[path]:
+            continue
+        for field in fields(Facts):
+            mine, other = getattr(left[path], field.name), getattr(right[path], field.name)
+            if mine != other:
+                yield f"{_show(path)}: {field.name} is {mine!r}, {other!r} on the right"
+
+
 def differences(left: str, right: str, *, directory_nlinks: bool = False) -> Iterator[str]:
-    """One line for each way in which the trees differ; names are relative to their roots.
+    """One line for each way in which the trees below two directories differ; names are relative to these.
 
     Compared: type, mode, owner, size (of files and links), nanosecond times of modification, device numbers, link
     counts, which names are links to one inode, targets, xattrs (``trusted.overlay.*`` included), and every byte.
     Sizes of directories, and their link counts unless asked for, are a file system's own affair.
     """
-    seen_left = dict(_walk(left))
-    seen_right = dict(_walk(right))
-    for path in sorted(seen_left.keys() - seen_right.keys()):
-        yield f"{_show(path)}: only in {left}"
-    for path in sorted(seen_right.keys() - seen_left.keys()):
-        yield f"{_show(path)}: only in {right}"
-    first_left: dict[tuple[int, int], bytes] = {}
-    first_right: dict[tuple[int, int], bytes] = {}
-    for path in sorted(seen_left.keys() & seen_right.keys()):
-        ours, theirs = seen_left[path], seen_right[path]
-        for name, mine, other in _attributes(ours, theirs, directory_nlinks):
-            if mine != other:
-                yield f"{_show(path)}: {name} is {mine!r}, {other!r} on the right"
-        if ours.st_nlink > 1 and stat.S_ISREG(ours.st_mode):
-            mine_first = first_left.setdefault((ours.st_dev, ours.st_ino), path)
-            other_first = first_right.setdefault((theirs.st_dev, theirs.st_ino), path)
-            if mine_first != other_first:
-                yield f"{_show(path)}: linked to {_show(mine_first)}, to {_show(other_first)} on the right"
-        if stat.S_IFMT(ours.st_mode) == stat.S_IFMT(theirs.st_mode):
-            yield from _contents(
-                path, os.path.join(os.fsencode(left), path), os.path.join(os.fsencode(right), path), ours
-            )
+    return compare(survey(left, directory_nlinks=directory_nlinks), survey(right, directory_nlinks=directory_nlinks))
 
 
-def _attributes(
-    ours: os.stat_result, theirs: os.stat_result, directory_nlinks: bool
-) -> Iterator[tuple[str, object, object]]:
-    yield "mode", oct(ours.st_mode), oct(theirs.st_mode)
-    yield "owner", (ours.st_uid, ours.st_gid), (theirs.st_uid, theirs.st_gid)
-    yield "mtime", ours.st_mtime_ns, theirs.st_mtime_ns
-    if not stat.S_ISDIR(ours.st_mode):
-        yield "size", ours.st_size, theirs.st_size
-    if directory_nlinks or not stat.S_ISDIR(ours.st_mode):
-        yield "nlink", ours.st_nlink, theirs.st_nlink
-    if stat.S_ISCHR(ours.st_mode) or stat.S_ISBLK(ours.st_mode):
-        yield "device", ours.st_rdev, theirs.st_rdev
-
-
-def _contents(path: bytes, left: bytes, right: bytes, status: os.stat_result) -> Iterator[str]:
-    mine, other = _xattrs(left), _xattrs(right)
-    if mine != other:
-        yield f"{_show(path)}: xattrs are {mine!r}, {other!r} on the right"
-    if stat.S_ISLNK(status.st_mode):
-        if os.readlink(left) != os.readlink(right):
-            yield f"{_show(path)}: target is {os.readlink(left)!r}, {os.readlink(right)!r} on the right"
-    elif stat.S_ISREG(status.st_mode) and _digest(left) != _digest(right):
-        yield f"{_show(path)}: other bytes"
-
-
-def _walk(root: str) -> Iterator[tuple[bytes, os.stat_result]]:
-    base = os.fsencode(root)
+def _walk(base: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
     yield b"", os.lstat(base)
     waiting = [b""]
     while waiting:

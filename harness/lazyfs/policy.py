@@ -73,8 +73,10 @@ class Policy:
     background_in_flight: int = 1
     background_from_mount: bool = False
     """Count ``background_after_s`` from the mount, whether the container is ready or not."""
-    read_ahead_kib: int = 0
-    """Kernel read-ahead of the mount, set through sysfs where that is writable; 0 leaves the kernel's 128."""
+    read_ahead_kib: int = 256
+    """Kernel read-ahead of the mount, and so the largest request of a cached read (up to 1 MiB), set through sysfs where
+    that is writable; 0 leaves the kernel's 128. python-data, ``import pandas``, tree: 1 386 reads with 64, 1 115 with
+    128, 934 with 256, 830 with 512, which begins to fetch spans that nobody needs."""
     eager: bool = False
     """Fetch and inflate everything into the disk cache before the mount is reported."""
     direct_io: bool = True
@@ -85,13 +87,13 @@ _STARGZ = Policy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=0.0, skip_xattrs=False, partial_inflate=False,
     region_bytes=50_000, block_bytes=0, merge_gap=0, merge_bytes=2 * MIB, readahead_units=0, in_flight=16,
     cache_inflated=True, prefetch_in_flight=1, background_after_s=5.0, background_interval_s=0.0, background_units=1,
-    background_in_flight=2, background_from_mount=True, attempts=6, retry_first_s=0.03,
+    background_in_flight=2, background_from_mount=True, read_ahead_kib=0, attempts=6, retry_first_s=0.03,
 )  # fmt: skip
 _SOCI = Policy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=1.0, skip_xattrs=False, partial_inflate=False,
     block_bytes=0, merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True,
     background_after_s=30.0, background_interval_s=0.5, background_units=1, background_from_mount=True,
-    attempts=9, retry_first_s=0.03,
+    attempts=9, retry_first_s=0.03, read_ahead_kib=0,
 )  # fmt: skip
 _EAGER = Policy(eager=True, merge_bytes=8 * MIB, prefetch=False, background=False, cache_inflated=True)
 
