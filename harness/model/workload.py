@@ -122,6 +122,10 @@ class RuntimeWorkload(Table):
     name: Name
     argv: Many[str] = Field(default=(), description="Program and arguments, run in the container.")
     command: str = Field(default="", description="A line for the container's /bin/sh instead of argv.")
+    setup: str = Field(
+        default="",
+        description="A line for /bin/sh, run once before the first pass and not measured. What it reads is not cold.",
+    )
     temperatures: Many[Temperature] = Field(default=(), description="Instead of the ones all workloads run at.")
 
     @model_validator(mode="after")

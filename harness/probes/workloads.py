@@ -45,6 +45,8 @@ class PlannedWorkload:
     temperatures: tuple[Temperature, ...] = TEMPERATURES
     argv: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
+    setup: str = ""
+    """A line for the container's /bin/sh that comes before the first pass and is not measured."""
 
 
 class WorkloadProcess:
@@ -132,7 +134,10 @@ class FileWorkloads:
     def _run_one(
         self, planned: PlannedWorkload, machine: Machine, engine: Engine, process: WorkloadProcess
     ) -> list[WorkloadResult]:
-        results = []
+        results: list[WorkloadResult] = []
+        if planned.setup and (failure := self._set_up(planned, process)) is not None:
+            first = planned.temperatures[0]
+            return [WorkloadResult(workload=planned.name, temperature=first, wall_s=0.0, operations=0, failure=failure)]
         quarters = self._selection.quarters.get(planned.name)
         for number, temperature in enumerate(TEMPERATURES):
             wanted = temperature in planned.temperatures
@@ -165,6 +170,14 @@ class FileWorkloads:
             if wanted:
                 results.append(result)
         return results
+
+    def _set_up(self, planned: PlannedWorkload, process: WorkloadProcess) -> Failure | None:
+        self._progress(f"{planned.name} set-up")
+        request = {"workload": "command", "argv": ["/bin/sh", "-c", planned.setup], "env": planned.env}
+        answer = process.request(request, f"{planned.name}, set-up")
+        if "error" not in answer:
+            return None
+        return Failure(kind="WorkloadError", message=f"{planned.name}, set-up: {answer['error']}", phase="workloads")
 
     def _measure(
         self,

@@ -147,7 +147,8 @@ class Setups:
 
         runtime = scenario.runtime
         planned = [
-            PlannedWorkload(w.name, w.temperatures or runtime.temperatures, w.arguments) for w in runtime.workloads
+            PlannedWorkload(w.name, w.temperatures or runtime.temperatures, w.arguments, setup=w.setup)
+            for w in runtime.workloads
         ]
         selection = select([file.for_selection() for file in material.files], self.seed, touched=touched)
 
