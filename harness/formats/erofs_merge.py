@@ -10,8 +10,9 @@ Decisions, where tools differ or the formats leave room:
 - A directory over a directory keeps the children and takes the upper one's metadata. Every other meeting replaces.
 - Later entries of one layer win in the order of the tar, as for an unpacker: a file over a directory removes the
   directory's content; an entry below a file or symlink of its own layer is refused.
-- A missing parent keeps what a lower layer says about that directory (as containerd unpacks); where no layer has it,
-  or where it is no directory below, it exists with mode 0755, owner 0:0 and time 0.
+- A parent that the layer itself does not describe (its root as well) has mode 0755, owner 0:0 and time 0, whatever
+  lower layers say of it: it is a directory of this layer, and OverlayFS shows the uppermost one's metadata. Docker
+  and the FUSE snapshotters do so too; containerd's full unpack copies a lower layer's metadata instead.
 - A hard link shares its target's inode, metadata included. Its target is the entry of that name at that point of
   the unpacking, else one that comes later in the same layer. A target in a lower layer is copied up, as link(2) on
   OverlayFS does: the target's name and the new one share a new inode, other old names keep the old one.
@@ -20,7 +21,8 @@ Decisions, where tools differ or the formats leave room:
 - A symlink's mode is 0777, whatever its header says: Linux has no other.
 - Names are bytes; the order inside a directory is that of the bytes.
 
-Sources: OCI image spec 1.1 (layer.md); Linux Documentation/filesystems/overlayfs.rst; containerd archive/tar.go.
+Sources: OCI image spec 1.1 (layer.md); Linux Documentation/filesystems/overlayfs.rst; containerd archive/tar.go
+(mkparent); moby pkg/archive (createImpliedDirectories); stargz-snapshotter estargz (getOrCreateDir).
 """
 
 from __future__ import annotations
@@ -155,13 +157,15 @@ class _Merger:
     first: int = 0
     """First entry of the layer being added, and likewise of the extra inodes: what is older lies below."""
     first_extra: int = 0
+    own_directories: set[bytes] = field(default_factory=set)
+    """Paths whose directory, where there is one, is known to be the layer's being added."""
     where: str = ""
 
     def __post_init__(self) -> None:
         self.kinds = bytearray(b"".join(table.kinds.tobytes() for table in self.tables))
         self.total = len(self.kinds)
         self.directories[b""] = {}
-        self.root = self._extra(-1, Kind.DIR)
+        self.root = self._extra(-1, Kind.DIR)  # shown where there is no layer
 
     def _extra(self, source: int, kind: int) -> int:
         self.extra_sources.append(source)
@@ -179,12 +183,14 @@ class _Merger:
         names, links = table.names, table.links
         self._hide(names, table)
         directories, kinds = self.directories, self.kinds
+        self.root = self._extra(-1, Kind.DIR)
+        self.own_directories = {b""}
         postponed: list[tuple[int, bytes, bytes]] = []
         last_parent, children = b"", directories[b""]
         for number, name in enumerate(names, self.first):
             parent, _, base = name.rpartition(b"/")
             if parent != last_parent:
-                found = directories.get(parent)
+                found = directories.get(parent) if parent in self.own_directories else None
                 children = self._make_parents(parent) if found is None else found
                 last_parent = parent
             if base[:4] == WHITEOUT_PREFIX:
@@ -261,20 +267,24 @@ class _Merger:
             self.nlinks[number] -= 1
 
     def _make_parents(self, path: bytes) -> dict[bytes, int]:
-        """Children of ``path``, whose directories are made where they are missing."""
+        """Children of ``path``, whose directories become this layer's where they are missing or only below."""
         missing = []
-        while path not in self.directories:
+        while path not in self.own_directories or path not in self.directories:
             missing.append(path)
             path = path.rpartition(b"/")[0]
         children = self.directories[path]
         for made in reversed(missing):
             base = made.rpartition(b"/")[2]
             old = children.get(base)
-            if old is not None and self._is_own(old):
+            if old is None or not self._is_own(old):
+                children[base] = self._extra(-1, Kind.DIR)
+                children = self.directories.setdefault(made, {})
+            elif made in self.directories:
+                children = self.directories[made]
+            else:
                 kind = Kind(self.kinds[old]).name.lower()
                 raise UnsafePath(self.where, f"an entry stands below {made[:200]!r}, which is a {kind} of this layer")
-            children[base] = self._extra(-1, Kind.DIR)
-            children = self.directories[made] = {}
+            self.own_directories.add(made)
         return children
 
     def _link(self, name: bytes, target: bytes) -> bool:

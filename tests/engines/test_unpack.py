@@ -116,6 +116,7 @@ def test_unpacking_equals_gnu_tar(tmp_path: Path, pax: bool, piece: int) -> None
 def test_directories_without_an_entry(tmp_path: Path) -> None:
     """A parent that no entry describes is 0755, root's, of time 0, whatever is made in it later."""
     unpack(tar_bytes([("a/b/c", {"data": b"x", "uid": 5})]), tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mtime_ns == 0, "nor does one describe the root"
     for name in ("a", "a/b"):
         status = (tmp_path / "out" / name).stat()
         assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns) == (0o755, 0, 0, 0)

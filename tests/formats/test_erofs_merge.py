@@ -32,9 +32,12 @@ def test_no_layers_and_empty_layer_give_a_root() -> None:
 
 
 def test_root_entry_gives_the_root_its_metadata() -> None:
-    """An entry for the layer's root sets mode and owner; the uppermost layer that has one wins."""
-    image = read(table_of(d(b"", 0o700, uid=7)), table_of(d(b"", 0o711, uid=8)), table_of(f(b"a")))
+    """An entry for the layer's root sets mode and owner; the uppermost layer decides, with an entry or without."""
+    layers = [table_of(d(b"", 0o700, uid=7)), table_of(d(b"", 0o711, uid=8), f(b"a")), table_of(f(b"b"))]
+    image = read(*layers[:2])
     assert (image.root.mode, image.root.uid) == (0o711, 8)
+    image = read(*layers)
+    assert (image.root.mode, image.root.uid, image.root.mtime_s) == (0o755, 0, 0)
 
 
 def test_whiteouts_hide_only_what_lies_below() -> None:
@@ -85,14 +88,27 @@ def test_directory_over_directory_keeps_children_and_takes_metadata() -> None:
     assert [path for path, _ in image.walk()] == [b"", b"a", b"a/1", b"a/2"]
 
 
-def test_missing_parent_keeps_the_lower_directory() -> None:
-    """A parent that a layer leaves out keeps a lower layer's metadata; else it is 0755, root's, time 0."""
-    image = read(table_of(d(b"tmp", 0o1777, uid=3)), table_of(f(b"tmp/a/b")))
-    lower, made = image.lookup(b"tmp"), image.lookup(b"tmp/a")
-    assert lower is not None
-    assert made is not None
-    assert (lower.mode, lower.uid) == (0o1777, 3)
-    assert (made.mode, made.uid, made.mtime_s) == (0o755, 0, 0)
+@pytest.mark.parametrize("upper", [[f(b"tmp/a/b")], [f(b"tmp/a/.wh.x")], [link(b"tmp/a/l", b"f"), f(b"f")]])
+def test_implied_parents_are_the_layers_own(upper: list[Row]) -> None:
+    """A parent that the layer leaves out is 0755, root's, time 0, also over a lower layer's; its children stay."""
+    lower = table_of(d(b"tmp", 0o1777, uid=3, mtime_s=5), f(b"tmp/old", b"1"), d(b"x", 0o700))
+    image = read(lower, table_of(*upper))
+    for path in (b"tmp", b"tmp/a"):
+        made = image.lookup(path)
+        assert made is not None
+        assert (made.mode, made.uid, made.mtime_s) == (0o755, 0, 0)
+    other = image.lookup(b"x")
+    assert image.lookup(b"tmp/old") is not None
+    assert other is not None
+    assert other.mode == 0o700
+
+
+def test_an_implied_parent_may_be_described_later() -> None:
+    """A directory's entry counts wherever it stands in the layer."""
+    image = read(table_of(d(b"tmp", 0o700)), table_of(f(b"tmp/a"), d(b"tmp", 0o1777, uid=4), f(b"tmp/b")))
+    inode = image.lookup(b"tmp")
+    assert inode is not None
+    assert (inode.mode, inode.uid) == (0o1777, 4)
 
 
 @pytest.mark.parametrize("upper", [f(b"a", b"2"), Row("l", b"a", b"b"), Row("p", b"a")])

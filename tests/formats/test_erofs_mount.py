@@ -121,6 +121,7 @@ class Unpacked:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.layers: list[Path] = []
+        self._own: set[bytes] = set()
         place.mkdir()
         (place / "root").mkdir()
         (place / "empty").mkdir()
@@ -150,10 +151,9 @@ class Unpacked:
         with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
             members = [(os.fsencode(member.name).strip(b"/"), member, archive) for member in archive]
             with self.overlay(upper) as root:
-                state = os.lstat(os.path.join(os.fsencode(self.layers[-1] if self.layers else self.place / "empty")))
-                times: dict[bytes, int] = {b"": state.st_mtime_ns}
-                os.chown(root, state.st_uid, state.st_gid)
-                os.chmod(root, state.st_mode)
+                times: dict[bytes, int] = {b"": 0}
+                os.chmod(root, 0o755)
+                self._own = {b""}
                 for path in self._directories(root)[1:]:
                     times[path] = os.lstat(os.path.join(root, path)).st_mtime_ns
                 for name, _, _ in members:
@@ -199,11 +199,19 @@ class Unpacked:
         parents = name.split(b"/")[:-1]
         for depth, part in enumerate(parents):
             at = os.path.join(at, part)
+            path = b"/".join(parents[: depth + 1])
             if os.path.islink(at) or not os.path.isdir(at):
                 self._remove(at)
                 os.mkdir(at, 0o755)
-                os.chmod(at, 0o755)
-                times[b"/".join(parents[: depth + 1])] = 0
+            elif path in self._own:
+                continue
+            # A directory that the layer does not describe is its own all the same, and nothing is said of it.
+            os.chown(at, 0, 0)
+            os.chmod(at, 0o755)
+            for attribute in os.listxattr(at):
+                os.removexattr(at, attribute)
+            times[path] = 0
+            self._own.add(path)
         if os.path.basename(name).startswith(b".wh."):
             return
         if member.islnk():
@@ -219,6 +227,7 @@ class Unpacked:
             for attribute in os.listxattr(full):
                 os.removexattr(full, attribute)
             times[name] = mtime_ns
+            self._own.add(name)
         elif member.issym():
             os.symlink(os.fsencode(member.linkname), full)
         elif member.isreg():

@@ -55,6 +55,17 @@ def test_stacked_layers_equal_the_unpacked_ones(mode: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_parents_that_a_layer_leaves_out(mode: str, tmp_path: Path) -> None:
+    """They are 0755, root's, time 0 in every mode, also over a lower directory that says otherwise; children stay."""
+    lower = tar_of(
+        File(".", mode=0o711), File("tmp", mode=0o1777), File("tmp/below", b"1"), File("run", mode=0o700),
+        File("run/sub", mode=0o700), File("run/sub/gone", b"2"), File("kept", mode=0o700),
+    )  # fmt: skip
+    upper = tar_of(File("tmp/above", b"3"), File("run/sub/.wh.gone", b""), File("new/deep/file", b"4"))
+    check([lower, upper], mode, tmp_path)
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["pax", "gnu"])
 def test_golden_layers_equal_the_unpacked_ones(mode: str, name: str, tmp_path: Path) -> None:
     """Every entry type, long and Unicode names, a name twice, odd times and large ids of the golden layers."""

@@ -82,6 +82,7 @@ class LayerUnpacker:
             if not self._link(name, target, replace=False):
                 self.unresolved_links.append((name, target))
         self._note_created()
+        self._directories.setdefault(b"", None)
         for path, entry in self._directories.items():
             self._finish_directory(path, entry)
 
