@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import FormatError
+from harness.errors import DigestMismatch, FormatError
 from harness.formats.erofs_index import index_parts, load_erofs_index
 from harness.formats.table import Kind
 from harness.lazyfs.indexed_units import IndexedUnits
@@ -17,8 +18,40 @@ if TYPE_CHECKING:
 
     from harness.formats.erofs_index import ErofsIndex
     from harness.formats.erofs_reader import ErofsImage
+    from harness.lazyfs.disk_cache import SparseFile
     from harness.lazyfs.trace import BlockTrace
     from harness.oci.store import BlobStore
+
+
+_PIECE_BYTES = 4 << 20
+
+
+class Windows:
+    """The windows blob as a RangeSource: the registry's, until ``fetch_all`` has brought it to the disk."""
+
+    def __init__(self, remote: BlobRanges, digest: str) -> None:
+        self._remote = remote
+        self._digest = digest
+        self._local: SparseFile | None = None
+
+    def read_range(self, offset: int, size: int) -> bytes:
+        """Exactly ``size`` bytes at ``offset``, unverified: each window has a digest of its own."""
+        data = self._local.read(offset, size) if self._local is not None else None
+        return self._remote.read_range(offset, size) if data is None else data
+
+    def fetch_all(self, file: SparseFile) -> bool:
+        """Bring the whole blob to ``file``, blocking; False when the disk is full. DigestMismatch, RegistryError."""
+        hasher = hashlib.sha256()
+        for offset in range(0, self._remote.size, _PIECE_BYTES):
+            data = self._remote.read_range(offset, min(_PIECE_BYTES, self._remote.size - offset))
+            hasher.update(data)
+            if not file.write(offset, data):
+                return False
+        actual = f"sha256:{hasher.hexdigest()}"
+        if actual != self._digest:
+            raise DigestMismatch("EROFS index: windows", self._digest, actual)
+        self._local = file
+        return True
 
 
 class BlobImage:
@@ -26,8 +59,11 @@ class BlobImage:
 
     def __init__(self, store: BlobStore, index: ErofsIndex) -> None:
         self.index = index
-        windows = None if index.windows is None else BlobRanges(store, index.windows.digest, index.windows.size)
-        self.units = [IndexedUnits(layer, windows) for layer in index.layers]
+        self.windows: Windows | None = None
+        if index.windows is not None:
+            ranges = BlobRanges(store, index.windows.digest, index.windows.size)
+            self.windows = Windows(ranges, index.windows.digest)
+        self.units = [IndexedUnits(layer, self.windows) for layer in index.layers]
         self.sources = [BlobRanges(store, layer.digest, layer.compressed_bytes) for layer in index.layers]
         self._reader: ErofsImage | None = None
 

@@ -6,6 +6,7 @@ are values that the event loop installs.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -21,14 +22,15 @@ if TYPE_CHECKING:
     from harness.lazyfs.units import Decoded, Units
 
 
+_side_loads = ThreadPoolExecutor(8, "side-load")
+
+
 class Sink(Enum):
     """Where a request's units go."""
 
     MEMORY = auto()
     PACKED = auto()
     """To the disk cache as they came (background fetch: no CPU for bytes that may never be read)."""
-    INFLATED = auto()
-    """Inflated to the disk cache (eager)."""
 
 
 @dataclass(slots=True)
@@ -74,14 +76,20 @@ def fetch(place: Place, chosen: Sequence[int], upto: Mapping[int, int], sink: Si
     result = Fetched()
     units, source, disk = place.units, place.source, place.disk
     offset, end = union(units, chosen, policy.region_bytes, place.blob_size)
-    data = source.read_range(offset, end - offset) if end > offset else b""
+    # What is needed besides comes at the same time, not after: with a distant registry that is half the wait.
+    unready = [] if sink is Sink.PACKED else [unit for unit in chosen if not units.ready(unit)]
+    side = _side_loads.submit(units.load, unready) if unready else None
+    try:
+        data = source.read_range(offset, end - offset) if end > offset else b""
+    finally:
+        if side is not None:
+            side.exception()
     if len(data) != end - offset:
         raise FormatError("range", f"{len(data)} bytes came for the {end - offset} at {offset}")
     result.received_bytes = len(data)
     view = memoryview(data)
-    wanted = [unit for unit in chosen if unit in upto or sink is Sink.INFLATED]
-    if wanted:
-        units.load([unit for unit in wanted if not units.ready(unit)])
+    if side is not None:
+        side.result()
     done: set[int] = set()
     for unit in chosen:
         if unit in done:
@@ -96,20 +104,17 @@ def fetch(place: Place, chosen: Sequence[int], upto: Mapping[int, int], sink: Si
                 if disk.packed is not None and disk.packed.write(start, part):
                     result.written_packed.add(unit)
                 continue
-            if sink is Sink.MEMORY and unit not in upto:
+            if unit not in upto:
                 result.packed.append((unit, bytes(part)))
                 continue
-            limit = upto.get(unit)
             whole = units.ends[unit] - units.starts[unit]
-            for piece in units.decode(unit, part, whole if limit is None or not policy.partial_inflate else limit):
+            for piece in units.decode(unit, part, upto[unit] if policy.partial_inflate else whole):
                 done.add(piece.unit)
                 result.inflated_bytes += sum(map(len, piece.pieces))
-                keep = piece.rest is None and (sink is Sink.INFLATED or policy.cache_inflated)
-                file = disk.inflated if keep else None
+                file = disk.inflated if piece.rest is None and policy.cache_inflated else None
                 if file is not None and file.write_pieces(units.starts[piece.unit], piece.pieces):
                     result.written_inflated.add(piece.unit)
-                if sink is Sink.MEMORY:
-                    result.decoded.append((piece, bytes(part) if piece.rest is not None else None))
+                result.decoded.append((piece, bytes(part) if piece.rest is not None else None))
         except ContentError as error:
             result.failed[unit] = error
     return result

@@ -74,11 +74,12 @@ class Policy:
     background_from_mount: bool = False
     """Count ``background_after_s`` from the mount, whether the container is ready or not."""
     read_ahead_kib: int = 256
-    """Kernel read-ahead of the mount, and so the largest request of a cached read (up to 1 MiB), set through sysfs where
-    that is writable; 0 leaves the kernel's 128. python-data, ``import pandas``, tree: 1 386 reads with 64, 1 115 with
-    128, 934 with 256, 830 with 512, which begins to fetch spans that nobody needs."""
+    """Kernel read-ahead of the mount, and so the largest request of a cached read (up to 1 MiB), set through sysfs
+    where that is writable; 0 leaves the kernel's 128. python-data, ``import pandas``, tree: 1 386 reads with 64,
+    1 115 with 128, 934 with 256, 830 with 512, which begins to fetch spans that nobody needs."""
     eager: bool = False
-    """Fetch and inflate everything into the disk cache before the mount is reported."""
+    """Blob presentation: fetch all layers whole and inflate them into the disk cache before the mount. Streams need no
+    windows, one digest, and no seeking: cheaper than fetching everything span by span."""
     direct_io: bool = True
     """Blob presentation: the FUSE file's bytes are not cached a second time below EROFS."""
 
@@ -95,7 +96,7 @@ _SOCI = Policy(
     background_after_s=30.0, background_interval_s=0.5, background_units=1, background_from_mount=True,
     attempts=9, retry_first_s=0.03, read_ahead_kib=0,
 )  # fmt: skip
-_EAGER = Policy(eager=True, merge_bytes=8 * MIB, prefetch=False, background=False, cache_inflated=True)
+_EAGER = Policy(eager=True, prefetch=False, background=False)
 
 PRESETS: dict[tuple[str, str], Policy] = {
     ("estargz", "tuned"): Policy(),

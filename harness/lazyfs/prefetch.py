@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from harness.errors import DiskFull, RegistryError
 from harness.lazyfs.fetch import Sink
-from harness.lazyfs.store import ABSENT, INFLATED
+from harness.lazyfs.store import ABSENT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -137,25 +136,3 @@ def _all_local(store: Store) -> bool:
         for layer in store.layers
         for unit, state in enumerate(layer.state)
     )
-
-
-async def fetch_everything(store: Store) -> None:
-    """Fetch and inflate all layers into the disk cache (preset ``eager``), several requests at a time.
-
-    Raises DiskFull, or the error of a unit that cannot be had.
-    """
-    groups: deque[tuple[Layer, list[int]]] = deque()
-    for layer in store.layers:
-        absent = [unit for unit in range(len(layer.state)) if layer.state[unit] != INFLATED]
-        groups.extend((layer, group) for group in store.group(layer, absent))
-    await _in_parallel(store.policy.in_flight, groups, partial(_fetch_inflated, store))
-
-
-async def _fetch_inflated(store: Store, layer: Layer, group: list[int]) -> None:
-    flight = await store.fetch(layer, group, {}, Sink.INFLATED)
-    for error in flight.failed.values():
-        raise error
-    if any(layer.state[unit] != INFLATED for unit in group):
-        if layer.disk.inflated is None or layer.disk.inflated.full:
-            raise DiskFull("the machine's disk has no room for the decompressed layers; give the shape a larger one")
-        raise RegistryError(f"layer {layer.index}: units {group[0]}-{group[-1]} did not arrive")

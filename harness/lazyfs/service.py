@@ -15,9 +15,9 @@ from harness.formats.erofs_spans import WHOLE
 from harness.lazyfs import prefetch as fetching
 from harness.lazyfs.blob import NAME as BLOB_NAME
 from harness.lazyfs.blob import BlobOperations
-from harness.lazyfs.blob_image import BlobImage
+from harness.lazyfs.blob_image import BlobImage, Windows
 from harness.lazyfs.counters import Counters
-from harness.lazyfs.disk_cache import DiskCache
+from harness.lazyfs.disk_cache import DiskCache, SparseFile
 from harness.lazyfs.mounts import set_read_ahead
 from harness.lazyfs.policy import Policy, policy_of
 from harness.lazyfs.sources import OpenedLayer, open_layer
@@ -75,6 +75,9 @@ class Service:
         self._client: BlobStore | None = None
         self._name_touches: Callable[[], list[dict[str, Any]]] = list
         self._disks: list[DiskCache] = []
+        self._files: list[SparseFile] = []
+        self._windows: Windows | None = None
+        self._scratch = ""
 
     async def mount(self, request: dict[str, Any], report: Report) -> dict[str, Any]:
         """Serve the image of ``request``; what to tell the caller. Raises ColdbenchError.
@@ -86,6 +89,7 @@ class Service:
         if self._store is not None:
             raise UsageError("this daemon serves an image already")
         policy = policy_of(str(request["mode"]), str(request["preset"]), request.get("options"))
+        self._scratch = str(request["scratch"])
         client = self._client = connect(request["store"], policy)
         self._store = Store(policy, self.counters, self._nursery)
         self.counters.layers_unpacked = int(request.get("layers_unpacked", 0))
@@ -96,8 +100,8 @@ class Service:
         self._nursery.start_soon(self._run_background, self._store, policy)
         return {"root": self.mountpoint, **answer}
 
-    def _disk(self, policy: Policy, request: dict[str, Any], number: int) -> DiskCache:
-        disk = DiskCache(str(request["scratch"]) if policy.disk_cache else None, number)
+    def _disk(self, policy: Policy, number: int) -> DiskCache:
+        disk = DiskCache(self._scratch if policy.disk_cache else None, number)
         self._disks.append(disk)
         return disk
 
@@ -117,7 +121,7 @@ class Service:
         layers = [layer for layer in opened if layer is not None]
         self.counters.layers_lazy = len(layers)
         for layer in layers:
-            store.add_layer(layer.units, layer.source, self._disk(policy, request, layer.number), layer.size)
+            store.add_layer(layer.units, layer.source, self._disk(policy, layer.number), layer.size)
         start = time.monotonic_ns()
         trace = Trace(int(request.get("t0_ns") or start)) if request.get("trace") else None
         tree = TreeOperations(policy, self.counters, trace)
@@ -149,20 +153,17 @@ class Service:
         trace = BlockTrace(int(request.get("t0_ns") or start)) if request.get("trace") else None
         whole: list[tuple[Layer, IndexedLayer]] = []
         for layer, units, source in zip(image.index.layers, image.units, image.sources, strict=True):
-            added = store.add_layer(units, source, self._disk(policy, request, layer.number), layer.compressed_bytes)
-            if layer.kind == WHOLE:
+            added = store.add_layer(units, source, self._disk(policy, layer.number), layer.compressed_bytes)
+            if layer.kind == WHOLE or policy.eager:
                 whole.append((added, layer))
         self.counters.layers_lazy = len(image.index.layers) - len(whole)
         self.counters.layers_unpacked += len(whole)
         await gather([partial(self._fill_whole, client, *entry, report) for entry in whole])
-        if policy.eager:
-            start = time.monotonic_ns()
-            await fetching.fetch_everything(store)
-            report("fetch", start, time.monotonic_ns(), None, "fetch and inflate")
         start = time.monotonic_ns()
         blob = BlobOperations(policy, self.counters, trace)
         blob.reader = self._reader
         blob.present(store, image.index.metadata, image.index.layer_starts, image.index.image_bytes)
+        self._windows = image.windows
         if trace is not None:
             self._name_touches = partial(image.name_touches, trace)
         self._switch.turn_to(blob)
@@ -173,11 +174,11 @@ class Service:
         return {"file": BLOB_NAME, "layers_whole": [layer.number for _, layer in whole]}
 
     async def _fill_whole(self, client: BlobStore, layer: Layer, indexed: IndexedLayer, report: Report) -> None:
-        """A layer without a way in: all of it into the disk cache before anything is mounted."""
+        """All of a layer into the disk cache before anything is mounted."""
         start = time.monotonic_ns()
         sink = layer.disk.inflated
         if sink is None:
-            raise UsageError("a layer without a way in needs the disk cache: leave option disk_cache on")
+            raise UsageError("a layer that is fetched whole needs the disk cache: leave option disk_cache on")
         received = await trio.to_thread.run_sync(
             fetch_whole, client, indexed.digest, indexed.kind, indexed.size, sink, abandon_on_cancel=True
         )
@@ -186,7 +187,7 @@ class Service:
         self.counters.requests += 1
         self.counters.bytes_inflated += indexed.size
         self.counters.spans_fetched += len(layer.state)
-        report("fetch", start, time.monotonic_ns(), indexed.number, "whole: no way into its compression")
+        report("fetch", start, time.monotonic_ns(), indexed.number, "whole")
 
     def _start_prefetch(self, store: Store, extents: list[fetching.Extent]) -> None:
         if extents:
@@ -205,10 +206,23 @@ class Service:
             if not policy.background_from_mount:
                 await self._ready.wait()
             start = time.monotonic_ns()
-            self.background_complete = await fetching.background(store)
+            self.background_complete = await fetching.background(store) and await self._fetch_windows()
             self.spans.append(("background", start, time.monotonic_ns()))
         finally:
             self.background_done.set()
+
+    async def _fetch_windows(self) -> bool:
+        """The blob's windows are wanted for units that were fetched but not inflated; whether they are local now."""
+        windows = self._windows
+        if windows is None:
+            return True
+        file = SparseFile(self._scratch, "windows")
+        self._files.append(file)
+        try:
+            return await trio.to_thread.run_sync(windows.fetch_all, file, abandon_on_cancel=True)
+        except ColdbenchError as error:
+            log.warning("background fetch of the windows: %s", error)
+            return False
 
     def mark_ready(self) -> None:
         """The container is ready: freeze the counters 'before ready', let the background fetch begin."""
@@ -237,6 +251,8 @@ class Service:
         """Let go of files and connections; the session is stopped by the caller."""
         for disk in self._disks:
             disk.close()
+        for file in self._files:
+            file.close()
         if self._client is not None:
             self._client.close()
 

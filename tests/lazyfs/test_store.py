@@ -22,7 +22,7 @@ from harness.lazyfs.counters import Counters
 from harness.lazyfs.disk_cache import DiskCache
 from harness.lazyfs.policy import PRESETS, Policy
 from harness.lazyfs.span_units import SpanInflater, SpanUnits
-from harness.lazyfs.store import INFLATED, PACKED, Layer, Store
+from harness.lazyfs.store import PACKED, Layer, Store
 from tests.lazyfs.support import GOLDEN, File, noise, tar_of, text
 
 if TYPE_CHECKING:
@@ -261,20 +261,6 @@ def test_background_gives_up_on_a_registry_that_is_gone(tmp_path: Path) -> None:
         assert len(source.ranges) < len(layer.state)
 
     run(work, policy, tmp_path)
-
-
-def test_eager_inflates_everything_to_disk(tmp_path: Path) -> None:
-    """No unit is left out, and memory stays empty."""
-
-    async def work(store: Store, layer: Layer, source: Source) -> None:
-        await prefetch.fetch_everything(store)
-        assert set(layer.state) == {INFLATED}
-        assert not store.memory.units
-        asked = len(source.ranges)
-        assert bytes(await store.read(layer, 5, 200_000, layer.size)) == TAR[5:200_005]
-        assert len(source.ranges) == asked
-
-    run(work, PRESETS["erofs", "eager"], tmp_path)
 
 
 def test_bytes_that_do_not_fit_on_disk_stay_right(tmp_path: Path) -> None:
