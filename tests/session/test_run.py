@@ -113,7 +113,8 @@ def test_whole_run(command: Command, tmp_path: Path) -> None:
         assert observation.wire_before_ready.requests >= 3, "manifest, config, layer"
         assert observation.bound is not None
         assert "leaving with 0" in observation.output_tail
-    assert [p.form for p in load_preparations(tmp_path / "s")] == ["image"]
+    assert [p.form for p in load_preparations(tmp_path / "s")] == ["image", "application"]
+    assert 0 < observation.details["application_cpu_s"] < 1
     assert "[4/4]" in err
 
 
@@ -178,3 +179,29 @@ def test_named_registry_with_tls(command: Command, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "0 failed" in done.stdout
     assert all(undisturbed(o) for o in load(tmp_path / "s")[1])
+
+
+def test_trace(command: Command, tmp_path: Path, registry: str) -> None:
+    """A start's reads are listed, shown and kept as a prefetch list that the indexing commands take."""
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit"])
+    for mode in ("soci", "erofs"):
+        code, out, err = command.run("trace", str(scenario), "--mode", mode, "--json", "--registry", registry)
+        assert code == 0, err
+        document = json.loads(out)
+        # Finding the user reads two more; EROFS sees blocks, in which they are neighbours.
+        assert {"/bin/probe"} <= {t["path"] for t in document["first_touches"]} <= {
+            "/bin/probe", "/etc/passwd", "/etc/group",
+        }, mode  # fmt: skip
+        assert 1 <= document["image"]["files_read"] <= document["image"]["files"]
+        assert document["layers"][0]["bytes_read"] > 0
+    code, out, err = command.run("trace", str(scenario), "--out", "list", "--registry", registry)
+    assert code == 0, err
+    assert (tmp_path / "list").read_text("utf-8").splitlines()[-1] == "/bin/probe"
+    assert "files touched" in out
+    layout = f"oci:{tmp_path}/layout:latest"
+    code, out, err = command.run("index", "erofs", layout, f"oci:{tmp_path}/indexed:latest", "--prefetch", "list")
+    assert code == 0, err
+    assert "has no file" not in err
+    code, _out, err = command.run("trace", str(scenario), "--mode", "overlay2")
+    assert code == 2
+    assert "no mode whose reads can be seen" in err

@@ -1,0 +1,191 @@
+"""``coldbench trace``: what a start really reads of its image, and what the image could do without."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.model.observation import Observation
+    from harness.model.plan import PlannedCase
+    from harness.model.session import Preparation
+    from harness.session.reads import Part, Reads
+    from harness.session.setups import Setups
+
+MODES = ("soci", "estargz", "erofs")
+ROWS = 15
+
+
+def trace(
+    scenario: str = typer.Argument(..., metavar="SCENARIO", help="A scenario's file or name."),
+    mode: str = typer.Option(
+        "soci", "--mode", help="soci or estargz (reads by file), erofs (by blocks of 64 KiB, mapped back to files)."
+    ),
+    shape: str = typer.Option("unlimited", "--shape", help="A shape's name or an inline form."),
+    out: Path | None = typer.Option(
+        None, "--out", metavar="FILE", help="Write the files read, in first-touch order, as a prefetch list."
+    ),
+    rows: int = typer.Option(ROWS, "--rows", min=1, help="Lines of each table."),
+    registry: str = typer.Option("", "--registry", metavar="URL", help="Use this registry instead of one's own."),
+    as_json: bool = typer.Option(False, "--json", help="Print everything as JSON."),
+) -> None:
+    """Run one start and list what it reads: per layer, per package directory, and what it never touches.
+
+    The list of --out serves `prefetch = [...]` of a scenario, `coldbench convert estargz --prioritize FILE` and
+    `coldbench index erofs --prefetch FILE`.
+    """
+    from harness import scenarios
+    from harness.cli.progress import make_progress
+    from harness.errors import UsageError
+    from harness.machine.host import require_root
+    from harness.model.shape import parse_shape
+    from harness.model.workload import near_miss
+    from harness.oci.cache import Cache
+    from harness.session import reads, traces
+    from harness.session.interrupts import Interrupts
+    from harness.session.preparation import Preparer
+    from harness.session.registry import named_endpoint, own_endpoint
+    from harness.session.setups import TRACE_MODE, Setups, side_case
+
+    if mode not in MODES:
+        hint = near_miss(mode, MODES) or f"; expected one of {', '.join(MODES)}"
+        raise UsageError(f"--mode {mode}: no mode whose reads can be seen{hint}")
+    loaded = scenarios.load(scenarios.find(scenario))
+    case = side_case(loaded, mode, shape=parse_shape(shape))
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no directory {out.parent}")
+    endpoint = named_endpoint(registry) if registry else None
+    require_root("tracing a start")
+    cache = Cache.default()
+    with ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        progress = stack.enter_context(make_progress(sys.stderr))
+        endpoint = endpoint or own_endpoint(stack, cache.registry)
+        setups = Setups(
+            session="trace",
+            seed=secrets.randbelow(1 << 31),
+            scenarios={loaded.name: loaded},
+            preparer=Preparer(cache, endpoint.host, endpoint.prefix, _ignore, progress),
+            endpoint=endpoint,
+            interrupts=interrupts,
+            progress=progress,
+        )
+        observation, touches, found = _run(setups, case)
+        paths = traces.paths_of(touches)
+        if mode == TRACE_MODE:
+            # The newest trace is what `prefetch = "trace"` uses.
+            traces.save(traces.place(cache, observation.image_digest, loaded.workload), paths)
+    if out is not None:
+        try:
+            out.write_text("".join(f"{path}\n" for path in paths), "utf-8", "surrogateescape")
+        except OSError as error:
+            raise UsageError(f"--out {out}: {error.strerror}") from None
+    if as_json:
+        print(json.dumps(_document(observation, found, touches), indent=2))
+    else:
+        _print(observation, found, reads.most_read(found), rows)
+        if out is not None:
+            print(f"{len(paths)} files in first-touch order: {out}")
+
+
+def _ignore(_preparation: Preparation) -> None:
+    """There is no session to record preparations in."""
+
+
+def _run(setups: Setups, case: PlannedCase) -> tuple[Observation, list[dict[str, Any]], Reads]:
+    from harness.oci.location import open_source
+    from harness.session import reads
+    from harness.session.image_files import list_files
+
+    scenario = setups.scenarios[case.case.scenario]
+    material = setups.material(scenario)
+    local = setups.preparer.local(scenario)
+    with setups.interrupts.allowed(), open_source(local.name) as source:
+        files = material.files or list_files(source, local.image, setups.preparer.cache.root)
+    observation, touches = setups.trace(case)
+    return observation, touches, reads.analyse(files, touches, len(local.image.layers))
+
+
+def _document(observation: Observation, found: Reads, touches: list[dict[str, Any]]) -> dict[str, object]:
+    return {
+        "scenario": observation.case.scenario,
+        "mode": observation.case.mode,
+        "shape": observation.case.shape,
+        "image_digest": observation.image_digest,
+        "time_to_ready_s": observation.time_to_ready_s,
+        "received_before_ready_bytes": observation.wire_before_ready.received_bytes,
+        "image": found.image.as_dict(),
+        "layers": [part.as_dict() for part in found.layers],
+        "packages": [part.as_dict() for part in found.packages],
+        "unread": [part.as_dict() for part in found.unread],
+        "replaced_files_read": list(found.unknown),
+        "first_touches": touches,
+    }
+
+
+def _print(observation: Observation, found: Reads, most: Sequence[Part], rows: int) -> None:
+    from rich.console import Console
+
+    image = found.image
+    console = Console(highlight=False)
+    console.print(
+        f"{observation.case.scenario} under {observation.case.mode} on {observation.case.shape}: "
+        f"ready after {observation.time_to_ready_s:.2f} s\n"
+        f"{image.files_read} of {image.files} files touched ({_share(image.files_read, image.files)}), "
+        f"{_mb(image.bytes_read)} of {_mb(image.bytes)} MB read ({_share(image.bytes_read, image.bytes)})",
+        markup=False,
+    )
+    _table(console, "layer", found.layers, len(found.layers))
+    _table(console, "read most", most, rows)
+    unread = found.unread
+    _table(console, "never touched", unread, rows, read=False)
+    console.print(
+        f"{len(unread)} package directories with {sum(p.files for p in unread)} files and "
+        f"{_mb(sum(p.bytes for p in unread))} MB were never touched; this start could do without them.",
+        markup=False,
+    )
+
+
+def _table(console: Any, title: str, parts: Sequence[Part], rows: int, *, read: bool = True) -> None:
+    from rich.table import Table
+
+    if not parts:
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column(title, overflow="fold")
+    for column in ("files", "MB", "touched", "read, MB", "share") if read else ("files", "MB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for part in [*parts[:rows], *_sum_of(parts[rows:])]:
+        cells = [str(part.files), _mb(part.bytes), str(part.files_read), _mb(part.bytes_read)]
+        table.add_row(part.name, *(([*cells, _share(part.bytes_read, part.bytes)]) if read else cells[:2]))
+    console.print(table)
+
+
+def _sum_of(parts: Sequence[Part]) -> list[Part]:
+    """All of them as one line, none if there are none."""
+    from harness.session.reads import Part
+
+    if not parts:
+        return []
+    names = ("files", "bytes", "files_read", "bytes_read")
+    return [Part(f"… {len(parts)} more", *(sum(getattr(part, name) for part in parts) for name in names))]
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else ""
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(trace)
