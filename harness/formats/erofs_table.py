@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.errors import FormatError
 from harness.formats.table import Kind, LayerTable
-from harness.formats.tar import TarScanner, clean_name
+from harness.formats.tar import TarScanner, clean_name, clean_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,7 +69,7 @@ class TarTable:
             if kind == Kind.SYMLINK:
                 self._links[index] = entry.linkname
             elif kind == Kind.HARDLINK:
-                self._links[index] = clean_name(entry.linkname)
+                self._links[index] = clean_target(entry.linkname)
             elif kind in {Kind.CHAR, Kind.BLOCK}:
                 self._rdevs[index] = (entry.devmajor, entry.devminor)
             if entry.pax and (xattrs := entry.xattrs):

@@ -1,7 +1,7 @@
 """Cleaning of a TOC's entry names, all at once: a machine with a quarter of a CPU does this before it can mount.
 
 A name means ``path.Clean("/" + name)`` without the leading slash (stargz-snapshotter, estargz/estargz.go). A name
-that climbs above the root is refused instead of being cut short: no honest tool writes one.
+that is absolute or climbs above the root is refused instead of being cut short: no honest tool writes one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _ODD = {
 def clean_names(names: Sequence[str]) -> list[bytes]:
     """Each name as a cleaned path in UTF-8: no ``.``, ``..`` or empty component; the root is ``b""``.
 
-    Raises UnsafePath for a name that leaves the root, FormatError for a NUL, a lone surrogate or a name too long.
+    Raises UnsafePath for a name that is absolute or leaves the root, FormatError for a NUL, a lone surrogate or a name
+    too long.
     """
     if not names:
         return []
@@ -47,7 +48,9 @@ def clean_names(names: Sequence[str]) -> list[bytes]:
 
 
 def clean_name(name: str) -> bytes:
-    """One name, as ``clean_names`` does it; also for the target of a hard link."""
+    """One name, as ``clean_names`` does it."""
+    if name.startswith("/"):
+        raise UnsafePath("eStargz TOC", f"{name[:200]!r} is an absolute name, which a layer must not hold")
     if "\0" in name:
         raise FormatError("eStargz TOC", f"the name {name[:80]!r} holds a NUL byte")
     components: list[str] = []
@@ -61,6 +64,11 @@ def clean_name(name: str) -> bytes:
         else:
             components.append(component)
     return _encode("/".join(components))
+
+
+def clean_target(target: str) -> bytes:
+    """The target of a hard link, as ``clean_name``; one that begins with ``/`` is read from the layer's root."""
+    return clean_name(target.lstrip("/"))
 
 
 def _encode(text: str) -> bytes:

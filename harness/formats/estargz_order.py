@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from harness.formats.estargz_toc import HIDDEN_NAMES, LANDMARK_CONTENT, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK
 from harness.formats.table import Kind
-from harness.formats.tar import TarEntry, clean_name
+from harness.formats.tar import TarEntry, clean_name, clean_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -56,7 +56,7 @@ def order_entries(entries: Iterable[TarEntry], prioritized: Sequence[str] = ()) 
     """Put a tar's entries in eStargz order; raises FormatError for a type no layer holds, UnsafePath for a bad name."""
     current = _surviving(entries)
     done: dict[bytes, Item] = {}
-    missing = [name for name in prioritized if not _move(clean_name(name.encode()), current, done)]
+    missing = [name for name in prioritized if not _move(clean_target(name.encode()), current, done)]
     first = list(done.values())
     for name in list(current):
         if name in current:
@@ -83,7 +83,7 @@ def _surviving(entries: Iterable[TarEntry]) -> dict[bytes, Item]:
         if entry.sparse is not None or entry.flag not in b"0123456":
             item.header = encode_header(entry, size=entry.size)
         if item.kind == Kind.HARDLINK:
-            target = clean_name(entry.linkname)
+            target = clean_target(entry.linkname)
             if target == name:
                 continue  # a link to itself says nothing
             links.setdefault(target, []).append(item)
@@ -100,7 +100,7 @@ def _take_over(replaced: Item, links: dict[bytes, list[Item]], current: dict[byt
     if not heirs:
         return
     if replaced.kind == Kind.HARDLINK:
-        _retarget(heirs, clean_name(replaced.entry.linkname), links)
+        _retarget(heirs, clean_target(replaced.entry.linkname), links)
         return
     heir, others = heirs[0], heirs[1:]
     heir.header = encode_header(replaced.entry, size=replaced.payload.size, name=heir.entry.name)
@@ -132,7 +132,7 @@ def _move(name: bytes, current: dict[bytes, Item], done: dict[bytes, Item], *, p
             continue
         seen.add(at)
         if item.kind == Kind.HARDLINK:
-            target = clean_name(item.entry.linkname)
+            target = clean_target(item.entry.linkname)
             if target not in seen:
                 pending.append(target)
         if parents:

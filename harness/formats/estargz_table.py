@@ -18,7 +18,7 @@ import numpy as np
 
 from harness.errors import FormatError
 from harness.formats.estargz_chunks import ADDRESS_ALIGNMENT, ChunkMap
-from harness.formats.estargz_names import clean_name, clean_names
+from harness.formats.estargz_names import clean_names, clean_target
 from harness.formats.estargz_toc import HIDDEN_NAMES, PREFETCH_LANDMARK, TocEntry
 from harness.formats.table import Kind, LayerTable
 
@@ -213,7 +213,7 @@ def _table(
         if kind == Kind.SYMLINK:
             links[i] = _utf8(entry.link_name)
         elif kind == Kind.HARDLINK:
-            links[i] = clean_name(entry.link_name)
+            links[i] = clean_target(entry.link_name)
         elif kind in (Kind.CHAR, Kind.BLOCK):
             if not (0 <= entry.dev_major <= MAX_OWNER and 0 <= entry.dev_minor <= MAX_OWNER):
                 raise FormatError(_WHERE, f"{entry.name!r} has device numbers out of range")

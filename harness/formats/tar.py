@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Protocol
 from harness.errors import FormatError
 from harness.formats import tar_sparse
 from harness.formats.table import Kind
-from harness.formats.tar_fields import clean_name, decimal, number, pax_records, pax_time, text, where_of
+from harness.formats.tar_fields import clean_name, clean_target, decimal, number, pax_records, pax_time, text, where_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["BLOCK", "KINDS", "TarEntry", "TarScanner", "TarStream", "clean_name"]
+__all__ = ["BLOCK", "KINDS", "TarEntry", "TarScanner", "TarStream", "clean_name", "clean_target"]
 
 BLOCK = 512
 MAX_SPECIAL_BYTES = 1 << 20

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import DigestMismatch, FormatError
 from harness.formats.table import Kind
-from harness.formats.tar import TarEntry, clean_name
+from harness.formats.tar import TarEntry, clean_name, clean_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -67,7 +67,7 @@ def _metadata(lazy: LazyLayer, row: int, entry: TarEntry) -> str:
     if kind == Kind.SYMLINK:
         link = entry.linkname
     elif kind == Kind.HARDLINK:
-        link = clean_name(entry.linkname)
+        link = clean_target(entry.linkname)
     facts: tuple[tuple[str, object, object], ...] = (
         ("type", kind.name, Kind(int(table.kinds[row])).name),
         ("mode", oct(entry.mode & 0o7777), oct(table.modes[row])),

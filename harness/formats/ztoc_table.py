@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.errors import FormatError
 from harness.formats.table import Kind, LayerTable
-from harness.formats.tar_fields import clean_name
+from harness.formats.tar_fields import clean_name, clean_target
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -120,9 +120,10 @@ def _slices(columns: _Columns, starts: Ints, sizes: Ints) -> list[bytes]:
 
 
 def _names(columns: _Columns, starts: Ints, sizes: Ints) -> list[bytes]:
-    """Cleaned names; UnsafePath for one that would leave the root."""
+    """Cleaned names; UnsafePath for one that is absolute or would leave the root."""
     if len(sizes) and int(sizes.max()) > MAX_NAME_BYTES:
         raise FormatError(_WHERE, f"a name is longer than {MAX_NAME_BYTES} bytes")
+    raw_starts, raw_sizes = starts, sizes
     starts, sizes = starts.copy(), sizes.copy()
     two = np.flatnonzero(sizes >= 2)
     dotted = two[columns.at("<u2", starts[two]) == 0x2F2E]  # "./"
@@ -134,7 +135,7 @@ def _names(columns: _Columns, starts: Ints, sizes: Ints) -> list[bytes]:
     names = _slices(columns, starts, sizes)
     joined = b"\0" + b"\0".join(names) + b"\0"
     if joined.count(b"\0") != len(names) + 1 or any(odd in joined for odd in _ODD):
-        return [clean_name(name, _WHERE) for name in names]
+        return [clean_name(name, _WHERE) for name in _slices(columns, raw_starts, raw_sizes)]
     return names
 
 
@@ -239,7 +240,7 @@ def table_of(ztoc: Ztoc) -> LayerTable:
         raise FormatError(_WHERE, f"a link target is longer than {MAX_NAME_BYTES} bytes")
     targets = _slices(columns, link_starts[linked], link_sizes[linked])
     for index, target in zip(linked.tolist(), targets, strict=True):
-        links[index] = clean_name(target, _WHERE) if kinds[index] == Kind.HARDLINK else target
+        links[index] = clean_target(target, _WHERE) if kinds[index] == Kind.HARDLINK else target
     devices = np.flatnonzero((kinds == Kind.CHAR) | (kinds == Kind.BLOCK))
     rdevs: dict[int, tuple[int, int]] = {}
     if len(devices):

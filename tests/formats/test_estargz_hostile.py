@@ -136,13 +136,14 @@ def test_entries_that_do_not_hold_together_are_refused(entries: list[dict[str, A
         parse(*entries)
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "..", "/../x", "./../x", "a/./../../b"])
+@pytest.mark.parametrize("name", ["/x", "/", "../x", "a/../../x", "..", "/../x", "./../x", "a/./../../b"])
 def test_names_that_leave_the_root_are_refused(name: str) -> None:
-    """For entries and for hard-link targets alike."""
+    """For entries and for hard-link targets alike; a target may begin with a slash, which is the layer's root."""
     with pytest.raises(UnsafePath):
         parse({"name": name, "type": "dir"})
-    with pytest.raises(UnsafePath):
-        parse({"name": "ok", "type": "hardlink", "linkName": name})
+    if ".." in name:
+        with pytest.raises(UnsafePath):
+            parse({"name": "ok", "type": "hardlink", "linkName": name})
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,8 @@ def test_global_headers_are_dropped_and_unknown_types_refused() -> None:
         write(make_tar(("v", {"type": b"V"})))
     with pytest.raises(UnsafePath):
         write(make_tar(("../x", {"data": b""})))
+    with pytest.raises(UnsafePath):
+        write(make_tar(("/x", {"data": b""})))
 
 
 def test_names_that_are_not_utf8_are_counted_and_written_as_the_reference_writes_them() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from harness.errors import FormatError, UnsafePath
 from harness.formats.table import Kind
-from harness.formats.tar import MAX_SPECIAL_BYTES, TarEntry, TarScanner, TarStream, clean_name
+from harness.formats.tar import MAX_SPECIAL_BYTES, TarEntry, TarScanner, TarStream, clean_name, clean_target
 from harness.formats.tar_fields import number, pax_records, pax_time
 from tests.formats.ztocs import layer, pieces, small_tar
 
@@ -285,7 +285,7 @@ def test_sparse_maps_that_lie() -> None:
 @pytest.mark.parametrize(
     ("raw", "clean"),
     [
-        (b"a/b", b"a/b"), (b"./a//b/", b"a/b"), (b"/etc/x", b"etc/x"), (b"./", b""), (b"", b""), (b"a/./b", b"a/b"),
+        (b"a/b", b"a/b"), (b"./a//b/", b"a/b"), (b"./", b""), (b"", b""), (b"a/./b", b"a/b"),
         (b"..a/b..", b"..a/b.."), (b".wh.x", b".wh.x"),
     ],
 )  # fmt: skip
@@ -294,11 +294,19 @@ def test_clean_names(raw: bytes, clean: bytes) -> None:
     assert clean_name(raw) == clean
 
 
-@pytest.mark.parametrize("raw", [b"..", b"../x", b"a/../b", b"a/..", b"/../etc", b"a\0b", b"./a\0"])
+@pytest.mark.parametrize("raw", [b"..", b"../x", b"a/../b", b"a/..", b"/../etc", b"a\0b", b"./a\0", b"/etc/x", b"/"])
 def test_unsafe_names(raw: bytes) -> None:
-    """Names that go up, even harmlessly, or hold a NUL are refused."""
+    """Names that go up, even harmlessly, are absolute or hold a NUL are refused."""
     with pytest.raises(UnsafePath):
         clean_name(raw)
+
+
+@pytest.mark.parametrize("raw", [b"a/b", b"/a/b", b"//a/./b/", b"./a/b"])
+def test_link_targets_are_below_the_root(raw: bytes) -> None:
+    """A hard link's target may begin with a slash: it means the layer's root."""
+    assert clean_target(raw) == b"a/b"
+    with pytest.raises(UnsafePath):
+        clean_target(b"/../" + raw)
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=120)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import ContentError, FormatError
+from harness.errors import ContentError, FormatError, UnsafePath
 from harness.formats import ztoc, ztoc_table
 from harness.formats.flatbuffer import Writer
 from harness.formats.gzip_index import Checkpoint, build_checkpoints, index_gzip
@@ -288,11 +288,25 @@ def test_files_outside_the_archive() -> None:
         ztoc.parse(frame([entry])).to_table()
 
 
-def test_names_that_leave_the_root() -> None:
-    """Path traversal is refused when the table is made."""
-    entry = TarScanner().feed(small_tar({"../../etc/passwd": b""}))[0]
-    with pytest.raises(FormatError, match="leave the layer's root"):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("../../etc/passwd", "leave the layer's root"),
+        ("./..", "leave the layer's root"),
+        ("/x", "absolute"),
+    ],
+)
+def test_names_that_leave_the_root(name: str, reason: str) -> None:
+    """Path traversal and absolute names are refused when the table is made."""
+    entry = TarScanner().feed(small_tar({name: b""}))[0]
+    with pytest.raises(UnsafePath, match=reason):
         ztoc.parse(frame([entry])).to_table()
+
+
+def test_odd_names_are_cleaned() -> None:
+    """A name that begins with ``.//`` is relative, however the columns are cleaned."""
+    entries = [TarScanner().feed(small_tar({name: b""}))[0] for name in (".//a", "./b//c", "./", "d")]
+    assert list(ztoc.parse(frame(entries)).to_table().names) == [b"a", b"b/c", b"", b"d"]
 
 
 def test_shared_strings_are_no_bomb(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from harness.engines.embedded.directories import DirectoryTree
 from harness.errors import FormatError, UnsafePath
 from harness.formats.table import OPAQUE_MARKER, WHITEOUT_PREFIX, Kind
-from harness.formats.tar import TarScanner, clean_name
+from harness.formats.tar import TarScanner, clean_name, clean_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,8 +97,6 @@ class LayerUnpacker:
         if entry.flag == 0x67:  # a global PAX header describes no file
             return
         raw = entry.name
-        if raw[:1] == b"/":
-            raise UnsafePath(os.fsdecode(raw), "an absolute name in a layer")
         path = clean_name(raw)
         parent_path, _, name = path.rpartition(b"/")
         tree = self._tree
@@ -131,7 +129,7 @@ class LayerUnpacker:
         elif not name:
             raise FormatError(repr(raw), "the layer's root is not a directory")
         elif kind is Kind.HARDLINK:
-            target = clean_name(entry.linkname)
+            target = clean_target(entry.linkname)
             if not self._link(path, target, replace=True):
                 if len(self._links) >= _MAX_PENDING_LINKS:
                     raise FormatError(repr(raw), "too many hard links to files that did not come yet")
