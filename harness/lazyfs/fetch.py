@@ -47,15 +47,10 @@ class Fetched:
     inflated_bytes: int = 0
 
 
-def union(units: Units, chosen: Sequence[int], region: int, blob_size: int) -> tuple[int, int]:
-    """(offset, end) of one range over all chosen units, widened to whole regions when there are any."""
+def union(units: Units, chosen: Sequence[int]) -> tuple[int, int]:
+    """(offset, end) of one range over all chosen units."""
     extents = [units.extent(unit) for unit in chosen]
-    offset = min(start for start, _ in extents)
-    end = max(start + size for start, size in extents)
-    if region:
-        offset -= offset % region
-        end = min(blob_size, -(-end // region) * region)
-    return offset, end
+    return min(start for start, _ in extents), max(start + size for start, size in extents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +60,6 @@ class Place:
     units: Units
     source: RangeSource
     disk: DiskCache
-    blob_size: int
 
 
 def fetch(place: Place, chosen: Sequence[int], upto: Mapping[int, int], sink: Sink, policy: Policy) -> Fetched:
@@ -75,7 +69,7 @@ def fetch(place: Place, chosen: Sequence[int], upto: Mapping[int, int], sink: Si
     """
     result = Fetched()
     units, source, disk = place.units, place.source, place.disk
-    offset, end = union(units, chosen, policy.region_bytes, place.blob_size)
+    offset, end = union(units, chosen)
     # What is needed besides comes at the same time, not after: with a distant registry that is half the wait.
     unready = [] if sink is Sink.PACKED else [unit for unit in chosen if not units.ready(unit)]
     side = _side_loads.submit(units.load, unready) if unready else None

@@ -37,8 +37,6 @@ class Policy:
     """Inflate a unit only as far as it is read, where its digest allows that; else always to its end."""
     inflate_step: int = 256 * KIB
     """What is read ahead inside a unit: inflated at the least per step."""
-    region_bytes: int = 0
-    """Ranges are widened to multiples of this, as the stargz daemon does; 0: exactly the unit."""
     block_bytes: int = 128 * KIB
     """Small units that lie in the same aligned block of the blob as a missing one come along with it, as stored bytes:
     neighbours in a tar are read together. python-data, ``import pandas``, eStargz: 637 requests and 34 MB without,
@@ -86,7 +84,7 @@ class Policy:
 
 _STARGZ = Policy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=0.0, skip_xattrs=False, partial_inflate=False,
-    region_bytes=50_000, block_bytes=0, merge_gap=0, merge_bytes=2 * MIB, readahead_units=0, in_flight=16,
+    block_bytes=50_000, merge_gap=0, merge_bytes=2 * MIB, readahead_units=0, in_flight=16,
     cache_inflated=True, prefetch_in_flight=1, background_after_s=5.0, background_interval_s=0.0, background_units=1,
     background_in_flight=2, background_from_mount=True, read_ahead_kib=0, attempts=6, retry_first_s=0.03,
 )  # fmt: skip

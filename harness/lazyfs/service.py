@@ -121,7 +121,7 @@ class Service:
         layers = [layer for layer in opened if layer is not None]
         self.counters.layers_lazy = len(layers)
         for layer in layers:
-            store.add_layer(layer.units, layer.source, self._disk(policy, layer.number), layer.size)
+            store.add_layer(layer.units, layer.source, self._disk(policy, layer.number))
         start = time.monotonic_ns()
         trace = Trace(int(request.get("t0_ns") or start)) if request.get("trace") else None
         tree = TreeOperations(policy, self.counters, trace)
@@ -153,7 +153,7 @@ class Service:
         trace = BlockTrace(int(request.get("t0_ns") or start)) if request.get("trace") else None
         whole: list[tuple[Layer, IndexedLayer]] = []
         for layer, units, source in zip(image.index.layers, image.units, image.sources, strict=True):
-            added = store.add_layer(units, source, self._disk(policy, layer.number), layer.compressed_bytes)
+            added = store.add_layer(units, source, self._disk(policy, layer.number))
             if layer.kind == WHOLE or policy.eager:
                 whole.append((added, layer))
         self.counters.layers_lazy = len(image.index.layers) - len(whole)

@@ -51,11 +51,11 @@ class Flight:
 class Layer:
     """One lazy layer's place in the store."""
 
-    def __init__(self, index: int, units: Units, source: RangeSource, disk: DiskCache, blob_size: int) -> None:
+    def __init__(self, index: int, units: Units, source: RangeSource, disk: DiskCache) -> None:
         self.index = index
         self.units = units
         self.disk = disk
-        self.place = Place(units, source, disk, blob_size)
+        self.place = Place(units, source, disk)
         self.size = units.size
         self.starts = units.starts
         self.ends = units.ends
@@ -81,8 +81,8 @@ class Store:
         self._threads = trio.CapacityLimiter(64)
         self._spilling: trio.Event | None = None
 
-    def add_layer(self, units: Units, source: RangeSource, disk: DiskCache, blob_size: int) -> Layer:
-        layer = Layer(len(self.layers), units, source, disk, blob_size)
+    def add_layer(self, units: Units, source: RangeSource, disk: DiskCache) -> Layer:
+        layer = Layer(len(self.layers), units, source, disk)
         self.layers.append(layer)
         self.counters.spans_total += len(units.starts)
         return layer

@@ -76,7 +76,7 @@ def run(
             store = Store(policy or Policy(readahead_units=0, block_bytes=0), counters, nursery)
             source = Source()
             disk = DiskCache(str(directory) if directory else None, 0)
-            layer = store.add_layer(units or units_of(), source, disk, len(BLOB))
+            layer = store.add_layer(units or units_of(), source, disk)
             await work(store, layer, source)
             nursery.cancel_scope.cancel()
 
