@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -32,38 +33,28 @@ def estargz(
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Convert an image to eStargz: same files, but any of them can be read without downloading the layer."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from harness.cli.bars import bar, open_named
     from harness.formats.estargz_image import convert_image
     from harness.formats.estargz_writer import EstargzOptions
     from harness.oci.descriptor import Platform
-    from harness.oci.location import open_destination, open_source
+    from harness.oci.location import open_destination
     from harness.oci.reference import parse_reference
 
     options = EstargzOptions(chunk_size, min_chunk_size, _names(prioritize))
+    chosen = Platform.parse(platform) if platform else None
     target = parse_reference(destination)
     began = time.monotonic()
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console
-    )
-    with open_source(source) as opened, bar:
-        output = open_destination(target)
-        try:
-            task = bar.add_task("converting", total=None)
+    with open_named(source, as_json) as opened, bar(as_json) as shown:
+        image = opened.resolve(chosen)
+        with contextlib.closing(open_destination(target)) as output:
+            task = shown.add_task("converting", total=image.compressed_bytes)
             counts: dict[int, int] = {}
 
             def progress(number: int, done: int) -> None:
                 counts[number] = done
-                bar.update(task, completed=sum(counts.values()))
+                shown.update(task, completed=sum(counts.values()))
 
-            chosen = Platform.parse(platform) if platform else None
-            image = opened.resolve(chosen)
-            bar.update(task, total=image.compressed_bytes)
             result = convert_image(opened, image, output, options, scratch=_scratch(target), progress=progress)
-        finally:
-            output.close()
     seconds = time.monotonic() - began
     if as_json:
         print(json.dumps(_document(result, destination, seconds), indent=2))

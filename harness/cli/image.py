@@ -12,7 +12,7 @@ import typer
 from harness.cli import groups
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from harness.oci.descriptor import Descriptor
 
@@ -23,6 +23,7 @@ _JSON = typer.Option(False, "--json", help="Print JSON instead of text.")
 def build(name: str = typer.Argument(help="A scenario's name, or a scenario file."), as_json: bool = _JSON) -> None:
     """Build (or copy, or find) a scenario's image, once; print where it is, its digest and sizes."""
     from harness import scenarios
+    from harness.cli.bars import build_progress
     from harness.oci.catalog import materialise
     from harness.oci.location import open_source
 
@@ -57,12 +58,13 @@ def push(
     as_json: bool = _JSON,
 ) -> None:
     """Copy an image with its artefacts; what the destination has already is passed over."""
+    from harness.cli.bars import blob_progress, open_named
     from harness.oci.location import copy_image, open_destination
 
     with open_named(source_name, as_json) as source, contextlib.closing(open_destination(destination_name)) as target:
         started = time.monotonic()
         moved: dict[str, int] = {}
-        with copy_progress(as_json) as advance:
+        with blob_progress(as_json) as advance:
 
             def progress(descriptor: Descriptor, count: int) -> None:
                 moved[descriptor.digest] = moved.get(descriptor.digest, 0) + count
@@ -88,131 +90,101 @@ def push(
 def inspect(
     name: str = typer.Argument(metavar="IMAGE", help="The image, named as skopeo does, or scenario:NAME."),
     fast: bool = typer.Option(False, "--fast", help="Manifests and indexes only; do not read the layers."),
+    platform: str = typer.Option("", metavar="OS/ARCH", help="Platform to take from an index (default: this host's)."),
     as_json: bool = _JSON,
 ) -> None:
     """Show layers, sizes, files and ratios, and which lazy forms the image has and what they add."""
+    from harness.cli.bars import count_progress, open_named
+    from harness.oci.descriptor import Platform
     from harness.oci.inspection import inspect_image
 
+    chosen = Platform.parse(platform) if platform else None
     with open_named(name, as_json) as source, count_progress(as_json) as advance:
-        facts = inspect_image(source, read_layers=not fast, advance=advance)
+        facts = inspect_image(source, chosen, read_layers=not fast, advance=advance)
     if as_json:
         print(json.dumps({"image": name, **facts}, indent=2))
     else:
         _print_inspection(name, facts)
 
 
-@contextlib.contextmanager
-def open_named(name: str, quiet: bool) -> Iterator[Any]:
-    """An image source; a scenario's image is built first, with a progress bar."""
-    from harness.oci.catalog import scenario_layout
-    from harness.oci.location import open_source
-    from harness.oci.reference import parse_reference
-
-    reference = parse_reference(name)
-    if reference.transport == "scenario":
-        with build_progress(quiet) as report:
-            reference = scenario_layout(reference.name, report=report)
-    with open_source(reference) as source:
-        yield source
-
-
 def megabytes(count: int) -> str:
     """Bytes in decimal units, three digits that count."""
     value, unit = float(count), "B"
     for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
+        if value < 999.5:
             break
         value, unit = value / 1000, larger
-    return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"
+    digits = 0 if unit == "B" or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f} {unit}"
 
 
-@contextlib.contextmanager
-def _bar(quiet: bool, *, transfer: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+def _table(headings: tuple[str, ...], left: set[str]) -> Any:
+    from rich.table import Table
 
-    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn()]
-    console = Console(stderr=True)
-    # Away from a terminal, only what was built is worth a line.
-    hidden = quiet or (transfer and not console.is_terminal)
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=transfer, disable=hidden) as progress:
-        yield progress
-
-
-@contextlib.contextmanager
-def build_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for `build_recipe`: one line per thing that is done, bytes where they are known."""
-    with _bar(quiet, transfer=False) as progress:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                for task in tasks.values():
-                    progress.stop_task(task)
-                tasks[what] = progress.add_task(what, total=total or None)
-            progress.update(tasks[what], completed=done, total=total or None)
-
-        yield report
-
-
-@contextlib.contextmanager
-def copy_progress(quiet: bool) -> Iterator[Callable[[Any, int], None]]:
-    """A bar for `copy_image`: one line per blob."""
-    with _bar(quiet, transfer=True) as progress:
-        tasks: dict[str, Any] = {}
-
-        def advance(descriptor: Descriptor, count: int) -> None:
-            if descriptor.digest not in tasks:
-                tasks[descriptor.digest] = progress.add_task(descriptor.hex[:12], total=descriptor.size)
-            progress.advance(tasks[descriptor.digest], count)
-
-        yield advance
-
-
-@contextlib.contextmanager
-def count_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for reading layers: (what, bytes so far, bytes in all)."""
-    with _bar(quiet, transfer=True) as progress:
-        tasks: dict[str, Any] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done)
-
-        yield advance
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right", overflow="fold")
+    return table
 
 
 def _print_inspection(name: str, facts: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{name}", markup=False)
-    console.print(f"{facts['digest']}  {facts['media_type']}  {facts['platform']}", markup=False)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("layer", "form", "compressed", "unpacked", "ratio", "entries", "lazy form"):
-        table.add_column(heading, justify="left" if heading in {"layer", "form", "lazy form"} else "right")
-    for layer in facts["layers"]:
-        plain = layer.get("uncompressed_bytes")
+    console = Console(highlight=False)
+
+    def line(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    line(name)
+    line(facts["digest"])
+    line(f"{facts['media_type']}, {facts['platform']}\n")
+    table = _table(("layer", "digest", "form", "stored", "unpacked", "ratio", "entries", "files"), {"digest", "form"})
+    for number, layer in enumerate([*facts["layers"], facts["total"]]):
+        plain, stored = layer.get("uncompressed_bytes"), layer["compressed_bytes"]
         table.add_row(
-            layer["digest"][:19],
-            layer["compression"],
-            megabytes(layer["compressed_bytes"]),
+            str(number) if "digest" in layer else "all",
+            layer.get("digest", "")[:19],
+            layer.get("compression", ""),
+            megabytes(stored),
             megabytes(plain) if plain is not None else "?",
-            f"{layer['ratio']:.2f}" if layer.get("ratio") else "?",
+            f"{plain / stored:.2f}" if plain is not None and stored else "?",
             str(layer.get("entries", "?")),
-            layer.get("lazy", "") or "none",
+            str(layer.get("files", "?")),
         )
     console.print(table)
-    total = facts["total"]
-    line = f"total {megabytes(total['compressed_bytes'])} compressed"
-    if total.get("uncompressed_bytes") is not None:
-        line += f", {megabytes(total['uncompressed_bytes'])} unpacked, {total['entries']} entries"
-    console.print(line, markup=False)
+    rows = list(_lazy_rows(facts))
+    if not rows:
+        line("\nno lazy form")
+        return
+    table = _table(("lazy form", "layer", "entries", "pieces", "adds"), {"lazy form", "pieces"})
+    for row in rows:
+        table.add_row(*row)
+    table.add_row("all", "", "", "", megabytes(facts["total"]["added_bytes"]))
+    console.print()
+    console.print(table)
+
+
+def _lazy_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+    """What each lazy form has: (form, layer, entries, pieces, bytes that it adds)."""
+    for number, layer in enumerate(facts["layers"]):
+        toc = layer.get("estargz")
+        if toc is not None and "error" in toc:
+            yield toc["form"], str(number), "", toc["error"], "?"
+        elif toc is not None:
+            first = f", {megabytes(toc['prefetch_bytes'])} prefetched" if toc["prefetch_bytes"] else ""
+            entries, adds = str(toc["entries"]), megabytes(toc["toc_bytes"])
+            yield f"{toc['form']} TOC", str(number), entries, f"{toc['chunks']} chunks{first}", adds
     for artefact in facts["artefacts"]:
-        console.print(
-            f"{artefact['kind']}: {artefact['digest'][:19]}, adds {megabytes(artefact['bytes'])}"
-            + (f", {artefact['detail']}" if artefact.get("detail") else ""),
-            markup=False,
-        )
+        yield f"{artefact['kind']} {artefact['digest'][:19]}", "", "", artefact["detail"], megabytes(artefact["bytes"])
+        for number, layer in enumerate(facts["layers"]):
+            part = layer.get("ztoc" if artefact["kind"].startswith("SOCI") else "erofs")
+            if part is None or part["index"] != artefact["digest"]:
+                continue
+            if "error" in part:
+                yield "  zTOC", str(number), "", part["error"], "?"
+            elif "entries" in part:
+                pieces = f"{part['spans']} spans of {part['span_size']}"
+                yield "  zTOC", str(number), str(part["entries"]), pieces, f"({megabytes(part['bytes'])})"
+            else:
+                pieces = f"{part['spans']} spans, {part['windows']} windows"
+                yield "  spans", str(number), "", pieces, f"({megabytes(part['bytes'])})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -30,14 +31,12 @@ def soci(
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Index an image for SOCI: its layers stay byte for byte the same and become readable in spans."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from harness.cli.bars import blob_progress, open_named
     from harness.errors import UsageError
     from harness.formats import soci_index
     from harness.formats.soci_image import Options, index_image
-    from harness.oci.descriptor import Descriptor, Platform
-    from harness.oci.location import open_destination, open_source
+    from harness.oci.descriptor import Platform
+    from harness.oci.location import open_destination
 
     if v1 and v2:
         raise UsageError("--v1 and --v2 exclude each other; run the command twice to have both")
@@ -51,31 +50,10 @@ def soci(
         platform=Platform.parse(platform) if platform else None,
     )
     began = time.monotonic()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-    with open_source(source) as opened, bar:
-        output = open_destination(destination)
-        try:
-            tasks = {
-                layer.digest: bar.add_task(layer.digest[:19], total=layer.size, start=False, visible=False)
-                for layer in opened.resolve(options.platform).layers
-            }
-
-            def progress(layer: Descriptor, count: int) -> None:
-                task = tasks[layer.digest]
-                if not bar.tasks[task].started:
-                    bar.start_task(task)
-                    bar.update(task, visible=True)
-                bar.advance(task, count)
-
+    with open_named(source, as_json) as opened, blob_progress(as_json) as progress:
+        opened.resolve(options.platform)
+        with contextlib.closing(open_destination(destination)) as output:
             result = index_image(opened, output, options, progress)
-        finally:
-            output.close()
     seconds = time.monotonic() - began
     if as_json:
         print(json.dumps({"destination": destination, "seconds": round(seconds, 3), **result.to_json()}, indent=2))

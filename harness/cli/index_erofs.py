@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -30,13 +31,11 @@ def erofs(
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Index an image for mode erofs: its layers stay byte for byte the same."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from harness.cli.bars import blob_progress, open_named
     from harness.errors import UsageError
     from harness.formats.erofs_image import Options, index_image
-    from harness.oci.descriptor import Descriptor, Platform
-    from harness.oci.location import open_destination, open_source
+    from harness.oci.descriptor import Platform
+    from harness.oci.location import open_destination
 
     names: tuple[str, ...] = ()
     if prefetch is not None:
@@ -46,27 +45,10 @@ def erofs(
             raise UsageError(f"--prefetch {prefetch}: {error.strerror}") from None
     options = Options(span_bytes=span_size, prefetch=names, platform=Platform.parse(platform) if platform else None)
     began = time.monotonic()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-    with open_source(source) as opened, bar:
-        output = open_destination(destination or _beside(source))
-        try:
-            tasks = {
-                layer.digest: bar.add_task(layer.digest[:19], total=layer.size)
-                for layer in opened.resolve(options.platform).layers
-            }
-
-            def progress(layer: Descriptor, count: int) -> None:
-                bar.advance(tasks[layer.digest], count)
-
+    with open_named(source, as_json) as opened, blob_progress(as_json) as progress:
+        opened.resolve(options.platform)
+        with contextlib.closing(open_destination(destination or _beside(source))) as output:
             result = index_image(opened, output, options, progress, copy=bool(destination))
-        finally:
-            output.close()
     seconds = time.monotonic() - began
     if as_json:
         print(json.dumps({"seconds": round(seconds, 3), **result.to_json()}, indent=2))

@@ -22,30 +22,19 @@ def verify(
     Manifest, config, layers, diff IDs; eStargz TOCs and chunks, SOCI zTOCs and spans; all files and all metadata.
     Ends in exit code 5 when anything does not hold.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from harness.cli.bars import bar, open_named
     from harness.errors import ContentError
     from harness.formats.verification import verify_image
     from harness.oci.descriptor import Platform
-    from harness.oci.location import open_source
 
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    with open_source(image) as source, bar:
+    with open_named(image, as_json) as source, bar(as_json) as shown:
         resolved = source.resolve(Platform.parse(platform) if platform else None)
-        task = bar.add_task("verifying", total=resolved.compressed_bytes)
+        task = shown.add_task("verifying", total=resolved.compressed_bytes)
         result = verify_image(
             source,
             resolved,
             scratch=os.environ.get("TMPDIR") or "/var/tmp",
-            progress=lambda _layer, count: bar.advance(task, count),
+            progress=lambda _layer, count: shown.advance(task, count),
         )
     if as_json:
         print(json.dumps(_document(image, resolved.descriptor.digest, result), indent=2))

@@ -185,7 +185,9 @@ def _index_layers(work: _Work, image: Image) -> dict[str, LayerResult]:
     todo = sorted((r.layer for r in results.values() if not r.skipped), key=lambda layer: -layer.size)
     if not todo:
         reasons = "; ".join(sorted({result.skipped for result in results.values()}))
-        raise UsageError(f"{source.where}: no layer to index ({reasons}); lower --min-layer-size to index small layers")
+        small = any(result.layer.compression in COMPRESSIONS for result in results.values())
+        advice = "; lower --min-layer-size to index small layers" if small else ""
+        raise UsageError(f"{source.where}: no layer to index ({reasons}){advice}")
     with ThreadPoolExecutor(options.workers or os.cpu_count() or 1, "index") as pool:
         futures = [pool.submit(_index_layer, work, source.open_blob(layer)) for layer in todo]
         try:

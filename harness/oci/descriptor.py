@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import FormatError
+from harness.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +39,7 @@ LAYER_COMPRESSION = {
     OCI_LAYER_ZSTD: "zstd",
     DOCKER_LAYER: "none",
     DOCKER_LAYER_GZIP: "gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd": "zstd",  # containerd and BuildKit write it
     "application/vnd.oci.image.layer.nondistributable.v1.tar": "none",
     "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": "gzip",
     "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": "zstd",
@@ -100,7 +101,7 @@ class Platform:
         """From ``os/architecture[/variant]``."""
         parts = text.split("/")
         if len(parts) not in {2, 3} or not all(parts):
-            raise FormatError("platform", f"{text!r} is not os/architecture[/variant]")
+            raise UsageError(f"platform {text!r} is not os/architecture[/variant]")
         return cls(parts[0], parts[1], parts[2] if len(parts) == 3 else "")
 
     def __str__(self) -> str:

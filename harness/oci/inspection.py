@@ -10,23 +10,25 @@ from harness.oci.image import parse_json
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.oci.descriptor import Descriptor
+    from harness.oci.descriptor import Descriptor, Platform
     from harness.oci.image import Image
     from harness.oci.store import ImageSource
 
 
 def inspect_image(
     source: ImageSource,
+    platform: Platform | None = None,
     *,
     read_layers: bool = True,
     advance: Callable[[str, int, int], object] | None = None,
 ) -> dict[str, Any]:
-    """Facts of the image for this host's platform; with ``read_layers`` every layer is read, verified and unpacked.
+    """Facts of the image for a platform (this host's by default).
 
+    With ``read_layers`` every layer is read, verified and unpacked.
     A lazy form that is announced but cannot be read is reported with its error, not raised.
     """
-    image = source.resolve()
-    artefacts, ztocs = _artefacts(source, image)
+    image = source.resolve(platform)
+    artefacts, parts = _artefacts(source, image)
     layers = []
     for number, descriptor in enumerate(image.layers):
         facts: dict[str, Any] = {
@@ -41,9 +43,8 @@ def inspect_image(
         estargz = _estargz(source, descriptor)
         if estargz is not None:
             facts["estargz"] = estargz
-        if descriptor.digest in ztocs:
-            facts["ztoc"] = ztocs[descriptor.digest]
-        facts["lazy"] = _lazy_label(facts)
+        facts |= parts.get(descriptor.digest, {})
+        facts["lazy"] = [form for form in ("estargz", "ztoc", "erofs") if form in facts]
         layers.append(facts)
     total: dict[str, Any] = {"compressed_bytes": image.compressed_bytes}
     if read_layers:
@@ -111,58 +112,89 @@ def _read_layer(
 
 
 def _estargz(source: ImageSource, layer: Descriptor) -> dict[str, Any] | None:
+    """The layer's own TOC, where its descriptor announces one or it ends in a footer."""
+    from harness.errors import DigestMismatch
+    from harness.formats.estargz_footer import FOOTER_BYTES, is_estargz
     from harness.formats.estargz_reader import EstargzToc, read_toc_member
     from harness.formats.estargz_toc import TOC_DIGEST_ANNOTATION, ZSTD_TOC_DIGEST_ANNOTATION
+    from harness.oci.descriptor import digest_bytes
 
-    announced = layer.annotations.get(TOC_DIGEST_ANNOTATION) or layer.annotations.get(ZSTD_TOC_DIGEST_ANNOTATION)
-    if announced is None:
-        return None
-    if TOC_DIGEST_ANNOTATION not in layer.annotations:
-        return {"toc_digest": announced, "form": "zstd:chunked"}
+    notes, blob = layer.annotations, source.open_blob(layer)
+    announced, packed = notes.get(TOC_DIGEST_ANNOTATION), notes.get(ZSTD_TOC_DIGEST_ANNOTATION)
+    out: dict[str, Any] = {
+        "form": "zstd:chunked" if layer.compression == "zstd" else "eStargz",
+        "toc_digest": announced or packed or "",
+    }
     try:
-        footer, member = read_toc_member(source.open_blob(layer), layer.size)
+        if (announced or packed) is None and not (
+            layer.compression == "gzip"
+            and layer.size >= FOOTER_BYTES
+            and is_estargz(blob.read_range(layer.size - FOOTER_BYTES, FOOTER_BYTES))
+        ):
+            return None
+        footer, member = read_toc_member(blob, layer.size)
+        if announced is None and packed is not None and digest_bytes(member) != packed:
+            raise DigestMismatch(f"{out['form']} TOC, compressed", packed, digest_bytes(member))
         toc = EstargzToc.from_member(member, footer, announced)
     except ColdbenchError as error:
-        return {"toc_digest": announced, "error": str(error)}
-    return {"toc_digest": announced, "toc_bytes": len(member), "entries": len(toc.table)}
+        return {**out, "error": str(error)}
+    return {
+        **out,
+        "toc_bytes": len(member),
+        "entries": len(toc.table),
+        "chunks": len(toc.chunks),
+        "prefetch_bytes": toc.prefetch_bytes,
+    }
 
 
 def _artefacts(source: ImageSource, image: Image) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Artefacts about the image, and each indexed layer's zTOC by the layer's digest."""
+    """Artefacts about the image, and what they say of each layer by its digest (``ztoc``, ``erofs``)."""
     from harness.formats.erofs_index import INDEX_TYPE
-    from harness.formats.soci_index import V1, V2, find_index
+    from harness.formats.soci_index import V1, V2
 
     found: list[dict[str, Any]] = []
-    ztocs: dict[str, dict[str, Any]] = {}
-    soci_digest = ""
-    try:
-        soci = find_index(source, image)
-    except ColdbenchError as error:
-        found.append({"kind": "SOCI index", "digest": "", "bytes": 0, "detail": f"cannot be read: {error}"})
-        soci = None
-    if soci is not None:
-        descriptor, index = soci
-        soci_digest = descriptor.digest
-        size = descriptor.size
-        for layer in index.layers:
-            size += layer.ztoc.size
-            ztocs[layer.layer_digest] = {
-                "digest": layer.ztoc.digest,
-                "bytes": layer.ztoc.size,
-                "span_size": layer.span_size,
-            } | _spans(source, layer.ztoc)
-        detail = f"{len(index.layers)} of {len(image.layers)} layers"
-        found.append({"kind": "SOCI index", "digest": soci_digest, "bytes": size, "detail": detail})
+    parts: dict[str, dict[str, Any]] = {}
+    kinds = {INDEX_TYPE: "EROFS index", V1: "SOCI index v1", V2: "SOCI index v2"}
+    for finder, kind in ((_soci, "SOCI index"), (_erofs, "EROFS index")):
+        try:
+            facts = finder(source, image, parts)
+        except ColdbenchError as error:
+            facts = {"kind": kind, "digest": "", "bytes": 0, "detail": f"cannot be read: {error}"}
+        if facts is not None:
+            found.append(facts)
+    known = {facts["digest"] for facts in found}
     for referrer in source.referrers(image.descriptor.digest):
-        if referrer.digest == soci_digest:
+        if referrer.digest in known:
             continue
         data, _ = source.manifest(referrer.digest)
-        parts = parse_json(data, source.where).get("layers") or []
-        size = len(data) + sum(int(part.get("size", 0)) for part in parts)
-        kinds = {INDEX_TYPE: "EROFS index", V1: "SOCI index", V2: "SOCI index"}
+        layers = parse_json(data, source.where).get("layers") or []
+        size = len(data) + sum(int(part.get("size", 0)) for part in layers)
         kind = kinds.get(referrer.artifact_type, referrer.artifact_type or "artefact")
-        found.append({"kind": kind, "digest": referrer.digest, "bytes": size, "detail": ""})
-    return found, ztocs
+        found.append({"kind": kind, "digest": referrer.digest, "bytes": size, "detail": "not used"})
+    return found, parts
+
+
+def _soci(source: ImageSource, image: Image, parts: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    from harness.formats.soci_index import V2, find_index
+
+    soci = find_index(source, image)
+    if soci is None:
+        return None
+    descriptor, index = soci
+    size = descriptor.size + sum(artefact.size for artefact in index.prefetch.values())
+    for layer in index.layers:
+        size += layer.ztoc.size
+        parts.setdefault(layer.layer_digest, {})["ztoc"] = {
+            "index": descriptor.digest,
+            "digest": layer.ztoc.digest,
+            "bytes": layer.ztoc.size,
+            "span_size": layer.span_size,
+        } | _spans(source, layer.ztoc)
+    detail = f"{len(index.layers)} of {len(image.layers)} layers"
+    if index.prefetch:
+        detail += f", prefetch lists for {len(index.prefetch)}"
+    kind = f"SOCI index {'v2' if index.version == V2 else 'v1'}"
+    return {"kind": kind, "digest": descriptor.digest, "bytes": size, "detail": detail}
 
 
 def _spans(source: ImageSource, ztoc: Descriptor) -> dict[str, Any]:
@@ -175,15 +207,31 @@ def _spans(source: ImageSource, ztoc: Descriptor) -> dict[str, Any]:
     return {"spans": parsed.spans, "entries": len(parsed)}
 
 
-def _lazy_label(facts: dict[str, Any]) -> str:
-    labels = []
-    if "estargz" in facts:
-        toc = facts["estargz"]
-        labels.append(
-            f"eStargz, TOC {toc['toc_bytes']} B" if "toc_bytes" in toc else f"eStargz ({toc.get('error', '')})"
-        )
-    if "ztoc" in facts:
-        ztoc = facts["ztoc"]
-        spans = f"{ztoc['spans']} spans" if "spans" in ztoc else ztoc.get("error", "")
-        labels.append(f"zTOC {ztoc['bytes']} B, {spans}")
-    return "; ".join(labels)
+def _erofs(source: ImageSource, image: Image, parts: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    from harness.errors import ImageNotFound
+    from harness.formats.erofs_image import find_erofs_index
+    from harness.formats.erofs_index import index_parts, load_erofs_index
+
+    try:
+        descriptor, manifest = find_erofs_index(source, image.descriptor)
+    except ImageNotFound:
+        return None
+    head, windows = index_parts(manifest, image.descriptor.digest)
+    index = load_erofs_index(manifest, source.open_blob(head).read(), image.descriptor, image.layers)
+    for layer in index.layers:
+        sizes = [size for size in layer.window_sizes if size]
+        parts.setdefault(layer.digest, {})["erofs"] = {
+            "index": descriptor.digest,
+            "spans": len(layer),
+            "windows": len(sizes),
+            "bytes": sum(sizes),
+        }
+    return {
+        "kind": "EROFS index",
+        "digest": descriptor.digest,
+        "bytes": len(manifest) + head.size + (windows.size if windows is not None else 0),
+        "detail": f"head {head.size} B, metadata {len(index.metadata)} B, {len(index.prefetch)} extents prefetched",
+        "head_bytes": head.size,
+        "metadata_bytes": len(index.metadata),
+        "prefetch_extents": len(index.prefetch),
+    }

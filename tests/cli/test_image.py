@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.cli.image import megabytes
 from harness.oci.location import open_source
 from tests.oci.samples import sample_layout
 
@@ -64,32 +65,80 @@ def test_push_and_inspect(tmp_path: Path) -> None:
     assert pushed["blobs"] == 3
     facts = as_json(coldbench("image", "inspect", f"oci-archive:{tmp_path}/a:t", "--json", cache=tmp_path))
     assert facts["digest"] == digest
-    assert [(layer["entries"], layer["files"], layer["lazy"]) for layer in facts["layers"]] == [(2, 2, ""), (1, 1, "")]
+    assert [(layer["entries"], layer["files"], layer["lazy"]) for layer in facts["layers"]] == [(2, 2, []), (1, 1, [])]
     assert facts["total"]["uncompressed_bytes"] == sum(layer["uncompressed_bytes"] for layer in facts["layers"])
     assert facts["total"]["added_bytes"] == 0
     shown = coldbench("image", "inspect", f"oci:{tmp_path}/l", cache=tmp_path)
-    assert "total" in shown.stdout
-    assert "3 entries" in shown.stdout
+    assert [line.split()[-2:] for line in shown.stdout.splitlines() if line.split()[:1] == ["all"]] == [["3", "3"]]
+    assert "no lazy form" in shown.stdout
 
 
 @pytest.mark.files
 def test_lazy_forms_are_shown(tmp_path: Path) -> None:
-    """TOCs and zTOCs are counted, with their spans and what they add in bytes."""
+    """TOCs, zTOCs and EROFS indexes are counted, with their chunks and spans and what they add in bytes."""
     sample_layout(tmp_path / "l")
     source = f"oci:{tmp_path}/l"
     for arguments in (
         ("convert", "estargz", source, f"oci:{tmp_path}/e:t"),
         ("index", "soci", source, f"oci:{tmp_path}/s:t", "--v2", "--min-layer-size", "0"),
+        ("index", "soci", source, f"oci:{tmp_path}/b:t", "--v1", "--min-layer-size", "0"),
+        ("index", "erofs", f"oci:{tmp_path}/b:t"),
     ):
         done = coldbench(*arguments, cache=tmp_path)
         assert done.returncode == 0, done.stderr
-    facts = as_json(coldbench("image", "inspect", f"oci:{tmp_path}/e:t", "--json", cache=tmp_path))
-    assert all(layer["estargz"]["toc_bytes"] > 0 for layer in facts["layers"])
-    assert facts["total"]["added_bytes"] == sum(layer["estargz"]["toc_bytes"] for layer in facts["layers"])
-    facts = as_json(coldbench("image", "inspect", f"oci:{tmp_path}/s:t", "--json", cache=tmp_path))
+        assert done.stderr == ""  # bars are for terminals
+    facts = inspect(f"oci:{tmp_path}/e:t", tmp_path)
+    assert [(layer["lazy"], layer["estargz"]["chunks"]) for layer in facts["layers"]] == [
+        (["estargz"], 2),
+        (["estargz"], 1),
+    ]
+    assert facts["total"]["added_bytes"] == sum(layer["estargz"]["toc_bytes"] for layer in facts["layers"]) > 0
+    facts = inspect(f"oci:{tmp_path}/s:t", tmp_path)
     assert [layer["ztoc"]["spans"] for layer in facts["layers"]] == [1, 1]
-    assert facts["artefacts"][0]["kind"] == "SOCI index"
+    assert [artefact["kind"] for artefact in facts["artefacts"]] == ["SOCI index v2"]
     assert facts["total"]["added_bytes"] == facts["artefacts"][0]["bytes"] > 0
+    facts = inspect(f"oci:{tmp_path}/b:t", tmp_path)
+    assert [layer["lazy"] for layer in facts["layers"]] == [["ztoc", "erofs"]] * 2
+    assert [artefact["kind"] for artefact in facts["artefacts"]] == ["SOCI index v1", "EROFS index"]
+    assert facts["total"]["added_bytes"] == sum(artefact["bytes"] for artefact in facts["artefacts"])
+    stored = sum(path.stat().st_size for path in (tmp_path / "b" / "blobs" / "sha256").iterdir())
+    before = sum(path.stat().st_size for path in (tmp_path / "l" / "blobs" / "sha256").iterdir())
+    shared = len(b"{}")  # both indexes' empty configuration is one blob
+    assert stored - before == facts["total"]["added_bytes"] + shared
+
+
+def inspect(image: str, cache: Path) -> Any:
+    """The facts as JSON; as text they must fit a terminal of 80 columns."""
+    env = os.environ | {"COLDBENCH_CACHE": str(cache), "COLUMNS": "80"}
+    command = [sys.executable, "-m", "harness", "image", "inspect", image]
+    shown = subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
+    assert max(len(line) for line in shown.splitlines()[1:]) <= 80
+    return as_json(coldbench("image", "inspect", image, "--json", cache=cache))
+
+
+@pytest.mark.files
+def test_a_damaged_form_is_shown_with_its_reason(tmp_path: Path) -> None:
+    """A TOC that is not the promised one does not stop inspection; its row says what is wrong."""
+    sample_layout(tmp_path / "l")
+    done = coldbench("convert", "estargz", f"oci:{tmp_path}/l", f"oci:{tmp_path}/e:t", cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    source = open_source(f"oci:{tmp_path}/e:t")
+    layer = source.resolve().layers[0]
+    with open(tmp_path / "e" / "blobs" / "sha256" / layer.hex, "r+b") as file:
+        file.seek(layer.size - 200)
+        file.write(b"damaged")
+    facts = as_json(coldbench("image", "inspect", "--fast", f"oci:{tmp_path}/e:t", "--json", cache=tmp_path))
+    assert "error" in facts["layers"][0]["estargz"]
+    assert "error" not in facts["layers"][1]["estargz"]
+    assert "eStargz" in coldbench("image", "inspect", "--fast", f"oci:{tmp_path}/e:t", cache=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (999_400, "999 kB"), (999_600, "1.00 MB"), (12_345_678, "12.3 MB")]
+)
+def test_sizes_have_three_digits(count: int, text: str) -> None:
+    """Sizes are decimal units with three digits that count, at the edges too."""
+    assert megabytes(count) == text
 
 
 @pytest.mark.files
@@ -102,6 +151,7 @@ def test_lazy_forms_are_shown(tmp_path: Path) -> None:
         (["build", "none.toml"], 2, "no such scenario file"),
         (["push", "oci:/none", "docker-archive:x"], 5, "not an OCI layout"),
         (["inspect", "oci-archive:/none"], 5, "no such file"),
+        (["inspect", "oci:/none", "--platform", "vax"], 2, "os/architecture"),
     ],
 )
 def test_one_line_errors(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:

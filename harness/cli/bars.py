@@ -1,0 +1,84 @@
+"""What the image commands share: opening an image by name, and progress bars (on a terminal, not with ``--json``)."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from harness.oci.descriptor import Descriptor
+    from harness.oci.store import ImageSource
+
+
+@contextlib.contextmanager
+def bar(quiet: bool = False, *, transient: bool = True, everywhere: bool = False) -> Iterator[Any]:
+    """A ``rich`` progress display in bytes. ``everywhere``: the final state is worth its lines in a log, too."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn()]
+    console = Console(stderr=True)
+    hidden = quiet or not (everywhere or console.is_terminal)
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=transient, disable=hidden) as progress:
+        yield progress
+
+
+@contextlib.contextmanager
+def build_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for `build_recipe`: one line per thing that is done, bytes where they are known."""
+    with bar(quiet, transient=False, everywhere=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                for task in tasks.values():
+                    progress.stop_task(task)
+                tasks[what] = progress.add_task(what, total=total or None)
+            progress.update(tasks[what], completed=done, total=total or None)
+
+        yield report
+
+
+@contextlib.contextmanager
+def blob_progress(quiet: bool = False) -> Iterator[Callable[[Descriptor, int], None]]:
+    """A bar that is told of bytes as they pass: one line per blob."""
+    with bar(quiet) as progress:
+        tasks: dict[str, Any] = {}
+
+        def advance(descriptor: Descriptor, count: int) -> None:
+            if descriptor.digest not in tasks:
+                tasks[descriptor.digest] = progress.add_task(descriptor.hex[:12], total=descriptor.size)
+            progress.advance(tasks[descriptor.digest], count)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def count_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar that is told where things are: (what, bytes so far, bytes in all)."""
+    with bar(quiet) as progress:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def open_named(name: str, quiet: bool = False) -> Iterator[ImageSource]:
+    """An image source; a scenario's image is built first, with a progress bar."""
+    from harness.oci.catalog import scenario_layout
+    from harness.oci.location import open_source
+    from harness.oci.reference import parse_reference
+
+    reference = parse_reference(name)
+    if reference.transport == "scenario":
+        with build_progress(quiet) as report:
+            reference = scenario_layout(reference.name, report=report)
+    with open_source(reference) as source:
+        yield source
