@@ -1,4 +1,4 @@
-"""Sessions: ``nox -s bench`` runs the main job; tests, lint, typecheck, docs, microbench, fuzz, interop.
+"""Sessions: ``nox -s bench`` runs the main job; tests, lint, typecheck, docs, microbench, fuzz, interop, equality.
 
 Started by ``./dev`` they share the environment it made; started by a nox of your own each makes its own.
 """
@@ -15,8 +15,9 @@ nox.options.reuse_existing_virtualenvs = True
 
 BACKEND = "none" if os.environ.get("COLDBENCH_VENV") else None
 ROOT = Path(__file__).parent
-#: Not part of the three levels: micro-benchmarks and fuzzing run once more below, interop needs foreign tools.
-OUTSIDE = [f"--ignore=tests/{name}" for name in ("microbench", "fuzz", "interop")]
+#: Not part of the three levels: micro-benchmarks and fuzzing run once more below, interop needs foreign tools,
+#: equality takes long.
+OUTSIDE = [f"--ignore=tests/{name}" for name in ("microbench", "fuzz", "interop", "equality")]
 
 
 def _install(session: nox.Session) -> None:
@@ -90,3 +91,10 @@ def interop(session: nox.Session) -> None:
     """Our images through the real snapshotters; by hand, needs root and COLDBENCH_REFERENCE_TOOLS (docs/formats.md)."""
     _install(session)
     session.run("pytest", "-q", "-s", "tests/interop", *session.posargs)
+
+
+@nox.session(venv_backend=BACKEND)
+def equality(session: nox.Session) -> None:
+    """Every shipped scenario, served lazily in every mode, against its unpacked image; by hand, needs root; slow."""
+    _install(session)
+    session.run("pytest", "-q", "-s", "tests/equality", *session.posargs)

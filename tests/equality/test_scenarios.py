@@ -1,0 +1,86 @@
+"""Every shipped scenario in every lazy mode shows what unpacking its image shows. By hand: ``nox -s equality``.
+
+Slow: it builds the images that are not in the cache yet. ``COLDBENCH_EQUALITY`` names other scenarios or files. What it
+found is recorded in docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import scenarios
+from harness.lazyfs.compare import Facts, compare, survey
+from harness.oci.cache import Cache
+from harness.oci.registry_server import RegistryServer
+from harness.session.preparation import Preparer
+from harness.session.progress import Silent
+from tests.equality.support import KernelLog, shown, untarred
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+
+NAMES = os.environ.get("COLDBENCH_EQUALITY", "").split() or sorted(scenarios.available())
+MODES = ("estargz", "soci", "erofs")
+Tree = dict[bytes, Facts]
+
+
+@pytest.fixture(scope="module")
+def preparer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preparer]:
+    """Makes forms as ``coldbench run`` does, and pushes them to a registry on loopback."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    with RegistryServer(storage=tmp_path_factory.mktemp("registry")) as server:
+        yield Preparer(Cache.default(), server.host, "equality/", lambda _: None, Silent())
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def unpacked(
+    request: pytest.FixtureRequest, preparer: Preparer, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Tree]:
+    """A scenario's name and its tree as mode overlay2 shows it."""
+    name = str(request.param)
+    published = preparer.publish(scenarios.load(name), "overlay2")
+    with shown(preparer.host, published, "overlay2", tmp_path_factory.mktemp("overlay2")) as image:
+        return name, survey(str(image.root))
+
+
+def holds(name: str, way: str, expected: Tree, seen: Tree, started: float) -> None:
+    found = list(compare(expected, seen))
+    size = sum(facts.size or 0 for facts in seen.values() if facts.content)
+    print(
+        f"\n{name} {way}: {len(seen)} entries, {size / 1e6:.0f} MB, {len(found)} differences, "
+        f"{time.monotonic() - started:.0f} s"
+    )
+    assert len(expected) > 100
+    assert found == []
+
+
+def test_unpacked_as_gnu_tar_does(unpacked: tuple[str, Tree], preparer: Preparer, tmp_path: Path) -> None:
+    """Our unpacker and gzip with GNU tar make the same tree of the same layers."""
+    name, expected = unpacked
+    started = time.monotonic()
+    with untarred(preparer.local(scenarios.load(name)).name, tmp_path) as root:
+        holds(name, "GNU tar", expected, survey(str(root)), started)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_served_lazily(unpacked: tuple[str, Tree], mode: str, preparer: Preparer, tmp_path: Path) -> None:
+    """Every entry, type, mode, owner, size, link, time, device, attribute, target and byte; the kernel is content."""
+    name, expected = unpacked
+    published = preparer.publish(scenarios.load(name), mode)
+    log = KernelLog()
+    try:
+        started = time.monotonic()
+        with shown(preparer.host, published, mode, tmp_path) as image:
+            seen = survey(str(image.root))
+        holds(name, mode, expected, seen, started)
+        assert log.complaints() == []
+    finally:
+        log.close()
