@@ -277,15 +277,8 @@ def connect(message: dict[str, Any], policy: Policy) -> BlobStore:
 
 
 def own_prefetch(position: int, layer: OpenedLayer) -> list[fetching.Extent]:
-    """What the layer itself wants fetched first: the units before its landmark (eStargz)."""
-    units = layer.units
-    if not layer.prefetch_bytes:
-        return []
-    return [
-        (position, start, end)
-        for unit, (start, end) in enumerate(zip(units.starts, units.ends, strict=True))
-        if sum(units.extent(unit)) <= layer.prefetch_bytes
-    ]
+    """Extents of what the layer itself wants fetched first."""
+    return [(position, layer.units.starts[unit], layer.units.ends[unit]) for unit in layer.prefetch]
 
 
 async def gather(tasks: list[Callable[[], Any]]) -> None:

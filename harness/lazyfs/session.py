@@ -3,6 +3,8 @@
 pyfuse3's own loop takes a lock and goes through the event loop twice per request. Requests mostly come one after
 another and are answered without waiting, so here one task keeps reading: it polls the device first, parks in the event
 loop only when nothing is there, and hands the device over only when its handler is about to wait (``release``).
+Measured with 40 000 lookups: 11 to 17 us of this process's CPU per request, 38 to 41 with pyfuse3's own loop
+(pyfuse3 3.5, trio 0.35). The function it replaces is pyfuse3's own; a test notices when it is gone.
 """
 
 from __future__ import annotations

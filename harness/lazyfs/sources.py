@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import DigestMismatch, FormatError, UsageError
+from harness.errors import ContentError, DigestMismatch, FormatError, UsageError
 
 if TYPE_CHECKING:
     from harness.formats.table import LayerTable, RangeSource
     from harness.lazyfs.units import Units
     from harness.oci.store import BlobStore
+
+
+log = logging.getLogger(__name__)
 
 
 class BlobRanges:
@@ -31,14 +35,13 @@ class BlobRanges:
 
 @dataclass(slots=True)
 class OpenedLayer:
-    """``prefetch_bytes``: how much of the blob's beginning the image itself wants fetched first (eStargz landmark)."""
+    """``prefetch``: units that the image itself wants fetched first (eStargz landmark, SOCI prefetch artefact)."""
 
     number: int
     table: LayerTable
     units: Units
     source: RangeSource
-    size: int
-    prefetch_bytes: int = 0
+    prefetch: list[int] = field(default_factory=list)
 
 
 def fetch_verified(store: BlobStore, digest: str, size: int, what: str) -> bytes:
@@ -54,7 +57,8 @@ def open_layer(store: BlobStore, message: dict[str, Any]) -> OpenedLayer:
     """Fetch and parse a layer's index (zTOC or eStargz TOC), verified; blocks, so it runs in a worker thread.
 
     ``message``: ``number``, ``kind`` (``ztoc`` or ``estargz``), ``digest``, ``size``, and the index's own digest:
-    ``ztoc_digest`` and ``ztoc_size``, or ``toc_digest``. Raises ColdbenchError.
+    ``ztoc_digest`` and ``ztoc_size`` (and ``prefetch_digest``, ``prefetch_size`` of a SOCI prefetch artefact), or
+    ``toc_digest``. Raises ColdbenchError.
     """
     number, digest, size = int(message["number"]), str(message["digest"]), int(message["size"])
     source = BlobRanges(store, digest, size)
@@ -66,12 +70,30 @@ def open_layer(store: BlobStore, message: dict[str, Any]) -> OpenedLayer:
         ztoc = parse(fetch_verified(store, message["ztoc_digest"], int(message["ztoc_size"]), f"zTOC of {what}"))
         if ztoc.compressed_bytes != size:
             raise FormatError(f"zTOC of {what}", f"is of a layer of {ztoc.compressed_bytes} bytes, not {size}")
-        return OpenedLayer(number, ztoc.to_table(), SpanUnits(ztoc), source, size)
+        prefetch = _prefetch_spans(store, message, ztoc.spans, what) if message.get("prefetch_digest") else []
+        return OpenedLayer(number, ztoc.to_table(), SpanUnits(ztoc), source, prefetch)
     if message["kind"] == "estargz":
         from harness.formats.estargz_reader import EstargzToc, read_toc_member
         from harness.lazyfs.chunk_units import ChunkUnits
 
         footer, member = read_toc_member(source, size)
         toc = EstargzToc.from_member(member, footer, message["toc_digest"])
-        return OpenedLayer(number, toc.table, ChunkUnits(toc.chunks), source, size, toc.prefetch_bytes)
+        units = ChunkUnits(toc.chunks)
+        prefetch = [
+            chunk for chunk in range(len(toc.chunks)) if sum(units.extent(chunk)) <= toc.prefetch_bytes
+        ] if toc.prefetch_bytes else []  # fmt: skip
+        return OpenedLayer(number, toc.table, units, source, prefetch)
     raise UsageError(f"{what}: unknown kind of lazy layer {message['kind']!r}")
+
+
+def _prefetch_spans(store: BlobStore, message: dict[str, Any], spans: int, what: str) -> list[int]:
+    """Spans that a SOCI prefetch artefact names; one that is unreadable is left aside, as the reference does."""
+    from harness.formats.soci_index import parse_prefetch
+
+    try:
+        digest, size = str(message["prefetch_digest"]), int(message["prefetch_size"])
+        ranges = parse_prefetch(fetch_verified(store, digest, size, f"prefetch artefact of {what}"), spans)
+    except ContentError as error:
+        log.warning("%s: %s", what, error)
+        return []
+    return [span for first, last in ranges for span in range(first, last + 1)]

@@ -174,6 +174,19 @@ def test_landmark_prefetch_fetches_the_prioritised_files(tmp_path: Path) -> None
         assert served.stats()["requests"] == before["requests"]
 
 
+def test_soci_prefetch_artefact_is_followed(tmp_path: Path) -> None:
+    """The spans it names come without anybody asking."""
+    source = image_for("soci", tmp_path, prefetch_files=("d3/file3", "d2/file52"))
+    with serve(source, "soci", tmp_path / "s", options={"background": False}) as served:
+        wait_until_quiet(served)
+        before = served.stats()
+        assert 0 < before["spans_fetched"] <= 4
+        for name in ("d3/file3", "d2/file52"):
+            with open(f"{inside(served)}/{name}", "rb") as file:
+                assert file.read() == FILES[name]
+        assert served.stats()["requests"] == before["requests"]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_background_fetch_makes_the_registry_dispensable(mode: str, tmp_path: Path) -> None:
     """It begins at readiness, not before, and at its end every byte is local."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from harness.engines.embedded import overlay2
@@ -94,7 +95,7 @@ def provide(context: Context, image: Image, preset: str, options: dict[str, Any]
         "scratch": context.scratch,
         "prefetch": list(context.prefetch),
         "trace": context.trace,
-        "t0_ns": context.request.get("t0_ns"),
+        "t0_ns": context.request.get("t0_ns") or time.monotonic_ns(),
     }
     present = _provide_blob if mode == "erofs" else _provide_tree
     return present(context, image, daemon, source, message)
@@ -126,7 +127,12 @@ def _provide_tree(
     lowest = max([lowest, *answer["opaque_roots"]])
     stack = [directories[number] for number in sorted(directories, reverse=True) if number >= lowest]
     details = {**plan.details, "lazy_layers": answer["layers"], "unpacked_layers": plan.unpack}
-    return Rootfs(tuple(stack), lambda: _discard(unmount, mountpoint), details)
+
+    def cleanup() -> None:
+        _discard(unmount, mountpoint)
+        _discard(os.rmdir, mountpoint)
+
+    return Rootfs(tuple(stack), cleanup, details)
 
 
 def _provide_blob(
@@ -142,6 +148,7 @@ def _provide_blob(
         # EROFS first: it holds the FUSE file open. Each is tried whatever becomes of the other.
         _discard(unmount, target)
         _discard(unmount, mountpoint)
+        _discard(os.rmdir, mountpoint)
 
     try:
         answer = _mount(context, daemon, {**message, "index": index})
