@@ -7,6 +7,7 @@ found is recorded in docs/formats.md.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from harness.oci.cache import Cache
 from harness.oci.registry_server import RegistryServer
 from harness.session.preparation import Preparer
 from harness.session.progress import Silent
+from tests.equality.independent import independent_survey
 from tests.equality.support import KernelLog, shown, untarred
 
 if TYPE_CHECKING:
@@ -84,3 +86,18 @@ def test_served_lazily(unpacked: tuple[str, Tree], mode: str, preparer: Preparer
         assert log.complaints() == []
     finally:
         log.close()
+
+
+def test_image_read_by_go_erofs(unpacked: tuple[str, Tree], preparer: Preparer, tmp_path: Path) -> None:
+    """The one file that the daemon serves is an EROFS image to a reader that is neither ours nor the kernel's."""
+    program = os.environ.get("COLDBENCH_EROFS_CHECK")
+    if not program:
+        pytest.skip("COLDBENCH_EROFS_CHECK names no independent reader (docs/formats.md)")
+    name, expected = unpacked
+    published = preparer.publish(scenarios.load(name), "erofs")
+    started = time.monotonic()
+    with shown(preparer.host, published, "erofs", tmp_path / "served") as image:
+        assert image.client is not None
+        shutil.copyfile(os.path.join(image.client.wait_up()["root"], "image"), tmp_path / "image")
+    holds(name, "go-erofs", expected, independent_survey(program, tmp_path / "image"), started)
+    (tmp_path / "image").unlink()
