@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from harness.errors import FormatError, ImageNotFound
-from harness.formats.erofs_image import find_erofs_index
+from harness.errors import FormatError
 from harness.formats.erofs_index import WHOLE, index_parts, load_erofs_index
 from harness.formats.erofs_merge import merge_layers
 from harness.formats.erofs_table import TarTable
@@ -68,16 +67,14 @@ class IndexedByteSource:
         return b"".join(parts)
 
 
-def index_checks(source: ImageSource, image: Image) -> Iterator[tuple[int, str, Callable[[SpooledTar], LazyLayer]]]:
-    """(layer, what, check) for each layer of the image's EROFS index; nothing where it has none.
+def index_checks(
+    source: ImageSource, image: Image, manifest: bytes
+) -> Iterator[tuple[int, str, Callable[[SpooledTar], LazyLayer]]]:
+    """(layer, what, check) for each layer of the image's EROFS index, whose manifest ``find_erofs_index`` gave.
 
     The checks are made in order and each raises ContentError when something does not hold; the last one compares the
     metadata too.
     """
-    try:
-        _, manifest = find_erofs_index(source, image.descriptor)
-    except ImageNotFound:
-        return
     head, windows = index_parts(manifest, image.descriptor.digest)
     index = load_erofs_index(manifest, source.open_blob(head).read(), image.descriptor, image.layers)
     windows_blob = source.open_blob(windows) if windows is not None else None

@@ -16,13 +16,14 @@ from harness.formats.estargz_reader import open_estargz
 from harness.formats.estargz_toc import HIDDEN_NAMES, TOC_DIGEST_ANNOTATION, UNCOMPRESSED_SIZE_ANNOTATION
 from harness.formats.layer_stream import spool
 from harness.formats.verification_compare import LazyLayer, differences
+from harness.oci.descriptor import Descriptor
+from harness.oci.image import parse_json
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator
 
     from harness.formats.layer_stream import SpooledTar
-    from harness.oci.descriptor import Descriptor
     from harness.oci.image import Image
     from harness.oci.store import Blob, ImageSource
 
@@ -136,7 +137,7 @@ def _form(subject: str, form: LazyForm, tar: SpooledTar) -> Check:
 
 
 def find_estargz(source: ImageSource, image: Image) -> Iterator[LazyForm]:
-    """Layers that carry a TOC digest or end in an eStargz footer."""
+    """Layers that carry a TOC digest (eStargz, or zstd:chunked in stargz's form) or end in an eStargz footer."""
     for number, layer in enumerate(image.layers):
         blob = source.open_blob(layer)
         promised = layer.annotations.get(TOC_DIGEST_ANNOTATION)
@@ -162,12 +163,15 @@ def find_estargz(source: ImageSource, image: Image) -> Iterator[LazyForm]:
 
 def find_soci(source: ImageSource, image: Image) -> Iterator[LazyForm]:
     """Layers for which the image's SOCI index (v2, else the first v1 referrer) has a zTOC."""
-    from harness.formats.soci_index import find_index
+    from harness.formats.soci_index import ZTOC_TYPE, find_index, parse_prefetch
+    from harness.formats.spans import ZtocByteSource
+    from harness.formats.ztoc import parse
 
     found = find_index(source, image)
     if found is None:
         return
-    _, index = found
+    descriptor, index = found
+    read_parts(source, descriptor.digest, leave=frozenset({ZTOC_TYPE}))  # each zTOC is read with its layer
     known = {layer.digest for layer in image.layers}
     for entry in index.layers:
         if entry.layer_digest not in known:
@@ -178,12 +182,11 @@ def find_soci(source: ImageSource, image: Image) -> Iterator[LazyForm]:
             continue
 
         def opened(_: SpooledTar, layer: Descriptor = layer, descriptor: Descriptor = indexed.ztoc) -> LazyLayer:
-            from harness.formats.spans import ZtocByteSource
-            from harness.formats.ztoc import parse
-
             ztoc = parse(source.open_blob(descriptor).read())
             if ztoc.compressed_bytes != layer.size:
                 raise FormatError("zTOC", f"made for a layer of {ztoc.compressed_bytes} bytes, this has {layer.size}")
+            if layer.digest in index.prefetch:
+                parse_prefetch(source.open_blob(index.prefetch[layer.digest]).read(), ztoc.spans)
             data = ZtocByteSource(ztoc, source.open_blob(layer))
             for span in range(len(data.spans)):
                 data.span(span)  # also those that hold no file's bytes
@@ -192,11 +195,28 @@ def find_soci(source: ImageSource, image: Image) -> Iterator[LazyForm]:
         yield LazyForm(number, "SOCI zTOC, spans and files", opened)
 
 
+def read_parts(source: ImageSource, manifest: str, leave: frozenset[str]) -> None:
+    """Read every blob that an artefact's manifest names, but those of media types to ``leave``; all are verified."""
+    document = parse_json(source.manifest(manifest)[0], f"{source.where}: {manifest}")
+    for part in (document.get("config"), *(document.get("layers") or [])):
+        descriptor = Descriptor.from_json(part, f"{source.where}: {manifest}")
+        if descriptor.media_type not in leave:
+            source.open_blob(descriptor).copy_to(lambda _: None)
+
+
 def find_erofs(source: ImageSource, image: Image) -> Iterator[LazyForm]:
     """Layers of the image's EROFS index; the last one's check holds the metadata against all of them."""
+    from harness.errors import ImageNotFound
+    from harness.formats.erofs_image import find_erofs_index
+    from harness.formats.erofs_index import HEAD_TYPE
     from harness.formats.erofs_verify import index_checks
 
-    for number, name, check in index_checks(source, image):
+    try:
+        artefact, manifest = find_erofs_index(source, image.descriptor)
+    except ImageNotFound:
+        return
+    read_parts(source, artefact.digest, leave=frozenset({HEAD_TYPE}))
+    for number, name, check in index_checks(source, image, manifest):
         yield LazyForm(number, name, check)
 
 

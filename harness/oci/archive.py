@@ -111,10 +111,7 @@ class TarStore:
         return None
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
-        def read(name: str) -> bytes:
-            return self.get_range(name, 0, self.blob_size(name) or 0)
-
-        return manifest_referrers(self.entries, read, digest, artifact_type)
+        return manifest_referrers(self.entries, self, digest, artifact_type)
 
     def read_at(self, offset: int, size: int) -> bytes:
         """``size`` bytes of the archive file; FormatError where it is cut."""

@@ -48,14 +48,21 @@ def select_entry(entries: list[Descriptor], selector: str, where: str) -> Descri
 
 
 def manifest_referrers(
-    entries: list[Descriptor], read: Callable[[str], bytes], digest: str, artifact_type: str | None
+    entries: list[Descriptor], store: BlobStore, digest: str, artifact_type: str | None
 ) -> list[Descriptor]:
-    """Referrers of ``digest`` among an index's entries, with artifact type and annotations taken from the manifests."""
+    """Referrers of ``digest`` among an index's entries, with artifact type and annotations taken from the manifests.
+
+    Entries whose manifests were not copied along are passed over. A damaged one is a ContentError: nobody knows what
+    it referred to.
+    """
     found: dict[str, Descriptor] = {}
     for entry in entries:
-        if not entry.is_manifest and not entry.is_index:
+        if not (entry.is_manifest or entry.is_index) or store.blob_size(entry.digest) is None:
             continue
-        document = parse_json(read(entry.digest), entry.digest)
+        data, _ = store.manifest(entry.digest)
+        if entry.digest.startswith("sha256:") and digest_bytes(data) != entry.digest:
+            raise ContentError(f"{store.where}: manifest {entry.digest} is damaged")
+        document = parse_json(data, entry.digest)
         if entry.annotations.get(REF_NAME) == referrers_tag(digest):
             for nested in document.get("manifests") or []:
                 descriptor = Descriptor.from_json(nested)
@@ -150,7 +157,7 @@ class LayoutStore:
         return path if path.is_file() else None
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
-        return manifest_referrers(self.entries(), lambda d: self._file(d).read_bytes(), digest, artifact_type)
+        return manifest_referrers(self.entries(), self, digest, artifact_type)
 
     # writes
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import re
 import time
 import urllib.parse
 from dataclasses import dataclass
@@ -236,9 +237,10 @@ class RegistryClient:
             entries += self._index_entries(response.body)
             link = response.header("Link")
             pages += 1
-            if 'rel="next"' not in link or pages == 64:
+            more = re.match(r'\s*<([^>]+)>.*rel="?next\b', link)
+            if more is None or pages == 64:
                 break
-            url = urllib.parse.urljoin(self._base, link[link.index("<") + 1 : link.index(">")])
+            url = urllib.parse.urljoin(self._base, more[1])
             response = self.get(url, limit=MAX_MANIFEST_BYTES)
         if not self._referrers_api:
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,17 +13,22 @@ from typer.testing import CliRunner
 
 from harness.cli.main import app, load_commands
 from harness.errors import ContentError
+from harness.formats.erofs_image import Options as ErofsOptions
+from harness.formats.erofs_image import index_image as index_erofs
+from harness.formats.erofs_index import WINDOWS_TYPE
 from harness.formats.estargz_image import convert_image
 from harness.formats.estargz_toc import TOC_DIGEST_ANNOTATION, TocEntry, decode_toc, encode_toc
 from harness.formats.estargz_writer import EstargzOptions
 from harness.formats.soci_image import Options, index_image
-from harness.formats.soci_index import V1, V2
+from harness.formats.soci_index import PREFETCH_TYPE, V1, V2, parse_index, prefetch_bytes
 from harness.formats.verification import verify_image
 from harness.oci.descriptor import (
     OCI_CONFIG,
+    OCI_EMPTY,
     OCI_LAYER,
     OCI_LAYER_GZIP,
     OCI_MANIFEST,
+    REF_NAME,
     Descriptor,
     digest_bytes,
     go_json,
@@ -228,3 +234,66 @@ def test_a_sparse_file_is_compared_in_full(tmp_path: Path) -> None:
         convert_image(source, source.resolve(), target, EstargzOptions(), scratch=tmp_path)
     assert problems(f"oci:{tmp_path / 'esgz'}") == []
     assert io.BytesIO(tar).read(1) == b"."
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def test_every_blob_of_an_index_counts(tmp_path: Path) -> None:
+    """A changed configuration, prefetch list or manifest of an index is found, whichever index it is."""
+    plain = put_image(tmp_path / "source", golden_layers())
+    with open_source(plain) as source:
+        options = Options(V2, 65536, 0, prefetch_files=("data/s513",))
+        index_image(source, LayoutStore(tmp_path / "soci", "x", create=True), options)
+        index_erofs(source, LayoutStore(tmp_path / "erofs", "x", create=True), ErofsOptions(64 << 10))
+    for place, types in (("soci", (V2, PREFETCH_TYPE)), ("erofs", (OCI_EMPTY, WINDOWS_TYPE, OCI_MANIFEST))):
+        assert problems(f"oci:{tmp_path / place}:x") == []
+        blobs = tmp_path / place / "blobs" / "sha256"
+        named = {
+            part["mediaType"]: blobs / part["digest"].partition(":")[2]
+            for path in blobs.iterdir()
+            if path.stat().st_size < 10_000 and path.read_bytes()[:1] == b"{" and b'"layers":[' in path.read_bytes()
+            for part in (read_json(path)["config"], *read_json(path)["layers"])
+        }
+        for entry in read_json(tmp_path / place / "index.json")["manifests"]:
+            if entry.get("artifactType"):
+                named[OCI_MANIFEST] = blobs / entry["digest"].partition(":")[2]
+        for media_type in types:
+            whole = named[media_type].read_bytes()
+            named[media_type].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+            found = problems(f"oci:{tmp_path / place}:x")
+            assert len(found) == (2 if media_type == OCI_MANIFEST else 1)  # a damaged one may be of either kind
+            assert all("index" in problem for problem in found)
+            named[media_type].write_bytes(whole)
+
+
+def test_a_prefetch_list_of_other_spans_is_found(tmp_path: Path) -> None:
+    """Spans that the layer does not have are named, though every digest holds."""
+    with open_source(put_image(tmp_path / "source", golden_layers())) as source:
+        store = LayoutStore(tmp_path / "soci", "x", create=True)
+        result = index_image(source, store, Options(V1, 65536, 0, prefetch_files=("data/s513",)))
+    index = parse_index(store.manifest(result.index.digest)[0])
+    ((layer, _),) = index.prefetch.items()
+    lie = prefetch_bytes([(0, 10_000)])
+    store.put_blob(Descriptor.of(lie, PREFETCH_TYPE), lie)
+    document = replace(index, prefetch={layer: Descriptor.of(lie, PREFETCH_TYPE)}).to_bytes()
+    (tmp_path / "soci" / "index.json").write_bytes(
+        go_json({"schemaVersion": 2, "manifests": [{**result.head.to_json(), "annotations": {REF_NAME: "x"}}]})
+    )
+    store.add_referrer(result.image, document, OCI_MANIFEST)
+    (problem,) = problems(f"oci:{tmp_path / 'soci'}:x")
+    assert "names spans 0 to 10000" in problem
+
+
+def test_zstd_chunked_holds_like_estargz(tmp_path: Path) -> None:
+    """A zstd:chunked layer with its TOC digest is compared as well; a TOC of another digest is found."""
+    vector = next(v for v in read_json(GOLDEN / "made" / "vectors.json")["estargz"] if "zstd" in v["Kind"])
+    blob, notes = (GOLDEN / "made" / vector["Blob"]).read_bytes(), {TOC_DIGEST_ANNOTATION: vector["TOCDigest"]}
+    layer = (blob, "application/vnd.oci.image.layer.v1.tar+zstd", vector["DiffID"], notes)
+    with open_source(put_image(tmp_path / "sound", [layer])) as source:
+        checks = verify_image(source, source.resolve()).checks
+    assert [check.holds for check in checks] == [True] * 4
+    lie = {TOC_DIGEST_ANNOTATION: "sha256:" + "5" * 64}
+    (problem,) = problems(put_image(tmp_path / "lie", [(*layer[:3], lie)]))
+    assert "TOC" in problem

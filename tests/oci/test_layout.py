@@ -141,6 +141,19 @@ def test_referrers(tmp_path: Path) -> None:
         store.add_referrer(made, artefact(subject), OCI_MANIFEST)
 
 
+def test_a_referrer_that_is_damaged_is_not_overlooked(tmp_path: Path) -> None:
+    """A changed subject would hide an artefact: its digest is checked. One that is not there at all is passed over."""
+    store = sample_layout(tmp_path / "l")
+    subject = ImageSource(store).resolve().descriptor
+    made = store.add_referrer(subject, artefact(subject), OCI_MANIFEST)
+    path = tmp_path / "l" / "blobs" / "sha256" / made.hex
+    path.write_bytes(path.read_bytes().replace(subject.hex.encode(), b"0" * 64))
+    with pytest.raises(ContentError, match="damaged"):
+        store.referrers(subject.digest)
+    path.unlink()
+    assert store.referrers(subject.digest) == []
+
+
 def test_copies_share_files(tmp_path: Path) -> None:
     """A copy between layouts on one file system moves no bytes."""
     store = sample_layout(tmp_path / "l")
