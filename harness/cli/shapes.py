@@ -98,6 +98,8 @@ def _row(shape: Shape, default: bool) -> list[str]:
         limits.append(f"{disk.iops} IOPS")
     if disk is not None and disk.bytes_per_s:
         limits.append(_megabytes(disk.bytes_per_s))
+    if shape.disk_size_bytes is not None:
+        limits.append(f"{shape.disk_size_bytes / 2**30:g} GiB")
     return [
         f"{'*' if default else ' '} {shape.label}",
         cell(shape.vcpus),

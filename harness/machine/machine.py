@@ -25,7 +25,7 @@ from harness.machine.credits import Governor, Sample
 from harness.machine.host import require_root
 from harness.machine.records import ENVIRONMENT_MARK, Record, host_lock
 from harness.machine.relay_process import RelayProcess
-from harness.machine.scratch import MOUNT_OPTIONS, ScratchDisk
+from harness.machine.scratch import MOUNT_OPTIONS, ScratchDisk, default_directory
 from harness.model.shape import Distance, Shape
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 DEFAULT_SCRATCH_BYTES = 32 << 30
-DEFAULT_SCRATCH_DIR = Path("/var/tmp")
 PIDS_LIMIT = 8192
 HOLDER_TIMEOUT_S = 30.0
 
@@ -82,17 +81,18 @@ class Machine:
         distance: Distance | None = None,
         *,
         name: str = "",
-        scratch_bytes: int = DEFAULT_SCRATCH_BYTES,
-        scratch_dir: Path = DEFAULT_SCRATCH_DIR,
+        scratch_bytes: int | None = None,
+        scratch_dir: Path | None = None,
         registry_upstream: tuple[str, int] | None = None,
     ) -> None:
-        """``distance`` gives way to an inline shape's own. ``registry_upstream`` is where the registry really listens:
+        """``distance`` gives way to an inline shape's own, ``scratch_bytes`` stands in the place of the shape's disk
+        size. ``registry_upstream`` is where the registry really listens:
         an address of ``SimulatedNetwork``, or any host (then a relay stands in front of it)."""
         self.shape = shape
         self.distance = shape.distance or distance or Distance()
         self.label = name
-        self._scratch_bytes = scratch_bytes
-        self._scratch_dir = scratch_dir
+        self._scratch_bytes = scratch_bytes or shape.disk_size_bytes or DEFAULT_SCRATCH_BYTES
+        self._scratch_dir = scratch_dir or default_directory()
         self._upstream = registry_upstream
         self._registry: str | None = None
         self._stack = contextlib.ExitStack()

@@ -30,9 +30,10 @@ _FILES = 2000
 
 
 def cache_file() -> Path:
-    """Where they are kept: ``$XDG_CACHE_HOME/coldbench/rates.json``."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "coldbench" / "rates.json"
+    """Where they are kept: ``rates.json`` in the cache directory."""
+    from harness.oci.cache import cache_root
+
+    return cache_root() / "rates.json"
 
 
 def host_key() -> str:

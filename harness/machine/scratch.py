@@ -69,6 +69,11 @@ class DiskUse:
     written_bytes: int
 
 
+def default_directory() -> Path:
+    """Where the files behind scratch disks are: ``COLDBENCH_SCRATCH``, else ``/var/tmp``."""
+    return Path(os.environ.get("COLDBENCH_SCRATCH") or "/var/tmp").absolute()
+
+
 class ScratchDisk:
     """One loop device over one unlinked file. ``device`` is to be mounted; ``close`` lets go of it.
 
@@ -94,7 +99,9 @@ class ScratchDisk:
             self._fd, self.device = _attach(file, name)
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise DiskFull(f"no space for the scratch disk in {directory}; choose another with --scratch") from None
+                raise DiskFull(
+                    f"no space for the scratch disk in {directory}; choose another (COLDBENCH_SCRATCH)"
+                ) from None
             raise MachineError(f"cannot make the scratch disk in {directory}: {error.strerror}") from error
         finally:
             os.close(file)

@@ -107,6 +107,8 @@ class Shape(_Frozen):
     memory_bytes: int | None = Field(default=None, ge=16 << 20)
     network: Network | None = None
     disk: Disk | None = None
+    disk_size_bytes: int | None = Field(default=None, ge=16 << 20)
+    """Size of the scratch disk; None leaves it to the machine, which has room for any image."""
     period_us: int = Field(default=DEFAULT_PERIOD_US, ge=1_000, le=1_000_000)
     distance: Distance | None = None
     """Only an inline definition carries one (``rtt=…``); it then stands in the place of the setting."""
@@ -205,7 +207,7 @@ def load_shapes() -> ShapeBook:
 
 _INLINE_KEYS = (
     "cpu", "vcpus", "burst", "credits", "earn", "cap", "memory", "bandwidth", "burst-bandwidth", "bucket", "disk",
-    "iops", "period", "distance", "rtt", "first-byte", "per-connection", "in-all",
+    "iops", "disk-size", "period", "distance", "rtt", "first-byte", "per-connection", "in-all",
 )  # fmt: skip
 _DISTANCE_KEYS = frozenset({"distance", "rtt", "first-byte", "per-connection", "in-all"})
 
@@ -279,6 +281,7 @@ def _inline(text: str, base: Shape | None, values: Mapping[str, str]) -> Shape:
         ("vcpus", "vcpus", quantity.integer),
         ("burst", "burst_cores", quantity.number),
         ("memory", "memory_bytes", quantity.byte_count),
+        ("disk-size", "disk_size_bytes", quantity.byte_count),
         ("period", "period_us", lambda v: round(quantity.seconds(v) * 1e6)),
     )
     for key, field, parse in simple:

@@ -21,6 +21,16 @@ def test_inline_definition() -> None:
     assert shape.label == "cpu=0.25,memory=1G,bandwidth=1Gbit,rtt=10ms"
 
 
+def test_inline_disk() -> None:
+    """Rate, operations and size of the disk; the size alone sets no limit on how fast it is."""
+    assert parse_shape("disk-size=2G").disk is None
+    shape = parse_shape("gcp-e2-micro,disk=50MB/s,iops=300,disk-size=512M")
+    assert shape.disk is not None
+    assert (shape.disk.bytes_per_s, shape.disk.iops, shape.disk_size_bytes) == (50_000_000, 300, 512 << 20)
+    with pytest.raises(UsageError, match="disk_size_bytes"):
+        parse_shape("disk-size=1M")
+
+
 def test_inline_credits() -> None:
     """Credits lift the CPU to the burst and are earned at the baseline unless said otherwise."""
     shape = parse_shape("cpu=250m,burst=2,credits=30,period=80ms")

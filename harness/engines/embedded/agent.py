@@ -35,7 +35,7 @@ def translate(error: BaseException) -> ColdbenchError:
     if isinstance(error, ColdbenchError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull("the machine's disk is full; give the shape a larger one")
+        return DiskFull("the machine's disk is full; give the shape a larger one (disk-size=)")
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return OutOfMemory("the machine ran out of memory; give the shape more")
     if isinstance(error, OSError):
