@@ -13,16 +13,20 @@ def report(
     out: Path | None = typer.Option(
         None, "--out", help="Where to write report.html and report.md (the session's own)."
     ),
+    figures: Path | None = typer.Option(None, "--figures", metavar="DIR", help="Also write each figure as an SVG."),
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON instead of the table."),
 ) -> None:
     """Render a session: table, timelines, CPU, bytes, run-time overhead; prints the table and the report's place."""
-    from harness.report.publish import publish
+    from harness.report.publish import publish, write_figures
 
     published = publish(session, out)
+    drawn = write_figures(published.groups, figures) if figures is not None else []
     if as_json:
         print(json.dumps(published.as_json(), indent=2))
         return
     print(published.markdown)
+    for path in drawn:
+        print(f"Figure: {path}")
     print(f"Report: {published.html_path}")
 
 

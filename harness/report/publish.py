@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import NothingToCompare
-from harness.report import page
+from harness.report import figures, page
 from harness.report.comparison import Group, compare
 from harness.session import store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from harness.model.session import SessionHeader
@@ -57,6 +59,29 @@ def publish(session: Path, out: Path | None = None) -> Published:
         temporary.write_text(text)
         os.replace(temporary, path)
     return Published(html_path, markdown_path, markdown, tuple(compare(observations)))
+
+
+def write_figures(groups: Sequence[Group], folder: Path) -> list[Path]:
+    """Each figure of each group as an SVG file of its own, ``SCENARIO-SHAPE-FIGURE.svg``; the paths written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for group in groups:
+        drawn = {
+            "timelines": figures.timelines(group),
+            "timelines-lazy": figures.timelines(group, lazy_only=True),
+            "ready": figures.ready_times(group),
+            "cpu": figures.cpu_by_phase(group),
+            "credits": figures.credit_balance(group),
+            "runtime": figures.runtime_ratios(group),
+            "break-even": figures.break_even_curves(group),
+        }
+        prefix = re.sub(r"[^a-z0-9.]+", "-", f"{group.key.scenario}-{group.key.shape}".lower()).strip("-")
+        for name, svg in drawn.items():
+            if svg:
+                path = folder / f"{prefix}-{name}.svg"
+                path.write_text(svg)
+                written.append(path)
+    return written
 
 
 def context_of(header: SessionHeader) -> page.Context:

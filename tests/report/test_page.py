@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from harness.report import wording
 from harness.report.comparison import compare
 from harness.report.frames import trials, workloads
 from harness.report.page import Context, html, markdown
+from harness.report.publish import write_figures
 from harness.stats.breakeven import break_even
 from harness.stats.paired import paired_ratio
 from tests.report.observations import observation, session
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CONTEXT = Context("s1", "2026-01-01", "coldbench run x", {"kernel": "6.1", "note": "<b>&"})
 
@@ -44,6 +49,17 @@ def test_html_is_self_contained_and_escaped() -> None:
     assert page.count("<svg") >= 5
     assert "&lt;b&gt;&amp;" in page
     assert "Cold start of python-data" in page
+
+
+def test_figures_are_files_of_their_own(tmp_path: Path) -> None:
+    """Every figure that has something to show is written, named by scenario and shape."""
+    written = write_figures(compare(session()), tmp_path)
+    assert {p.name for p in written} >= {
+        "python-data-gcp-e2-micro-timelines.svg",
+        "python-data-gcp-e2-micro-timelines-lazy.svg",
+        "python-data-gcp-e2-micro-break-even.svg",
+    }
+    assert all(p.read_text().startswith("<svg") for p in written)
 
 
 def test_two_blocks_make_no_claim() -> None:
