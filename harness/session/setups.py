@@ -6,6 +6,7 @@ Beside the trials of the plan there are two kinds that run out of band and are k
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +52,15 @@ class Material:
     workloads: WorkloadRunner | None = None
 
 
+def roomy_shape() -> Shape:
+    """No limits but half of this host's memory: a workload that eats all there is must not take the host along."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return parse_shape("unlimited").model_copy(update={"memory_bytes": memory_bytes // 2})
+
+
 def side_case(scenario: Scenario, mode: str, preset: str = "tuned", shape: Shape | None = None) -> PlannedCase:
-    """A case that is in no plan: embedded engine, no distance, a machine without limits unless a shape is given."""
-    shape = shape or parse_shape("unlimited")
+    """A case that is in no plan: embedded engine, no distance, a roomy machine unless a shape is given."""
+    shape = shape or roomy_shape()
     distance = shape.distance or Distance()
     case = Case.model_validate(
         {"scenario": scenario.name, "mode": mode, "preset": preset, "engine": "embedded", "shape": shape.label,
