@@ -67,6 +67,8 @@ class RuntimeLine:
     wall: Summary
     ratio: PairedRatio | None
     cpu: Summary
+    cpu_ratio: PairedRatio | None
+    """CPU seconds of workload and daemon against the baseline's: what a CFS quota's periods cannot blur."""
     fuse: Summary
     break_even: BreakEven | None
 
@@ -162,7 +164,7 @@ def _runtime(
 ) -> list[RuntimeLine]:
     # wall[workload, temperature][label][block]
     wall: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
-    cpu: dict[tuple[str, str, str], list[float]] = {}
+    cpu: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     fuse: dict[tuple[str, str, str], list[float]] = {}
     for name in labels:
         for o in by_label[name]:
@@ -172,7 +174,8 @@ def _runtime(
                 if w.failure is not None or w.wall_s <= 0:
                     continue
                 wall.setdefault((w.workload, w.temperature), {}).setdefault(name, {})[o.block] = w.wall_s
-                cpu.setdefault((w.workload, w.temperature, name), []).append(w.cpu_workload_s + w.cpu_daemon_s)
+                used = w.cpu_workload_s + w.cpu_daemon_s
+                cpu.setdefault((w.workload, w.temperature), {}).setdefault(name, {})[o.block] = used
                 fuse.setdefault((w.workload, w.temperature, name), []).append(float(w.fuse_requests))
     lines = []
     baseline = baselines[0] if baselines else None
@@ -181,17 +184,20 @@ def _runtime(
             if name not in per_label:
                 continue
             walls = summarise(list(per_label[name].values()))
-            cpus = summarise(cpu[workload, temperature, name])
+            used_cpu = cpu[workload, temperature]
+            cpus = summarise(list(used_cpu[name].values()))
             requests = summarise(fuse[workload, temperature, name])
             assert walls is not None
             assert cpus is not None
             assert requests is not None
-            ratio = None
+            ratio = cpu_ratio = None
             point = None
             if baseline is not None and name != baseline and baseline in per_label:
                 ratio = _pairs(per_label[name], per_label[baseline])
+                if min(*used_cpu[name].values(), *used_cpu[baseline].values()) > 0:
+                    cpu_ratio = _pairs(used_cpu[name], used_cpu[baseline])
                 mine, theirs = summarise(list(ready[name].values())), summarise(list(ready[baseline].values()))
                 if ratio is not None and mine is not None and theirs is not None:
                     point = break_even(theirs.median - mine.median, ratio.ratio, ratio.low, ratio.high)
-            lines.append(RuntimeLine(workload, temperature, name, walls, ratio, cpus, requests, point))
+            lines.append(RuntimeLine(workload, temperature, name, walls, ratio, cpus, cpu_ratio, requests, point))
     return lines

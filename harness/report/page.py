@@ -88,6 +88,7 @@ def _runtime_rows(group: Group) -> list[list[str]]:
             wording.seconds(line.wall.median),
             "baseline" if group.baselines and line.label == group.baselines[0] else wording.ratio(line.ratio),
             f"{line.cpu.median:.3f}",
+            "baseline" if group.baselines and line.label == group.baselines[0] else wording.ratio(line.cpu_ratio),
             f"{line.fuse.median:.0f}",
             wording.meeting(line.break_even, line.ratio),
         ]
@@ -159,8 +160,8 @@ def markdown(observations: Sequence[Observation], context: Context) -> str:
         if g.runtime:
             base = g.baselines[0] if g.baselines else "the baseline"
             out += ["", "### Run-time workloads", ""]
-            header = ["workload", "temperature", "mode", "wall, median", f"against {base}", "CPU s", "FUSE requests"]
-            out += _table([*header, "break-even"], _runtime_rows(g))
+            header = ["workload", "temperature", "mode", "wall, median", f"against {base}", "CPU s", "CPU against it"]
+            out += _table([*header, "FUSE requests", "break-even"], _runtime_rows(g))
         out.append("")
     return "\n".join(out)
 
