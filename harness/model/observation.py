@@ -126,7 +126,7 @@ class CreditSample(Frozen):
 class WorkloadResult(Frozen):
     """One run-time workload at one temperature: one number per trial (rules of measurement, 6).
 
-    Where short warm passes were repeated, every figure is the mean of one pass.
+    Where short warm passes were repeated, ``wall_s`` is the median pass and the other figures are means of one.
     """
 
     workload: str

@@ -26,7 +26,7 @@ SAFETY = 0.7
 TRIALS = 2
 APPLICATIONS_VERSION = 1
 #: The key under which a trial's ``details`` hold the CPU seconds from the container's start until ready.
-DETAIL = "application_cpu_s"
+DETAIL = "cpu_from_start_s"
 
 
 def place(cache: Cache, image_digest: str, workload: Workload, host: str) -> Path:

@@ -101,6 +101,7 @@ class FakeEngine:
     lazy: LazyUsage | None = None
     torn_down: bool = False
     calls: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
 
     def start(self, machine: Any, request: Any) -> None:
         self.calls.append("start")

@@ -149,3 +149,17 @@ def test_wrong_directories(tmp_path: Path) -> None:
         Store.resume(tmp_path / "nothing")
     with pytest.raises(UsageError, match=r"no session\.json"):
         load(tmp_path)
+
+
+def test_failed_trials_are_run_again_when_asked(tmp_path: Path) -> None:
+    """With ``retry_failed`` a failed trial is not finished; its later record takes the place of the failure."""
+    failure = {"kind": "NotReady", "message": "no", "phase": "start"}
+    with Store.create(tmp_path / "s", header()) as writer:
+        writer.append(observation(0))
+        writer.append(observation(1, status="failed", failure=failure, time_to_ready_s=None))
+    with Store.resume(tmp_path / "s") as writer:
+        assert writer.finished == {0, 1}
+    with Store.resume(tmp_path / "s", retry_failed=True) as writer:
+        assert writer.finished == {0}
+        writer.append(observation(1))
+    assert load(tmp_path / "s")[1] == [observation(0), observation(1)]

@@ -12,6 +12,7 @@ from harness.errors import ContentError, HostUnfit, Interrupted, MachineError, N
 from harness.model.observation import Bound, LazyUsage, Observation
 from harness.model.plan import make_plan
 from harness.model.scenario import Scenario
+from harness.session.bounds import Moved
 from harness.session.interrupts import Interrupts
 from harness.session.progress import Silent, summary
 from harness.session.trial import TrialSetup, run_trial
@@ -186,3 +187,60 @@ def test_machine_that_cannot_be_made() -> None:
     seen = Bench().run(make_machine=Broken)
     assert seen.failure is not None
     assert (seen.failure.kind, seen.failure.phase) == ("MachineError", "machine")
+
+
+class Workloads:
+    """A workload runner that notes what it found: the machine's calls and the engine's, so far."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.machine_calls: list[str] = []
+        self.engine_calls: list[str] = []
+
+    def run(self, machine: Any, engine: Any, container: Any) -> list[Any]:
+        self.machine_calls, self.engine_calls = list(self.bench.machine.calls), list(self.bench.engine.calls)
+        self.bench.machine.use(1.0, cpu_s=2.0)
+        return []
+
+
+def test_workloads_run_before_the_background_fetch() -> None:
+    """The engine hears of readiness only when the workloads have run, so that their first touch is cold."""
+    bench = Bench("soci")
+    bench.engine.lazy = LAZY
+    workloads = Workloads(bench)
+    seen = bench.run(workloads=workloads)
+    assert "ready" not in workloads.engine_calls
+    assert "ready" in bench.engine.calls
+    assert [p.phase for p in seen.phases] == ["pull", "start", "workloads", "background"]
+    assert seen.details["runtime_quota"] == "shape"
+
+
+def test_the_limit_is_lifted_for_workloads_only() -> None:
+    """Two CPU seconds in one second break no limit that was lifted; for the background it is in force again."""
+    bench = Bench("soci")
+    bench.engine.lazy = LAZY
+    workloads = Workloads(bench)
+    seen = bench.run(workloads=workloads, lift_quota=True)
+    assert workloads.machine_calls[-1] == "throttle False"
+    assert bench.machine.calls[-1] == "throttle True"
+    assert "limits-not-as-asked" not in {i.rule for i in seen.invalid}
+    assert seen.details["runtime_quota"] == "none"
+
+
+def test_the_bound_hears_what_was_moved_by_readiness() -> None:
+    """Bytes no more than the wire had carried; counters as they were read at readiness."""
+    bench = Bench("soci")
+    bench.engine.received = 700
+    bench.engine.lazy = LAZY.model_copy(update={"bytes_fetched_before_ready": 900, "bytes_inflated": 77})
+    moved: list[Moved] = []
+    bench.run(bound=moved.append)
+    assert moved == [Moved(received_bytes=700, inflated_bytes=77)]
+
+
+def test_requests_without_the_registrys_log() -> None:
+    """A registry of somebody else is asked nothing: the clients in the machine say what they sent."""
+    bench = Bench("soci")
+    bench.engine.lazy = LAZY
+    bench.engine.details = {"agent_requests": 5}
+    seen = bench.run(requests=None)
+    assert (seen.wire_before_ready.requests, seen.wire.requests) == (8, 9)
