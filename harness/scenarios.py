@@ -139,6 +139,8 @@ def _messages(error: ValidationError, data: dict[str, Any], text: str, file: str
     merged: dict[tuple[str | int, ...], list[str]] = {}
     gots: dict[tuple[str | int, ...], str] = {}
     for item in error.errors(include_url=False):
+        if item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]:
+            continue  # enough elements, some of which are wrong: they have messages of their own
         path = _data_path(item["loc"], data, missing=item["type"] == "missing")
         if item["type"] == "union_tag_invalid":
             path = (*path, item["ctx"]["discriminator"].strip("'"))

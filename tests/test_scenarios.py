@@ -77,6 +77,7 @@ def test_good_file() -> None:
         ('"trace"', '"tracer"', '4: modes[2].prefetch: expected "image", "none", "trace" or a list of paths, got'),
         (', label = "traced"', "", "1: mode 'soci:tuned' is there twice; give one of them a label"),
         ('"gcp-e2-micro"', '"gcp-e2-mico"', "3: shapes[0]: unknown shape 'gcp-e2-mico'; did you mean gcp-e2-micro"),
+        ("vcpus = 1", "vcpus = 0", "3: shapes[1].vcpus: expected a number above 0, got 0"),
         ("vcpus = 1", "vcpu = 1", "3: shapes[1].vcpu: unknown key; did you mean 'vcpus'?"),
         ('"far"', '"farr"', "5: distance: unknown distance 'farr'; did you mean far?"),
         ('"--port"', "3", "9: workload.command[1]: expected a string, got 3"),
@@ -105,6 +106,16 @@ def test_all_problems_at_once() -> None:
         scenarios.parse(text, "f")
     lines = str(caught.value).splitlines()
     assert [line.split(":")[1] for line in lines] == ["6", "10", "12"]
+
+
+def test_one_wrong_element_is_not_an_empty_list() -> None:
+    """A list whose only element is wrong is told that, not that it is too short."""
+    text = GOOD.replace('shapes = ["gcp-e2-micro", ', 'shapes = ["cpu=0.5,memory=4M"] #')
+    assert text != GOOD
+    with pytest.raises(ScenarioError) as caught:
+        scenarios.parse(text, "f")
+    expected = "f:3: shapes[0]: shape 'cpu=0.5,memory=4M': memory: expected at least 16777216, got 4194304"
+    assert str(caught.value).splitlines() == [expected]
 
 
 def test_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import tomllib
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.errors import UsageError
 from harness.model import quantity
@@ -238,11 +238,30 @@ def parse_shape(text: str) -> Shape:
     try:
         return _inline(text, base, values)
     except ValueError as error:
-        message = str(error)
-        if hasattr(error, "errors"):  # pydantic: the first finding says it
-            finding = error.errors()[0]
-            message = f"{'.'.join(str(p) for p in finding['loc'])} {finding['msg']}".strip()
+        message = _finding(error) if isinstance(error, ValidationError) else str(error)
         raise UsageError(f"shape '{text}': {message}") from None
+
+
+_KEY_OF_FIELD = {
+    "baseline_cores": "cpu", "burst_cores": "burst", "memory_bytes": "memory", "disk_size_bytes": "disk-size",
+    "period_us": "period", "at_boot_core_s": "credits", "earned_core_s_per_h": "earn", "cap_core_s": "cap",
+    "rate_bits_s": "bandwidth", "burst_bits_s": "burst-bandwidth", "bucket_bytes": "bucket", "bytes_per_s": "disk",
+}  # fmt: skip
+_LIMITS = {
+    "greater_than": "more than {gt:g}", "greater_than_equal": "at least {ge:.12g}",
+    "less_than": "less than {lt:g}", "less_than_equal": "at most {le:.12g}",
+}  # fmt: skip
+
+
+def _finding(error: ValidationError) -> str:
+    """The first of what pydantic found, in the words of the inline form."""
+    finding = error.errors(include_url=False)[0]
+    if finding["type"] == "value_error":
+        return str(finding["ctx"]["error"])
+    field = str(finding["loc"][-1])
+    limit = _LIMITS.get(finding["type"])
+    expected = f"expected {limit.format_map(finding['ctx'])}, got {finding['input']}" if limit else finding["msg"]
+    return f"{_KEY_OF_FIELD.get(field, field.replace('_', '-'))}: {expected}"
 
 
 def parse_distance(text: str) -> Distance:

@@ -27,7 +27,7 @@ def test_inline_disk() -> None:
     shape = parse_shape("gcp-e2-micro,disk=50MB/s,iops=300,disk-size=512M")
     assert shape.disk is not None
     assert (shape.disk.bytes_per_s, shape.disk.iops, shape.disk_size_bytes) == (50_000_000, 300, 512 << 20)
-    with pytest.raises(UsageError, match="disk_size_bytes"):
+    with pytest.raises(UsageError, match="disk-size: expected at least 16777216, got 1048576"):
         parse_shape("disk-size=1M")
 
 
@@ -60,11 +60,11 @@ def test_changes_to_a_named_shape() -> None:
         ("cpu=0.25,whatever", "unknown part 'whatever'"),
         ("cpu=0.25,cpu=1", "cpu is given twice"),
         ("memory=1X", "a size such as 512M or 1G"),
-        ("memory=1", "memory_bytes"),
+        ("memory=1", "memory: expected at least 16777216, got 1"),
         ("bandwidth=100", "a rate such as 1Gbit"),
         ("rtt=10", "a duration such as 10ms"),
         ("cpu=-1", "a number such as"),
-        ("cpu=0", "baseline_cores"),
+        ("cpu=0", "cpu: expected more than 0, got 0"),
         ("cpu=0.5,burst=2", "credits=SECONDS"),
         ("cpu=0.5,credits=10", "burst=CORES or vcpus=N"),
         ("bucket=1G", "need bandwidth="),
