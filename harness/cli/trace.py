@@ -52,7 +52,7 @@ def trace(
     from harness.session import reads, traces
     from harness.session.interrupts import Interrupts
     from harness.session.preparation import Preparer
-    from harness.session.registry import named_endpoint, own_endpoint
+    from harness.session.registry import named_endpoint, own_endpoint, require_one_host
     from harness.session.setups import TRACE_MODE, Setups, side_case
 
     if mode not in MODES:
@@ -68,7 +68,10 @@ def trace(
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
         progress = stack.enter_context(make_progress(sys.stderr))
-        endpoint = endpoint or own_endpoint(stack, cache.registry)
+        if endpoint is None:
+            endpoint = own_endpoint(stack, cache.registry)
+        else:
+            require_one_host(endpoint)
         setups = Setups(
             session="trace",
             seed=secrets.randbelow(1 << 31),

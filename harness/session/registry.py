@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 MOUNT_TIMEOUT_S = 30.0
+_ANSWER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +127,34 @@ def named_endpoint(url: str) -> Endpoint:
     if found is not None:
         credentials = {"user": found.user, "secret": found.secret, **({"identity": "1"} if found.identity else {})}
     return Endpoint(host, (address, port), parts.scheme, f"{prefix}/" if prefix else "", credentials)
+
+
+def require_one_host(endpoint: Endpoint) -> None:
+    """Refuse a registry that hands out its tokens on another host: a machine reaches the registry and nothing else.
+
+    A registry that does not answer here is left to preparation, which says why.
+
+    Raises:
+        UsageError: its token server is another host.
+    """
+    from harness.oci.curl_pool import CurlPool, TransferError
+    from harness.oci.registry_auth import parse_challenges
+
+    pool = CurlPool()
+    try:
+        response = pool.get(f"{endpoint.scheme}://{endpoint.host}/v2/", limit=_ANSWER_BYTES)
+    except TransferError:
+        return
+    finally:
+        pool.close()
+    realm = parse_challenges(response.headers("www-authenticate")).get("bearer", {}).get("realm", "")
+    if realm and _host_and_port(realm) != _host_and_port(f"{endpoint.scheme}://{endpoint.host}"):
+        raise UsageError(
+            f"--registry {endpoint.host}: its token server {realm} is another host, which the simulated machine cannot "
+            "reach; leave --registry out to use coldbench's own"
+        )
+
+
+def _host_and_port(url: str) -> tuple[str, int]:
+    parts = urllib.parse.urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
