@@ -29,6 +29,9 @@ OUTPUT_BYTES = 1 << 20
 """Decompressed bytes handed over at a time."""
 MAX_INFLATED_BYTES = 1 << 40
 """A stream that inflates to more is refused as a bomb."""
+MAX_EMPTY_BLOCKS = 1 << 10
+"""Boundaries before the first byte: each is a checkpoint of 32 KiB (the rule of zran) for a block of 5 bytes."""
+MAX_CHECKPOINTS = 1 << 22
 
 _Z_NO_FLUSH, _Z_BLOCK = 0, 5
 _Z_OK, _Z_STREAM_END, _Z_BUF_ERROR = 0, 1, -5
@@ -126,7 +129,7 @@ class _Pass:
         buffer = self.buffers[0]
         base = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
         filled = WINDOW_BYTES  # end of the output in the buffer
-        total_in = total_out = last = 0
+        total_in = total_out = last = count = 0
         member_ended = False
         for chunk in self._stream:
             if not chunk:
@@ -176,6 +179,12 @@ class _Pass:
                     )
                 state = z.data_type
                 if flush == _Z_BLOCK and state & 128 and not state & 64 and (not total_out or total_out - last > span):
+                    count += 1
+                    if count > (MAX_CHECKPOINTS if total_out else MAX_EMPTY_BLOCKS):
+                        raise FormatError(
+                            f"gzip stream at offset {total_in}",
+                            f"{count} checkpoints in {total_out} bytes are too many",
+                        )
                     checkpoint = Checkpoint(total_in, total_out, state & 7)
                     found.append(checkpoint)
                     sink(checkpoint, bytes(buffer[filled - WINDOW_BYTES : filled]))

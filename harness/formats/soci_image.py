@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ContentError, FormatError, UsageError
 from harness.formats import soci_index as soci
 from harness.formats.gzip_index import file_pieces
+from harness.formats.layer_stream import room_for
 from harness.formats.table import Kind
 from harness.formats.tar import KINDS, clean_name
 from harness.formats.ztoc_build import COMPRESSIONS, DEFAULT_SPAN_BYTES, LayerIndexer
@@ -146,7 +147,8 @@ def _index_layer(work: _Work, blob: Blob) -> LayerResult:
 
     extents: dict[bytes, tuple[int, int]] = {}
     collect = _extents_of(work.wanted, extents)
-    with LayerIndexer(str(layer.compression), options.span_size, collect) as indexer:
+    indexer = LayerIndexer(str(layer.compression), options.span_size, collect)
+    with indexer, room_for(f"the zTOC of layer {layer.digest}"):
         try:
             indexer.read(pieces, on_piece)
         except FormatError as error:

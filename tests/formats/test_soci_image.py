@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -311,9 +312,9 @@ def golden_manifests() -> list[bytes]:
 # The command
 
 
-def coldbench(*arguments: str) -> subprocess.CompletedProcess[str]:
+def coldbench(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "harness", "index", "soci", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | env)
 
 
 def test_command(image: Path, tmp_path: Path) -> None:
@@ -334,3 +335,21 @@ def test_command(image: Path, tmp_path: Path) -> None:
     assert "lower --min-layer-size" in small.stderr
     assert "Traceback" not in small.stderr
     assert coldbench(f"oci:{image}:latest", f"oci:{out}:t", "--v1", "--v2").returncode == 2
+
+
+@pytest.mark.root
+def test_a_full_temporary_directory_is_one_line(image: Path, tmp_path: Path) -> None:
+    """zTOCs grow in the temporary directory; where it is too small, the error says so."""
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(small)], check=True)
+    try:
+        done = coldbench(
+            f"oci:{image}:latest", f"oci:{tmp_path / 'out'}", "--min-layer-size", "0", "--span-size", "4096",
+            TMPDIR=str(small),
+        )  # fmt: skip
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert done.returncode == 5
+    assert "no room left in" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ContentError, FormatError, UnsafePath
-from harness.formats import ztoc, ztoc_table
+from harness.formats import gzip_index, ztoc, ztoc_table
 from harness.formats.flatbuffer import Writer
 from harness.formats.gzip_index import Checkpoint, build_checkpoints, index_gzip
 from harness.formats.table import Kind
@@ -381,6 +381,15 @@ def test_a_bomb_costs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FormatError, match="inflates to over"):
         index_gzip([gzipped(bytes(1 << 24))], 4096, lambda at, window: None, lambda view: sizes.append(len(view)))
     assert max(sizes, default=0) <= 1 << 20
+
+
+@pytest.mark.parametrize("data", [gzipped(b"")[:10] + b"\0\0\0\xff\xff" * 100_000, gzipped(b"") * 5_000])
+def test_empty_blocks_are_no_bomb(data: bytes) -> None:
+    """Every boundary before the first byte is a checkpoint of 32 KiB, for 5 bytes: their number has a limit."""
+    kept: list[Checkpoint] = []
+    with pytest.raises(FormatError, match="too many"):
+        build_checkpoints(pieces(data, 1 << 18), 1 << 22, lambda checkpoint, _: kept.append(checkpoint))
+    assert len(kept) <= gzip_index.MAX_EMPTY_BLOCKS
 
 
 @pytest.mark.parametrize("kind", [tarfile.CONTTYPE, tarfile.XGLTYPE, b"Z"])
