@@ -30,6 +30,8 @@ Every message is one line that says what is wrong and how to mend it. A tracebac
 
 from __future__ import annotations
 
+import re
+
 
 class ColdbenchError(Exception):
     """Base of all errors a user can meet; ``exit_code`` is what the command line ends in."""
@@ -78,11 +80,15 @@ class ContentError(ColdbenchError):
     pass
 
 
+_CHANGED = "the content was changed or cut on the way"
+_MISMATCH = re.compile(rf"(?P<what>.*): digest is (?P<actual>.*), expected (?P<expected>.*?); {_CHANGED}", re.DOTALL)
+
+
 class DigestMismatch(ContentError):
     """Bytes whose digest is not the promised one."""
 
     def __init__(self, what: str, expected: str, actual: str) -> None:
-        super().__init__(f"{what}: digest is {actual}, expected {expected}; the content was changed or cut on the way")
+        super().__init__(f"{what}: digest is {actual}, expected {expected}; {_CHANGED}")
         self.what = what
         self.expected = expected
         self.actual = actual
@@ -154,5 +160,6 @@ def from_kind(kind: str, message: str) -> ColdbenchError:
         where, _, what = message.partition(": ")
         return (UnsafePath if kind == "UnsafePath" else FormatError)(where, what)
     if kind == "DigestMismatch":
-        return ContentError(message)
+        said = _MISMATCH.fullmatch(message)
+        return DigestMismatch(said["what"], said["expected"], said["actual"]) if said else ContentError(message)
     return BY_KIND.get(kind, ColdbenchError)(message)

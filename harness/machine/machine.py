@@ -25,14 +25,13 @@ from harness.machine.credits import Governor, Sample
 from harness.machine.host import require_root
 from harness.machine.records import ENVIRONMENT_MARK, Record, host_lock
 from harness.machine.relay_process import RelayProcess
-from harness.machine.scratch import MOUNT_OPTIONS, ScratchDisk, default_directory
+from harness.machine.scratch import MOUNT_OPTIONS, ScratchDisk, default_directory, default_size
 from harness.model.shape import Distance, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-DEFAULT_SCRATCH_BYTES = 32 << 30
 PIDS_LIMIT = 8192
 HOLDER_TIMEOUT_S = 30.0
 
@@ -91,8 +90,8 @@ class Machine:
         self.shape = shape
         self.distance = shape.distance or distance or Distance()
         self.label = name
-        self._scratch_bytes = scratch_bytes or shape.disk_size_bytes or DEFAULT_SCRATCH_BYTES
         self._scratch_dir = scratch_dir or default_directory()
+        self._scratch_bytes = scratch_bytes or shape.disk_size_bytes or default_size(self._scratch_dir)
         self._upstream = registry_upstream
         self._registry: str | None = None
         self._stack = contextlib.ExitStack()

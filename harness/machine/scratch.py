@@ -28,6 +28,8 @@ LO_FLAGS_DIRECT_IO = 16
 
 MOUNT_OPTIONS = "noinit_itable"
 SECTOR_BYTES = 512
+DEFAULT_BYTES = 32 << 30
+_LEAST_BYTES = 64 << 20
 
 
 class _LoopInfo64(ctypes.Structure):
@@ -72,6 +74,13 @@ class DiskUse:
 def default_directory() -> Path:
     """Where the files behind scratch disks are: ``COLDBENCH_SCRATCH``, else ``/var/tmp``."""
     return Path(os.environ.get("COLDBENCH_SCRATCH") or "/var/tmp").absolute()
+
+
+def default_size(directory: Path) -> int:
+    """Room for any image, but never all that is left where the file is: a workload may fill its disk."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    status = os.statvfs(existing)
+    return max(_LEAST_BYTES, min(DEFAULT_BYTES, status.f_bavail * status.f_frsize * 3 // 4))
 
 
 class ScratchDisk:

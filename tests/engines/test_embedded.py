@@ -22,6 +22,7 @@ from harness.engines.protocol import Process
 from harness.errors import (
     ColdbenchError,
     ContentError,
+    DigestMismatch,
     DiskFull,
     FormatError,
     ImageNotFound,
@@ -204,7 +205,7 @@ def test_wrong_digest(machine: Machine, registry: TestRegistry, preset: str) -> 
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    fails(machine, registry.request(f"changed-{preset}", preset=preset), ContentError, "digest is sha256:")
+    fails(machine, registry.request(f"changed-{preset}", preset=preset), DigestMismatch, "digest is sha256:")
 
 
 @pytest.mark.parametrize("preset", PRESETS)

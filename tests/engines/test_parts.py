@@ -169,10 +169,12 @@ def test_errors_cross_the_socket(error: Exception, kind: type[ColdbenchError]) -
 
 
 def test_digest_mismatch_crosses_the_socket() -> None:
-    """The message survives although the class takes other arguments."""
-    error = DigestMismatch("layer 1", "sha256:a", "sha256:b")
+    """Class and message survive although the class takes other arguments."""
+    error = DigestMismatch("layer 1, 3 of 4 bytes", "sha256:a", "sha256:b")
     message = failed(error, "pull")
-    assert str(from_kind(message["kind"], message["message"])) == str(error)
+    rebuilt = from_kind(message["kind"], message["message"])
+    assert isinstance(rebuilt, DigestMismatch)
+    assert (str(rebuilt), rebuilt.what, rebuilt.expected) == (str(error), error.what, error.expected)
 
 
 @pytest.fixture

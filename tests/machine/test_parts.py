@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.errors import MachineError, NotRoot
-from harness.machine import addresses, host, records, shaping
+from harness.machine import addresses, host, records, scratch, shaping
 from harness.machine.cgroup import Counters, CpuLimit
 from harness.machine.records import ProcessId, Record
 from harness.machine.relay import Pacer
@@ -127,6 +127,14 @@ def test_pacer_starts_slowly_over_a_long_way() -> None:
 def test_pacer_without_limits_passes_at_once() -> None:
     """Nothing asked for, nothing held back."""
     assert Pacer(0.0, 0.0).due(5.0, 10**9) == 5.0
+
+
+def test_a_disk_never_takes_all_that_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where no size is asked for, a quarter of the host's free space stays free."""
+    for free_bytes, expected in ((1 << 40, 32 << 30), (8 << 30, 6 << 30), (0, 64 << 20)):
+        status = os.statvfs_result((4096, 4096, 1 << 28, 0, free_bytes // 4096, 0, 0, 0, 0, 255))
+        monkeypatch.setattr(os, "statvfs", lambda _path, status=status: status)
+        assert scratch.default_size(tmp_path / "not" / "there") == expected
 
 
 def test_not_root(monkeypatch: pytest.MonkeyPatch) -> None:

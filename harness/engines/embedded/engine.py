@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import signal
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from harness.engines.embedded.container import EmbeddedContainer
 from harness.engines.embedded.control import Control
 from harness.engines.embedded.modes import Observer, load, parts_of
-from harness.errors import ColdbenchError, MachineError, OutOfMemory, from_kind
+from harness.errors import ColdbenchError, ContentError, MachineError, OutOfMemory, from_kind
 
 if TYPE_CHECKING:
     from harness.engines.protocol import Container, DeployRequest
@@ -172,8 +173,22 @@ class EmbeddedEngine:
         return self._exit_code
 
     def _explain(self, error: ColdbenchError) -> ColdbenchError:
-        """What a failure inside really was: memory that ran out shows as anything."""
-        return self._out_of_memory() or error
+        """What a failure inside really was: memory that ran out shows as anything, changed bytes as I/O errors."""
+        return self._out_of_memory() or self._refused_content(error) or error
+
+    def _refused_content(self, error: ColdbenchError) -> ContentError | None:
+        """Whether reads failed because the daemon had no good bytes to give: the kernel tells the reader just EIO."""
+        if self._observer is None or os.strerror(errno.EIO) not in str(error):
+            return None
+        try:
+            usage = self.lazy_usage()
+        except (OSError, ValueError, ColdbenchError):
+            return None
+        if usage is not None and usage.digest_mismatches:
+            why = f"{usage.digest_mismatches} times, bytes of the image did not have the promised digest"
+        else:
+            why = "the registry did not give the bytes of the image that the index promises"
+        return ContentError(f"{why}; the content was changed or cut on the way, and reads of it fail")
 
     def _out_of_memory(self) -> OutOfMemory | None:
         assert self._machine is not None
