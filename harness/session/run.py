@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from harness.session.store import Store
 
 
+#: First guess at a pass of a run-time workload without a CPU limit, waiting and dropping caches included.
+UNLIMITED_PASS_S = 0.5
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended; counts over the whole session, what was recorded before a resume included."""
@@ -163,7 +167,9 @@ class SessionRun:
                 continue
             runtime = header.scenarios[name].runtime
             passes = len(runtime.workloads) * len(runtime.temperatures) if header.workloads else 0
-            self._guesses[case.case.key] = estimate_trial_s(case, compressed_bytes.get(name, 0), passes)
+            limited = passes if runtime.quota == "shape" else 0
+            guess = estimate_trial_s(case, compressed_bytes.get(name, 0), limited)
+            self._guesses[case.case.key] = guess + (passes - limited) * UNLIMITED_PASS_S
 
     def _remaining(self) -> float:
         return remaining_s(self.store.header.plan, self._seconds, self.store.finished, self._guesses)
