@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.machine.machine import Machine
     from harness.model.observation import LazyUsage, WorkloadResult
     from harness.model.timeline import Recorder
@@ -86,8 +88,18 @@ class Engine(Protocol):
         """Bring the daemons up inside and wait until they can be told to deploy; nothing of the image yet."""
         ...
 
-    def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder) -> Container:
-        """T0 is now: get the root file system there and start the container; returns once its process runs."""
+    def deploy(
+        self,
+        machine: Machine,
+        request: DeployRequest,
+        timeline: Recorder,
+        created: Callable[[Container], None] = lambda _container: None,
+    ) -> Container:
+        """T0 is now: get the root file system there and start the container; returns once its process runs.
+
+        ``created`` is told when the container exists and its process does not run yet, so that whoever watches it is
+        there from the first instant.
+        """
         ...
 
     def mark_ready(self) -> None:

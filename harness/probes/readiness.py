@@ -40,8 +40,8 @@ _NO_SPACE = "No space left on device"
 class ReadinessProbe:
     """Watches one container until it is ready, and drains its output until ``close``.
 
-    Create it as soon as the container runs: ``timeout_s`` of the readiness counts from then. ``daemons_alive`` tells
-    whether what serves the root file system still lives.
+    Create it when the container is made, before its process runs: ``timeout_s`` of the readiness counts from then.
+    ``daemons_alive`` tells whether what serves the root file system still lives.
     """
 
     def __init__(

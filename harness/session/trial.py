@@ -107,6 +107,7 @@ class _Trial:
         self.workloads: list[WorkloadResult] = []
         self.credits: tuple[CreditSample, ...] = ()
         self.output_tail = ""
+        self._probe: ReadinessProbe | None = None
         self.roots: frozenset[str] = frozenset()
         self.daemons: tuple[int, ...] = ()
         self.died: tuple[str, ...] = ()
@@ -162,37 +163,36 @@ class _Trial:
             meter.start(t0_ns, before)
             self.limited_s = (t0_ns - limited_ns) / 1e9
             self.recorder = WatchedRecorder(t0_ns, on_span=meter.span_seen)
+
+            def watch(made: Container) -> None:
+                self._probe = setup.make_probe(setup.readiness, made, machine, self._daemons_alive)
+
             try:
                 with self._deadline(machine):
-                    container = engine.deploy(machine, request, self.recorder)
+                    container = engine.deploy(machine, request, self.recorder, watch)
             except ColdbenchError:
                 self.inner_phase = str(getattr(engine, "phase", ""))
                 raise
             self.enter("start")
             self.daemons = engine.daemon_pids()
-            self._await_ready(machine, engine, container, meter)
+            self._await_ready(engine, meter)
         finally:
             self.steal = host.steal_share(ticks, host.cpu_ticks())
         self.roots = observing.root_file_systems(machine, (container.pid, *self.daemons))
         self._after_ready(machine, engine, container, meter)
 
-    def _await_ready(self, machine: Machine, engine: Engine, container: Container, meter: PhaseMeter) -> None:
+    def _await_ready(self, engine: Engine, meter: PhaseMeter) -> None:
         assert self.recorder is not None
-        probe = self.setup.make_probe(self.setup.readiness, container, machine, self._daemons_alive)
+        assert self._probe is not None, "the engine told of the container it made"
+        started_ns = self.setup.clock_ns()
         try:
-            started_ns = self.setup.clock_ns()
-            try:
-                at_ns = probe.wait()
-            finally:
-                self.output_tail = probe.output_tail()[-OUTPUT_TAIL_CHARACTERS:]
-            self.ready_at_ns = at_ns
-            self.ready_mark = meter.ready(at_ns)
-            self._note_usage(engine, meter, self.ready_mark)
-            self.recorder.add("ready", min(started_ns, at_ns), at_ns, detail=self.setup.readiness.kind)
-            self._probe = probe
-        except BaseException:
-            probe.close()
-            raise
+            at_ns = self._probe.wait()
+        finally:
+            self.output_tail = self._probe.output_tail()[-OUTPUT_TAIL_CHARACTERS:]
+        self.ready_at_ns = at_ns
+        self.ready_mark = meter.ready(at_ns)
+        self._note_usage(engine, meter, self.ready_mark)
+        self.recorder.add("ready", min(started_ns, at_ns), at_ns, detail=self.setup.readiness.kind)
 
     def _note_usage(self, engine: Engine, meter: PhaseMeter, ready: Mark) -> None:
         """What the daemon had done by readiness. Background fetch begins only when workloads, if any, have run:
@@ -213,6 +213,7 @@ class _Trial:
 
     def _after_ready(self, machine: Machine, engine: Engine, container: Container, meter: PhaseMeter) -> None:
         assert self.recorder is not None
+        assert self._probe is not None
         try:
             if self.setup.workloads is not None:
                 self.enter("workloads")
@@ -266,6 +267,8 @@ class _Trial:
                 raise
 
     def _tear_down(self, machine: Machine, engine: Engine) -> None:
+        if self._probe is not None:
+            self._probe.close()
         with _killing_after(self.setup.teardown_timeout_s, machine) as expired:
             engine.tear_down()
         if expired.is_set():

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from harness.engines.embedded.container import EmbeddedContainer
-    from harness.engines.protocol import DeployRequest
+    from harness.engines.protocol import Container, DeployRequest
     from harness.machine.machine import Machine
     from tests.engines.support import Member, TestRegistry
 
@@ -173,6 +173,28 @@ def test_everything_is_charged_to_the_machine(machine: Machine, registry: TestRe
         assert it.container.pid in machine.pids()
         ours = os.readlink(f"/proc/{it.container.pid}/ns/net")
         assert ours == os.readlink(f"/proc/{machine.namespace_pid}/ns/net")
+
+
+def test_who_watches_is_told_before_the_process_runs(machine: Machine, registry: TestRegistry) -> None:
+    """``created`` comes once, with the container, before anything of it can be seen."""
+    told: list[tuple[object, list[str], int | None]] = []
+    engine = make_engine("embedded")
+    request = registry.request("base", "exit", "0")
+    timeline = Recorder(time.monotonic_ns())
+
+    def created(container: Container) -> None:
+        names = [span.name for span in timeline.sorted()]
+        told.append((container, names, container.exited_at_ns()))
+
+    try:
+        engine.start(machine, request)
+        container = engine.deploy(machine, request, timeline, created)
+        assert [what for what, _names, _ended in told] == [container]
+        assert told[0][1][-1] == "create"
+        assert "start" not in told[0][1]
+        assert told[0][2] is None
+    finally:
+        engine.tear_down()
 
 
 def test_killed_container_reports_its_signal(machine: Machine, registry: TestRegistry) -> None:

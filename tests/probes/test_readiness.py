@@ -34,8 +34,14 @@ def probing(
     request = images.request("base", *args)
     try:
         engine.start(where, request)
-        container = engine.deploy(where, request, Recorder(time.monotonic_ns()))
-        probe = ReadinessProbe(readiness, container, where, alive)
+        probes: list[ReadinessProbe] = []
+        engine.deploy(
+            where,
+            request,
+            Recorder(time.monotonic_ns()),
+            lambda made: probes.append(ReadinessProbe(readiness, made, where, alive)),
+        )
+        (probe,) = probes
         try:
             yield probe
         finally:

@@ -106,7 +106,7 @@ class FakeEngine:
     def start(self, machine: Any, request: Any) -> None:
         self.calls.append("start")
 
-    def deploy(self, machine: Any, request: Any, timeline: Recorder) -> Any:
+    def deploy(self, machine: Any, request: Any, timeline: Recorder, created: Any = None) -> Any:
         begin = self.machine.clock()
         self.machine.use(1.5, cpu_s=0.5, received=self.received)
         self.machine.used_requests += 4
@@ -116,7 +116,9 @@ class FakeEngine:
             self.wait_for.wait(10)
         if self.fail is not None:
             raise self.fail
-        return FakeContainer()
+        container = FakeContainer()
+        created(container)
+        return container
 
     def mark_ready(self) -> None:
         self.calls.append("ready")

@@ -20,6 +20,8 @@ from harness.engines.embedded.modes import Observer, load, parts_of
 from harness.errors import ColdbenchError, ContentError, MachineError, OutOfMemory, from_kind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.engines.protocol import Container, DeployRequest
     from harness.machine.machine import Machine
     from harness.model.observation import LazyUsage
@@ -136,7 +138,13 @@ class EmbeddedEngine:
             else:
                 self._events.put(message)
 
-    def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder) -> Container:
+    def deploy(
+        self,
+        machine: Machine,
+        request: DeployRequest,
+        timeline: Recorder,
+        created: Callable[[Container], None] = lambda _container: None,
+    ) -> Container:
         """See ``protocol.Engine``. Spans reach ``timeline`` when they end, so a caller may sample counters then."""
         assert self._control is not None
         scratch = str(machine.scratch / "embedded")
@@ -158,6 +166,7 @@ class EmbeddedEngine:
                 output = (self._pipes[0], self._pipes[1])
                 self._container = EmbeddedContainer(pid, output, message["root"], self._wait_code)
                 self._pipes = []
+                created(self._container)
             elif event == "started":
                 self.image_digest = message["image"]
                 assert self._container is not None
