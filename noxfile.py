@@ -97,4 +97,6 @@ def interop(session: nox.Session) -> None:
 def equality(session: nox.Session) -> None:
     """Every shipped scenario, served lazily in every mode, against its unpacked image; by hand, needs root; slow."""
     _install(session)
-    session.run("pytest", "-q", "-s", "tests/equality", *session.posargs)
+    # Whole images are unpacked below the temporary directory: nothing of them is kept.
+    retention = ("-o", "tmp_path_retention_policy=none")
+    session.run("pytest", "-q", "-s", *retention, "tests/equality", *session.posargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 from contextlib import ExitStack, contextmanager
@@ -44,6 +45,7 @@ def shown(host: str, published: Published, mode: str, place: Path, *, background
     for directory in (scratch, root):
         directory.mkdir(parents=True)
     with ExitStack() as cleanups:
+        cleanups.callback(shutil.rmtree, scratch, ignore_errors=True)
         source = cleanups.enter_context(open_source(f"docker://{host}/{published.repository}@{published.reference}"))
         image = source.resolve()
         client = None
@@ -94,6 +96,8 @@ def untarred(layout: str, place: Path) -> Iterator[Path]:
     root.mkdir()
     with stacked(directories[::-1], str(root)):
         yield root
+    for unpacked in directories:
+        shutil.rmtree(unpacked)
 
 
 def _convert_whiteouts(layer: Path) -> None:
@@ -115,9 +119,11 @@ class KernelLog:
     """Complaints of the kernel's file systems since this was made."""
 
     _OURS = ("erofs", "overlayfs", "fuse", "I/O error", "BUG", "WARNING")
-    _QUIET = ("mounted with root inode", "null uuid", "drop_caches", "falling back to")
+    _QUIET = ("mounted with root inode", "null uuid", "falling back to")
 
     def __init__(self) -> None:
+        self.caches_dropped = False
+        """Whether somebody on this host dropped caches, as far as ``complaints`` has read."""
         self._log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         os.lseek(self._log, 0, os.SEEK_END)
 
@@ -131,6 +137,7 @@ class KernelLog:
             except BrokenPipeError:  # overwritten before it was read
                 continue
             lines.append(record.decode("utf-8", "replace").partition(";")[2].partition("\n")[0])
+        self.caches_dropped |= any("drop_caches" in line for line in lines)
         return [
             line for line in lines if any(w in line for w in self._OURS) and not any(q in line for q in self._QUIET)
         ]

@@ -82,6 +82,7 @@ def test_served_lazily(unpacked: tuple[str, Tree], mode: str, preparer: Preparer
         started = time.monotonic()
         with shown(preparer.host, published, mode, tmp_path) as image:
             seen = survey(str(image.root))
+            assert image.requests()["read"] > 0  # it was FUSE that gave the bytes
         holds(name, mode, expected, seen, started)
         assert log.complaints() == []
     finally:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import scenarios
-from tests.equality.support import shown
+from tests.equality.support import KernelLog, shown
 from tests.equality.test_scenarios import preparer  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
@@ -52,10 +52,16 @@ def test_second_touch_is_the_kernel_s_alone(mode: str, preparer: Preparer, tmp_p
     with shown(preparer.host, published, mode, tmp_path, background=False) as image:
         paths = list(islice(files_below(str(image.root)), FILES))
         assert len(paths) == FILES
-        size = touch(paths)
-        before = image.requests()
-        assert touch(paths) == size
-        after = image.requests()
+        while True:
+            log = KernelLog()
+            size = touch(paths)
+            before = image.requests()
+            assert touch(paths) == size
+            after = image.requests()
+            log.complaints()
+            log.close()
+            if not log.caches_dropped:
+                break  # else somebody else's cold start emptied the caches between the two: once more
         asked = {name: count - before.get(name, 0) for name, count in after.items() if count != before.get(name, 0)}
         print(f"\n{SCENARIO} {mode}: {FILES} files, {size / 1e6:.0f} MB, second touch asks {asked or 'nothing'}")
         assert asked.keys() <= (set() if mode == "erofs" else FLOOR)
