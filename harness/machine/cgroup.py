@@ -149,10 +149,27 @@ class CgroupDriver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CgroupMounts:
-    """Where this host has its hierarchies: ``v1`` maps a controller to its mount point, ``v2`` is the unified one."""
+    """Where this host has its hierarchies: ``v1`` maps a controller to its mount point, ``v2`` is the unified one.
+
+    ``others`` are mount points of further version 1 hierarchies, which no machine is in (runc makes groups there).
+    """
 
     v1: dict[str, Path]
     v2: Path | None
+    others: tuple[Path, ...] = ()
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Every hierarchy once."""
+        unified = () if self.v2 is None else (self.v2,)
+        return tuple(sorted({*self.v1.values(), *unified, *self.others}))
+
+    @property
+    def hybrid_controllers(self) -> tuple[str, ...]:
+        """Controllers that the version 2 hierarchy holds on a host whose machines use version 1."""
+        if self.version != 1 or self.v2 is None:
+            return ()
+        return tuple(read_text(self.v2 / "cgroup.controllers").split())
 
     @property
     def version(self) -> int:
@@ -169,6 +186,7 @@ def find_mounts(mountinfo: str | None = None) -> CgroupMounts:
     text = read_text(Path("/proc/self/mountinfo")) if mountinfo is None else mountinfo
     v1: dict[str, Path] = {}
     v2: Path | None = None
+    others: list[Path] = []
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
         kind, _source, options = right.split(" ", 2)
@@ -176,10 +194,18 @@ def find_mounts(mountinfo: str | None = None) -> CgroupMounts:
         if kind == "cgroup2":
             v2 = v2 or mount_point
         elif kind == "cgroup":
+            others.append(mount_point)
             for controller in ("cpu", "cpuacct", "memory", "pids", "blkio"):
                 if controller in options.split(","):
                     v1.setdefault(controller, mount_point)
-    return CgroupMounts(v1, v2)
+    return CgroupMounts(v1, v2, tuple(others))
+
+
+def remove_strays(name: str, mounts: CgroupMounts | None = None) -> None:
+    """Remove groups of this name in every hierarchy: a runtime that was killed may have left empty ones."""
+    for root in (mounts or find_mounts()).roots:
+        if (root / name).is_dir():
+            remove_tree(root / name)
 
 
 def make_driver(name: str, mounts: CgroupMounts | None = None) -> CgroupDriver:

@@ -147,7 +147,7 @@ def _tools() -> list[Check]:
     if runtime is None:
         checks.append(Check("container runtime", "fail", "neither crun nor runc", "apt-get install crun"))
     else:
-        checks.append(Check("container runtime", "ok", runtime))
+        checks.append(_runtime(runtime))
     for name, package, needed in _TOOLS:
         if host.find_tool(name):
             checks.append(Check(name, "ok", "installed"))
@@ -155,6 +155,16 @@ def _tools() -> list[Check]:
             level: Level = "fail" if needed else "warn"
             checks.append(Check(name, level, "not installed", f"apt-get install {package}"))
     return checks
+
+
+def _runtime(name: str) -> Check:
+    """crun and runc do not start everywhere where they are installed: ask, and say what is done about it."""
+    found = host.tool_version(name)
+    if found in ("", "does not run"):
+        return Check("container runtime", "fail", f"{name} does not run", f"apt-get install --reinstall {name}")
+    held = cgroup.find_mounts().hybrid_controllers if name == "crun" else ()
+    note = f"crun refuses version 2 groups that hold {', '.join(held)}: hidden from it in machines" if held else ""
+    return Check("container runtime", "ok", found if name in found else f"{name} {found}", note)
 
 
 def _noise(facts: host.HostFacts) -> list[Check]:

@@ -128,9 +128,7 @@ def _all_pids() -> list[int]:
 
 
 def _groups(is_dead: Callable[[str], bool]) -> Iterator[Leftover]:
-    mounts = cgroup.find_mounts()
-    roots = set(mounts.v1.values()) | ({mounts.v2} if mounts.v2 else set())
-    for root in sorted(roots):
+    for root in cgroup.find_mounts().roots:
         for path in sorted(root.glob(f"{PREFIX}*")):
             match = _ID.match(path.name)
             if match and is_dead(match[1]):

@@ -154,6 +154,7 @@ class Machine:
         mount_point.mkdir(mode=0o755)
 
         self._cgroup = cgroup.make_driver(record.name)
+        self._undo(cgroup.remove_strays, record.name)
         self._undo(self._cgroup.remove)
         self._cgroup.create()
         self._cgroup.set_memory(self.shape.memory_bytes)

@@ -6,6 +6,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -35,6 +36,9 @@ from harness.errors import (
     UsageError,
     WorkloadError,
 )
+from harness.machine.cgroup import find_mounts
+from harness.machine.machine import Machine
+from harness.model.shape import parse_shape
 from harness.model.timeline import Recorder
 from tests.engines.support import base_layer, directory, tar_bytes
 
@@ -43,7 +47,6 @@ if TYPE_CHECKING:
 
     from harness.engines.embedded.container import EmbeddedContainer
     from harness.engines.protocol import Container, DeployRequest
-    from harness.machine.machine import Machine
     from tests.engines.support import Member, TestRegistry
 
 pytestmark = pytest.mark.root
@@ -346,6 +349,32 @@ def test_runc_is_accepted(
     left = {path.name for path in Path("/sys/fs/cgroup").glob(f"*{machine.cgroup_parent}/*") if path.is_dir()}
     assert "container" not in left
     assert not Path(f"/sys/fs/cgroup/freezer{machine.cgroup_parent}").exists()
+
+
+def test_groups_of_a_killed_runc_go_with_the_machine(
+    registry: TestRegistry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """runc's groups stay behind when the agent is killed; the machine takes them along in every hierarchy."""
+    found = shutil.which("runc", path="/usr/sbin:/sbin:/usr/bin")
+    assert found, "runc is not installed; apt-get install runc"
+    (tmp_path / "runc").symlink_to(found)
+    upstream = (registry.address, registry.port)
+    engine = make_engine("embedded")
+    with Machine(parse_shape("unlimited"), name="test", registry_upstream=upstream) as machine:
+        name = machine.cgroup_parent.lstrip("/")
+        spawn = machine.spawn
+        monkeypatch.setattr(
+            machine, "spawn", lambda argv, **options: spawn(argv, env={"PATH": str(tmp_path)}, **options)
+        )
+        try:
+            request = registry.request("base", "wait")
+            engine.start(machine, request)
+            engine.deploy(machine, request, Recorder(time.monotonic_ns()))
+            for pid in machine.pids():
+                os.kill(pid, signal.SIGKILL)
+        finally:
+            engine.tear_down()
+    assert [root for root in find_mounts().roots if (root / name).exists()] == []
 
 
 def test_killed_agent(machine: Machine, registry: TestRegistry) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -151,6 +152,19 @@ def test_hybrid_host_is_version_1() -> None:
     assert mounts.version == 1
     assert str(mounts.v1["cpuacct"]) == "/sys/fs/cgroup/cpu,cpuacct"
     assert str(mounts.v2) == "/sys/fs/cgroup/unified"
+
+
+def test_every_hierarchy_is_known_and_stray_groups_go(tmp_path: Path) -> None:
+    """Groups of one name are removed in hierarchies that machines are not in, too; other names stay."""
+    lines = [f"30 1 0:7 / {tmp_path}/{name} rw - cgroup cgroup rw,{name}" for name in ("cpu", "freezer")]
+    lines.append(f"31 1 0:9 / {tmp_path}/unified rw - cgroup2 cgroup2 rw")
+    mounts = cgroup.find_mounts("\n".join(lines))
+    assert mounts.roots == (tmp_path / "cpu", tmp_path / "freezer", tmp_path / "unified")
+    for root in mounts.roots:
+        (root / "coldbench-1" / "container").mkdir(parents=True)
+        (root / "coldbench-2").mkdir()
+    cgroup.remove_strays("coldbench-1", mounts)
+    assert [sorted(os.listdir(root)) for root in mounts.roots] == [["coldbench-2"]] * 3
 
 
 def test_unified_host_is_version_2(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.machine import checks, host, rates
+from harness.machine import cgroup, checks, host, rates
 from harness.machine.checks import Check
 from harness.model.bound import Rates
 
@@ -80,6 +80,20 @@ def test_what_is_missing_comes_with_how_to_mend_it(monkeypatch: pytest.MonkeyPat
     assert found["container runtime"].mend == "apt-get install crun"
     assert {found[name].level for name in ("steal", "load", "cores", "governor")} == {"warn"}
     assert [check.name for check in found.values() if check.level != "ok" and not check.mend] == []
+
+
+def test_doctor_says_what_is_done_about_crun_on_hybrid_hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """crun refuses hosts where version 2 holds controllers beside version 1; one that does not run at all fails."""
+    (tmp_path / "cgroup.controllers").write_text("hugetlb\n", "ascii")
+    mounts = cgroup.CgroupMounts({"cpu": tmp_path, "memory": tmp_path}, tmp_path)
+    monkeypatch.setattr(cgroup, "find_mounts", lambda: mounts)
+    monkeypatch.setattr(host, "find_tool", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(host, "tool_version", lambda name: f"{name} version 1.8.1")
+    found = {check.name: check for check in checks._tools()}["container runtime"]
+    assert (found.level, found.found) == ("ok", "crun version 1.8.1")
+    assert "hugetlb" in found.mend
+    monkeypatch.setattr(host, "tool_version", lambda _name: "does not run")
+    assert {check.name: check.level for check in checks._tools()}["container runtime"] == "fail"
 
 
 def test_rates_of_another_host_do_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
