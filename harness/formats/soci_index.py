@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import FormatError, UnsupportedMediaType
-from harness.oci.descriptor import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, go_json, is_digest
+from harness.oci.descriptor import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Platform,
+    go_json,
+    is_digest,
+    text_map,
+)
 from harness.oci.image import Image, parse_json
 
 if TYPE_CHECKING:
@@ -133,7 +142,7 @@ def parse_index(data: bytes, where: str = "SOCI index") -> SociIndex:
     return SociIndex(
         version,
         tuple(layers),
-        str((document.get("annotations") or {}).get(BUILD_TOOL, "")),
+        text_map(document.get("annotations"), where).get(BUILD_TOOL, ""),
         Descriptor.from_json(subject, f"{where}: subject") if subject else None,
         prefetch,
     )

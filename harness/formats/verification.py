@@ -198,8 +198,9 @@ def find_soci(source: ImageSource, image: Image) -> Iterator[LazyForm]:
 def read_parts(source: ImageSource, manifest: str, leave: frozenset[str]) -> None:
     """Read every blob that an artefact's manifest names, but those of media types to ``leave``; all are verified."""
     document = parse_json(source.manifest(manifest)[0], f"{source.where}: {manifest}")
-    for part in (document.get("config"), *(document.get("layers") or [])):
-        descriptor = Descriptor.from_json(part, f"{source.where}: {manifest}")
+    where = f"{source.where}: {manifest}"
+    parts = Descriptor.list_from_json(document.get("layers"), where)
+    for descriptor in (Descriptor.from_json(document.get("config"), where), *parts):
         if descriptor.media_type not in leave:
             source.open_blob(descriptor).copy_to(lambda _: None)
 

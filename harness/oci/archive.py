@@ -27,7 +27,7 @@ from harness.oci.descriptor import (
     go_json,
     is_digest,
 )
-from harness.oci.image import MAX_MANIFEST_BYTES, parse_json
+from harness.oci.image import MAX_MANIFEST_BYTES, checked_diff_ids, parse_json
 from harness.oci.layout import LayoutStore, manifest_referrers, select_entry
 from harness.oci.store import CHUNK_BYTES
 
@@ -146,7 +146,7 @@ def _open_oci(reference: Reference) -> TarStore:
             store.extents[f"{parts[1]}:{parts[2]}"] = (member.offset_data, member.size)
     index = members["index.json"]
     document = parse_json(store.read_at(index.offset_data, index.size), f"{store.where}: index.json")
-    store.entries = [Descriptor.from_json(entry, store.where) for entry in document.get("manifests") or []]
+    store.entries = Descriptor.list_from_json(document.get("manifests"), store.where)
     return store
 
 
@@ -161,10 +161,10 @@ def _open_docker(reference: Reference) -> TarStore:
         image = _select_docker(images, reference)
         config_member = _target(members, str(image["Config"]), store.where)
         layer_members = [_target(members, str(name), store.where) for name in image["Layers"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{store.where}: manifest.json", f"is not what docker save writes ({error!r})") from None
     config = store.read_at(config_member.offset_data, config_member.size)
-    diff_ids = (parse_json(config, f"{store.where}: config").get("rootfs") or {}).get("diff_ids") or []
+    diff_ids = checked_diff_ids(parse_json(config, f"{store.where}: config"), f"{store.where}: config")
     if len(diff_ids) != len(layer_members):
         raise FormatError(f"{store.where}: config", f"{len(diff_ids)} diff_ids for {len(layer_members)} layers")
     config_descriptor = Descriptor.of(config, OCI_CONFIG)
@@ -172,7 +172,7 @@ def _open_docker(reference: Reference) -> TarStore:
     layers = []
     for member, diff_id in zip(layer_members, diff_ids, strict=True):
         media_type = _COMPRESSED.get(store.read_at(member.offset_data, min(2, member.size)), OCI_LAYER)
-        digest = str(diff_id) if media_type == OCI_LAYER else _hash_extent(store, member)
+        digest = diff_id if media_type == OCI_LAYER else _hash_extent(store, member)
         if not is_digest(digest):
             raise FormatError(f"{store.where}: config", f"diff ID {digest!r} is not a digest")
         store.extents[digest] = (member.offset_data, member.size)

@@ -63,6 +63,20 @@ def digest_bytes(data: bytes | bytearray | memoryview) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+def text_map(value: Any, where: str) -> dict[str, str]:
+    """Annotations of parsed JSON (absent ones are none); FormatError unless they map strings to strings."""
+    if value is not None and not (isinstance(value, dict) and all(isinstance(text, str) for text in value.values())):
+        raise FormatError(where, "annotations are not a map of strings")
+    return value or {}
+
+
+def strings(value: Any, where: str) -> list[str]:
+    """A list of strings in parsed JSON (an absent one is empty); FormatError for anything else."""
+    if value is not None and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
+        raise FormatError(where, "is not a list of strings")
+    return value or []
+
+
 def go_json(value: object, *, indent: int | None = None) -> bytes:
     """``value`` as Go's encoding/json writes it: no spaces, HTML characters escaped, keys in the order given."""
     separators = (",", ":") if indent is None else (",", ": ")
@@ -119,12 +133,13 @@ class Platform:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Platform:
+        """From an image's configuration or a descriptor; FormatError for features that are no list of strings."""
         return cls(
             str(value.get("os", "")),
             str(value.get("architecture", "")),
             str(value.get("variant", "")),
             str(value.get("os.version", "")),
-            tuple(value.get("os.features") or ()),
+            tuple(strings(value.get("os.features"), "platform: os.features")),
         )
 
     def accepts(self, offered: Platform) -> bool:
@@ -179,9 +194,7 @@ class Descriptor:
             raise FormatError(where, f"digest {digest!r} is neither sha256:<64 hex> nor sha512:<128 hex>")
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise FormatError(where, f"size {size!r} is not a number of bytes")
-        annotations = value.get("annotations") or {}
-        if not isinstance(annotations, dict) or not all(isinstance(v, str) for v in annotations.values()):
-            raise FormatError(where, "annotations are not a map of strings")
+        annotations = text_map(value.get("annotations"), where)
         platform = value.get("platform")
         return cls(
             media_type,
@@ -190,9 +203,16 @@ class Descriptor:
             annotations,
             Platform.from_json(platform) if isinstance(platform, dict) else None,
             str(value.get("artifactType") or ""),
-            tuple(value.get("urls") or ()),
+            tuple(strings(value.get("urls"), f"{where}: urls")),
             str(value.get("data") or ""),
         )
+
+    @classmethod
+    def list_from_json(cls, value: Any, where: str) -> list[Descriptor]:
+        """From a parsed JSON list, or nothing where there is none; FormatError as for one."""
+        if value is not None and not isinstance(value, list):
+            raise FormatError(where, f"expected a list, found {type(value).__name__}")
+        return [cls.from_json(entry, f"{where} {number}") for number, entry in enumerate(value or [])]
 
     @property
     def is_index(self) -> bool:

@@ -15,6 +15,8 @@ from harness.oci.descriptor import (
     OCI_MANIFEST,
     Descriptor,
     Platform,
+    strings,
+    text_map,
 )
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -61,6 +63,11 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
         raise FormatError(where, f"is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise FormatError(where, "is not a JSON object")
+    if b"\\ud" in data or b"\\uD" in data:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise FormatError(where, "holds half of a surrogate pair, which is no text") from None
     return value
 
 
@@ -86,7 +93,7 @@ def select_platform(index: dict[str, Any], platform: Platform, where: str) -> De
 
     Entries for other purposes (attestations with platform unknown/unknown, artefacts) never match.
     """
-    entries = [Descriptor.from_json(entry, f"{where}: manifests") for entry in index.get("manifests") or []]
+    entries = Descriptor.list_from_json(index.get("manifests"), f"{where}: manifests")
     images = [entry for entry in entries if entry.is_manifest or entry.is_index]
     fitting = [entry for entry in images if entry.platform is not None and platform.accepts(entry.platform)]
     fitting.sort(key=lambda entry: entry.platform is None or entry.platform.variant != platform.variant)
@@ -105,11 +112,20 @@ def check_manifest(document: dict[str, Any], media_type: str, where: str) -> tup
         raise UnsupportedMediaType(f"{where}: media type {media_type} is not an image manifest this program reads")
     if not isinstance(document.get("layers"), list):
         raise FormatError(where, "the manifest has no layers")
+    text_map(document.get("annotations"), f"{where}: manifest")
     config = Descriptor.from_json(document.get("config"), f"{where}: config")
-    layers = tuple(
-        Descriptor.from_json(layer, f"{where}: layer {number}") for number, layer in enumerate(document["layers"])
-    )
-    return config, layers
+    return config, tuple(Descriptor.list_from_json(document["layers"], f"{where}: layer"))
+
+
+def checked_diff_ids(config: dict[str, Any], where: str) -> list[str]:
+    """Diff IDs; FormatError when a part of the configuration that is used later is not of its type (OCI 1.1)."""
+    rootfs, run = config.get("rootfs") or {}, config.get("config") or {}
+    if not isinstance(rootfs, dict) or not isinstance(run, dict):
+        raise FormatError(where, "rootfs and config are not JSON objects")
+    for key in ("Entrypoint", "Cmd", "Env"):
+        strings(run.get(key), f"{where}: {key}")
+    Platform.from_json(config)
+    return strings(rootfs.get("diff_ids"), f"{where}: diff_ids")
 
 
 def build_image(
@@ -130,7 +146,7 @@ def build_image(
         if layer.compression is None:
             raise UnsupportedMediaType(f"{where}: layer {number} has media type {layer.media_type}")
     config = parse_json(config_bytes, f"{where}: config")
-    diff_ids = (config.get("rootfs") or {}).get("diff_ids") or []
+    diff_ids = checked_diff_ids(config, f"{where}: config")
     if len(diff_ids) != len(layers):
         raise FormatError(f"{where}: config", f"{len(diff_ids)} diff_ids for {len(layers)} layers")
     return Image(
@@ -141,6 +157,6 @@ def build_image(
         config,
         config_bytes,
         layers,
-        tuple(str(diff_id) for diff_id in diff_ids),
+        tuple(diff_ids),
         chain,
     )

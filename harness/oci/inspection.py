@@ -151,6 +151,7 @@ def _artefacts(source: ImageSource, image: Image) -> tuple[list[dict[str, Any]],
     """Artefacts about the image, and what they say of each layer by its digest (``ztoc``, ``erofs``)."""
     from harness.formats.erofs_index import INDEX_TYPE
     from harness.formats.soci_index import V1, V2
+    from harness.oci.descriptor import Descriptor
 
     found: list[dict[str, Any]] = []
     parts: dict[str, dict[str, Any]] = {}
@@ -167,8 +168,8 @@ def _artefacts(source: ImageSource, image: Image) -> tuple[list[dict[str, Any]],
         if referrer.digest in known:
             continue
         data, _ = source.manifest(referrer.digest)
-        layers = parse_json(data, source.where).get("layers") or []
-        size = len(data) + sum(int(part.get("size", 0)) for part in layers)
+        layers = Descriptor.list_from_json(parse_json(data, source.where).get("layers"), source.where)
+        size = len(data) + sum(part.size for part in layers)
         kind = kinds.get(referrer.artifact_type, referrer.artifact_type or "artefact")
         found.append({"kind": kind, "digest": referrer.digest, "bytes": size, "detail": "not used"})
     return found, parts

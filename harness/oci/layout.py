@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import ContentError, FormatError, ImageNotFound, UsageError
 from harness.oci.cache import writing
-from harness.oci.descriptor import OCI_INDEX, REF_NAME, Descriptor, digest_bytes, go_json, is_digest
+from harness.oci.descriptor import OCI_INDEX, REF_NAME, Descriptor, digest_bytes, go_json, is_digest, text_map
 from harness.oci.image import MAX_MANIFEST_BYTES, media_type_of, parse_json
 from harness.oci.store import CHUNK_BYTES, Verifier, referrers_tag
 
@@ -64,8 +64,7 @@ def manifest_referrers(
             raise ContentError(f"{store.where}: manifest {entry.digest} is damaged")
         document = parse_json(data, entry.digest)
         if entry.annotations.get(REF_NAME) == referrers_tag(digest):
-            for nested in document.get("manifests") or []:
-                descriptor = Descriptor.from_json(nested)
+            for descriptor in Descriptor.list_from_json(document.get("manifests"), entry.digest):
                 found.setdefault(descriptor.digest, descriptor)
             continue
         subject = document.get("subject")
@@ -76,13 +75,14 @@ def manifest_referrers(
 
 def referrer_descriptor(digest: str, size: int, document: dict[str, Any], media_type: str) -> Descriptor:
     """How a manifest with a subject is listed: its artifact type (else its config's media type) and annotations."""
-    artifact_type = str(document.get("artifactType") or (document.get("config") or {}).get("mediaType") or "")
+    config = document.get("config")
+    kind = document.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else "")
     return Descriptor(
         media_type_of(document, media_type),
         digest,
         size,
-        annotations=dict(document.get("annotations") or {}),
-        artifact_type=artifact_type,
+        annotations=text_map(document.get("annotations"), digest),
+        artifact_type=str(kind or ""),
     )
 
 
@@ -114,7 +114,7 @@ class LayoutStore:
     def entries(self) -> list[Descriptor]:
         """Entries of index.json, in order."""
         document = parse_json((self.directory / "index.json").read_bytes(), f"{self.where}: index.json")
-        return [Descriptor.from_json(e, f"{self.where}: index.json") for e in document.get("manifests") or []]
+        return Descriptor.list_from_json(document.get("manifests"), f"{self.where}: index.json")
 
     def manifest(self, reference: str) -> tuple[bytes, str]:
         entry = select_entry(self.entries(), reference or self.tag, self.where)

@@ -85,16 +85,16 @@ def _copy_contents(
 ) -> None:
     document = parse_json(data, source.where)
     if media_type in INDEX_TYPES:
-        for entry in document.get("manifests") or []:
-            nested = Descriptor.from_json(entry, source.where)
+        for nested in Descriptor.list_from_json(document.get("manifests"), source.where):
             nested_data, nested_type = source.manifest(nested.digest)
             _copy_contents(source, destination, nested_data, nested_type, progress)
             destination.put_nested_manifest(nested_data, nested_type)
         return
     if media_type not in MANIFEST_TYPES:
         raise UsageError(f"{source.where}: media type {media_type} cannot be copied")
-    for part in [document.get("config"), *(document.get("layers") or [])]:
-        copy_blob(source, destination, Descriptor.from_json(part, source.where), progress)
+    parts = Descriptor.list_from_json(document.get("layers"), source.where)
+    for part in [Descriptor.from_json(document.get("config"), source.where), *parts]:
+        copy_blob(source, destination, part, progress)
 
 
 def copy_blob(
@@ -132,7 +132,7 @@ def _copy_referrers(
     subjects = [head]
     if head.media_type in INDEX_TYPES:
         document = parse_json(data, source.where)
-        subjects += [Descriptor.from_json(entry) for entry in document.get("manifests") or []]
+        subjects += Descriptor.list_from_json(document.get("manifests"), source.where)
     for subject in subjects:
         for referrer in source.referrers(subject.digest):
             artefact, stated = source.manifest(referrer.digest)

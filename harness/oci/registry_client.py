@@ -252,7 +252,7 @@ class RegistryClient:
 
     def _index_entries(self, data: bytes) -> list[Descriptor]:
         where = f"{self.where}: referrers"
-        return [Descriptor.from_json(entry, where) for entry in parse_json(data, where).get("manifests") or []]
+        return Descriptor.list_from_json(parse_json(data, where).get("manifests"), where)
 
     # requests
 

@@ -94,7 +94,7 @@ class RegistryDestination:
         except ImageNotFound:
             pass
         else:
-            entries = [Descriptor.from_json(e, self.where) for e in parse_json(current, tag).get("manifests") or []]
+            entries = Descriptor.list_from_json(parse_json(current, tag).get("manifests"), self.where)
         entries = [e for e in entries if e.digest != entry.digest]
         index = {
             "schemaVersion": 2,

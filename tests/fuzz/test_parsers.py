@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gzip
 import io
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 import zstandard
 
-from harness.errors import ContentError
+from harness.errors import ColdbenchError, ContentError
 from harness.formats import soci_index
+from harness.formats.erofs_build import build_layer
+from harness.formats.erofs_head import decode_head, encode_index
+from harness.formats.erofs_index import index_parts
+from harness.formats.erofs_merge import merge_layers
 from harness.formats.erofs_reader import ErofsImage, over_bytes
+from harness.formats.erofs_writer import write_metadata
 from harness.formats.estargz_footer import Footer, FooterKind, encode_footer, is_estargz, parse_footer
 from harness.formats.estargz_reader import EstargzToc, open_estargz
 from harness.formats.estargz_toc import inflate_toc
@@ -23,16 +28,20 @@ from harness.formats.table import Kind
 from harness.formats.tar import TarScanner, TarStream
 from harness.formats.ztoc import parse as parse_ztoc
 from harness.formats.ztoc_build import LayerIndexer
-from harness.oci.descriptor import digest_bytes
+from harness.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, Descriptor, Platform, digest_bytes, go_json
+from harness.oci.image import build_image, parse_json, select_platform
+from harness.oci.location import copy_image, open_destination, open_source
 from tests.formats.erofs_layers import image_of
 from tests.formats.erofs_layers import table_of as erofs_table
 from tests.formats.estargz_blobs import GOLDEN, Blob, toc_document, write
 from tests.formats.test_erofs_reader import SAMPLE as EROFS_SAMPLE
 from tests.formats.test_estargz_writer import sparse_tar
 from tests.fuzz.mutations import damaged
+from tests.oci.samples import make_tar, sample_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from hypothesis.strategies import SearchStrategy
 
@@ -221,3 +230,85 @@ def test_erofs(fuzz: Fuzz) -> None:
                     image.readlink(inode)
 
     fuzz(damaged([EROFS_SAMPLE, tiny]), check)
+
+
+def test_erofs_head(fuzz: Fuzz) -> None:
+    """A damaged head of an EROFS index is refused, or describes spans inside the layers."""
+    layer = Descriptor.of(SMALL_GZIP, "application/vnd.oci.image.layer.v1.tar+gzip")
+    built = build_layer([SMALL_GZIP], "gzip", digest=layer.digest, span_bytes=8192, where="layer")
+    metadata = write_metadata(merge_layers([built.table], [built.fragments]), [built.spans.size])
+    head, windows = encode_index(
+        metadata.data, metadata.layer_starts, metadata.image_bytes, [built.spans], [(0, 512, 1024)]
+    )
+    part = Descriptor.of(windows, "application/vnd.coldbench.erofs.windows.v1")
+
+    def check(data: bytes) -> None:
+        with suppress(ContentError):
+            (indexed,) = decode_head(data, [layer], part).layers
+            for span in range(len(indexed)):
+                offset, size = indexed.span_compressed_extent(span)
+                assert 0 <= offset <= offset + size <= layer.size
+                at, packed = indexed.window_extent(span)
+                assert 0 <= at <= at + packed <= part.size
+
+    fuzz(damaged([head], [b'"spans"', b"-1", b"1e9", b"null", b"[[["]), check)
+
+
+def test_image_documents(fuzz: Fuzz) -> None:
+    """Damaged manifests, configurations and indexes are refused, or give an image whose parts agree."""
+    layer = Descriptor.of(SMALL_GZIP, "application/vnd.oci.image.layer.v1.tar+gzip")
+    config = go_json(
+        {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest_bytes(SMALL_TAR)]}}
+    )
+    manifest = go_json(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": Descriptor.of(config, OCI_CONFIG).to_json(),
+            "layers": [layer.to_json()],
+            "annotations": {"a": "b"},
+        }
+    )
+    index = go_json({"manifests": [Descriptor.of(manifest, OCI_MANIFEST, platform=Platform()).to_json()]})
+    head = Descriptor.of(b"", OCI_MANIFEST)
+
+    def check(data: bytes) -> None:
+        for parts in ((data, config), (manifest, data)):
+            with suppress(ColdbenchError):
+                image = build_image(head, *parts, "image")
+                assert len(image.layers) == len(image.diff_ids)
+                assert image.compressed_bytes >= 0
+                assert str(image.platform)
+                assert all(isinstance(value, str) for value in image.annotations.values())
+        with suppress(ColdbenchError):
+            select_platform(parse_json(data, "index"), Platform(), "index")
+        with suppress(ColdbenchError):
+            index_parts(data, layer.digest)
+
+    words = [b"null", b"[[[[", b"{}", b"[]", b'""', b"-1", b"1e999", b'"linux"', b"\\ud800", b"true"]
+    fuzz(damaged([config, manifest, index], words), check)
+
+
+def test_archives(fuzz: Fuzz, tmp_path: Path) -> None:
+    """Damaged archives of both kinds are refused, or every blob read from them is that of its digest."""
+    sample_layout(tmp_path / "layout")
+    with closing(open_destination(f"oci-archive:{tmp_path}/oci.tar:one")) as target:
+        copy_image(open_source(f"oci:{tmp_path}/layout"), target)
+    layer, config = SMALL_TAR, b'{"architecture":"amd64","os":"linux","rootfs":{"diff_ids":["%s"]}}'
+    documents = {
+        "layer.tar": layer,
+        "config.json": config % digest_bytes(layer).encode(),
+        "manifest.json": b'[{"Config":"config.json","RepoTags":["a:b"],"Layers":["layer.tar"]}]',
+    }
+    whole = make_tar(documents)
+    path = tmp_path / "fuzzed.tar"
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        for transport in ("oci-archive", "docker-archive"):
+            with suppress(ColdbenchError), open_source(f"{transport}:{path}") as source:
+                image = source.resolve()
+                for part in image.layers:
+                    assert digest_bytes(source.open_blob(part).read()) == part.digest
+
+    fuzz(damaged([(tmp_path / "oci.tar").read_bytes(), whole], [*TAR_WORDS, b"null", b"[[[", b'"Layers"']), check)
