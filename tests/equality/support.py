@@ -122,8 +122,6 @@ class KernelLog:
     _QUIET = ("mounted with root inode", "null uuid", "falling back to")
 
     def __init__(self) -> None:
-        self.caches_dropped = False
-        """Whether somebody on this host dropped caches, as far as ``complaints`` has read."""
         self._log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         os.lseek(self._log, 0, os.SEEK_END)
 
@@ -137,7 +135,6 @@ class KernelLog:
             except BrokenPipeError:  # overwritten before it was read
                 continue
             lines.append(record.decode("utf-8", "replace").partition(";")[2].partition("\n")[0])
-        self.caches_dropped |= any("drop_caches" in line for line in lines)
         return [
             line for line in lines if any(w in line for w in self._OURS) and not any(q in line for q in self._QUIET)
         ]
