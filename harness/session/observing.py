@@ -50,7 +50,7 @@ class PhaseMeter:
     requests: Callable[[], int] = lambda: 0
     begin: Mark = field(init=False)
     mounted: Mark | None = None
-    started: Mark | None = None
+    created: Mark | None = None
     phases: list[PhaseUsage] = field(default_factory=list)
     _last: Mark = field(init=False)
 
@@ -66,8 +66,6 @@ class PhaseMeter:
         """The root file system is there when the last mount is: the phase ``pull`` ends with it."""
         if name == "mount":
             self.mounted = self.mark()
-        elif name == "start":
-            self.started = self.mark()
 
     def ready(self, at_ns: int) -> Mark:
         """Readiness was at ``at_ns``: closes ``pull`` (at the mount, where one was seen) and ``start``."""
@@ -77,11 +75,15 @@ class PhaseMeter:
         self._close("start", now)
         return now
 
-    def application_cpu_s(self, ready: Mark) -> float | None:
-        """CPU seconds of the machine from the container's start until readiness; None when no start was seen."""
-        if self.started is None:
+    def container_created(self) -> None:
+        """The container exists, and its process does not run yet."""
+        self.created = self.mark()
+
+    def cpu_from_start_s(self, ready: Mark) -> float | None:
+        """CPU seconds of the machine from the container's creation until readiness; None when that was not seen."""
+        if self.created is None:
             return None
-        return ready.counters.since(self.started.counters).cpu_total_s
+        return ready.counters.since(self.created.counters).cpu_total_s
 
     def close(self, phase: Phase) -> Mark:
         """The phase ends now."""

@@ -166,6 +166,7 @@ class _Trial:
 
             def watch(made: Container) -> None:
                 self._probe = setup.make_probe(setup.readiness, made, machine, self._daemons_alive)
+                meter.container_created()
 
             try:
                 with self._deadline(machine):
@@ -197,7 +198,7 @@ class _Trial:
     def _note_usage(self, engine: Engine, meter: PhaseMeter, ready: Mark) -> None:
         """What the daemon had done by readiness. Background fetch begins only when workloads, if any, have run:
         their first touch is cold, and the daemon's CPU is theirs."""
-        if (used := meter.application_cpu_s(ready)) is not None:
+        if (used := meter.cpu_from_start_s(ready)) is not None:
             self.details[application.DETAIL] = used
         usage = self.at_ready = engine.lazy_usage()
         if usage is not None:

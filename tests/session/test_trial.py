@@ -90,7 +90,7 @@ def test_lazy_start_waits_for_background() -> None:
     assert [p.phase for p in seen.phases] == ["pull", "start", "background"]
     assert seen.wire.received_bytes == 1500
     assert (seen.wire_before_ready.requests, seen.wire.requests) == (4, 6)
-    assert seen.details == {"background_finished": True}
+    assert seen.details == {"background_finished": True, "cpu_from_start_s": pytest.approx(0.3)}
     assert [i.rule for i in seen.invalid] == ["not-lazy"], "the fake's root is plain ext4"
 
 
