@@ -102,6 +102,10 @@ class FakeEngine:
     torn_down: bool = False
     calls: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    log: str = ""
+
+    def log_tail(self) -> str:
+        return self.log
 
     def start(self, machine: Any, request: Any) -> None:
         self.calls.append("start")

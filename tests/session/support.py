@@ -11,6 +11,7 @@ from harness.oci.layout import LayoutStore
 from tests.engines.support import base_layer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 SCENARIO = """\
@@ -28,19 +29,21 @@ readiness = {readiness}
 """
 
 
-def write_layout(directory: Path) -> str:
-    """An image of one layer with one static program; its name as ``image.layout`` takes it."""
-    layer = base_layer()
-    blob = gzip.compress(layer, 6, mtime=0)
+def write_layout(directory: Path, layers: Sequence[bytes] = (), media_type: str = "") -> str:
+    """An image of these tars, else of one with one static program; its name as ``image.layout`` takes it."""
+    layers = layers or [base_layer()]
     store = LayoutStore(directory, "latest", create=True)
-    described = Descriptor.of(blob, OCI_LAYER_GZIP)
-    store.put_blob(described, blob)
+    described = []
+    for layer in layers:
+        blob = gzip.compress(layer, 6, mtime=0)
+        described.append(Descriptor.of(blob, media_type or OCI_LAYER_GZIP))
+        store.put_blob(described[-1], blob)
     config = json.dumps(
         {
             "architecture": "amd64",
             "os": "linux",
             "config": {"Entrypoint": ["/bin/probe"]},
-            "rootfs": {"type": "layers", "diff_ids": [digest_bytes(layer)]},
+            "rootfs": {"type": "layers", "diff_ids": [digest_bytes(layer) for layer in layers]},
         }
     ).encode()
     configured = Descriptor.of(config, OCI_CONFIG)
@@ -49,7 +52,7 @@ def write_layout(directory: Path) -> str:
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": configured.to_json(),
-        "layers": [described.to_json()],
+        "layers": [descriptor.to_json() for descriptor in described],
     }
     store.put_manifest(json.dumps(manifest).encode(), OCI_MANIFEST, "latest")
     return f"{directory}:latest"

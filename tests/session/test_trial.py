@@ -244,3 +244,10 @@ def test_requests_without_the_registrys_log() -> None:
     bench.engine.details = {"agent_requests": 5}
     seen = bench.run(requests=None)
     assert (seen.wire_before_ready.requests, seen.wire.requests) == (8, 9)
+
+
+def test_what_the_engine_wrote_to_stderr_is_kept() -> None:
+    """The daemon's complaints belong to the trial, not to the terminal of whoever runs it."""
+    bench = Bench()
+    bench.engine.log = "lazyfs: registry gone\n"
+    assert bench.run().details["engine_log"] == "lazyfs: registry gone\n"
