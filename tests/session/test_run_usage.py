@@ -1,4 +1,4 @@
-"""Wrong command lines of ``coldbench run`` and ``coldbench scenarios``."""
+"""Wrong command lines of ``coldbench run``, ``trace`` and ``scenarios``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from harness.cli import run, scenarios
+from harness.cli import run, scenarios, trace
 from harness.errors import UsageError
 from tests.test_scenarios import GOOD
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 run.register(app)
 scenarios.register(app)
+trace.register(app)
 
 
 @pytest.fixture(autouse=True)
