@@ -75,19 +75,28 @@ def _print_table(rows: list[dict[str, object]]) -> None:
 
 
 @group.command()
-def check(files: list[str] = typer.Argument(..., metavar="FILE…", help="Scenario files or names.")) -> None:
+def check(
+    files: list[str] = typer.Argument(..., metavar="FILE…", help="Scenario files or names."),
+    as_json: bool = typer.Option(False, "--json", help="Print a JSON list: each file with its problems."),
+) -> None:
     """Check scenario files; every problem is one line with file, line, key and what was expected."""
     from harness import scenarios
     from harness.errors import ScenarioError, UsageError
 
     wrong: list[str] = []
+    rows: list[dict[str, object]] = []
     for name in files:
+        problems: list[str] = []
         try:
             scenarios.load(name)
         except UsageError as error:
             wrong.append(str(error))
-        else:
+            problems = str(error).splitlines()
+        rows.append({"file": name, "ok": not problems, "problems": problems})
+        if not problems and not as_json:
             print(f"{name}: ok")
+    if as_json:
+        print(json.dumps(rows, indent=2))
     if wrong:
         raise ScenarioError("\n".join(wrong))
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from harness import __version__
-from harness.errors import ColdbenchError, HostUnfit, Interrupted
+from harness.errors import ColdbenchError, HostUnfit, Interrupted, UsageError
 from harness.model.observation import Failure, Observation
 from harness.model.plan import PlannedCase, PlannedTrial, estimate_trial_s, remaining_s
 from harness.session.requests import choices_of
@@ -51,7 +51,7 @@ class SessionRun:
     def run(self) -> Outcome:
         """Prepare, then run every trial that is not recorded.
 
-        A case that cannot be prepared gets failed trials, and the others go on.
+        A case that cannot be prepared gets failed trials, and the others go on where this raises nothing.
 
         Raises:
             Interrupted: stopped by a signal; what was recorded stays, and the session can be resumed.
@@ -64,7 +64,15 @@ class SessionRun:
         needed = [cases[key] for key in dict.fromkeys(trial.case for trial in left)]
         self._guess({})
         self.progress.session(plan, len(plan.trials) - len(left), self._remaining())
-        self._prepare(needed)
+        try:
+            self._prepare(needed)
+        except (HostUnfit, Interrupted, UsageError):
+            raise
+        except ColdbenchError:
+            for trial in left:
+                if trial.case in self._unprepared:
+                    self.store.append(self._run_one(trial, cases[trial.case]))
+            raise
         for trial in left:
             position = len(self.store.finished) + 1
             self.progress.trial(trial, position, self._remaining())
@@ -97,11 +105,11 @@ class SessionRun:
             except (HostUnfit, Interrupted):
                 raise
             except ColdbenchError as error:
-                if not self.keep_going:
-                    raise
                 errors.append(error)
                 for case in of_scenario:
                     self._give_up(case, error)
+                if not self.keep_going:
+                    raise
                 continue
             self._guess({name: material.compressed_bytes})
             errors += [wrong for case in of_scenario if (wrong := self._publish(case)) is not None]

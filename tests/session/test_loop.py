@@ -106,11 +106,13 @@ def test_an_image_that_cannot_be_had(tmp_path: Path, setups: FakeSetups) -> None
     for keep_going in (False, True):
         with pytest.raises(RegistryError, match="unreachable"):
             run(tmp_path / f"s{keep_going}", setups, keep_going=keep_going)
+        expected = {(mode, "RegistryError", "preparation") for mode in ("overlay2", "soci")}
+        assert failures(tmp_path / f"s{keep_going}") == expected, "recorded: --retry-failed tries them again"
 
 
 def test_nothing_can_be_prepared(tmp_path: Path, setups: FakeSetups) -> None:
-    """Where every case fails, the first error says why, and no trial is recorded."""
+    """Where every case fails, the first error says why, and every trial is recorded as failed for it."""
     setups.publishing = {mode: RegistryError("refused") for mode in ("overlay2", "soci")}
     with pytest.raises(RegistryError, match="refused"):
         run(tmp_path / "s", setups)
-    assert load(tmp_path / "s")[1] == []
+    assert failures(tmp_path / "s") == {(mode, "RegistryError", "preparation") for mode in ("overlay2", "soci")}
