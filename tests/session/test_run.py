@@ -178,7 +178,9 @@ def test_named_registry_with_tls(command: Command, tmp_path: Path) -> None:
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "0 failed" in done.stdout
-    assert all(undisturbed(o) for o in load(tmp_path / "s")[1])
+    seen = load(tmp_path / "s")[1]
+    assert all(undisturbed(o) for o in seen)
+    assert all(o.wire_before_ready.requests >= 3 for o in seen), "counted by the clients: the log is not ours"
 
 
 def test_trace(command: Command, tmp_path: Path, registry: str) -> None:
