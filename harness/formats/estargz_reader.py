@@ -82,11 +82,14 @@ def _inflate_zstd_toc(member: bytes, expected_digest: str | None) -> bytes:
     return document
 
 
-def read_toc_member(source: RangeSource, blob_size: int) -> tuple[Footer, bytes]:
-    """The footer and the TOC's compressed bytes, in one read of ``source`` for a small TOC and two for a large one."""
+def read_toc_member(source: RangeSource, blob_size: int, tail_bytes: int = TAIL_BYTES) -> tuple[Footer, bytes]:
+    """The footer and the TOC's compressed bytes, in one read of ``source`` for a small TOC and two for a large one.
+
+    ``tail_bytes`` is the size of the first read, at least ``LONGEST_FOOTER_BYTES``.
+    """
     if blob_size < LONGEST_FOOTER_BYTES:
         raise FormatError("eStargz footer", f"a blob of {blob_size} bytes is too short to hold one")
-    tail_start = max(0, blob_size - TAIL_BYTES)
+    tail_start = max(0, blob_size - tail_bytes)
     tail = source.read_range(tail_start, blob_size - tail_start)
     footer = parse_footer(tail, blob_size)
     if footer.kind is FooterKind.EXTERNAL_TOC:

@@ -41,6 +41,12 @@ class Policy:
     """Small units that lie in the same aligned block of the blob as a missing one come along with it, as stored bytes:
     neighbours in a tar are read together. python-data, ``import pandas``, eStargz: 637 requests and 34 MB without,
     286 and 38 MB with 64 KiB, 209 and 41 MB with 128 KiB, 149 and 45 MB with 256 KiB."""
+    region_bytes: int = 0
+    """eStargz: the blob is fetched in aligned regions of this size, each once (0: just the ranges that are wanted)."""
+    region_step: int = 0
+    """With regions, a longer range is read in steps of this size (0: at once)."""
+    probe_layers: bool = False
+    """Ask what the reference daemons ask of each layer before its index: see ``sources.probe_layer``."""
     merge_gap: int = 64 * KIB
     """Missing units of one request that lie at most this far apart in the blob share one range request."""
     merge_bytes: int = 4 * MIB
@@ -61,9 +67,13 @@ class Policy:
     prefetch: bool = True
     """Follow the prefetch list of the request, or the image's own (landmark, prefetch artefact)."""
     prefetch_in_flight: int = 3
+    prefetch_wait_s: float = 0.0
+    """The mount answers only when the prefetch is done, or after this long."""
     background: bool = True
     background_after_s: float = 1.0
-    """After readiness (``reference``: after the mount) and after each foreground fetch."""
+    """After readiness (``reference``: after the mount)."""
+    background_quiet_s: float = 0.05
+    """No background request begins sooner after a foreground fetch."""
     background_interval_s: float = 0.05
     """Pause between two background requests."""
     background_units: int = 0
@@ -84,15 +94,16 @@ class Policy:
 
 _STARGZ = Policy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=0.0, skip_xattrs=False, partial_inflate=False,
-    block_bytes=50_000, merge_gap=0, merge_bytes=2 * MIB, readahead_units=0, in_flight=16,
-    cache_inflated=True, prefetch_in_flight=1, background_after_s=5.0, background_interval_s=0.0, background_units=1,
+    block_bytes=0, region_bytes=50_000, region_step=2 * MIB, probe_layers=True, merge_gap=0, merge_bytes=2 * MIB,
+    readahead_units=0, in_flight=16, cache_inflated=True, prefetch_in_flight=1, prefetch_wait_s=10.0,
+    background_after_s=5.0, background_quiet_s=5.0, background_interval_s=0.0, background_units=1,
     background_in_flight=2, background_from_mount=True, read_ahead_kib=0, attempts=6, retry_first_s=0.03,
 )  # fmt: skip
 _SOCI = Policy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=1.0, skip_xattrs=False, partial_inflate=False,
-    block_bytes=0, merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True,
-    background_after_s=30.0, background_interval_s=0.5, background_units=1, background_from_mount=True,
-    attempts=9, retry_first_s=0.03, read_ahead_kib=0,
+    block_bytes=0, probe_layers=True, merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True,
+    background_after_s=30.0, background_quiet_s=0.0, background_interval_s=0.5, background_units=1,
+    background_from_mount=True, attempts=9, retry_first_s=0.03, read_ahead_kib=0,
 )  # fmt: skip
 _EAGER = Policy(eager=True, prefetch=False, background=False)
 

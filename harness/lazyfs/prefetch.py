@@ -124,10 +124,11 @@ async def _background_one(store: Store, layer: Layer, batch: Sequence[int]) -> N
 async def _yield_to_foreground(store: Store) -> None:
     while store.waiting:
         await trio.sleep(0.005)
-    quiet_at = store.last_foreground + min(0.05, store.policy.background_after_s)
+    quiet_s = store.policy.background_quiet_s
+    quiet_at = store.last_foreground + quiet_s
     while trio.current_time() < quiet_at or store.waiting:
         await trio.sleep(max(0.005, quiet_at - trio.current_time()))
-        quiet_at = store.last_foreground + min(0.05, store.policy.background_after_s)
+        quiet_at = store.last_foreground + quiet_s
 
 
 def _all_local(store: Store) -> bool:

@@ -20,6 +20,7 @@ from harness.lazyfs.counters import Counters
 from harness.lazyfs.disk_cache import DiskCache, SparseFile
 from harness.lazyfs.mounts import set_read_ahead
 from harness.lazyfs.policy import Policy, policy_of
+from harness.lazyfs.regions import RegionSource
 from harness.lazyfs.sources import OpenedLayer, open_layer
 from harness.lazyfs.store import INFLATED, Layer, Store
 from harness.lazyfs.trace import BlockTrace, Trace
@@ -27,7 +28,7 @@ from harness.lazyfs.tree import TreeOperations
 from harness.lazyfs.whole import fetch_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from harness.formats.erofs_spans import IndexedLayer
     from harness.lazyfs.session import Reader
@@ -114,7 +115,11 @@ class Service:
 
         async def open_one(position: int, message: dict[str, Any]) -> None:
             start = time.monotonic_ns()
-            opened[position] = await trio.to_thread.run_sync(open_layer, client, message)
+            regions = None
+            if policy.region_bytes and policy.disk_cache:
+                regions = SparseFile(self._scratch, f"layer-{message['number']}.regions")
+                self._files.append(regions)
+            opened[position] = await trio.to_thread.run_sync(open_layer, client, message, policy, regions)
             report("index", start, time.monotonic_ns(), int(message["number"]), str(message["kind"]))
 
         await gather([partial(open_one, i, message) for i, message in enumerate(request["layers"])])
@@ -136,7 +141,7 @@ class Service:
             extents = (
                 tree.extents_of(paths) if paths else [e for i, la in enumerate(layers) for e in own_prefetch(i, la)]
             )
-            self._start_prefetch(store, extents)
+            await self._start_prefetch(store, extents, [] if paths else layers)
         return {
             "layers": [layer.number for layer in layers],
             "opaque_roots": [tree.number for tree in tree.subtrees if tree.index.directory(tree.index.root).opaque],
@@ -170,7 +175,7 @@ class Service:
         report("mount", start, time.monotonic_ns(), None, "blob")
         if policy.prefetch:
             paths = request.get("prefetch") or ()
-            self._start_prefetch(store, image.extents_of(paths) if paths else list(image.index.prefetch))
+            await self._start_prefetch(store, image.extents_of(paths) if paths else list(image.index.prefetch))
         return {"file": BLOB_NAME, "layers_whole": [layer.number for _, layer in whole]}
 
     async def _fill_whole(self, client: BlobStore, layer: Layer, indexed: IndexedLayer, report: Report) -> None:
@@ -189,13 +194,32 @@ class Service:
         self.counters.spans_fetched += len(layer.state)
         report("fetch", start, time.monotonic_ns(), indexed.number, "whole")
 
-    def _start_prefetch(self, store: Store, extents: list[fetching.Extent]) -> None:
+    async def _start_prefetch(
+        self, store: Store, extents: list[fetching.Extent], own: Sequence[OpenedLayer] = ()
+    ) -> None:
+        """Begin, and wait as long as the policy says; ``own`` are layers whose own prefetch this is."""
         if extents:
-            self._nursery.start_soon(self._run_prefetch, store, extents)
+            done = trio.Event()
+            self._nursery.start_soon(self._run_prefetch, store, extents, own, done)
+            if store.policy.prefetch_wait_s:
+                with trio.move_on_after(store.policy.prefetch_wait_s):
+                    await done.wait()
 
-    async def _run_prefetch(self, store: Store, extents: list[fetching.Extent]) -> None:
+    async def _run_prefetch(
+        self, store: Store, extents: list[fetching.Extent], own: Sequence[OpenedLayer], done: trio.Event
+    ) -> None:
         start = time.monotonic_ns()
-        await fetching.prefetch(store, extents)
+        try:
+            for layer in own:
+                if layer.prefetch and isinstance(layer.source, RegionSource):
+                    # The reference fetches everything before the landmark in one request.
+                    end = max(sum(layer.units.extent(unit)) for unit in layer.prefetch)
+                    await trio.to_thread.run_sync(layer.source.bring, 0, end, abandon_on_cancel=True)
+            await fetching.prefetch(store, extents)
+        except ColdbenchError as error:
+            log.warning("prefetch: %s", error)
+        finally:
+            done.set()
         self.spans.append(("prefetch", start, time.monotonic_ns()))
 
     async def _run_background(self, store: Store, policy: Policy) -> None:

@@ -11,11 +11,15 @@ from harness.errors import ContentError, DigestMismatch, FormatError, UsageError
 
 if TYPE_CHECKING:
     from harness.formats.table import LayerTable, RangeSource
+    from harness.lazyfs.disk_cache import SparseFile
+    from harness.lazyfs.policy import Policy
     from harness.lazyfs.units import Units
     from harness.oci.store import BlobStore
 
 
 log = logging.getLogger(__name__)
+
+_PROBED_BYTES = 10
 
 
 class BlobRanges:
@@ -53,15 +57,32 @@ def fetch_verified(store: BlobStore, digest: str, size: int, what: str) -> bytes
     return data
 
 
-def open_layer(store: BlobStore, message: dict[str, Any]) -> OpenedLayer:
+def probe_layer(store: BlobStore, digest: str, kind: str) -> None:
+    """What the reference daemons ask of a layer before its index, seen in a registry's log; the answers are not used.
+
+    Both ask for bytes 0-1 to learn whether the blob is redirected; stargz-snapshotter then asks for the size (HEAD),
+    soci-snapshotter for the ten bytes of the gzip header. Raises RegistryError.
+    """
+    store.get_range(digest, 0, 2)
+    if kind == "estargz":
+        store.blob_size(digest)
+    else:
+        store.get_range(digest, 0, 10)
+
+
+def open_layer(
+    store: BlobStore, message: dict[str, Any], policy: Policy | None = None, regions: SparseFile | None = None
+) -> OpenedLayer:
     """Fetch and parse a layer's index (zTOC or eStargz TOC), verified; blocks, so it runs in a worker thread.
 
     ``message``: ``number``, ``kind`` (``ztoc`` or ``estargz``), ``digest``, ``size``, and the index's own digest:
     ``ztoc_digest`` and ``ztoc_size`` (and ``prefetch_digest``, ``prefetch_size`` of a SOCI prefetch artefact), or
-    ``toc_digest``. Raises ColdbenchError.
+    ``toc_digest``. ``regions`` keeps a blob's regions where the policy has some. Raises ColdbenchError.
     """
     number, digest, size = int(message["number"]), str(message["digest"]), int(message["size"])
-    source = BlobRanges(store, digest, size)
+    source: RangeSource = BlobRanges(store, digest, size)
+    if policy is not None and policy.probe_layers and size >= _PROBED_BYTES:
+        probe_layer(store, digest, str(message["kind"]))
     what = f"layer {number} ({digest[:19]})"
     if message["kind"] == "ztoc":
         from harness.formats.ztoc import parse
@@ -73,10 +94,16 @@ def open_layer(store: BlobStore, message: dict[str, Any]) -> OpenedLayer:
         prefetch = _prefetch_spans(store, message, ztoc.spans, what) if message.get("prefetch_digest") else []
         return OpenedLayer(number, ztoc.to_table(), SpanUnits(ztoc), source, prefetch)
     if message["kind"] == "estargz":
-        from harness.formats.estargz_reader import EstargzToc, read_toc_member
+        from harness.formats.estargz_footer import LONGEST_FOOTER_BYTES
+        from harness.formats.estargz_reader import TAIL_BYTES, EstargzToc, read_toc_member
         from harness.lazyfs.chunk_units import ChunkUnits
+        from harness.lazyfs.regions import RegionSource
 
-        footer, member = read_toc_member(source, size)
+        tail_bytes = TAIL_BYTES
+        if policy is not None and policy.region_bytes:
+            source = RegionSource(source, size, policy.region_bytes, policy.region_step, regions)
+            tail_bytes = LONGEST_FOOTER_BYTES
+        footer, member = read_toc_member(source, size, tail_bytes)
         toc = EstargzToc.from_member(member, footer, message["toc_digest"])
         units = ChunkUnits(toc.chunks)
         prefetch = [
