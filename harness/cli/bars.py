@@ -1,4 +1,4 @@
-"""What the image commands share: opening an image by name, and progress bars (on a terminal, not with ``--json``)."""
+"""What the image commands share: images by name, sizes, progress bars (on a terminal, not with ``--json``)."""
 
 from __future__ import annotations
 
@@ -82,3 +82,14 @@ def open_named(name: str, quiet: bool = False) -> Iterator[ImageSource]:
             reference = scenario_layout(reference.name, report=report)
     with open_source(reference) as source:
         yield source
+
+
+def megabytes(count: int) -> str:
+    """Bytes in decimal units, three digits that count."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    digits = 0 if unit == "B" or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f} {unit}"

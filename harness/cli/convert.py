@@ -119,13 +119,15 @@ def _print(result: ImageConversion, destination: str, seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("layer", "before, MB", "after, MB", "change", "entries", "remark")
+    from harness.cli.bars import megabytes
+
+    table = Table("layer", "before", "after", "change", "entries", "remark")
     for number, layer in enumerate(result.layers):
         before, after = layer.source.size, layer.target.size
         table.add_row(
             str(number),
-            f"{before / 1e6:.1f}",
-            f"{after / 1e6:.1f}",
+            megabytes(before),
+            megabytes(after),
             f"{(after / before - 1) * 100:+.1f} %" if before else "",
             str(layer.entries or ""),
             layer.unchanged,
@@ -134,9 +136,10 @@ def _print(result: ImageConversion, destination: str, seconds: float) -> None:
     console.print(table)
     console.print(
         f"{destination}: {result.manifest.digest}\n"
-        f"{result.target_bytes / 1e6:.1f} MB in {seconds:.1f} s ({result.source_bytes / 1e6:.1f} MB before)",
+        f"{megabytes(result.target_bytes)} in {seconds:.1f} s ({megabytes(result.source_bytes)} before)",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from harness.cli import groups
+from harness.cli.bars import megabytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,17 +106,6 @@ def inspect(
         print(json.dumps({"image": name, **facts}, indent=2))
     else:
         _print_inspection(name, facts)
-
-
-def megabytes(count: int) -> str:
-    """Bytes in decimal units, three digits that count."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    digits = 0 if unit == "B" or value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:.{digits}f} {unit}"
 
 
 def _table(headings: tuple[str, ...], left: set[str]) -> Any:

@@ -67,21 +67,23 @@ def _print(result: IndexedImage, destination: str, seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("layer", "MB", "zTOC, MB", "spans", "entries", "remark")
+    from harness.cli.bars import megabytes
+
+    table = Table("layer", "stored", "zTOC", "spans", "entries", "remark")
     added = 0
     for number, layer in enumerate(result.layers):
-        size = f"{layer.layer.size / 1e6:.1f}"
+        size = megabytes(layer.layer.size)
         if layer.ztoc is None:
             table.add_row(str(number), size, "", "", "", f"no zTOC: {layer.skipped}")
             continue
         added += layer.ztoc.size
         table.add_row(
-            str(number), size, f"{layer.ztoc.size / 1e6:.2f}", str(layer.spans), str(layer.entries), layer.ztoc.digest
+            str(number), size, megabytes(layer.ztoc.size), str(layer.spans), str(layer.entries), layer.ztoc.digest[:19]
         )
     console = Console()
     console.print(table)
     lines = (
         f"{destination}: {result.head.digest}",
-        f"SOCI index {result.index.digest}: {added / 1e6:.1f} MB in {seconds:.1f} s",
+        f"SOCI index {result.index.digest}: {megabytes(added)} in {seconds:.1f} s",
     )
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

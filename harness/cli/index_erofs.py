@@ -78,14 +78,16 @@ def _print(result: IndexedImage, place: str, seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("layer", "MB", "unpacked, MB", "spans", "windows, MB", "entries", "remark")
+    from harness.cli.bars import megabytes
+
+    table = Table("layer", "stored", "unpacked", "spans", "windows", "entries", "remark")
     for number, layer in enumerate(result.layers):
         table.add_row(
             str(number),
-            f"{layer['compressed_bytes'] / 1e6:.1f}",
-            f"{layer['bytes'] / 1e6:.1f}",
+            megabytes(layer["compressed_bytes"]),
+            megabytes(layer["bytes"]),
             str(layer["spans"]),
-            f"{layer['windows_bytes'] / 1e6:.2f}",
+            megabytes(layer["windows_bytes"]),
             str(layer["entries"]),
             layer["remark"],
         )
@@ -93,6 +95,6 @@ def _print(result: IndexedImage, place: str, seconds: float) -> None:
     console.print(table)
     summary = (
         f"EROFS index {result.index.digest} in {seconds:.1f} s: {result.inodes} inodes in "
-        f"{result.metadata_bytes / 1e6:.2f} MB of metadata; a start fetches {result.head_bytes / 1e6:.2f} MB first"
+        f"{megabytes(result.metadata_bytes)} of metadata; a start fetches {megabytes(result.head_bytes)} first"
     )
     console.print(f"{place}: {result.image.digest}\n{summary}", highlight=False, markup=False, soft_wrap=True)

@@ -125,7 +125,12 @@ class _Job:
         return self._convert(number, source, diff_id)
 
     def _toc_digest(self, layer: Descriptor) -> str | None:
-        """The TOC's digest if the layer is eStargz already and says so truthfully, else None."""
+        """The TOC's digest if the layer is eStargz already and says so truthfully, else None.
+
+        Such a layer stays as it is, whatever its chunk size; but what is to be prioritised takes a new order.
+        """
+        if self.options.prioritized:
+            return None
         promised = layer.annotations.get(TOC_DIGEST_ANNOTATION)
         if layer.compression != "gzip" or promised is None or layer.size < FOOTER_BYTES:
             return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.cli.image import megabytes
+from harness.cli.bars import megabytes
 from harness.oci.location import open_source
 from tests.oci.samples import sample_layout
 
