@@ -69,7 +69,9 @@ class ChunkMap:
             if int(inner_offsets.min()) < 0 or int((inner_offsets + sizes).max()) > MAX_MEMBER_BYTES:
                 raise FormatError("eStargz TOC", f"a chunk outside the first {MAX_MEMBER_BYTES} bytes of its member")
         bounds = members if other_members is None else np.concatenate([members, other_members])
-        bounds = np.append(np.unique(bounds), blob_end)
+        # Not np.unique: it hashes, sorts, and imports numpy.ma when first called.
+        bounds = np.sort(bounds)
+        bounds = np.append(bounds[np.append(True, bounds[1:] != bounds[:-1])] if len(bounds) else bounds, blob_end)
         self.starts: list[int] = starts.tolist()
         self.sizes: list[int] = sizes.tolist()
         self.member_starts: list[int] = members.tolist()

@@ -32,8 +32,8 @@ MAX_OWNER = (1 << 32) - 1
 
 _CHUNK = 0
 _KINDS = {
-    "reg": Kind.REG, "dir": Kind.DIR, "symlink": Kind.SYMLINK, "hardlink": Kind.HARDLINK, "char": Kind.CHAR,
-    "block": Kind.BLOCK, "fifo": Kind.FIFO, "chunk": _CHUNK,
+    "reg": int(Kind.REG), "dir": int(Kind.DIR), "symlink": int(Kind.SYMLINK), "hardlink": int(Kind.HARDLINK),
+    "char": int(Kind.CHAR), "block": int(Kind.BLOCK), "fifo": int(Kind.FIFO), "chunk": _CHUNK,
 }  # fmt: skip
 _WHERE = "eStargz TOC"
 
@@ -197,10 +197,10 @@ def _table(
     for owners in (uids, gids):
         if len(owners) and not 0 <= int(owners.min()) <= int(owners.max()) <= MAX_OWNER:
             raise FormatError(_WHERE, "an owner that is not an unsigned 32-bit number")
-    root = np.fromiter((not name for name in names), np.bool_, len(names))
-    if (root & (kinds != Kind.DIR)).any():
+    if any(kind != Kind.DIR for name, kind in zip(names, kinds.tolist(), strict=True) if not name):
         raise FormatError(_WHERE, "an entry other than a directory stands for the layer's root")
     times = [_parse_time(entry.modtime) for entry in rows]
+    directory = int(Kind.DIR)  # members of an enumeration are looked up slowly
     kind_list = kinds.tolist()
     links: dict[int, bytes] = {}
     rdevs: dict[int, tuple[int, int]] = {}
@@ -208,7 +208,7 @@ def _table(
     for i, (entry, kind) in enumerate(zip(rows, kind_list, strict=True)):
         if entry.xattrs:
             xattrs[i] = {_utf8(key): value or b"" for key, value in entry.xattrs.items()}
-        if kind <= Kind.DIR:
+        if kind <= directory:
             continue
         if kind == Kind.SYMLINK:
             links[i] = _utf8(entry.link_name)
