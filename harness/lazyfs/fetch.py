@@ -102,6 +102,8 @@ def fetch(place: Place, chosen: Sequence[int], upto: Mapping[int, int], sink: Si
                 result.packed.append((unit, bytes(part)))
                 continue
             whole = units.ends[unit] - units.starts[unit]
+            if policy.partial_inflate and upto[unit] < whole:
+                part = bytes(part)  # once, for who keeps it and for who inflates from it later
             for piece in units.decode(unit, part, upto[unit] if policy.partial_inflate else whole):
                 done.add(piece.unit)
                 result.inflated_bytes += sum(map(len, piece.pieces))

@@ -9,6 +9,7 @@ from isal import isal_zlib
 from harness.errors import FormatError
 from harness.formats.spans import _PRIMERS, Spans
 from harness.formats.ztoc_layout import GZIP
+from harness.lazyfs import igzip
 from harness.lazyfs.units import Decoded
 
 if TYPE_CHECKING:
@@ -31,19 +32,43 @@ class SpanInflater:
     def __init__(self, compressed: bytes | memoryview, bits: int, window: bytes | memoryview, where: str) -> None:
         self._view = memoryview(compressed)
         self._where = where
+        self._bits = bits
+        self._window = window
+        self._done = 0
+        self._fast: igzip.RawInflater | None = None
+        if igzip.available and compressed:
+            self._fast = igzip.RawInflater(bytes(compressed), bits, bytes(window))
+        if self._fast is None:
+            self._start()
+
+    def _start(self) -> None:
+        bits = self._bits
         self._position = 0
         self._raw = True
         self._piece_bytes = _PIECE_BYTES
-        self._inflater = isal_zlib.decompressobj(-15, zdict=bytes(window))
+        self._inflater = isal_zlib.decompressobj(-15, zdict=bytes(self._window))
         if bits:
             if not self._view:
-                raise FormatError(where, "holds no byte")
+                raise FormatError(self._where, "holds no byte")
             whole, partial = _PRIMERS[bits]
             self._inflater.decompress(whole + bytes([partial | (self._view[0] >> (8 - bits)) << (8 - bits)]), 1)
             self._position = 1
 
     def inflate(self, size: int) -> list[bytes]:
         """The next ``size`` bytes, in pieces since joining would copy them; FormatError when the data is damaged."""
+        if self._fast is not None:
+            whole = self._fast.inflate(size)
+            if whole is not None:
+                self._done += size
+                return [whole]
+            # A member's end, or damage: python-isal sees to it, from the checkpoint on.
+            self._fast = None
+            self._start()
+            if self._done:
+                self._inflate(self._done)
+        return self._inflate(size)
+
+    def _inflate(self, size: int) -> list[bytes]:
         isal_error: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub declares an instance
         view, parts, left = self._view, list[bytes](), size
         try:

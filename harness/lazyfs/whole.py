@@ -10,6 +10,7 @@ import zstandard
 from isal import isal_zlib
 
 from harness.errors import DigestMismatch, DiskFull, FormatError, UnsupportedMediaType
+from harness.lazyfs import igzip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,12 +24,13 @@ _PIECE_BYTES = 256 << 10
 class _Inflater:
     """Pushes decompressed bytes of a stream of members or frames to ``write``."""
 
-    def __init__(self, compression: str, write: Callable[[bytes], None], where: str) -> None:
+    def __init__(self, compression: str, write: Callable[[bytes | memoryview], None], where: str) -> None:
         self._write = write
         self._where = where
         self._compression = compression
         self._member: isal_zlib.decompressobj | None = None  # type: ignore[valid-type]
         self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._stream = igzip.StreamInflater(write, where) if compression == "gzip" and igzip.available else None
         if compression not in {"gzip", "zstd", "none"}:
             raise UnsupportedMediaType(f"{where}: compression {compression!r} is not supported")
 
@@ -37,6 +39,8 @@ class _Inflater:
         try:
             if self._compression == "none":
                 self._write(data)
+            elif self._stream is not None:
+                self._stream.feed(data)
             elif self._compression == "gzip":
                 self._feed_gzip(data)
             else:
@@ -71,6 +75,8 @@ class _Inflater:
 
     def finish(self) -> None:
         """FormatError when the stream ends inside a member or frame."""
+        if self._stream is not None:
+            self._stream.finish()
         if self._member is not None or self._frame is not None:
             raise FormatError(self._where, "the compressed data ends early")
 
@@ -83,7 +89,7 @@ def fetch_whole(store: BlobStore, digest: str, compression: str, size: int, sink
     where = f"layer {digest[:19]}"
     position = 0
 
-    def write(data: bytes) -> None:
+    def write(data: bytes | memoryview) -> None:
         nonlocal position
         if position < size and data and not sink.write(position, data[: size - position]):
             raise DiskFull("the machine's disk has no room for the decompressed layers; give the shape a larger one")
