@@ -13,6 +13,9 @@ Key = tuple[int, int]
 """(layer, unit)."""
 
 
+_REST_BYTES = 128 << 10
+
+
 class Resident:
     """One unit's bytes in memory: stored bytes, or inflated pieces from the start, or (while ``rest``) both.
 
@@ -45,9 +48,9 @@ class Resident:
 
     @property
     def cost(self) -> int:
-        """Bytes of memory; the rest's own copy of what is not consumed is counted as half the stored bytes."""
+        """Bytes of memory; a rest shares the stored bytes and has an inflater's state and window of its own."""
         packed = len(self.packed) if self.packed is not None else 0
-        return self.filled + packed + (packed >> 1 if self.rest is not None else 0) + 256
+        return self.filled + packed + (_REST_BYTES if self.rest is not None else 0) + 256
 
     def slice(self, begin: int, end: int) -> bytes | memoryview:
         """Inflated bytes [begin, end), which must be there."""
@@ -87,15 +90,19 @@ class MemoryCache:
             self.used -= resident.cost
 
     def victims(self) -> list[tuple[Key, Resident]]:
-        """What must leave to be within nine tenths of the budget again; empty while it is kept."""
+        """What must leave to be within nine tenths of the budget again; empty while it is kept.
+
+        Half-inflated units leave last: they are kept on disk as stored bytes, and the next read inflates all again.
+        """
         if self.used <= self.budget:
             return []
         excess = self.used - self.budget * 9 // 10
-        chosen = []
-        for key, resident in self.units.items():
-            if excess <= 0:
-                break
-            if not resident.busy:
-                chosen.append((key, resident))
-                excess -= resident.cost
+        chosen: list[tuple[Key, Resident]] = []
+        for partial in (False, True):
+            for key, resident in self.units.items():
+                if excess <= 0:
+                    return chosen
+                if not resident.busy and (resident.rest is not None) is partial:
+                    chosen.append((key, resident))
+                    excess -= resident.cost
         return chosen
