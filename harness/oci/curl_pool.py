@@ -191,6 +191,9 @@ class CurlPool:
         handle.setopt(pycurl.WRITEFUNCTION, kept.append)
         # No "Expect: 100-continue": it costs a round trip, and some servers never answer it.
         handle.setopt(pycurl.HTTPHEADER, [*headers, "Expect:"])
+        # A GET before may have left its own of these.
+        handle.unsetopt(pycurl.RANGE)
+        handle.setopt(pycurl.MAXFILESIZE_LARGE, 0)
         if method == "HEAD":
             handle.setopt(pycurl.NOBODY, 1)
         elif read is not None:

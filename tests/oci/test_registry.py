@@ -86,6 +86,16 @@ def test_blobs_of_every_kind(registry: RegistryServer, tmp_path: Path) -> None:
     assert not destination.has_blob(wrong.digest)
 
 
+def test_a_head_request_after_a_range_is_not_bound_by_it(registry: RegistryServer) -> None:
+    """The connection of a range request serves a HEAD next: neither the range nor its size limit is left over."""
+    client = RegistryClient(registry.host, "head-after-range")
+    data = random.Random(3).randbytes(1 << 20)
+    descriptor = Descriptor.of(data, "a/b")
+    RegistryDestination(client).put_blob(descriptor, data)
+    assert client.get_range(descriptor.digest, 0, 2) == data[:2]
+    assert client.blob_size(descriptor.digest) == len(data)
+
+
 def test_ranges_from_many_threads(registry: RegistryServer) -> None:
     """Threads share one client; each gets its own bytes, and the requests are counted."""
     client = RegistryClient(registry.host, "threads")
