@@ -13,6 +13,7 @@ from harness.formats.erofs_spans import GZIP, PLAIN, WHOLE, LayerSpans, pack_win
 from harness.formats.erofs_table import TarTable
 from harness.formats.gzip_index import index_gzip
 from harness.formats.layer_stream import decompressed
+from harness.formats.piece_digests import PieceDigests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -84,23 +85,13 @@ def _gzip(
 def _plain(
     pieces: Iterable[bytes], table: TarTable, digest: str, span_bytes: int, on_piece: Callable[[bytes], object]
 ) -> LayerSpans:
-    digests: list[bytes] = []
-    span, left, size = hashlib.sha256(), span_bytes, 0
+    spans, size = PieceDigests(span_bytes), 0
     for piece in pieces:
         on_piece(piece)
         table.feed(piece)
         size += len(piece)
-        view = memoryview(piece)
-        while view:
-            part = view[:left]
-            span.update(part)
-            left -= len(part)
-            view = view[len(part) :]
-            if not left:
-                digests.append(span.digest())
-                span, left = hashlib.sha256(), span_bytes
-    if left < span_bytes:
-        digests.append(span.digest())
+        spans.update(piece)
+    digests = spans.finish()
     starts = np.arange(0, size, span_bytes, dtype=np.int64)
     return LayerSpans(
         digest, size, PLAIN, size, starts, starts, np.zeros(len(starts), np.uint8), digests, [b""] * len(starts)

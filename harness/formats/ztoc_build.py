@@ -6,6 +6,7 @@ import hashlib
 from typing import IO, TYPE_CHECKING
 
 from harness.formats.gzip_index import index_gzip
+from harness.formats.piece_digests import PieceDigests
 from harness.formats.table import OPAQUE_MARKER
 from harness.formats.tar import TarScanner
 from harness.formats.ztoc_layout import GZIP, TYPES, UNCOMPRESSED
@@ -82,23 +83,14 @@ class LayerIndexer:
     def _read_plain(
         self, pieces: Iterable[bytes], scanner: TarScanner, on_piece: Callable[[bytes], object] | None
     ) -> None:
-        digest, left = hashlib.sha256(), self.span_size
+        spans = PieceDigests(self.span_size)
         for piece in pieces:
             if on_piece is not None:
                 on_piece(piece)
             self._take(scanner.feed(piece))
-            view = memoryview(piece)
-            while view:
-                part = view[:left]
-                digest.update(part)
-                left -= len(part)
-                view = view[len(part) :]
-                if not left:
-                    self.span_digests.append(digest.digest())
-                    digest, left = hashlib.sha256(), self.span_size
+            spans.update(piece)
             self.compressed_bytes += len(piece)
-        if left < self.span_size:
-            self.span_digests.append(digest.digest())
+        self.span_digests = spans.finish()
         self.span_starts = list(range(0, self.compressed_bytes, self.span_size))
         self._checkpoints = PlainCheckpoints(self.span_size, self.compressed_bytes)
 
