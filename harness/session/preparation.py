@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from harness.session.progress import Progress
 
 #: Raised when a form is made differently, so that what is cached is made anew.
-FORMS_VERSION = 1
+FORMS_VERSION = 2
 TAG = "latest"
 #: The form each mode pulls.
 FORM_OF_MODE = {"overlay2": "image", "estargz": "estargz", "soci": "soci", "erofs": "erofs"}
