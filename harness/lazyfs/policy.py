@@ -109,7 +109,8 @@ _EAGER = Policy(eager=True, prefetch=False, background=False)
 
 PRESETS: dict[tuple[str, str], Policy] = {
     ("estargz", "tuned"): Policy(),
-    ("soci", "tuned"): Policy(),
+    # A span of 4 MiB is read-ahead enough: fetching the next one too costs 1 % more bytes and no less time.
+    ("soci", "tuned"): Policy(readahead_units=0, memory_bytes=52 * MIB),
     ("erofs", "tuned"): Policy(),
     ("estargz", "reference"): _STARGZ,
     ("soci", "reference"): _SOCI,
