@@ -14,6 +14,7 @@ import re
 import time
 import urllib.parse
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.errors import AuthError, ContentError, DigestMismatch, FormatError, ImageNotFound, RegistryError
@@ -258,7 +259,7 @@ class RegistryClient:
 
     def get(self, url: str, headers: Sequence[str] = (), *, limit: int = 0) -> Response:
         """GET on the registry itself, with authentication, redirects and retries."""
-        return self._retrying(lambda: self._follow(self._authorised(url, headers, limit=limit), headers, limit))
+        return self._retrying(lambda: self._follow(self._get(url, headers, limit), headers, limit))
 
     def send(
         self,
@@ -269,59 +270,52 @@ class RegistryClient:
     ) -> Response:
         """Any other method, with authentication and retries; ``body()`` opens the body anew: (read, size in bytes)."""
 
-        def once() -> Response:
-            response = Response(401, [], b"")
-            for _ in range(3):
-                line = self._auth.header() if self._is_ours(url) else ""
-                read, size = body() if body is not None else (None, 0)
-                response = self.pool.send(method, url, [*headers, line] if line else headers, read=read, size=size)
-                if response.status != 401:
-                    break
-                self._auth.answer(response.headers("WWW-Authenticate"), line)
-            return response
+        def once(sent: Sequence[str]) -> Response:
+            read, size = body() if body is not None else (None, 0)
+            return self.pool.send(method, url, sent, read=read, size=size)
 
-        return self._retrying(once)
+        return self._retrying(lambda: self._authorised(url, headers, once))
 
-    def _authorised(
-        self,
-        url: str,
-        headers: Sequence[str] = (),
-        *,
-        byte_range: str = "",
-        limit: int = 0,
-        sink: Callable[[bytes], object] | None = None,
-        skip: int = 0,
-    ) -> Response:
+    def _authorised(self, url: str, headers: Sequence[str], once: Callable[[Sequence[str]], Response]) -> Response:
+        """What ``once`` answers given the headers to send. Only our registry gets our login, and only its challenges
+        are answered: another host's may name any place to send the login to."""
+        ours = self._is_ours(url)
         response = Response(401, [], b"")
         for _ in range(3):
-            line = self._auth.header() if self._is_ours(url) else ""
-            sent = [*headers, line] if line else headers
-            response = self.pool.get(url, sent, byte_range=byte_range, limit=limit, sink=sink, skip=skip)
-            if response.status != 401 or not self._is_ours(url):
+            line = self._auth.header() if ours else ""
+            response = once([*headers, line] if line else headers)
+            if response.status != 401 or not ours:
                 break
             self._auth.answer(response.headers("WWW-Authenticate"), line)
         return response
+
+    def _get(self, url: str, headers: Sequence[str] = (), limit: int = 0) -> Response:
+        return self._authorised(url, headers, lambda sent: self.pool.get(url, sent, limit=limit))
 
     def _get_blob(
         self, digest: str, byte_range: str, limit: int, sink: Callable[[bytes], object] | None, skip: int = 0
     ) -> Response:
         """One try: the remembered place of the blob first, then the registry and where it redirects to."""
+
+        def once(url: str, sent: Sequence[str] = ()) -> Response:
+            return self.pool.get(url, sent, byte_range=byte_range, limit=limit, sink=sink, skip=skip)
+
         remembered = self._redirects.get(digest)
         if remembered is not None:
             url, until = remembered
             if self._clock() < until:
-                response = self.pool.get(url, byte_range=byte_range, limit=limit, sink=sink, skip=skip)
+                response = once(url)
                 if response.status not in _STALE_REDIRECT:
                     return response
             self._redirects.pop(digest, None)
         url = f"{self._root}/blobs/{digest}"
-        response = self._authorised(url, byte_range=byte_range, limit=limit, sink=sink, skip=skip)
+        response = self._authorised(url, (), partial(once, url))
         for _ in range(_MAX_REDIRECTS):
             if response.status not in _REDIRECTS:
                 return response
             url = self._target(url, response)
             asked_at = self._clock()
-            response = self._authorised(url, byte_range=byte_range, limit=limit, sink=sink, skip=skip)
+            response = self._authorised(url, (), partial(once, url))
             if response.status in {200, 206}:
                 self._redirects[digest] = (url, asked_at + _life_s(url))
         if response.status in _REDIRECTS:
@@ -334,7 +328,7 @@ class RegistryClient:
             if response.status not in _REDIRECTS:
                 return response
             url = self._target(url, response)
-            response = self._authorised(url, headers, limit=limit)
+            response = self._get(url, headers, limit)
         return response
 
     def _target(self, url: str, response: Response) -> str:

@@ -249,6 +249,22 @@ def test_stale_redirect_is_asked_for_again() -> None:
             assert len(server.requests) == 2
 
 
+def test_blob_store_that_asks_for_a_login_gets_none() -> None:
+    """Only the registry's own challenges are answered: another host's may name any place to send the login to."""
+
+    def greedy(request: Request) -> Answer:
+        return Answer(401, b"", {"WWW-Authenticate": f'Bearer realm="http://{request.headers["host"]}/token"'})
+
+    with FaultServer(greedy) as store:
+        place = Answer(307, b"", {"Location": f"http://{store.host}/signed"})
+        with FaultServer(lambda request: place) as server:
+            for ask in (lambda: client(server).blob_size(DIGEST), lambda: client(server).get_range(DIGEST, 0, 10)):
+                with pytest.raises(RegistryError):
+                    ask()
+        assert store.requests
+        assert all("authorization" not in request.headers for request in store.requests)
+
+
 def test_redirect_loop_ends() -> None:
     """A circle of redirects is an error, not a hang."""
     with FaultServer(lambda request: Answer(307, b"", {"Location": "/round"})) as server:
