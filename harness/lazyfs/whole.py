@@ -11,6 +11,7 @@ from isal import isal_zlib
 
 from harness.errors import DigestMismatch, DiskFull, FormatError, UnsupportedMediaType
 from harness.lazyfs import igzip
+from harness.oci.batches import Batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,27 +98,17 @@ def fetch_whole(store: BlobStore, digest: str, compression: str, size: int, sink
 
     inflater = _Inflater(compression, write, where)
     hasher = hashlib.sha256()
-    pieces: list[bytes] = []
-    received = waiting = 0
+    received = 0
 
-    def flush() -> None:
-        nonlocal waiting
-        data = b"".join(pieces)
-        pieces.clear()
-        waiting = 0
+    def hashed(data: bytes) -> None:
+        nonlocal received
+        received += len(data)
         hasher.update(data)
         inflater.feed(data)
 
-    def take(piece: bytes) -> None:
-        nonlocal received, waiting
-        received += len(piece)
-        waiting += len(piece)
-        pieces.append(piece)
-        if waiting >= _PIECE_BYTES:
-            flush()
-
-    store.stream_blob(digest, take)
-    flush()
+    batches = Batches(_PIECE_BYTES, hashed)
+    store.stream_blob(digest, batches.take)
+    batches.flush()
     inflater.finish()
     actual = "sha256:" + hasher.hexdigest()
     if actual != digest:

@@ -5,7 +5,7 @@ One row is one trial; a failed or invalid trial keeps its row with ``valid`` Fal
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.model.observation import Observation
+
+
+def _case_columns(o: Observation) -> dict[str, Any]:
+    return {**o.case.model_dump(), "case": o.case.key, "block": o.block}
 
 
 def trials(observations: Sequence[Observation]) -> pd.DataFrame:
@@ -23,14 +27,7 @@ def trials(observations: Sequence[Observation]) -> pd.DataFrame:
         fuse = sum(op.count for op in o.lazy.fuse.values()) if o.lazy else 0
         rows.append(
             {
-                "scenario": o.case.scenario,
-                "mode": o.case.mode,
-                "preset": o.case.preset,
-                "engine": o.case.engine,
-                "shape": o.case.shape,
-                "distance": o.case.distance,
-                "case": o.case.key,
-                "block": o.block,
+                **_case_columns(o),
                 "trial": o.trial,
                 "status": o.status,
                 "valid": o.valid,
@@ -54,14 +51,7 @@ def workloads(observations: Sequence[Observation]) -> pd.DataFrame:
     """One row per run-time workload, temperature and valid trial: wall and CPU seconds, operations, FUSE requests."""
     rows = [
         {
-            "scenario": o.case.scenario,
-            "mode": o.case.mode,
-            "preset": o.case.preset,
-            "engine": o.case.engine,
-            "shape": o.case.shape,
-            "distance": o.case.distance,
-            "case": o.case.key,
-            "block": o.block,
+            **_case_columns(o),
             "workload": w.workload,
             "temperature": w.temperature,
             "wall_s": w.wall_s,

@@ -10,7 +10,6 @@ import jinja2
 
 from harness import __version__
 from harness.report import figures, wording
-from harness.report.comparison import compare
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,9 +107,9 @@ def _title(groups: Sequence[Group]) -> str:
     return "Cold start of " + ", ".join(scenarios) if scenarios else "No trials yet"
 
 
-def html(observations: Sequence[Observation], context: Context) -> str:
-    """The report as one self-contained page: no script, no request, figures as inline SVG."""
-    groups = compare(observations)
+def html(observations: Sequence[Observation], groups: Sequence[Group], context: Context) -> str:
+    """The report as one self-contained page: no script, no request, figures as inline SVG; ``groups`` is their
+    comparison."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -145,9 +144,8 @@ def html(observations: Sequence[Observation], context: Context) -> str:
     )
 
 
-def markdown(observations: Sequence[Observation], context: Context) -> str:
+def markdown(observations: Sequence[Observation], groups: Sequence[Group], context: Context) -> str:
     """The same tables as GitHub Markdown, for a pull request or a terminal."""
-    groups = compare(observations)
     out = [f"# {_title(groups)}", "", f"Session {context.session}, {context.created}. {_counts(observations)}.", ""]
     for g in groups:
         out += [f"## {g.key.title}", ""]

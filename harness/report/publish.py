@@ -52,13 +52,14 @@ def publish(session: Path, out: Path | None = None) -> Published:
     context = context_of(header)
     folder = out or session
     folder.mkdir(parents=True, exist_ok=True)
-    markdown = page.markdown(observations, context)
+    groups = compare(observations)
+    markdown = page.markdown(observations, groups, context)
     html_path, markdown_path = folder / "report.html", folder / "report.md"
-    for path, text in ((html_path, page.html(observations, context)), (markdown_path, markdown)):
+    for path, text in ((html_path, page.html(observations, groups, context)), (markdown_path, markdown)):
         temporary = path.with_name(path.name + ".part")
         temporary.write_text(text)
         os.replace(temporary, path)
-    return Published(html_path, markdown_path, markdown, tuple(compare(observations)))
+    return Published(html_path, markdown_path, markdown, tuple(groups))
 
 
 def write_figures(groups: Sequence[Group], folder: Path) -> list[Path]:

@@ -36,14 +36,14 @@ def test_failed_and_invalid_trials_are_counted_not_averaged() -> None:
 def test_case_without_a_valid_trial_has_no_number() -> None:
     """All trials failed: the line stays, its cells are dashes."""
     failed = [o.model_copy(update={"status": "failed", "time_to_ready_s": None}) for o in session(2)]
-    text = markdown(failed, CONTEXT)
+    text = markdown(failed, compare(failed), CONTEXT)
     assert "0 of 2" in text
     assert "0 valid" in text
 
 
 def test_html_is_self_contained_and_escaped() -> None:
     """No script, no external reference, figures inline, host facts escaped."""
-    page = html(session(), CONTEXT)
+    page = html(session(), compare(session()), CONTEXT)
     assert "<script" not in page
     assert not re.search(r'(src|href)="https?:', page)
     assert page.count("<svg") >= 5
@@ -64,7 +64,8 @@ def test_figures_are_files_of_their_own(tmp_path: Path) -> None:
 
 def test_two_blocks_make_no_claim() -> None:
     """With two blocks the sentence says that it is no comparison, and the table says: no interval."""
-    text = markdown([observation(m, "tuned", b) for b in (0, 1) for m in ("overlay2", "erofs")], CONTEXT)
+    few = [observation(m, "tuned", b) for b in (0, 1) for m in ("overlay2", "erofs")]
+    text = markdown(few, compare(few), CONTEXT)
     assert "no comparison yet" in text
     assert "no interval" in text
     assert "times sooner" not in text

@@ -32,6 +32,7 @@ from harness.engines.embedded.modes import Context, Rootfs
 from harness.engines.embedded.pipe import BytePipe
 from harness.engines.embedded.unpack import LayerUnpacker
 from harness.errors import ColdbenchError, DigestMismatch, FormatError, UnsupportedMediaType
+from harness.oci.batches import Batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -80,32 +81,26 @@ class Pull:
         layer = self.image.layers[number]
         algorithm, _, expected = layer.digest.partition(":")
         digest = new_hash(algorithm)
-        received = waiting = 0
-        pieces: list[bytes] = []
+        received = 0
 
-        def flush() -> None:
-            nonlocal waiting
-            data = b"".join(pieces)
-            pieces.clear()
-            waiting = 0
+        def hashed(data: bytes) -> None:
             digest.update(data)
             sink(data)
 
+        batches = Batches(_PIECE_BYTES, hashed)
+
         def take(piece: bytes) -> None:
-            nonlocal received, waiting
+            nonlocal received
             if self.stop.is_set():
                 raise _Stopped
             received += len(piece)
-            waiting += len(piece)
             if received > layer.size:
                 raise DigestMismatch(self.name(number), f"{layer.size} bytes", f"of more than {layer.size} bytes")
-            pieces.append(piece)
-            if waiting >= _PIECE_BYTES:
-                flush()
+            batches.take(piece)
 
         with self.context.span("fetch", number, f"{layer.size} bytes"):
             self.context.client.stream_blob(layer.digest, take)
-            flush()
+            batches.flush()
         if digest.hexdigest() != expected:
             raise DigestMismatch(
                 f"{self.name(number)}, {received} of {layer.size} bytes",
