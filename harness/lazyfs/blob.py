@@ -13,21 +13,17 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import stat
-import time
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any
-
-import pyfuse3
-from pyfuse3 import FUSEError
+from typing import TYPE_CHECKING
 
 from harness.errors import ColdbenchError
+from harness.lazyfs import fuse_protocol as fuse
 
 if TYPE_CHECKING:
     from harness.lazyfs.counters import Counters
     from harness.lazyfs.policy import Policy
-    from harness.lazyfs.session import Reader
+    from harness.lazyfs.session import Handler, Reply
     from harness.lazyfs.store import Layer, Store
     from harness.lazyfs.trace import BlockTrace
 
@@ -36,18 +32,14 @@ log = logging.getLogger(__name__)
 ROOT, IMAGE = 1, 2
 NAME = "image"
 ALIGN = 4096
+_pack_attributes = fuse.ATTRIBUTES.pack
+_read_in = fuse.READ_IN.unpack_from
 
 
-class BlobOperations(pyfuse3.Operations):
+class BlobPresentation:
     """Read-only; ``parts`` are (start in the file, layer), ascending, behind the metadata."""
 
-    supports_dot_lookup = False
-    enable_writeback_cache = False
-    enable_acl = False
-
     def __init__(self, policy: Policy, counters: Counters, trace: BlockTrace | None = None) -> None:
-        super().__init__()
-        self.reader: Reader | None = None
         self._policy = policy
         self._counters = counters
         self._trace = trace
@@ -56,8 +48,20 @@ class BlobOperations(pyfuse3.Operations):
         self._layers: list[Layer | None] = []
         self._store: Store | None = None
         self.size = 0
-        self._read_op = counters.opcode("read")
-        self._file = pyfuse3.FileInfo(fh=IMAGE, keep_cache=True, direct_io=policy.direct_io)
+
+    def handlers(self) -> dict[int, Handler]:
+        """See ``harness.lazyfs.session.Presentation``."""
+        flags = fuse.KEEP_CACHE | (fuse.DIRECT_IO if self._policy.direct_io else 0)
+        opened = fuse.OPEN_OUT.pack(0, flags, 0)
+        return {
+            fuse.LOOKUP: self.lookup,
+            fuse.GETATTR: self.getattr,
+            fuse.OPEN: lambda inode, message: opened,
+            fuse.RELEASE: lambda inode, message: b"",
+            fuse.READ: self.read,
+            fuse.READDIR: self.readdir,
+            fuse.STATFS: lambda inode, message: fuse.statfs_reply(ALIGN, self.size // ALIGN, 2),
+        }
 
     def present(self, store: Store, metadata: bytes, starts: list[int], size: int) -> None:
         """Show the file: ``starts[i]`` is where layer i's address space begins in it, ``size`` the whole's.
@@ -77,104 +81,68 @@ class BlobOperations(pyfuse3.Operations):
         self._layers = [None, *store.layers]
         self.size = size
 
-    def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
-        entry: Any = pyfuse3.EntryAttributes()
-        entry.entry_timeout = entry.attr_timeout = self._policy.attr_timeout_s
-        entry.st_ino = inode
+    def _attributes(self, inode: int) -> bytes | None:
         if inode == ROOT:
-            entry.st_mode, entry.st_nlink = stat.S_IFDIR | 0o700, 2
-        elif inode == IMAGE:
-            entry.st_mode, entry.st_nlink, entry.st_size = stat.S_IFREG | 0o400, 1, self.size
-            entry.st_blocks = self.size >> 9
-        else:
-            raise FUSEError(errno.ENOENT)
-        filled: pyfuse3.EntryAttributes = entry
-        return filled
+            return _pack_attributes(ROOT, 0, 0, 0, 0, 0, 0, 0, 0, stat.S_IFDIR | 0o700, 2, 0, 0, 0, ALIGN, 0)
+        if inode == IMAGE:
+            size = self.size
+            return _pack_attributes(
+                IMAGE, size, size >> 9, 0, 0, 0, 0, 0, 0, stat.S_IFREG | 0o400, 1, 0, 0, 0, ALIGN, 0
+            )
+        return None
 
-    def _count(self, name: str, started: int) -> None:
-        self._counters.opcode(name).record(self.reader.arrived_ns, started)  # type: ignore[union-attr]
+    def lookup(self, parent: int, message: bytes) -> Reply:
+        attributes = self._attributes(IMAGE)
+        if parent != ROOT or attributes is None or fuse.name_of(message) != NAME.encode():
+            return -errno.ENOENT
+        return fuse.entry(IMAGE, self._policy.entry_timeout_s, self._policy.attr_timeout_s, attributes)
 
-    async def lookup(self, parent: int, name: bytes, ctx: Any = None) -> pyfuse3.EntryAttributes:
-        started = time.perf_counter_ns()
-        if parent != ROOT or name != NAME.encode() or self._store is None:
-            raise FUSEError(errno.ENOENT)
-        self._count("lookup", started)
-        return self._attributes(IMAGE)
+    def getattr(self, inode: int, message: bytes) -> Reply:
+        attributes = self._attributes(inode)
+        return -errno.ENOENT if attributes is None else fuse.attributes_reply(self._policy.attr_timeout_s, attributes)
 
-    async def getattr(self, inode: int, ctx: Any = None) -> pyfuse3.EntryAttributes:
-        self._count("getattr", time.perf_counter_ns())
-        return self._attributes(inode)
+    def readdir(self, inode: int, message: bytes) -> Reply:
+        _, position, _ = _read_in(message, fuse.ARGUMENTS)
+        return b"" if position else fuse.directory_entry(IMAGE, 1, stat.S_IFREG, NAME.encode())
 
-    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        started = time.perf_counter_ns()
-        if inode != IMAGE or flags & os.O_ACCMODE != os.O_RDONLY:
-            raise FUSEError(errno.EROFS)
-        self._count("open", started)
-        return self._file
-
-    async def release(self, fh: int) -> None:
-        self._count("release", time.perf_counter_ns())
-
-    async def opendir(self, inode: int, ctx: Any) -> int:
-        return inode
-
-    async def releasedir(self, fh: int) -> None:
-        return
-
-    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
-        if self._store is not None and start_id == 0:
-            pyfuse3.readdir_reply(token, NAME.encode(), self._attributes(IMAGE), 1)
-
-    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
-        raise FUSEError(errno.ENOSYS)
-
-    async def listxattr(self, inode: int, ctx: Any) -> list[bytes]:
-        raise FUSEError(errno.ENOSYS)
-
-    async def access(self, inode: int, mode: int, ctx: Any) -> bool:
-        raise FUSEError(errno.ENOSYS)
-
-    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
-        data: Any = pyfuse3.StatvfsData()
-        data.f_bsize = data.f_frsize = ALIGN
-        data.f_blocks, data.f_files, data.f_namemax = self.size // ALIGN, 2, 255
-        filled: pyfuse3.StatvfsData = data
-        return filled
-
-    async def forget(self, inode_list: Any) -> None:
-        return
-
-    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
-        started = time.perf_counter_ns()
-        reader: Any = self.reader
-        arrived = reader.arrived_ns
+    def read(self, inode: int, message: bytes) -> Reply:
+        _, off, size = _read_in(message, fuse.ARGUMENTS)
         size = min(size, self.size - off)
-        try:
-            if size <= 0:
-                return b""
-            part = bisect_right(self._starts, off) - 1
-            layer = self._layers[part]
-            if layer is not None:
-                offset = off - self._starts[part]
-                if offset + size <= layer.size:
-                    if self._trace is not None:
-                        self._trace.note(layer.index, offset, size)
-                    store: Any = self._store
-                    data: bytes | memoryview | None = store.read_now(layer, offset, size, layer.size)
-                    if data is None:
-                        reader.release()
-                        data = await store.read(layer, offset, size, layer.size)
-                    return data
-            elif off + size <= len(self._metadata):
+        if size <= 0:
+            return b""
+        part = bisect_right(self._starts, off) - 1
+        layer = self._layers[part]
+        if layer is None:
+            if off + size <= len(self._metadata):
                 return self._metadata[off : off + size]
-            reader.release()
-            return await self._across(off, size)
+            return self._read_later(None, off, size)
+        offset = off - self._starts[part]
+        if offset + size > layer.size:
+            return self._read_later(None, off, size)
+        if self._trace is not None:
+            self._trace.note(layer.index, offset, size)
+        store = self._store
+        assert store is not None
+        try:
+            data = store.read_now(layer, offset, size, layer.size)
         except ColdbenchError as error:
-            self._counters.read_errors += 1
-            log.warning("read of %d bytes at %d: %s", size, off, error)
-            raise FUSEError(errno.EIO) from error
-        finally:
-            self._read_op.record(arrived, started)
+            return self._failed(off, size, error)
+        return self._read_later(layer, off, size) if data is None else data
+
+    async def _read_later(self, layer: Layer | None, off: int, size: int) -> bytes | memoryview | int:
+        """A read that has to wait, of one layer, or else one that touches padding or several parts."""
+        try:
+            if layer is None:
+                return await self._across(off, size)
+            assert self._store is not None
+            return await self._store.read(layer, off - self._starts[layer.index + 1], size, layer.size)
+        except ColdbenchError as error:
+            return self._failed(off, size, error)
+
+    def _failed(self, off: int, size: int, error: ColdbenchError) -> int:
+        self._counters.read_errors += 1
+        log.warning("read of %d bytes at %d: %s", size, off, error)
+        return -errno.EIO
 
     async def _across(self, off: int, size: int) -> bytes:
         """A read that touches padding or several parts."""

@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from harness.errors import ColdbenchError, UsageError
-from harness.lazyfs import mounts, session
-from harness.lazyfs.service import Service, Switch
+from harness.lazyfs import mounts
+from harness.lazyfs.service import Service
+from harness.lazyfs.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -85,25 +86,24 @@ class Daemon:
 
     def __init__(self, mountpoint: str) -> None:
         self.mountpoint = mountpoint
-        self.switch = Switch()
-        self.reader = session.mount(self.switch, mountpoint)
+        self.session = Session(mountpoint)
         self._ended = trio.Event()
 
     async def run(self, peers: list[int]) -> None:
         """Serve until told to end, until unmounted from outside, or until the last peer (the harness) is gone."""
         async with trio.open_nursery() as nursery:
-            self.service = Service(self.mountpoint, self.switch, self.reader, nursery)
+            self.service = Service(self.mountpoint, self.session, nursery)
             nursery.start_soon(self._serve_fuse)
             nursery.start_soon(self._watch_signals)
             for position, descriptor in enumerate(peers):
                 nursery.start_soon(self._converse, Peer(descriptor), position == len(peers) - 1, nursery)
             await self._ended.wait()
-            session.stop(self.reader)
+            self.session.close()
             nursery.cancel_scope.cancel()
 
     async def _serve_fuse(self) -> None:
         try:
-            await session.serve(self.reader)
+            await self.session.serve()
         finally:
             self._ended.set()
 

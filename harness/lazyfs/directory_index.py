@@ -35,7 +35,8 @@ class Directory:
         self.children: dict[bytes, int] = {}
         self.whiteouts: frozenset[int] = frozenset()
         self.opaque = False
-        self.ordered: list[tuple[bytes, int]] | None = None
+        self.ordered: list[Any] | None = None
+        """For who lists it: kept between the parts of a listing."""
 
 
 class DirectoryIndex:

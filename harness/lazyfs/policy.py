@@ -33,6 +33,8 @@ class Policy:
     """0: failed lookups are asked again every time."""
     skip_xattrs: bool = True
     """Answer xattr calls with ENOSYS where no file of any layer has one, so that the kernel stops asking."""
+    skip_open: bool = True
+    """Leave opening files and directories to the kernel, which then keeps what a directory lists, too."""
     partial_inflate: bool = True
     """Inflate a unit only as far as it is read, where its digest allows that; else always to its end."""
     inflate_step: int = 256 * KIB
@@ -93,14 +95,16 @@ class Policy:
 
 
 _STARGZ = Policy(
-    entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=0.0, skip_xattrs=False, partial_inflate=False,
+    entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=0.0, skip_xattrs=False, skip_open=False,
+    partial_inflate=False,
     block_bytes=0, region_bytes=50_000, region_step=2 * MIB, probe_layers=True, merge_gap=0, merge_bytes=2 * MIB,
     readahead_units=0, in_flight=16, cache_inflated=True, prefetch_in_flight=1, prefetch_wait_s=10.0,
     background_after_s=5.0, background_quiet_s=5.0, background_interval_s=0.0, background_units=1,
     background_in_flight=2, background_from_mount=True, read_ahead_kib=0, attempts=6, retry_first_s=0.03,
 )  # fmt: skip
 _SOCI = Policy(
-    entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=1.0, skip_xattrs=False, partial_inflate=False,
+    entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=1.0, skip_xattrs=False, skip_open=False,
+    partial_inflate=False,
     block_bytes=0, probe_layers=True, merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True,
     background_after_s=30.0, background_quiet_s=0.0, background_interval_s=0.5, background_units=1,
     background_from_mount=True, attempts=9, retry_first_s=0.03, read_ahead_kib=0,

@@ -7,14 +7,13 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pyfuse3
 import trio
 
 from harness.errors import ColdbenchError, UsageError
 from harness.formats.erofs_spans import WHOLE
 from harness.lazyfs import prefetch as fetching
 from harness.lazyfs.blob import NAME as BLOB_NAME
-from harness.lazyfs.blob import BlobOperations
+from harness.lazyfs.blob import BlobPresentation
 from harness.lazyfs.blob_image import BlobImage, Windows
 from harness.lazyfs.counters import Counters
 from harness.lazyfs.disk_cache import DiskCache, SparseFile
@@ -24,14 +23,14 @@ from harness.lazyfs.regions import RegionSource
 from harness.lazyfs.sources import OpenedLayer, open_layer
 from harness.lazyfs.store import INFLATED, Layer, Store
 from harness.lazyfs.trace import BlockTrace, Trace
-from harness.lazyfs.tree import TreeOperations
+from harness.lazyfs.tree import TreePresentation
 from harness.lazyfs.whole import fetch_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from harness.formats.erofs_spans import IndexedLayer
-    from harness.lazyfs.session import Reader
+    from harness.lazyfs.session import Session
     from harness.oci.store import BlobStore
 
     Report = Callable[[str, int, int, int | None, str], None]
@@ -39,37 +38,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Switch(pyfuse3.Operations):
-    """What pyfuse3 is given at start, when nobody knows yet which presentation it will be.
-
-    pyfuse3 looks a handler up by name for each request, so the chosen presentation's bound methods are simply put here.
-    """
-
-    supports_dot_lookup = True
-    enable_writeback_cache = False
-    enable_acl = False
-
-    _HANDLERS = ("lookup", "forget", "getattr", "readlink", "open", "read", "release", "opendir", "readdir",
-                 "releasedir", "getxattr", "listxattr", "statfs", "access")  # fmt: skip
-
-    def turn_to(self, operations: pyfuse3.Operations) -> None:
-        """From now on ``operations`` answers."""
-        for name in self._HANDLERS:
-            self.__dict__[name] = getattr(operations, name)
-
-
 class Service:
     """One image, mounted once. Everything runs on the event loop unless said otherwise."""
 
-    def __init__(self, mountpoint: str, switch: Switch, reader: Reader, nursery: trio.Nursery) -> None:
+    def __init__(self, mountpoint: str, session: Session, nursery: trio.Nursery) -> None:
         self.mountpoint = mountpoint
         self.counters = Counters()
         self.background_done = trio.Event()
         self.background_complete = False
         self.spans: list[tuple[str, int, int]] = []
         """Spans that end after the mount: (name, start_ns, end_ns), for whoever asks."""
-        self._switch = switch
-        self._reader = reader
+        self._session = session
         self._nursery = nursery
         self._ready = trio.Event()
         self._store: Store | None = None
@@ -129,12 +108,11 @@ class Service:
             store.add_layer(layer.units, layer.source, self._disk(policy, layer.number))
         start = time.monotonic_ns()
         trace = Trace(int(request.get("t0_ns") or start)) if request.get("trace") else None
-        tree = TreeOperations(policy, self.counters, trace)
-        tree.reader = self._reader
+        tree = TreePresentation(policy, self.counters, trace)
         tree.add_layers(store, [layer.table for layer in layers], [layer.number for layer in layers])
         if trace is not None:
             self._name_touches = partial(tree.name_touches, trace)
-        self._switch.turn_to(tree)
+        self._session.present(tree, self.counters)
         report("mount", start, time.monotonic_ns(), None, "tree")
         if policy.prefetch:
             paths = request.get("prefetch") or ()
@@ -165,13 +143,12 @@ class Service:
         self.counters.layers_unpacked += len(whole)
         await gather([partial(self._fill_whole, client, *entry, report) for entry in whole])
         start = time.monotonic_ns()
-        blob = BlobOperations(policy, self.counters, trace)
-        blob.reader = self._reader
+        blob = BlobPresentation(policy, self.counters, trace)
         blob.present(store, image.index.metadata, image.index.layer_starts, image.index.image_bytes)
         self._windows = image.windows
         if trace is not None:
             self._name_touches = partial(image.name_touches, trace)
-        self._switch.turn_to(blob)
+        self._session.present(blob, self.counters)
         report("mount", start, time.monotonic_ns(), None, "blob")
         if policy.prefetch:
             paths = request.get("prefetch") or ()

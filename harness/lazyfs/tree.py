@@ -1,8 +1,8 @@
 """The tree presentation: one FUSE session in which directory ``N`` is layer N, for OverlayFS to stack.
 
-pyfuse3 hands ``read`` and ``readdir`` only the handle, so the handle is the inode number. Inode numbers are given once
-and never change: 1 is the session's root, then each layer's entries follow as a block. Nothing is allocated per entry
-until it is looked up, and nothing is kept afterwards: with timeouts without end the kernel does not ask twice.
+Inode numbers are given once and never change: 1 is the session's root, then each layer's entries follow as a block.
+Nothing is allocated per entry until it is looked up, and nothing is kept afterwards: with timeouts without end the
+kernel does not ask twice.
 """
 
 from __future__ import annotations
@@ -11,25 +11,24 @@ import errno
 import logging
 import os
 import stat
-import time
+import struct
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyfuse3
-from pyfuse3 import FUSEError
 
 from harness.errors import ColdbenchError, FormatError
 from harness.formats.table import Kind
+from harness.lazyfs import fuse_protocol as fuse
 from harness.lazyfs.directory_index import OPAQUE_XATTR, DirectoryIndex
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.formats.table import LayerTable
-    from harness.lazyfs.counters import Counters, Opcode
+    from harness.lazyfs.counters import Counters
     from harness.lazyfs.policy import Policy
-    from harness.lazyfs.session import Reader
+    from harness.lazyfs.session import Handler, Reply
     from harness.lazyfs.store import Layer, Store
     from harness.lazyfs.trace import Trace
 
@@ -41,6 +40,13 @@ _TYPE: dict[int, int] = {
     Kind.FIFO: stat.S_IFIFO, Kind.SYMLINK: stat.S_IFLNK,
 }  # fmt: skip
 _BLOCK = 4096
+_GENERATION = bytes(8)
+_DOTS = frozenset({b".", b".."})
+_DIRENT_BYTES = fuse.DIRENT.size
+_pack_attributes = fuse.ATTRIBUTES.pack
+_read_in = fuse.READ_IN.unpack_from
+_inode_and_mode = struct.Struct("<Q52xI").unpack_from
+"""Of packed attributes."""
 
 
 def _cells(column: Any) -> memoryview:
@@ -77,16 +83,10 @@ class Subtree:
         self.xattrs = table.xattrs
 
 
-class TreeOperations(pyfuse3.Operations):
-    """Read-only; anything else is EROFS, which the mount's own ``ro`` says first."""
-
-    supports_dot_lookup = True
-    enable_writeback_cache = False
-    enable_acl = False
+class TreePresentation:
+    """Read-only; anything else is refused by the mount's own ``ro`` first."""
 
     def __init__(self, policy: Policy, counters: Counters, trace: Trace | None = None) -> None:
-        super().__init__()
-        self.reader: Reader | None = None
         self.store: Store | None = None
         self.subtrees: list[Subtree] = []
         self._names: dict[bytes, Subtree] = {}
@@ -95,25 +95,39 @@ class TreeOperations(pyfuse3.Operations):
         self._bases: list[int] = []
         self._trace = trace
         self._counters = counters
+        self._policy = policy
         self._no_xattrs = False
-        self._attributes = pyfuse3.EntryAttributes()
-        self._negative = pyfuse3.EntryAttributes()
-        self._file = pyfuse3.FileInfo(keep_cache=True)
-        self._op: dict[str, Opcode] = {}
-        names = ("lookup", "getattr", "readlink", "open", "read", "release", "opendir", "readdir", "releasedir",
-                 "getxattr", "listxattr", "statfs", "forget", "access")  # fmt: skip
-        for name in names:
-            self._op[name] = counters.opcode(name)
-        self._read_op, self._lookup_op = self._op["read"], self._op["lookup"]
-        self.set_policy(policy)
+        self._valid = fuse.valid(policy.entry_timeout_s, policy.attr_timeout_s)
+        negative_s = policy.negative_timeout_s
+        self._negative: bytes | int = -errno.ENOENT
+        if negative_s > 0:
+            self._negative = fuse.entry(0, negative_s, 0, bytes(fuse.ATTRIBUTES.size))
 
-    def set_policy(self, policy: Policy) -> None:
-        """Timeouts for every answer from now on."""
-        self._skip_xattrs = policy.skip_xattrs
-        self._attributes.entry_timeout = policy.entry_timeout_s
-        self._attributes.attr_timeout = policy.attr_timeout_s
-        self._negative.entry_timeout = policy.negative_timeout_s
-        self._negative_is_error = policy.negative_timeout_s <= 0
+    def handlers(self) -> dict[int, Handler]:
+        """See ``harness.lazyfs.session.Presentation``.
+
+        Without handlers for open and opendir the kernel opens files and directories by itself, keeps what was read
+        and what was listed, and never asks again (FUSE_NO_OPEN_SUPPORT, FUSE_NO_OPENDIR_SUPPORT).
+        """
+        found: dict[int, Handler] = {
+            fuse.LOOKUP: self.lookup,
+            fuse.GETATTR: self.getattr,
+            fuse.READLINK: self.readlink,
+            fuse.READ: self.read,
+            fuse.READDIR: self.readdir,
+            fuse.READDIRPLUS: self.readdirplus,
+            fuse.STATFS: self.statfs,
+        }
+        if not self._no_xattrs:
+            found[fuse.GETXATTR] = self.getxattr
+            found[fuse.LISTXATTR] = self.listxattr
+        if not self._policy.skip_open:
+            opened = fuse.OPEN_OUT.pack(0, fuse.KEEP_CACHE, 0)
+            listed = fuse.OPEN_OUT.pack(0, 0, 0)
+            found[fuse.OPEN] = lambda inode, message: opened
+            found[fuse.OPENDIR] = lambda inode, message: listed
+            found[fuse.RELEASE] = found[fuse.RELEASEDIR] = lambda inode, message: b""
+        return found
 
     def add_layers(self, store: Store, tables: list[LayerTable], numbers: list[int]) -> None:
         """Make all layers appear, bottom first, each under its number. Raises FormatError for a table that lies."""
@@ -129,7 +143,7 @@ class TreeOperations(pyfuse3.Operations):
             self._names[str(number).encode()] = subtree
             base = subtree.end
         self.subtrees = subtrees
-        self._no_xattrs = self._skip_xattrs and not any(
+        self._no_xattrs = self._policy.skip_xattrs and not any(
             subtree.xattrs or subtree.index.has_opaque() for subtree in self.subtrees
         )
 
@@ -162,191 +176,168 @@ class TreeOperations(pyfuse3.Operations):
     # Attributes
 
     def _subtree(self, inode: int) -> Subtree:
+        """Whose inode it is; the kernel knows only what it was told, so another is its error or a stale handle's."""
         position = bisect_right(self._bases, inode) - 1
         if position < 0 or inode >= self.subtrees[position].end:
-            raise FUSEError(errno.ENOENT)
+            raise LookupError(f"inode {inode} was never given out")
         return self.subtrees[position]
 
-    def _fill(self, subtree: Subtree, number: int) -> pyfuse3.EntryAttributes:
-        """Attributes of an entry, in the one object that every answer is copied from."""
-        entry: Any = self._attributes
+    def _attributes(self, subtree: Subtree, number: int) -> bytes:
+        """Attributes of an entry as the protocol has them; they begin with its inode number."""
         index = subtree.index
         if number >= len(subtree.kinds):
-            return self._fill_plain(
-                entry, subtree.base + number, stat.S_IFDIR | 0o755, 2 + index.subdirectories(number)
-            )
+            links = 2 + index.subdirectories(number)
+            return _plain(subtree.base + number, stat.S_IFDIR | 0o755, links)
         kind = subtree.kinds[number]
         if index.is_whiteout(number):
-            return self._fill_plain(entry, subtree.base + number, stat.S_IFCHR, 1)
+            return _plain(subtree.base + number, stat.S_IFCHR, 1)
         if kind == Kind.HARDLINK:
             foreign = self._foreign.get(subtree.base + number)
             if foreign is not None:
-                return self._fill(*foreign)
+                return self._attributes(*foreign)
             number = index.resolve(number)
             kind = subtree.kinds[number]
-        entry.st_ino = subtree.base + number
-        # Linux has no modes of symbolic links: an unpacked one is always 0777, whatever the tar says.
-        entry.st_mode = _TYPE[kind] | (0o777 if kind == Kind.SYMLINK else subtree.modes[number])
-        entry.st_uid = subtree.uids[number]
-        entry.st_gid = subtree.gids[number]
-        entry.st_nlink = 2 + index.subdirectories(number) if kind == Kind.DIR else index.nlinks.get(number, 1)
+        mode, size, rdev = subtree.modes[number], 0, 0
+        links = index.nlinks.get(number, 1)
         if kind == Kind.REG:
             size = subtree.sizes[number]
+        elif kind == Kind.DIR:
+            size, links = _BLOCK, 2 + index.subdirectories(number)
         elif kind == Kind.SYMLINK:
-            size = len(subtree.links.get(number, b""))
-        else:
-            size = _BLOCK if kind == Kind.DIR else 0
-        entry.st_size = size
-        entry.st_blocks = (size + 511) >> 9
-        entry.st_rdev = os.makedev(*subtree.rdevs.get(number, (0, 0))) if kind in {Kind.CHAR, Kind.BLOCK} else 0
-        time_ns = subtree.mtimes[number] * 1_000_000_000 + subtree.mtimes_ns[number]
-        entry.st_mtime_ns = time_ns
-        entry.st_ctime_ns = time_ns
-        entry.st_atime_ns = time_ns
-        filled: pyfuse3.EntryAttributes = entry
-        return filled
+            # Linux has no modes of symbolic links: an unpacked one is always 0777, whatever the tar says.
+            mode, size = 0o777, len(subtree.links.get(number, b""))
+        elif kind in {Kind.CHAR, Kind.BLOCK}:
+            rdev = os.makedev(*subtree.rdevs.get(number, (0, 0))) & 0xFFFFFFFF
+        at, at_ns = subtree.mtimes[number], subtree.mtimes_ns[number]
+        return _pack_attributes(
+            subtree.base + number, size, (size + 511) >> 9, at, at, at, at_ns, at_ns, at_ns, _TYPE[kind] | mode, links,
+            subtree.uids[number], subtree.gids[number], rdev, _BLOCK, 0,
+        )  # fmt: skip
 
-    @staticmethod
-    def _fill_plain(entry: Any, inode: int, mode: int, nlink: int) -> pyfuse3.EntryAttributes:
-        entry.st_ino = inode
-        entry.st_mode = mode
-        entry.st_nlink = nlink
-        entry.st_uid = entry.st_gid = entry.st_rdev = 0
-        entry.st_size = _BLOCK if stat.S_ISDIR(mode) else 0
-        entry.st_blocks = entry.st_size >> 9
-        entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = 0
-        filled: pyfuse3.EntryAttributes = entry
-        return filled
-
-    def _fill_inode(self, inode: int) -> pyfuse3.EntryAttributes:
+    def _attributes_of(self, inode: int) -> bytes:
         if inode == ROOT:
-            return self._fill_plain(self._attributes, ROOT, stat.S_IFDIR | 0o755, 2 + len(self.subtrees))
+            return _plain(ROOT, stat.S_IFDIR | 0o755, 2 + len(self.subtrees))
         subtree = self._subtree(inode)
-        return self._fill(subtree, inode - subtree.base)
+        return self._attributes(subtree, inode - subtree.base)
+
+    def _entry(self, attributes: bytes) -> bytes:
+        return attributes[:8] + _GENERATION + self._valid + attributes
 
     # Handlers
 
-    async def lookup(self, parent: int, name: bytes, ctx: Any = None) -> pyfuse3.EntryAttributes:
-        started = time.perf_counter_ns()
-        try:
-            if parent == ROOT:
-                return self._lookup_layer(name)
-            subtree = self._subtree(parent)
-            number = parent - subtree.base
-            directory = subtree.index.directory(number)
-            child = directory.children.get(name)
-            if child is None:
-                if name == b".":
-                    child = number
-                elif name == b"..":
-                    return self._fill_inode(ROOT if number == subtree.index.root else subtree.base + directory.parent)
-                elif self._negative_is_error:
-                    raise FUSEError(errno.ENOENT)
-                else:
-                    return self._negative
-            return self._fill(subtree, child)
-        finally:
-            self._lookup_op.record(self.reader.arrived_ns, started)  # type: ignore[union-attr]
+    def lookup(self, parent: int, message: bytes) -> Reply:
+        name = fuse.name_of(message)
+        if parent == ROOT:
+            layer = self._names.get(name)
+            if layer is not None:
+                return self._entry(self._attributes(layer, layer.index.root))
+            return self._entry(self._attributes_of(ROOT)) if name in _DOTS else self._negative
+        subtree = self._subtree(parent)
+        number = parent - subtree.base
+        directory = subtree.index.directory(number)
+        child = directory.children.get(name)
+        if child is not None:
+            return self._entry(self._attributes(subtree, child))
+        if name == b".":
+            return self._entry(self._attributes(subtree, number))
+        if name == b"..":
+            return self._entry(self._attributes_of(self._parent(subtree, number)))
+        return self._negative
 
-    def _lookup_layer(self, name: bytes) -> pyfuse3.EntryAttributes:
-        subtree = self._names.get(name)
-        if subtree is not None:
-            return self._fill(subtree, subtree.index.root)
-        if name in {b".", b".."}:
-            return self._fill_inode(ROOT)
-        raise FUSEError(errno.ENOENT)  # not remembered: layers appear later
+    @staticmethod
+    def _parent(subtree: Subtree, number: int) -> int:
+        """Inode of the directory above this one."""
+        return ROOT if number == subtree.index.root else subtree.base + subtree.index.directory(number).parent
 
-    async def getattr(self, inode: int, ctx: Any = None) -> pyfuse3.EntryAttributes:
-        started = time.perf_counter_ns()
-        try:
-            return self._fill_inode(inode)
-        finally:
-            self._op["getattr"].record(self.reader.arrived_ns, started)  # type: ignore[union-attr]
+    def getattr(self, inode: int, message: bytes) -> Reply:
+        return fuse.attributes_reply(self._policy.attr_timeout_s, self._attributes_of(inode))
 
-    async def readlink(self, inode: int, ctx: Any) -> bytes:
-        started = time.perf_counter_ns()
-        try:
-            subtree = self._subtree(inode)
-            target = subtree.links.get(inode - subtree.base)
-            if target is None or subtree.kinds[inode - subtree.base] != Kind.SYMLINK:
-                raise FUSEError(errno.EINVAL)
-            return target
-        finally:
-            self._op["readlink"].record(self.reader.arrived_ns, started)  # type: ignore[union-attr]
+    def readlink(self, inode: int, message: bytes) -> Reply:
+        subtree = self._subtree(inode)
+        target = subtree.links.get(inode - subtree.base)
+        if target is None or subtree.kinds[inode - subtree.base] != Kind.SYMLINK:
+            return -errno.EINVAL
+        return target
 
-    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        started = time.perf_counter_ns()
-        if flags & os.O_ACCMODE != os.O_RDONLY:
-            raise FUSEError(errno.EROFS)
-        self._file.fh = inode
-        self._op["open"].record(self.reader.arrived_ns, started)  # type: ignore[union-attr]
-        return self._file
-
-    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
-        started = time.perf_counter_ns()
-        reader: Any = self.reader
-        arrived = reader.arrived_ns
-        subtree = self._subtree(fh)
-        number = fh - subtree.base
+    def read(self, inode: int, message: bytes) -> Reply:
+        _, off, size = _read_in(message, fuse.ARGUMENTS)
+        subtree = self._subtree(inode)
+        number = inode - subtree.base
         length = subtree.sizes[number]
         if off + size > length:
             size = length - off
-        data: bytes | memoryview | None = b""
-        if size > 0:
-            if self._trace is not None:
-                self._trace.note(subtree.layer.index, number, off, size)
-            start = subtree.offsets[number]
-            store: Any = self.store
-            try:
-                data = store.read_now(subtree.layer, start + off, size, start + length)
-                if data is None:
-                    reader.release()
-                    data = await store.read(subtree.layer, start + off, size, start + length)
-            except ColdbenchError as error:
-                self._counters.read_errors += 1
-                log.warning("read of %r at %d: %s", os.fsdecode(subtree.index.name(number)), off, error)
-                raise FUSEError(errno.EIO) from error
-            finally:
-                self._read_op.record(arrived, started)
-        else:
-            self._read_op.record(arrived, started)
-        return data  # type: ignore[return-value]
+        if size <= 0:
+            return b""
+        layer, start, store = subtree.layer, subtree.offsets[number], self.store
+        assert store is not None
+        if self._trace is not None:
+            self._trace.note(layer.index, number, off, size)
+        try:
+            data = store.read_now(layer, start + off, size, start + length)
+        except ColdbenchError as error:
+            return self._failed(subtree, number, off, error)
+        return self._read_later(subtree, number, off, size) if data is None else data
 
-    async def release(self, fh: int) -> None:
-        self._op["release"].record(self.reader.arrived_ns, time.perf_counter_ns())  # type: ignore[union-attr]
+    async def _read_later(self, subtree: Subtree, number: int, off: int, size: int) -> bytes | memoryview | int:
+        start, store = subtree.offsets[number], self.store
+        assert store is not None
+        try:
+            return await store.read(subtree.layer, start + off, size, start + subtree.sizes[number])
+        except ColdbenchError as error:
+            return self._failed(subtree, number, off, error)
 
-    async def opendir(self, inode: int, ctx: Any) -> int:
-        self._op["opendir"].record(self.reader.arrived_ns, time.perf_counter_ns())  # type: ignore[union-attr]
-        return inode
+    def _failed(self, subtree: Subtree, number: int, off: int, error: ColdbenchError) -> int:
+        self._counters.read_errors += 1
+        log.warning("read of %r at %d: %s", os.fsdecode(subtree.index.name(number)), off, error)
+        return -errno.EIO
 
-    async def releasedir(self, fh: int) -> None:
-        self._op["releasedir"].record(self.reader.arrived_ns, time.perf_counter_ns())  # type: ignore[union-attr]
+    def readdir(self, inode: int, message: bytes) -> Reply:
+        return self._list(inode, message, attributes=False)
 
-    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
-        started = time.perf_counter_ns()
-        reply = pyfuse3.readdir_reply
-        if fh == ROOT:
-            for position, subtree in enumerate(self.subtrees[start_id:], start_id):
-                entry = self._fill(subtree, subtree.index.root)
-                if not reply(token, str(subtree.number).encode(), entry, position + 1):
-                    break
-        else:
-            subtree = self._subtree(fh)
-            number = fh - subtree.base
-            directory = subtree.index.directory(number)
-            ordered = directory.ordered
-            if ordered is None:
-                ordered = directory.ordered = [(b".", number), (b"..", -1), *directory.children.items()]
-            fill = self._fill
-            for position in range(start_id, len(ordered)):
-                name, child = ordered[position]
-                if child < 0:
-                    entry = self._fill_inode(ROOT if number == subtree.index.root else subtree.base + directory.parent)
-                else:
-                    entry = fill(subtree, child)
-                if not reply(token, name, entry, position + 1):
-                    break
-        self._op["readdir"].record(self.reader.arrived_ns, started)  # type: ignore[union-attr]
+    def readdirplus(self, inode: int, message: bytes) -> Reply:
+        return self._list(inode, message, attributes=True)
+
+    def _list(self, inode: int, message: bytes, *, attributes: bool) -> bytes:
+        _, begin, room = _read_in(message, fuse.ARGUMENTS)
+        parts: list[bytes] = []
+        valid, prefix = self._valid, len(fuse.NO_ENTRY) if attributes else 0
+        names = self._names_in(inode)
+        for position in range(begin, len(names)):
+            name, subtree, number = names[position]
+            room -= prefix + _DIRENT_BYTES + (len(name) + 7 & ~7)
+            if room < 0:
+                break
+            if subtree is None:
+                # The kernel takes the names "." and ".." from here, and nothing else.
+                if attributes:
+                    parts.append(fuse.NO_ENTRY)
+                parts.append(fuse.directory_entry(number, position + 1, stat.S_IFDIR, name))
+                continue
+            packed = self._attributes(subtree, number)
+            if attributes:
+                parts += (packed[:8], _GENERATION, valid, packed)
+            found, mode = _inode_and_mode(packed)
+            parts.append(fuse.directory_entry(found, position + 1, mode, name))
+        return b"".join(parts)
+
+    def _names_in(self, inode: int) -> list[tuple[bytes, Subtree | None, int]]:
+        """Names of a directory with whose entries they are; without a subtree the number is an inode's."""
+        if inode == ROOT:
+            return [
+                (b".", None, ROOT),
+                (b"..", None, ROOT),
+                *((str(tree.number).encode(), tree, tree.index.root) for tree in self.subtrees),
+            ]
+        subtree = self._subtree(inode)
+        number = inode - subtree.base
+        directory = subtree.index.directory(number)
+        if directory.ordered is None:
+            directory.ordered = [
+                (b".", None, inode),
+                (b"..", None, self._parent(subtree, number)),
+                *((name, subtree, child) for name, child in directory.children.items()),
+            ]
+        return directory.ordered
 
     def _xattrs(self, inode: int) -> dict[bytes, bytes]:
         if inode == ROOT:
@@ -360,44 +351,22 @@ class TreeOperations(pyfuse3.Operations):
             return {**own, **OPAQUE_XATTR}
         return own
 
-    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
-        started = time.perf_counter_ns()
-        try:
-            if self._no_xattrs and self.subtrees:
-                raise FUSEError(errno.ENOSYS)  # the kernel never asks again, for any file of this mount
-            value = self._xattrs(inode).get(name)
-            if value is None:
-                raise FUSEError(errno.ENODATA)
-            return value
-        finally:
-            self._op["getxattr"].record(self.reader.arrived_ns, started)  # type: ignore[union-attr]
+    def getxattr(self, inode: int, message: bytes) -> Reply:
+        value = self._xattrs(inode).get(fuse.xattr_name(message))
+        return -errno.ENODATA if value is None else fuse.xattr_reply(message, value)
 
-    async def listxattr(self, inode: int, ctx: Any) -> list[bytes]:
-        started = time.perf_counter_ns()
-        try:
-            if self._no_xattrs and self.subtrees:
-                raise FUSEError(errno.ENOSYS)
-            return list(self._xattrs(inode))
-        finally:
-            self._op["listxattr"].record(self.reader.arrived_ns, started)  # type: ignore[union-attr]
+    def listxattr(self, inode: int, message: bytes) -> Reply:
+        return fuse.xattr_reply(message, b"".join(name + b"\0" for name in self._xattrs(inode)))
 
-    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
-        started = time.perf_counter_ns()
-        data: Any = pyfuse3.StatvfsData()
+    def statfs(self, inode: int, message: bytes) -> Reply:
         blocks = sum(-(-subtree.table.address_space_bytes // _BLOCK) for subtree in self.subtrees)
-        data.f_bsize = data.f_frsize = _BLOCK
-        data.f_blocks = blocks
-        data.f_files = sum(len(subtree.index) for subtree in self.subtrees)
-        data.f_namemax = 255
-        self._op["statfs"].record(self.reader.arrived_ns, started)  # type: ignore[union-attr]
-        filled: pyfuse3.StatvfsData = data
-        return filled
+        return fuse.statfs_reply(_BLOCK, blocks, sum(len(subtree.index) for subtree in self.subtrees))
 
-    async def forget(self, inode_list: Any) -> None:
-        self._op["forget"].count += len(inode_list)
 
-    async def access(self, inode: int, mode: int, ctx: Any) -> bool:
-        raise FUSEError(errno.ENOSYS)
+def _plain(inode: int, mode: int, links: int) -> bytes:
+    """Attributes of what has no entry in any layer."""
+    size = _BLOCK if stat.S_ISDIR(mode) else 0
+    return _pack_attributes(inode, size, size >> 9, 0, 0, 0, 0, 0, 0, mode, links, 0, 0, 0, _BLOCK, 0)
 
 
 def _find_below(subtree: Subtree, link: int, lower: list[Subtree]) -> tuple[Subtree, int]:

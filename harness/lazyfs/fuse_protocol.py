@@ -1,0 +1,116 @@
+"""The FUSE wire protocol, as far as a read-only file system speaks it: opcodes, flags and messages.
+
+Source: Linux, include/uapi/linux/fuse.h, protocol 7.38 (all numbers are in host order; every host this runs on is
+little-endian). A request is a header of 40 bytes and its arguments; a reply a header of 16 bytes and its payload.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+MAJOR, MINOR = 7, 38
+
+LOOKUP, FORGET, GETATTR, READLINK, OPEN, READ, STATFS, RELEASE = 1, 2, 3, 5, 14, 15, 17, 18
+GETXATTR, LISTXATTR, FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR = 22, 23, 25, 26, 27, 28, 29
+ACCESS, INTERRUPT, DESTROY, BATCH_FORGET, READDIRPLUS = 34, 36, 38, 42, 44
+
+NAMES = {
+    LOOKUP: "lookup", FORGET: "forget", GETATTR: "getattr", READLINK: "readlink", OPEN: "open", READ: "read",
+    STATFS: "statfs", RELEASE: "release", GETXATTR: "getxattr", LISTXATTR: "listxattr", FLUSH: "flush",
+    OPENDIR: "opendir", READDIR: "readdir", RELEASEDIR: "releasedir", ACCESS: "access", INTERRUPT: "interrupt",
+    BATCH_FORGET: "forget", READDIRPLUS: "readdir",
+}  # fmt: skip
+"""What each opcode is counted as; both ways to list a directory are ``readdir``."""
+
+SILENT = frozenset({FORGET, BATCH_FORGET})
+"""Requests without a reply."""
+
+# Capabilities of INIT.
+ASYNC_READ, EXPORT_SUPPORT = 1 << 0, 1 << 4
+DO_READDIRPLUS, ASYNC_DIO, PARALLEL_DIROPS = 1 << 13, 1 << 15, 1 << 18
+NO_OPEN_SUPPORT, NO_OPENDIR_SUPPORT = 1 << 17, 1 << 24
+MAX_PAGES, CACHE_SYMLINKS, EXPLICIT_INVAL_DATA = 1 << 22, 1 << 23, 1 << 25
+
+# Flags of an open file.
+DIRECT_IO, KEEP_CACHE, CACHE_DIR = 1 << 0, 1 << 1, 1 << 3
+
+REQUEST = struct.Struct("<IIQQIIIHH")
+"""length, opcode, unique, inode, uid, gid, pid, extensions, padding."""
+ARGUMENTS = REQUEST.size
+REPLY = struct.Struct("<IiQ")
+"""length, negative errno, unique."""
+INIT_IN = struct.Struct("<IIII")
+"""major, minor, read-ahead, flags."""
+INIT_OUT = struct.Struct("<IIIIHHIIHHII24x")
+"""major, minor, read-ahead, flags, background requests, congestion threshold, largest write, time granularity (ns),
+pages per request, map alignment, more flags, stack depth."""
+ATTRIBUTES = struct.Struct("<QQQqqqIIIIIIIIII")
+"""inode, size, blocks of 512, atime, mtime, ctime, their nanoseconds, mode, links, uid, gid, rdev, block size, 0."""
+ENTRY = struct.Struct("<QQQQII")
+"""inode, generation, seconds the entry and its attributes are valid, their nanoseconds; then attributes."""
+VALID = struct.Struct("<QQII")
+"""The part of ENTRY that says how long."""
+ATTRIBUTES_VALID = struct.Struct("<QII")
+"""Seconds, nanoseconds, padding; then attributes: the reply to GETATTR."""
+READ_IN = struct.Struct("<QQI")
+"""handle, offset, size (READ, READDIR, READDIRPLUS)."""
+OPEN_OUT = struct.Struct("<QII")
+"""handle, flags, backing file."""
+DIRENT = struct.Struct("<QQII")
+"""inode, where the next entry begins, length of the name, type; then the name, padded to 8 bytes."""
+GETXATTR_IN = struct.Struct("<II")
+"""room for the value, padding; then the name. Also the reply when there is no room: the value's size."""
+STATFS_OUT = struct.Struct("<QQQQQIIII24x")
+"""blocks, free, available, inodes, free, block size, longest name, fragment size, padding."""
+
+NO_ENTRY = bytes(ENTRY.size + ATTRIBUTES.size)
+"""In READDIRPLUS: nothing is said of this name."""
+
+
+def name_of(message: bytes) -> bytes:
+    """The name a LOOKUP asks for."""
+    return message[ARGUMENTS:-1]
+
+
+def entry(inode: int, entry_s: float, attributes_s: float, attributes: bytes) -> bytes:
+    """Reply to LOOKUP; inode 0 says that the name does not exist, for ``entry_s`` seconds."""
+    return ENTRY.pack(inode, 0, *_valid(entry_s, attributes_s)) + attributes
+
+
+def valid(entry_s: float, attributes_s: float) -> bytes:
+    """The middle of an entry, made once where many entries follow."""
+    return VALID.pack(*_valid(entry_s, attributes_s))
+
+
+def _valid(entry_s: float, attributes_s: float) -> tuple[int, int, int, int]:
+    return int(entry_s), int(attributes_s), int(entry_s % 1 * 1e9), int(attributes_s % 1 * 1e9)
+
+
+def attributes_reply(seconds: float, attributes: bytes) -> bytes:
+    """Reply to GETATTR."""
+    return ATTRIBUTES_VALID.pack(int(seconds), int(seconds % 1 * 1e9), 0) + attributes
+
+
+def xattr_reply(message: bytes, value: bytes) -> bytes | int:
+    """Reply to GETXATTR or LISTXATTR: the value, its size when asked for that, or ERANGE."""
+    room, _ = GETXATTR_IN.unpack_from(message, ARGUMENTS)
+    if room == 0:
+        return GETXATTR_IN.pack(len(value), 0)
+    return value if len(value) <= room else -errno.ERANGE
+
+
+def xattr_name(message: bytes) -> bytes:
+    """The name a GETXATTR asks for."""
+    return message[ARGUMENTS + GETXATTR_IN.size : -1]
+
+
+def statfs_reply(block_bytes: int, blocks: int, inodes: int) -> bytes:
+    """Reply to STATFS of a full read-only file system."""
+    return STATFS_OUT.pack(blocks, 0, 0, inodes, 0, block_bytes, 255, block_bytes, 0)
+
+
+def directory_entry(inode: int, following: int, mode: int, name: bytes) -> bytes:
+    """One name of a READDIR reply; ``following`` is the offset to go on from."""
+    size = len(name)
+    return DIRENT.pack(inode, following, size, mode >> 12) + name + bytes(-size % 8)
