@@ -188,7 +188,7 @@ def versions() -> dict[str, str]:
     import platform
     from importlib import metadata
 
-    names = ("pydantic", "pyfuse3", "trio", "pycurl", "isal", "numpy", "pyroute2")
+    names = ("pydantic", "trio", "pycurl", "isal", "numpy", "pyroute2")
     found = {name: metadata.version(name) for name in names if _installed(name)}
     return {"coldbench": __version__, "python": platform.python_version(), **found}
 

@@ -68,19 +68,12 @@ def test_daemon_stays_light() -> None:
     assert not {"pandas", "pydantic", "rich", "typer", "httpx", "scipy", "docker"} & set(modules)
     code = "import sys, harness.engines.embedded.lazy; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"pandas", "pydantic", "rich", "numpy", "trio", "pyfuse3"} & set(modules)
+    assert not {"pandas", "pydantic", "rich", "numpy", "trio"} & set(modules)
 
 
 def test_artifact_type_is_that_of_the_format() -> None:
     """The agent keeps a copy, to do without numpy."""
     assert plan.EROFS_INDEX_TYPE == INDEX_TYPE
-
-
-def test_pyfuse3_still_has_the_wait_that_is_replaced() -> None:
-    """Without it the daemon works, at three times the CPU per request."""
-    import pyfuse3
-
-    assert callable(getattr(pyfuse3, "_wait_fuse_readable", None))
 
 
 class Kernel:
