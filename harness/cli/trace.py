@@ -20,14 +20,16 @@ if TYPE_CHECKING:
     from harness.session.reads import Part, Reads
     from harness.session.setups import Setups
 
-MODES = ("soci", "estargz", "erofs")
+MODES = ("estargz", "soci", "erofs")
 ROWS = 15
 
 
 def trace(
     scenario: str = typer.Argument(..., metavar="SCENARIO", help="A scenario's file or name."),
     mode: str = typer.Option(
-        "soci", "--mode", help="soci or estargz (reads by file), erofs (by blocks of 64 KiB, mapped back to files)."
+        "estargz",
+        "--mode",
+        help="estargz (reads by file), soci (of large layers), erofs (by blocks of 64 KiB, mapped back to files).",
     ),
     shape: str = typer.Option("unlimited", "--shape", help="A shape's name or an inline form."),
     out: Path | None = typer.Option(

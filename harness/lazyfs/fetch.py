@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harness.lazyfs.units import Decoded, Units
 
 
-_side_loads = ThreadPoolExecutor(8, "side-load")
+_side_loads = ThreadPoolExecutor(32, "side-load")
 
 
 class Sink(Enum):

@@ -53,6 +53,11 @@ class Policy:
     """Missing units of one request that lie at most this far apart in the blob share one range request."""
     merge_bytes: int = 4 * MIB
     """A merged range request stays below this unless one unit alone is larger."""
+    adaptive: bool = True
+    """Where the registry is far, merge over larger gaps, fetch more around a miss and more at a time
+    (``harness.lazyfs.pace``); near, the numbers hold as they are."""
+    far_in_flight: int = 24
+    """Prefetch requests at a time when the registry is as far as it gets."""
     readahead_units: int = 2
     """Units fetched ahead of a reader that has walked from one unit into the next; 0 switches it off."""
     in_flight: int = 4
@@ -101,13 +106,14 @@ _STARGZ = Policy(
     readahead_units=0, in_flight=16, cache_inflated=True, prefetch_in_flight=1, prefetch_wait_s=10.0,
     background_after_s=5.0, background_quiet_s=5.0, background_interval_s=0.0, background_units=1,
     background_in_flight=2, background_from_mount=True, read_ahead_kib=0, attempts=6, retry_first_s=0.03,
+    adaptive=False,
 )  # fmt: skip
 _SOCI = Policy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=1.0, skip_xattrs=False, skip_open=False,
     partial_inflate=False,
     block_bytes=0, probe_layers=True, merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True,
     background_after_s=30.0, background_quiet_s=0.0, background_interval_s=0.5, background_units=1,
-    background_from_mount=True, attempts=9, retry_first_s=0.03, read_ahead_kib=0,
+    background_from_mount=True, attempts=9, retry_first_s=0.03, read_ahead_kib=0, adaptive=False,
 )  # fmt: skip
 _EAGER = Policy(eager=True, prefetch=False, background=False)
 

@@ -16,6 +16,8 @@ from harness.lazyfs.store import ABSENT
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    from harness.lazyfs.memory_cache import Key
+    from harness.lazyfs.pace import Pace
     from harness.lazyfs.store import Layer, Store
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,9 @@ Extent = tuple[int, int, int]
 
 _WINDOW_UNITS = 48
 """Units of a prefetch list that may be reordered among each other to merge their requests."""
+_LEAD_BYTES = 1 << 20
+_LEAD_GROUP_BYTES = 256 << 10
+"""Far from the registry: how much is fetched in small requests, and how small they are."""
 _GIVE_UP_AFTER = 5
 """Failed background requests in a row after which the registry is taken to be gone; reads still try."""
 
@@ -49,20 +54,55 @@ async def prefetch(store: Store, extents: Iterable[Extent]) -> int:
     for number, begin, end in extents:
         for unit in units_of(store.layers[number], begin, end):
             ordered.setdefault((number, unit))
-    wanted = list(ordered)
-    groups: deque[tuple[Layer, list[int]]] = deque()
+    pace = store.pace()
+    groups = deque(far_groups(store, list(ordered), pace) if pace.far else near_groups(store, list(ordered)))
+    await _in_parallel(pace.in_flight, groups, partial(_prefetch_one, store, pace.merge_gap))
+    return len(ordered)
+
+
+def near_groups(store: Store, wanted: Sequence[Key]) -> list[tuple[Layer, list[int]]]:
+    """One list of units for each request: what comes soon after one another in ``wanted`` is merged."""
+    groups: list[tuple[Layer, list[int]]] = []
     for start in range(0, len(wanted), _WINDOW_UNITS):
-        window = sorted(wanted[start : start + _WINDOW_UNITS])
-        for layer in store.layers:
-            units = [unit for number, unit in window if number == layer.index]
-            groups.extend((layer, group) for group in store.group(layer, units))
-    await _in_parallel(store.policy.prefetch_in_flight, groups, partial(_prefetch_one, store))
-    return len(wanted)
+        groups += _merged(
+            store, wanted[start : start + _WINDOW_UNITS], store.policy.merge_gap, store.policy.merge_bytes
+        )
+    return groups
 
 
-async def _prefetch_one(store: Store, layer: Layer, group: list[int]) -> None:
+def far_groups(store: Store, wanted: Sequence[Key], pace: Pace) -> list[tuple[Layer, list[int]]]:
+    """The same where requests are dear: all units but the first are merged, whenever they are wanted.
+
+    The first come in small requests, so that the start has something to go on with while the others arrive. Requests
+    are as large as makes one for each that may be in flight, and the one that is wanted first goes first.
+    """
+    sizes = [store.layers[number].units.extent(unit)[1] for number, unit in wanted]
+    lead, lead_bytes = 0, 0
+    while lead < len(wanted) and lead_bytes < _LEAD_BYTES:
+        lead_bytes += sizes[lead]
+        lead += 1
+    most = max(_LEAD_GROUP_BYTES, min(store.policy.merge_bytes, (sum(sizes) - lead_bytes) // pace.in_flight))
+    first_wanted = {key: position for position, key in enumerate(wanted)}
+    groups = []
+    for keys, limit in ((wanted[:lead], _LEAD_GROUP_BYTES), (wanted[lead:], most)):
+        merged = _merged(store, keys, pace.merge_gap, limit)
+        merged.sort(key=lambda group: min(first_wanted[group[0].index, unit] for unit in group[1]))
+        groups += merged
+    return groups
+
+
+def _merged(store: Store, keys: Sequence[Key], gap: int, most: int) -> list[tuple[Layer, list[int]]]:
+    groups: list[tuple[Layer, list[int]]] = []
+    for layer in store.layers:
+        units = sorted(unit for number, unit in keys if number == layer.index)
+        groups.extend((layer, group) for group in store.group(layer, units, gap=gap, most=most))
+    return groups
+
+
+async def _prefetch_one(store: Store, gap: int, layer: Layer, group: list[int]) -> None:
     # Looked at again when its turn comes: a read may have fetched it meanwhile.
-    for units in store.group(layer, [unit for unit in group if store.missing(layer, unit)]):
+    missing = [unit for unit in group if store.missing(layer, unit)]
+    for units in store.group(layer, missing, gap=gap):
         await store.fetch(layer, units, {}, Sink.MEMORY)
 
 

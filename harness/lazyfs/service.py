@@ -71,7 +71,10 @@ class Service:
         policy = policy_of(str(request["mode"]), str(request["preset"]), request.get("options"))
         self._scratch = str(request["scratch"])
         client = self._client = connect(request["store"], policy)
-        self._store = Store(policy, self.counters, self._nursery)
+        link = getattr(client, "link", None)
+        if link is not None:
+            link.hint(float(request.get("latency_s", 0.0)))
+        self._store = Store(policy, self.counters, self._nursery, link)
         self.counters.layers_unpacked = int(request.get("layers_unpacked", 0))
         present = self._present_blob if request["mode"] == "erofs" else self._present_tree
         answer = await present(client, policy, request, report)

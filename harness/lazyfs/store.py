@@ -16,6 +16,7 @@ import trio
 from harness.errors import ColdbenchError, ContentError, DigestMismatch
 from harness.lazyfs.fetch import Fetched, Place, Sink, fetch
 from harness.lazyfs.memory_cache import MemoryCache, Resident
+from harness.lazyfs.pace import Pace, pace_of
 from harness.lazyfs.units import Decoded
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from harness.lazyfs.memory_cache import Key
     from harness.lazyfs.policy import Policy
     from harness.lazyfs.units import Units
+    from harness.oci.link import Link
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +70,9 @@ class Layer:
 class Store:
     """Reads of layers. ``nursery`` holds what outlives a read: read-ahead and eviction."""
 
-    def __init__(self, policy: Policy, counters: Counters, nursery: trio.Nursery) -> None:
+    def __init__(self, policy: Policy, counters: Counters, nursery: trio.Nursery, link: Link | None = None) -> None:
         self.policy = policy
+        self.link = link
         self.counters = counters
         self.layers: list[Layer] = []
         self.memory = MemoryCache(policy.memory_bytes)
@@ -171,16 +174,27 @@ class Store:
 
     # Fetching
 
-    def group(self, layer: Layer, units: Sequence[int], max_units: int = 0) -> list[list[int]]:
-        """Ascending units cut into lists that one range request each may fetch."""
-        policy, groups = self.policy, list[list[int]]()
+    def pace(self) -> Pace:
+        """How much to ask for at once, as far as the registry is now."""
+        return pace_of(self.policy, self.link)
+
+    def group(
+        self, layer: Layer, units: Sequence[int], max_units: int = 0, *, gap: int | None = None, most: int | None = None
+    ) -> list[list[int]]:
+        """Ascending units cut into lists that one range request each may fetch.
+
+        ``gap`` and ``most`` stand in for the policy's ``merge_gap`` and ``merge_bytes``.
+        """
+        groups = list[list[int]]()
+        gap = self.policy.merge_gap if gap is None else gap
+        most = self.policy.merge_bytes if most is None else most
         group_start = group_end = 0
         for unit in units:
             start, size = layer.units.extent(unit)
             joins = (
                 bool(groups)
-                and group_start <= start <= group_end + policy.merge_gap
-                and max(group_end, start + size) - group_start <= policy.merge_bytes
+                and group_start <= start <= group_end + gap
+                and max(group_end, start + size) - group_start <= most
                 and (not max_units or len(groups[-1]) < max_units)
             )
             if joins:

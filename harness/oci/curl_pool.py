@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pycurl
 
 from harness import __version__
+from harness.oci.link import Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -115,6 +116,7 @@ class CurlPool:
     def __init__(self, timeouts: Timeouts | None = None, ca_file: str | None = None) -> None:
         self.timeouts = timeouts or Timeouts()
         self.counters = Counters()
+        self.link = Link()
         chosen = ca_file or os.environ.get("SSL_CERT_FILE") or os.environ.get("CURL_CA_BUNDLE")
         self._ca_file = chosen or next((path for path in _CA_FILES if os.path.exists(path)), None)
         self._idle: list[Any] = []
@@ -167,10 +169,14 @@ class CurlPool:
                 raise TransferError(code, _reason(error)) from None
             too_long = True
         status = handle.getinfo(pycurl.RESPONSE_CODE)
+        began, first = handle.getinfo(pycurl.PRETRANSFER_TIME), handle.getinfo(pycurl.STARTTRANSFER_TIME)
+        ended = handle.getinfo(pycurl.TOTAL_TIME)
         self._idle.append(handle)
         body = kept[0] if len(kept) == 1 else b"".join(kept)
         kept.clear()  # the idle handle keeps its callback, and with it the list
-        self.counters.add(len(body) + (router.received if router else 0))
+        received = len(body) + (router.received if router else 0)
+        self.counters.add(received)
+        self.link.note(first - began, received, ended - first)
         return Response(status, lines, body, too_long)
 
     def send(

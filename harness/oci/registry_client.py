@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.oci.curl_pool import Counters
+    from harness.oci.link import Link
 
 _ACCEPT_MANIFEST = "Accept: " + ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX))
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -115,6 +116,11 @@ class RegistryClient:
     def counters(self) -> Counters:
         """Requests and bytes so far."""
         return self.pool.counters
+
+    @property
+    def link(self) -> Link:
+        """What the requests so far say of the way to the registry."""
+        return self.pool.link
 
     def close(self) -> None:
         """Close the idle connections."""

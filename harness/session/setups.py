@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from harness.session.progress import Progress
     from harness.session.registry import Endpoint
 
-#: The mode that traces: its daemon sees files, where that of ``erofs`` sees blocks that several files share.
-TRACE_MODE = "soci"
+#: The mode that traces: it serves every layer, where ``soci`` has small ones unpacked and does not see what is read of
+#: them, and it sees files, where ``erofs`` sees blocks that several files share.
+TRACE_MODE = "estargz"
 
 
 @dataclass(slots=True)

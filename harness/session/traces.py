@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.model.workload import Workload
     from harness.oci.cache import Cache
 
-TRACES_VERSION = 1
+TRACES_VERSION = 2
 
 
 def key_of(image_digest: str, workload: Workload) -> str:

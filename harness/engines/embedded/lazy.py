@@ -94,6 +94,7 @@ def provide(context: Context, image: Image, preset: str, options: dict[str, Any]
         "store": store_message(context.request),
         "scratch": context.scratch,
         "prefetch": list(context.prefetch),
+        "latency_s": link.latency_s if (link := getattr(context.client, "link", None)) is not None else 0.0,
         "trace": context.trace,
         "t0_ns": context.request.get("t0_ns") or time.monotonic_ns(),
     }

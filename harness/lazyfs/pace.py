@@ -1,0 +1,52 @@
+"""How much to ask for at once: a policy's sizes and counts, widened where the registry is far.
+
+Near, a request costs CPU and bytes cost CPU, and the policy's own numbers are the ones tuned for that. Far, a request
+costs its latency, which other requests in flight share: what comes over one connection in that share of the time is
+free, so gaps up to there are fetched along rather than asked around.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.lazyfs.policy import Policy
+    from harness.oci.link import Link
+
+NEAR_S = 0.01
+"""Below this latency the policy's numbers hold as they are."""
+_SECONDS_PER_REQUEST = 0.01
+"""One more request in flight for each of these of latency."""
+_DEFAULT_RATE = 10e6
+_MAX_GAP = 1 << 20
+_MAX_AROUND = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What holds at one moment. Sizes in bytes."""
+
+    far: bool
+    in_flight: int
+    """Prefetch requests at a time."""
+    merge_gap: int
+    around: int
+    """A miss brings its neighbours within an aligned block of this size."""
+
+
+def pace_of(policy: Policy, link: Link | None) -> Pace:
+    """The policy's numbers, or wider ones where ``policy.adaptive`` and ``link`` says that the registry is far."""
+    latency_s = link.latency_s if link is not None and policy.adaptive else 0.0
+    if link is None or latency_s < NEAR_S:
+        return Pace(False, policy.prefetch_in_flight, policy.merge_gap, policy.block_bytes)
+    wanted = math.ceil(latency_s / _SECONDS_PER_REQUEST)
+    in_flight = max(policy.prefetch_in_flight, min(wanted, policy.far_in_flight))
+    free = int(latency_s * link.rate(_DEFAULT_RATE))
+    return Pace(
+        far=True,
+        in_flight=in_flight,
+        merge_gap=max(policy.merge_gap, min(free // in_flight, _MAX_GAP)),
+        around=max(policy.block_bytes, min(free, _MAX_AROUND)),
+    )

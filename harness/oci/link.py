@@ -1,0 +1,49 @@
+"""How far a registry is, from the requests themselves: seconds to the first byte, and bytes per second behind it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+_KEPT = 32
+"""Requests that count: enough for a floor among them, few enough to forget a way that has changed."""
+_FEWEST = 2
+"""A single request may have waited for its CPU quota and not for the network."""
+_TELLING_BYTES = 64 << 10
+"""Shorter answers come whole in the first segments and tell nothing of the rate."""
+_FASTEST_BYTES_S = 1e9
+
+
+class Link:
+    """Notes answered requests; safe to write from many threads, and cheap.
+
+    Waiting for a CPU quota, a busy server or a queue only ever adds to the time to the first byte, so the least of the
+    latest is the link's own. The rate is the bytes of the longer answers over the time they took: slow start counts, as
+    it does for the requests that are to be planned. Times in seconds.
+    """
+
+    def __init__(self) -> None:
+        self._first_bytes: deque[float] = deque(maxlen=_KEPT)
+        self._bodies: deque[tuple[int, float]] = deque(maxlen=_KEPT)
+
+    def note(self, first_byte_s: float, size: int, body_s: float) -> None:
+        """A request whose answer began after ``first_byte_s``, its ``size`` bytes taking ``body_s`` more."""
+        self._first_bytes.append(first_byte_s)
+        if size >= _TELLING_BYTES:
+            self._bodies.append((size, body_s))
+
+    def hint(self, latency_s: float) -> None:
+        """Another client's ``latency_s`` on the same link (0: it knows nothing)."""
+        if latency_s > 0:
+            self._first_bytes.extend([latency_s] * _FEWEST)
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds from a request to the first byte of its answer, connection made; 0.0 while too few were seen."""
+        known = list(self._first_bytes)
+        return max(0.0, min(known)) if len(known) >= _FEWEST else 0.0
+
+    def rate(self, default_bytes_s: float) -> float:
+        """Bytes per second of one connection; ``default_bytes_s`` while no answer was long enough to tell."""
+        bodies = list(self._bodies)
+        size, seconds = sum(size for size, _ in bodies), sum(seconds for _, seconds in bodies)
+        return min(size / seconds, _FASTEST_BYTES_S) if size and seconds > 0 else default_bytes_s

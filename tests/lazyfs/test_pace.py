@@ -1,0 +1,65 @@
+"""Sizes and counts by how far the registry is."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.lazyfs.pace import pace_of
+from harness.lazyfs.policy import PRESETS, Policy
+from harness.oci.link import Link
+
+FAR_S = 0.23
+LAN_S = 0.002
+
+
+def link(latency_s: float, rate: float = 25e6) -> Link:
+    """A link that has answered two requests of a megabyte."""
+    made = Link()
+    for _ in range(2):
+        made.note(latency_s, 1_000_000, 1_000_000 / rate)
+    return made
+
+
+@pytest.mark.parametrize("known", [None, Link(), link(LAN_S)], ids=["no network", "nothing known", "near"])
+def test_near_the_numbers_are_the_policys(known: Link | None) -> None:
+    """Where requests are cheap nothing changes: each policy's numbers were tuned there."""
+    for policy in PRESETS.values():
+        pace = pace_of(policy, known)
+        assert not pace.far
+        assert (pace.in_flight, pace.merge_gap, pace.around) == (
+            policy.prefetch_in_flight, policy.merge_gap, policy.block_bytes,
+        )  # fmt: skip
+
+
+def test_far_more_is_asked_for_at_once() -> None:
+    """A gap is worth what one connection brings in a request's share of the latency."""
+    policy = Policy()
+    pace = pace_of(policy, link(FAR_S))
+    assert pace.far
+    assert pace.in_flight == 23
+    assert pace.merge_gap == int(FAR_S * 25e6) // 23
+    assert policy.block_bytes < pace.around <= 4 << 20
+
+
+def test_far_never_asks_for_less_than_near() -> None:
+    """A slow link makes no gap smaller than the policy's."""
+    policy = Policy()
+    pace = pace_of(policy, link(FAR_S, rate=100e3))
+    assert pace.far
+    assert (pace.merge_gap, pace.around) == (policy.merge_gap, policy.block_bytes)
+
+
+def test_farthest_is_bounded() -> None:
+    """However far: in flight, gap and block have limits."""
+    policy = Policy()
+    pace = pace_of(policy, link(30.0, rate=1e9))
+    assert pace.in_flight == policy.far_in_flight
+    assert pace.merge_gap == 1 << 20
+    assert pace.around == 4 << 20
+
+
+@pytest.mark.parametrize(("mode", "preset"), [key for key in PRESETS if key[1] == "reference"])
+def test_reference_presets_do_not_adapt(mode: str, preset: str) -> None:
+    """Those daemons do not either."""
+    policy = PRESETS[mode, preset]
+    assert pace_of(policy, link(FAR_S)) == pace_of(policy, None)
