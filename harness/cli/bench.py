@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +19,7 @@ def bench(
     out: Path | None = typer.Option(None, "--out", metavar="DIR", help="The session's directory."),
     registry: str = typer.Option("", "--registry", metavar="URL", help="Use this registry instead of one's own."),
     no_workloads: bool = typer.Option(False, "--no-workloads", help="Leave out what is measured after ready."),
+    as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON; all else goes to stderr."),
 ) -> None:
     """Run scenarios under every mode they name, then print the comparison and where the report is."""
     from harness.cli.run import run
@@ -26,30 +29,34 @@ def bench(
     directory = out or Path("results") / f"{now:%Y%m%d-%H%M%S}-{'+'.join(Path(name).stem for name in scenario)}"[:80]
     code = 0
     try:
-        run(
-            scenario=scenario,
-            mode=mode,
-            preset=[],
-            engine=[],
-            shape=shape,
-            distance=[],
-            blocks=blocks,
-            seed=seed,
-            out=directory,
-            resume=False,
-            retry_failed=False,
-            registry=registry,
-            keep_going=False,
-            no_workloads=no_workloads,
-            as_json=False,
-        )
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            run(
+                scenario=scenario,
+                mode=mode,
+                preset=[],
+                engine=[],
+                shape=shape,
+                distance=[],
+                blocks=blocks,
+                seed=seed,
+                out=directory,
+                resume=False,
+                retry_failed=False,
+                registry=registry,
+                keep_going=False,
+                no_workloads=no_workloads,
+                as_json=False,
+            )
     except typer.Exit as stopped:
         # Failed trials are part of the comparison: it is shown with their reasons, and the exit code stays.
         code = stopped.exit_code
     published = publish(directory)
-    print()
-    print(published.markdown)
-    print(f"Report: {published.html_path.resolve()}")
+    if as_json:
+        print(published.as_json())
+    else:
+        print()
+        print(published.markdown)
+        print(f"Report: {published.html_path.resolve()}")
     if code:
         raise typer.Exit(code)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
@@ -22,7 +21,7 @@ def report(
     published = publish(session, out)
     drawn = write_figures(published.groups, figures) if figures is not None else []
     if as_json:
-        print(json.dumps(published.as_json(), indent=2))
+        print(published.as_json())
         return
     print(published.markdown)
     for path in drawn:

@@ -103,11 +103,11 @@ def check(
 
 @group.command()
 def schema(
-    what: str = typer.Argument("scenario", help="scenario, observation, session or preparation."),
+    what: str = typer.Argument("scenario", help="scenario, observation, session, preparation or comparison."),
 ) -> None:
-    """Print a JSON Schema: of scenario files, or of the stored form of a session."""
+    """Print a JSON Schema: of scenario files, of the stored form of a session, or of what --json prints of it."""
     from harness.errors import UsageError
-    from harness.model.schema import SCHEMAS, schema_text
+    from harness.report.schemas import SCHEMAS, schema_text
 
     if what not in SCHEMAS:
         raise UsageError(f"schema {what!r}: expected one of {', '.join(SCHEMAS)}")

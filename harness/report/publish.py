@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import NothingToCompare
 from harness.report import figures, page
 from harness.report.comparison import Group, compare
+from harness.report.document import make_document
 from harness.session import store
 
 if TYPE_CHECKING:
@@ -22,26 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The files written, the Markdown text, and the comparison itself."""
+    """The session's directory, the files written, the Markdown text, and the comparison itself."""
 
+    session: Path
     html_path: Path
     markdown_path: Path
     markdown: str
     groups: tuple[Group, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        """The comparison as plain data; trials themselves are in observations.jsonl and left out here."""
-        groups = []
-        for group in self.groups:
-            data = dataclasses.asdict(
-                dataclasses.replace(
-                    group, lines=tuple(dataclasses.replace(line, median_trial=None) for line in group.lines)
-                )
-            )
-            for line in data["lines"]:
-                del line["median_trial"]
-            groups.append(data)
-        return {"report": str(self.html_path), "groups": groups}
+    def as_json(self) -> str:
+        """The comparison as a JSON document (``docs/schema/comparison.schema.json``)."""
+        document = make_document(str(self.session), str(self.html_path), self.groups)
+        return document.model_dump_json(indent=2)
 
 
 def publish(session: Path, out: Path | None = None) -> Published:
@@ -59,7 +51,7 @@ def publish(session: Path, out: Path | None = None) -> Published:
         temporary = path.with_name(path.name + ".part")
         temporary.write_text(text)
         os.replace(temporary, path)
-    return Published(html_path, markdown_path, markdown, tuple(groups))
+    return Published(session, html_path, markdown_path, markdown, tuple(groups))
 
 
 def write_figures(groups: Sequence[Group], folder: Path) -> list[Path]:

@@ -8,33 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.model.observation import SCHEMA_VERSION
-from harness.model.plan import Selection, make_plan
-from harness.model.session import SessionHeader
-from harness.scenarios import find, load
-from harness.session.store import Store
-from tests.report.observations import session
+from tests.report.observations import write_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-
-
-def stored_session(directory: Path) -> None:
-    """A session with made-up observations, written as a run writes it."""
-    scenario = load(find("python-data"))
-    header = SessionHeader(
-        schema_version=SCHEMA_VERSION,
-        coldbench_version="0",
-        session="s",
-        created_at="2026-01-01T00:00:00+00:00",
-        plan=make_plan([scenario], 1, Selection()),
-        scenarios={scenario.name: scenario},
-    )
-    with Store.create(directory, header) as store:
-        for observation in session():
-            store.append(observation)
 
 
 def cells(path: Path) -> Iterator[str]:
@@ -49,7 +28,7 @@ def test_cells_run(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every code cell runs, in order, on the newest session of the results directory, and says a ratio."""
-    stored_session(tmp_path / "one")
+    write_session(tmp_path / "one")
     monkeypatch.setenv("COLDBENCH_RESULTS", str(tmp_path))
     names: dict[str, Any] = {}
     for source in cells(path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 from harness.model.observation import (
+    SCHEMA_VERSION,
     Bound,
     Case,
     CreditSample,
@@ -15,7 +17,14 @@ from harness.model.observation import (
     Wire,
     WorkloadResult,
 )
+from harness.model.plan import Selection, make_plan
+from harness.model.session import SessionHeader
 from harness.model.timeline import Span
+from harness.scenarios import find, load
+from harness.session.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FACTORS = {
     ("overlay2", "docker-like"): (80.0, 1.0),
@@ -103,3 +112,19 @@ def session(blocks: int = 7) -> list[Observation]:
     )
     out[-2] = out[-2].model_copy(update={"invalid": (Invalidity(rule="not-lazy", reason="fetched 99 % of the image"),)})
     return out
+
+
+def write_session(directory: Path) -> None:
+    """A session with made-up observations, written as a run writes it."""
+    scenario = load(find("python-data"))
+    header = SessionHeader(
+        schema_version=SCHEMA_VERSION,
+        coldbench_version="0",
+        session="s",
+        created_at="2026-01-01T00:00:00+00:00",
+        plan=make_plan([scenario], 1, Selection()),
+        scenarios={scenario.name: scenario},
+    )
+    with Store.create(directory, header) as store:
+        for observation in session():
+            store.append(observation)

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 
+from harness.report.schemas import schema
 from harness.session.store import load, load_preparations
 from tests.engines.support import run_registry
 from tests.session.support import write_scenario
@@ -74,6 +76,17 @@ def wait_for_first_trial(process: subprocess.Popen[str]) -> None:
         if line.startswith("["):
             return
     raise AssertionError("the run ended before its first trial")
+
+
+def test_bench_prints_the_comparison(command: Command, tmp_path: Path) -> None:
+    """``bench --json``: the document alone on stdout, by its schema; the report stands where it says."""
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit"])
+    code, out, err = command.run("bench", str(scenario), "--blocks", "1", "--out", "s", "--no-workloads", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    jsonschema.validate(document, schema("comparison"))
+    assert [line["label"] for line in document["groups"][0]["lines"]] == ["overlay2:docker-like"]
+    assert (tmp_path / document["report"]).is_file()
 
 
 def test_whole_run(command: Command, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""JSON Schemas of the scenario file and of the stored form, generated from the models; shipped in ``docs/schema``."""
+"""JSON Schemas of scenario files, the stored form and the comparison, from the models; shipped in ``docs/schema``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.model.observation import SCHEMA_VERSION, Observation
 from harness.model.scenario import Scenario
 from harness.model.session import Preparation, SessionHeader
+from harness.report.document import DOCUMENT_VERSION, Comparison
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -18,15 +19,18 @@ SCHEMAS: dict[str, tuple[type[BaseModel], str]] = {
     "observation": (Observation, "coldbench observation (a line of observations.jsonl)"),
     "session": (SessionHeader, "coldbench session header (session.json)"),
     "preparation": (Preparation, "coldbench preparation (a line of preparations.jsonl)"),
+    "comparison": (Comparison, "coldbench comparison (what report --json and bench --json print)"),
 }
 
 
 def schema(name: str) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of what ``name`` calls: a key of ``SCHEMAS``."""
     model, title = SCHEMAS[name]
-    content = model.model_json_schema(mode="validation")
+    content = model.model_json_schema(mode="serialization" if name == "comparison" else "validation")
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
-    if name != "scenario":
+    if name == "comparison":
+        head["description"] = f"Printed form, version {DOCUMENT_VERSION}."
+    elif name != "scenario":
         head["description"] = f"Stored form, version {SCHEMA_VERSION}."
     return {**content, **head}
 

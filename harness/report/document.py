@@ -1,0 +1,144 @@
+"""The comparison as a JSON document, what ``report --json`` and ``bench --json`` print; its schema is shipped.
+
+Numbers only: trials themselves are in ``observations.jsonl``. Times are in seconds, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.report.comparison import Group
+
+#: Version of this document; a change of meaning raises it.
+DOCUMENT_VERSION = 1
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
+#: JSON has no infinity.
+OrNever = Annotated[float | None, BeforeValidator(_finite)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True, use_attribute_docstrings=True)
+
+
+class SummaryPart(_Part):
+    """Median, quartiles and extremes of the valid trials' values."""
+
+    n: int
+    median: float
+    q1: float
+    q3: float
+    minimum: float
+    maximum: float
+
+
+class RatioPart(_Part):
+    """A ratio paired inside blocks: below 1 the case is the smaller (faster) one."""
+
+    ratio: float
+    low: float | None
+    """Lower end of the 95 % interval; null below three blocks, where no spread can be estimated."""
+    high: float | None
+    blocks: int
+    p_value: float | None
+    detectable: float | None
+    """The smallest change, as a factor above 1, that this spread and number of blocks finds with 80 % power."""
+
+
+class BreakEvenPart(_Part):
+    """The running time after which the case has lost what its start saved; null: never."""
+
+    seconds: OrNever
+    low: OrNever
+    """At the lower end of the run-time ratio's interval: the late one."""
+    high: OrNever
+    saving_s: float
+    ratio: float
+
+
+class CasePart(_Part):
+    """One mode of a group; a summary is null where no trial is valid."""
+
+    label: str
+    """``mode:preset``, and the engine where it is not the embedded one."""
+    mode: str
+    preset: str
+    engine: str
+    trials: int
+    excluded: tuple[str, ...]
+    """Why trials are in no number, with how often."""
+    ready: SummaryPart | None
+    """Seconds from T0 until ready."""
+    cpu: SummaryPart | None
+    """CPU seconds charged to the machine until ready."""
+    received: SummaryPart | None
+    """Bytes received before ready."""
+    requests: SummaryPart | None
+    """Registry requests before ready."""
+    throttled: SummaryPart | None
+    """Seconds held back by the CPU quota before ready."""
+    memory: SummaryPart | None
+    """Peak bytes."""
+    bound_s: float | None
+    """Physical lower bound, the lowest of the valid trials'."""
+    ratios: dict[str, RatioPart]
+    """Time to ready against each baseline, by its label."""
+
+
+class RuntimePart(_Part):
+    """One run-time workload at one temperature under one mode, against the group's first baseline."""
+
+    workload: str
+    temperature: str
+    label: str
+    wall: SummaryPart
+    ratio: RatioPart | None
+    cpu: SummaryPart
+    cpu_ratio: RatioPart | None
+    fuse: SummaryPart
+    """FUSE requests of one pass."""
+    break_even: BreakEvenPart | None
+
+
+class KeyPart(_Part):
+    """What a group's cases have in common."""
+
+    scenario: str
+    shape: str
+    distance: str
+
+
+class GroupPart(_Part):
+    """Cases that are compared: one scenario on one shape at one distance."""
+
+    key: KeyPart
+    baselines: tuple[str, ...]
+    lines: tuple[CasePart, ...]
+    runtime: tuple[RuntimePart, ...]
+
+
+class Comparison(_Part):
+    """What a session's report states, as data."""
+
+    schema_version: int = DOCUMENT_VERSION
+    session: str
+    """The session's directory."""
+    report: str
+    """The HTML file."""
+    groups: tuple[GroupPart, ...]
+
+
+def make_document(session: str, report: str, groups: Sequence[Group]) -> Comparison:
+    """The document of a comparison."""
+    parts = tuple(GroupPart.model_validate(group) for group in groups)
+    return Comparison(session=session, report=report, groups=parts)
