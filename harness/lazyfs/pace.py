@@ -21,7 +21,9 @@ _SECONDS_PER_REQUEST = 0.01
 """One more request in flight for each of these of latency."""
 _DEFAULT_RATE = 10e6
 _MAX_GAP = 1 << 20
-_MAX_AROUND = 4 << 20
+_MAX_AROUND = 2 << 20
+_BLOCKS_LEFT = 8
+"""A block is at most this part of what may still come around misses: the last ones shrink instead of ending at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,16 @@ class Pace:
     """Prefetch requests at a time."""
     merge_gap: int
     around: int
-    """A miss brings its neighbours within an aligned block of this size."""
+    """A miss brings its neighbours within an aligned block of this size, as long as the allowance for that lasts,"""
+    least_around: int
+    """and of this size then."""
 
 
 def pace_of(policy: Policy, link: Link | None) -> Pace:
     """The policy's numbers, or wider ones where ``policy.adaptive`` and ``link`` says that the registry is far."""
     latency_s = link.latency_s if link is not None and policy.adaptive else 0.0
     if link is None or latency_s < NEAR_S:
-        return Pace(False, policy.prefetch_in_flight, policy.merge_gap, policy.block_bytes)
+        return Pace(False, policy.prefetch_in_flight, policy.merge_gap, policy.block_bytes, policy.block_bytes)
     wanted = math.ceil(latency_s / _SECONDS_PER_REQUEST)
     in_flight = max(policy.prefetch_in_flight, min(wanted, policy.far_in_flight))
     free = int(latency_s * link.rate(_DEFAULT_RATE))
@@ -49,4 +53,11 @@ def pace_of(policy: Policy, link: Link | None) -> Pace:
         in_flight=in_flight,
         merge_gap=max(policy.merge_gap, min(free // in_flight, _MAX_GAP)),
         around=max(policy.block_bytes, min(free, _MAX_AROUND)),
+        least_around=policy.block_bytes,
     )
+
+
+def around_of(pace: Pace, allowance: int) -> int:
+    """The block around a miss, a power of two, when ``allowance`` more bytes may come around all misses."""
+    block = min(pace.around, max(allowance // _BLOCKS_LEFT, pace.least_around))
+    return 1 << (block.bit_length() - 1) if block else 0

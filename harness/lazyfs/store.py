@@ -16,7 +16,7 @@ import trio
 from harness.errors import ColdbenchError, ContentError, DigestMismatch
 from harness.lazyfs.fetch import Fetched, Place, Sink, fetch
 from harness.lazyfs.memory_cache import MemoryCache, Resident
-from harness.lazyfs.pace import Pace, pace_of
+from harness.lazyfs.pace import Pace, around_of, pace_of
 from harness.lazyfs.units import Decoded
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ ABSENT, PACKED, INFLATED = 0, 1, 2
 
 INLINE_BYTES = 512 << 10
 """Inflating up to this much happens on the event loop: at 1 GB/s it takes as long as two hops to a thread."""
+
+
+_AROUND_PERCENT = 60
+"""Once this much of the stored bytes has come, a miss brings no more than near: a start that is lazy stays so."""
 
 
 class Flight:
@@ -79,6 +83,8 @@ class Store:
         self.waiting = 0
         """Foreground fetches under way; background work yields to them."""
         self.last_foreground = -1e9
+        self.blob_bytes = 0
+        """Stored bytes of all layers."""
         self._nursery = nursery
         self._limiter = trio.CapacityLimiter(max(1, policy.in_flight))
         self._threads = trio.CapacityLimiter(64)
@@ -88,6 +94,7 @@ class Store:
         layer = Layer(len(self.layers), units, source, disk)
         self.layers.append(layer)
         self.counters.spans_total += len(units.starts)
+        self.blob_bytes += sum(units.extent(len(units.starts) - 1)) if units.starts else 0
         return layer
 
     # Reading
@@ -206,12 +213,19 @@ class Store:
         return groups
 
     async def _fetch_foreground(self, layer: Layer, unit: int, wanted: dict[int, int]) -> Resident | None:
-        groups = self.group(layer, sorted(wanted))
+        pace = self.pace()
+        groups = self.group(layer, sorted(wanted), gap=pace.merge_gap)
         mine = next(group for group in groups if unit in group)
+        if pace.far:
+            allowance = self.blob_bytes * _AROUND_PERCENT // 100 - self.counters.bytes_fetched
+            block = around_of(pace, allowance)
+            chosen = self._with_block(layer, mine, block, block // 2 if block > self.policy.block_bytes else 0)
+        else:
+            chosen = self._with_block(layer, mine, self.policy.block_bytes)
         self.waiting += 1
         try:
             upto = {u: self.step(layer, u, wanted[u]) for u in mine}
-            flight = await self.fetch(layer, self._with_block(layer, mine), upto, Sink.MEMORY, self._limiter)
+            flight = await self.fetch(layer, chosen, upto, Sink.MEMORY, self._limiter)
         finally:
             self.waiting -= 1
             self.last_foreground = trio.current_time()
@@ -219,9 +233,12 @@ class Store:
             raise flight.failed[unit]
         return flight.residents.get(unit)
 
-    def _with_block(self, layer: Layer, units: list[int]) -> list[int]:
-        """``units`` and the missing ones beside them that end in the same aligned blocks of the blob."""
-        block, extent = self.policy.block_bytes, layer.units.extent
+    def _with_block(self, layer: Layer, units: list[int], block: int, straddling: int = 0) -> list[int]:
+        """``units`` and the missing ones beside them that lie in the same aligned blocks of the blob.
+
+        Units of at most ``straddling`` bytes may lie there in part: nothing else would bring them but one more request.
+        """
+        extent = layer.units.extent
         if not block:
             return units
         start, size = extent(units[0])
@@ -229,11 +246,14 @@ class Store:
         start, size = extent(units[-1])
         high = -(-(start + size) // block) * block
         first, last = units[0], units[-1]
-        while first > 0 and self.missing(layer, first - 1) and low <= extent(first - 1)[0] <= extent(first)[0]:
+        while first > 0 and self.missing(layer, first - 1):
+            start, size = extent(first - 1)
+            if (start + size <= low if size <= straddling else start < low) or start > extent(first)[0]:
+                break
             first -= 1
         while last + 1 < len(layer.starts) and self.missing(layer, last + 1):
             start, size = extent(last + 1)
-            if start < extent(last)[0] or start + size > high:
+            if start < extent(last)[0] or (start >= high if size <= straddling else start + size > high):
                 break
             last += 1
         return [*range(first, units[0]), *units, *range(units[-1] + 1, last + 1)]

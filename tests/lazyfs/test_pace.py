@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.lazyfs.pace import pace_of
+from harness.lazyfs.pace import Pace, around_of, pace_of
 from harness.lazyfs.policy import PRESETS, Policy
 from harness.oci.link import Link
 
@@ -38,7 +38,7 @@ def test_far_more_is_asked_for_at_once() -> None:
     assert pace.far
     assert pace.in_flight == 23
     assert pace.merge_gap == int(FAR_S * 25e6) // 23
-    assert policy.block_bytes < pace.around <= 4 << 20
+    assert policy.block_bytes < pace.around <= 2 << 20
 
 
 def test_far_never_asks_for_less_than_near() -> None:
@@ -55,7 +55,7 @@ def test_farthest_is_bounded() -> None:
     pace = pace_of(policy, link(30.0, rate=1e9))
     assert pace.in_flight == policy.far_in_flight
     assert pace.merge_gap == 1 << 20
-    assert pace.around == 4 << 20
+    assert pace.around == 2 << 20
 
 
 @pytest.mark.parametrize(("mode", "preset"), [key for key in PRESETS if key[1] == "reference"])
@@ -63,3 +63,16 @@ def test_reference_presets_do_not_adapt(mode: str, preset: str) -> None:
     """Those daemons do not either."""
     policy = PRESETS[mode, preset]
     assert pace_of(policy, link(FAR_S)) == pace_of(policy, None)
+
+
+def test_block_around_a_miss_shrinks_with_what_may_still_come() -> None:
+    """A power of two, at most an eighth of the allowance, and never less than near."""
+    pace = Pace(far=True, in_flight=9, merge_gap=0, around=1_500_000, least_around=128 << 10)
+    assert [around_of(pace, allowance) for allowance in (100 << 20, 4 << 20, 1 << 20, 0, -(1 << 20))] == [
+        1 << 20, 512 << 10, 128 << 10, 128 << 10, 128 << 10,
+    ]  # fmt: skip
+
+
+def test_no_block_stays_none() -> None:
+    """A policy that fetches nothing around a miss does so however the allowance stands."""
+    assert around_of(Pace(far=False, in_flight=1, merge_gap=0, around=0, least_around=0), 1 << 30) == 0

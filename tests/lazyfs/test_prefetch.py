@@ -58,7 +58,7 @@ class Source:
         return bytes(size)
 
 
-FAR = Pace(far=True, in_flight=4, merge_gap=250 * KIB, around=KIB)
+FAR = Pace(far=True, in_flight=4, merge_gap=250 * KIB, around=KIB, least_around=KIB)
 
 
 def run(work: Callable[[Store, Layer, Source], Awaitable[None]], link: Link | None = None) -> None:
@@ -142,3 +142,26 @@ def test_prefetch_follows_the_link() -> None:
 
         run(work, link)
     assert asked[True] < asked[False]
+
+
+def test_far_a_miss_brings_its_neighbours_while_it_may() -> None:
+    """Far wider than near, units in part of the block included; never most of the layer."""
+    brought: dict[float, list[int]] = {}
+    for latency_s in (0.001, 0.23):
+        link = Link()
+        link.hint(latency_s)
+
+        async def work(store: Store, layer: Layer, source: Source, latency_s: float = latency_s) -> None:
+            await store.read(layer, 100 * UNIT, 10, layer.size)
+            brought[latency_s] = [unit for unit in range(UNITS) if not store.missing(layer, unit)]
+            for unit in range(0, UNITS, 20):
+                await store.read(layer, unit * UNIT, 10, layer.size)
+            assert store.counters.bytes_fetched < layer.size * 3 // 4
+
+        run(work, link)
+    assert len(brought[0.001]) <= 2
+    block = 1 << 20
+    first, last = brought[0.23][0], brought[0.23][-1]
+    low = 100 * UNIT // block * block
+    assert first * UNIT < low < (first + 1) * UNIT
+    assert last * UNIT < low + block <= (last + 1) * UNIT
