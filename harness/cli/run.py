@@ -52,7 +52,7 @@ def run(
     from harness.session.bounds import Bounder
     from harness.session.interrupts import Interrupts
     from harness.session.preparation import Preparer
-    from harness.session.registry import named_endpoint, own_endpoint, require_one_host
+    from harness.session.registry import named_endpoint, own_endpoint
     from harness.session.run import SessionRun
     from harness.session.setups import Setups
 
@@ -79,8 +79,6 @@ def run(
         if endpoint is None:
             named = store.header.registry
             endpoint = named_endpoint(named) if named else own_endpoint(stack, cache.registry)
-        if named:
-            require_one_host(endpoint)
         preparer = Preparer(cache, endpoint.host, endpoint.prefix, store.append_preparation, progress)
         setups = Setups(
             session=store.header.session,

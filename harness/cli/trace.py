@@ -54,7 +54,7 @@ def trace(
     from harness.session import reads, traces
     from harness.session.interrupts import Interrupts
     from harness.session.preparation import Preparer
-    from harness.session.registry import named_endpoint, own_endpoint, require_one_host
+    from harness.session.registry import named_endpoint, own_endpoint
     from harness.session.setups import TRACE_MODE, Setups, side_case
 
     if mode not in MODES:
@@ -72,8 +72,6 @@ def trace(
         progress = stack.enter_context(make_progress(sys.stderr))
         if endpoint is None:
             endpoint = own_endpoint(stack, cache.registry)
-        else:
-            require_one_host(endpoint)
         setups = Setups(
             session="trace",
             seed=secrets.randbelow(1 << 31),

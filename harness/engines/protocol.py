@@ -49,6 +49,8 @@ class DeployRequest:
     prefetch: tuple[str, ...] = ()
     trace: bool = False
     credentials: dict[str, str] = field(default_factory=dict)
+    routes: tuple[str, ...] = ()
+    """How the machine reaches the registry and its other hosts (``harness.oci.places``); empty: as they are named."""
 
 
 class Container(Protocol):

@@ -262,7 +262,8 @@ class Service:
 
 
 def connect(message: dict[str, Any], policy: Policy) -> BlobStore:
-    """The store that holds the image: ``{"registry", "repository", "plain", "credentials"}`` or ``{"layout"}``."""
+    """The store that holds the image: ``{"registry", "repository", "plain", "credentials", "routes"}`` or
+    ``{"layout"}``."""
     if "layout" in message:
         from harness.oci.layout import LayoutStore
 
@@ -276,6 +277,7 @@ def connect(message: dict[str, Any], policy: Policy) -> BlobStore:
     )
     return RegistryClient(
         message["registry"], message["repository"], plain=message.get("plain"), credentials=credentials,
+        routes=tuple(message.get("routes") or ()),
         retries=Retries(attempts=max(1, policy.attempts), first_s=policy.retry_first_s),
     )  # fmt: skip
 

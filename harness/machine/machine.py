@@ -83,17 +83,21 @@ class Machine:
         scratch_bytes: int | None = None,
         scratch_dir: Path | None = None,
         registry_upstream: tuple[str, int] | None = None,
+        further_upstreams: Sequence[tuple[str, int]] = (),
     ) -> None:
         """``distance`` gives way to an inline shape's own, ``scratch_bytes`` stands in the place of the shape's disk
         size. ``registry_upstream`` is where the registry really listens:
-        an address of ``SimulatedNetwork``, or any host (then a relay stands in front of it)."""
+        an address of ``SimulatedNetwork``, or any host (then a relay stands in front of it); ``further_upstreams`` are
+        other hosts that are reached in the same way, at the same distance (token server, blob store)."""
         self.shape = shape
         self.distance = shape.distance or distance or Distance()
         self.label = name
         self._scratch_dir = scratch_dir or default_directory()
         self._scratch_bytes = scratch_bytes or shape.disk_size_bytes or default_size(self._scratch_dir)
         self._upstream = registry_upstream
+        self._further_upstreams = tuple(further_upstreams)
         self._registry: str | None = None
+        self._further: tuple[str, ...] = ()
         self._stack = contextlib.ExitStack()
         self._governor: Governor | None = None
         self._samples: tuple[Sample, ...] = ()
@@ -104,7 +108,7 @@ class Machine:
         self._cgroup: CgroupDriver
         self._holder: subprocess.Popen[bytes]
         self._disk: ScratchDisk
-        self._relay: RelayProcess | None = None
+        self._relays: list[RelayProcess] = []
         self._spawner: ThreadPoolExecutor
         self._namespaces: dict[str, int] = {}
 
@@ -206,13 +210,18 @@ class Machine:
         if self._upstream is None:
             return
         rest = self.distance.model_copy(update={"rtt_ms": 0.0}) if delayed else self.distance
-        if rest.delays or not addresses.is_simulated(self._upstream[0]):
-            self._relay = RelayProcess(block.host, self._upstream, rest)
-            self._undo(self._relay.stop)
-            self._record.add_process(self._relay.pid)
-            self._registry = f"{block.host}:{self._relay.port}"
-        else:
-            self._registry = f"{self._upstream[0]}:{self._upstream[1]}"
+        self._registry = self._way_to(self._upstream, rest)
+        self._further = tuple(self._way_to(upstream, rest) for upstream in self._further_upstreams)
+
+    def _way_to(self, upstream: tuple[str, int], distance: Distance) -> str:
+        """``host:port`` that stands for a host outside: itself, or a relay in front of it."""
+        if not distance.delays and addresses.is_simulated(upstream[0]):
+            return f"{upstream[0]}:{upstream[1]}"
+        relay = RelayProcess(self.host_address, upstream, distance)
+        self._relays.append(relay)
+        self._undo(relay.stop)
+        self._record.add_process(relay.pid)
+        return f"{self.host_address}:{relay.port}"
 
     def _discard_scratch(self) -> None:
         """Forget what was not written yet: unmounting would write it all out, for nobody (ext4's shutdown ioctl)."""
@@ -288,6 +297,11 @@ class Machine:
         if self._registry is None:
             raise MachineError("this machine was made without a registry")
         return self._registry
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """``host:port`` of each further upstream as reached from inside, in their order."""
+        return self._further
 
     # -- running things
 
@@ -403,8 +417,8 @@ class Machine:
                 wrong.append(f"bandwidth {direction} the machine {found} bytes/s, not {rates}")
         if self._governor is not None and self._governor.failure is not None:
             wrong.append(f"the credit governor failed: {self._governor.failure}")
-        if self._relay is not None and not self._relay.alive:
-            wrong.append("the delaying relay has ended")
+        if not all(relay.alive for relay in self._relays):
+            wrong.append("a relay in front of the registry has ended")
         if self._holder.poll() is not None:
             wrong.append("the process that holds the machine's namespaces has ended")
         if wrong:

@@ -104,6 +104,8 @@ _PASSING = frozenset(
         pycurl.E_OPERATION_TIMEDOUT,
         pycurl.E_GOT_NOTHING,
         pycurl.E_SEND_ERROR,
+        # An idle connection that the server closed just then, noticed with the body on its way: it is opened anew.
+        pycurl.E_SEND_FAIL_REWIND,
         pycurl.E_RECV_ERROR,
         pycurl.E_SSL_CONNECT_ERROR,
     }
@@ -113,12 +115,16 @@ _PASSING = frozenset(
 class CurlPool:
     """Handles for any number of threads and hosts."""
 
-    def __init__(self, timeouts: Timeouts | None = None, ca_file: str | None = None) -> None:
+    def __init__(
+        self, timeouts: Timeouts | None = None, ca_file: str | None = None, routes: Sequence[str] = ()
+    ) -> None:
+        """``routes``: see ``harness.oci.places``."""
         self.timeouts = timeouts or Timeouts()
         self.counters = Counters()
         self.link = Link()
         chosen = ca_file or os.environ.get("SSL_CERT_FILE") or os.environ.get("CURL_CA_BUNDLE")
         self._ca_file = chosen or next((path for path in _CA_FILES if os.path.exists(path)), None)
+        self._routes = list(routes)
         self._idle: list[Any] = []
 
     def close(self) -> None:
@@ -256,6 +262,8 @@ class CurlPool:
         handle.setopt(pycurl.NOPROXY, _no_proxy())
         if self._ca_file:
             handle.setopt(pycurl.CAINFO, self._ca_file)
+        if self._routes:
+            handle.setopt(pycurl.CONNECT_TO, self._routes)
 
 
 class _Router:

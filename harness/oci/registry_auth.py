@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from harness.oci.curl_pool import CurlPool
+    from harness.oci.places import Places
 
 _PARAMETER = re.compile(r'([A-Za-z_]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))')
 _HELPER_TIMEOUT_S = 30
@@ -137,11 +138,13 @@ class Authenticator:
         host: str,
         credentials: Callable[[], Credentials | None],
         clock: Callable[[], float] = time.monotonic,
+        places: Places | None = None,
     ) -> None:
         self._pool = pool
         self._host = host
         self._find = credentials
         self._clock = clock
+        self._places = places
         self._lock = threading.Lock()
         self._found = False
         self._credentials: Credentials | None = None
@@ -192,6 +195,8 @@ class Authenticator:
         realm = challenge.get("realm", "")
         if not realm.startswith(("http://", "https://")):
             raise AuthError(f"{self._host}: its token realm {realm!r} is not a URL")
+        if self._places is not None:
+            self._places.visit(realm, f"{self._host}: its token server")
         credentials = self._known()
         fields = {key: challenge[key] for key in ("service", "scope") if challenge.get(key)}
         if credentials is not None and credentials.identity:

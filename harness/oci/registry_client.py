@@ -29,6 +29,7 @@ from harness.oci.descriptor import (
     is_digest,
 )
 from harness.oci.image import MAX_MANIFEST_BYTES, parse_json
+from harness.oci.places import Places
 from harness.oci.registry_auth import Authenticator, Credentials, find_credentials
 from harness.oci.store import RangeIgnored, referrers_tag
 
@@ -71,6 +72,11 @@ def plain_http(host: str) -> bool:
     return address.is_loopback or (address.version == 4 and address in _SIMULATED)
 
 
+def address_of(host: str) -> str:
+    """Where the registry that images name by ``host`` is reached: Docker's own has another name there."""
+    return "registry-1.docker.io" if host == "docker.io" else host
+
+
 class RegistryClient:
     """One repository of one registry; also the `BlobStore` of images named ``docker://``."""
 
@@ -84,6 +90,7 @@ class RegistryClient:
         timeouts: Timeouts | None = None,
         retries: Retries | None = None,
         ca_file: str | None = None,
+        routes: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         rng: random.Random | None = None,
@@ -91,15 +98,15 @@ class RegistryClient:
         self.host = host
         self.repository = repository
         self.retries = retries or Retries()
-        self.pool = CurlPool(timeouts, ca_file)
+        self.pool = CurlPool(timeouts, ca_file, routes)
+        self.places = Places(routes)
         self._clock = clock
         self._sleep = sleep
         self._random = rng or random.Random()
-        address = "registry-1.docker.io" if host == "docker.io" else host
         self._scheme = "http" if (plain_http(host) if plain is None else plain) else "https"
-        self._base = f"{self._scheme}://{address}"
+        self._base = f"{self._scheme}://{address_of(host)}"
         self._root = f"{self._base}/v2/{repository}"
-        self._auth = Authenticator(self.pool, host, lambda: credentials or find_credentials(host), clock)
+        self._auth = Authenticator(self.pool, host, lambda: credentials or find_credentials(host), clock, self.places)
         self._redirects: dict[str, tuple[str, float]] = {}
         self._referrers_api: bool | None = None
 
@@ -341,6 +348,8 @@ class RegistryClient:
         target = urllib.parse.urljoin(url, response.header("Location"))
         if not target.startswith(("http://", "https://")) or (self._scheme == "https" and target.startswith("http://")):
             raise RegistryError(f"{self.where}: refuses to follow a redirect to {target.split('?')[0]!r}")
+        if not self._is_ours(target):
+            self.places.visit(target, f"{self.where}: what it redirects to")
         return target
 
     def _is_ours(self, url: str) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import urllib.parse
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.errors import MachineError, RegistryError, UsageError
+from harness.errors import ColdbenchError, RegistryError, UsageError
+from harness.oci.places import host_and_port, route
+from harness.oci.registry_client import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,10 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.machine.machine import Machine
-
-
-MOUNT_TIMEOUT_S = 30.0
-_ANSWER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +35,61 @@ class Endpoint:
     credentials: dict[str, str] = field(default_factory=dict)
     requests: Callable[[], int] | None = None
     """Requests answered so far; None for a registry that is not ours, whose log cannot be read."""
+    neighbours: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)
+    """Its other hosts as far as they are known: the token server, the blob store; name and port to where it listens."""
+
+    @property
+    def own(self) -> bool:
+        """Whether this is the session's own server, which machines reach by its address; others keep their name."""
+        return self.requests is not None
+
+    def explore(self, repository: str, reference: str) -> None:
+        """Find out which other hosts pulling an image leads to. What fails is left to the trials, which say why.
+
+        Raises:
+            RegistryError: a host's name cannot be resolved.
+        """
+        from harness.oci.registry_client import RegistryClient
+        from harness.oci.store import ImageSource
+
+        if self.own:
+            return
+        client = RegistryClient(self.host, repository)
+        try:
+            with contextlib.suppress(ColdbenchError):
+                image = ImageSource(client, reference).resolve()
+                for blob in image.layers:
+                    # A registry that ignores ranges has led to its blob store all the same.
+                    with contextlib.suppress(ColdbenchError):
+                        client.get_range(blob.digest, 0, 1)
+        finally:
+            client.close()
+        for host, port in client.places.seen:
+            self.neighbours[host, port] = resolve(host, port)
+
+    def places(self) -> tuple[tuple[str, int], ...]:
+        """The hosts beside the registry that a machine needs a way to, in the order of ``Machine.further``."""
+        return tuple(self.neighbours)
 
     def inside(self, machine: Machine) -> str:
-        """``host:port`` as reached from inside a machine (directly, or through the relay in front of the registry).
+        """``host:port`` as clients inside a machine name it: a registry that is not ours keeps its name."""
+        return machine.registry if self.own else self.host
 
-        A registry with TLS keeps its name there, since its certificate is for that: the machine's own /etc/hosts says
-        that it is the relay.
-        """
-        if self.scheme == "http":
-            return machine.registry
-        name = self.host.rpartition(":")[0] or self.host
-        address, _, port = machine.registry.rpartition(":")
-        hosts = machine.scratch / "hosts"
-        machine.outside(hosts).write_text(f"127.0.0.1 localhost\n{address} {name}\n", "utf-8")
-        mounting = machine.spawn(["mount", "--bind", str(hosts), "/etc/hosts"])
-        if mounting.wait(MOUNT_TIMEOUT_S) != 0:
-            raise MachineError("cannot give the machine an /etc/hosts of its own")
-        return f"{name}:{port}"
+    def routes(self, machine: Machine) -> tuple[str, ...]:
+        """How clients inside get to the registry and its other hosts: through the relays of their machine."""
+        if self.own:
+            return ()
+        itself = host_and_port(f"{self.scheme}://{address_of(self.host)}")
+        through = zip((itself, *self.places()), (machine.registry, *machine.further), strict=True)
+        return tuple(route(place, relay) for place, relay in through)
+
+
+def resolve(host: str, port: int) -> tuple[str, int]:
+    """Where a host listens; RegistryError when its name cannot be resolved."""
+    try:
+        return str(socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]), port
+    except OSError as error:
+        raise RegistryError(f"cannot find {host} ({error})") from None
 
 
 class RequestCounter:
@@ -116,45 +153,14 @@ def named_endpoint(url: str) -> Endpoint:
         raise UsageError(
             f"--registry {url}: expected {wanted}; plain HTTP is for loopback addresses, and they have no TLS"
         )
-    port = port or (443 if parts.scheme == "https" else 80)
+    address, port = host_and_port(f"{parts.scheme}://{address_of(host)}")
     try:
-        address = str(socket.getaddrinfo(parts.hostname, port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
-        raise RegistryError(f"--registry {url}: cannot find {parts.hostname} ({error})") from None
+        upstream = resolve(address, port)
+    except RegistryError as error:
+        raise RegistryError(f"--registry {url}: {error}") from None
     prefix = parts.path.strip("/")
     found = find_credentials(host)
     credentials = {}
     if found is not None:
         credentials = {"user": found.user, "secret": found.secret, **({"identity": "1"} if found.identity else {})}
-    return Endpoint(host, (address, port), parts.scheme, f"{prefix}/" if prefix else "", credentials)
-
-
-def require_one_host(endpoint: Endpoint) -> None:
-    """Refuse a registry that hands out its tokens on another host: a machine reaches the registry and nothing else.
-
-    A registry that does not answer here is left to preparation, which says why.
-
-    Raises:
-        UsageError: its token server is another host.
-    """
-    from harness.oci.curl_pool import CurlPool, TransferError
-    from harness.oci.registry_auth import parse_challenges
-
-    pool = CurlPool()
-    try:
-        response = pool.get(f"{endpoint.scheme}://{endpoint.host}/v2/", limit=_ANSWER_BYTES)
-    except TransferError:
-        return
-    finally:
-        pool.close()
-    realm = parse_challenges(response.headers("www-authenticate")).get("bearer", {}).get("realm", "")
-    if realm and _host_and_port(realm) != _host_and_port(f"{endpoint.scheme}://{endpoint.host}"):
-        raise UsageError(
-            f"--registry {endpoint.host}: its token server {realm} is another host, which the simulated machine cannot "
-            "reach; leave --registry out to use coldbench's own"
-        )
-
-
-def _host_and_port(url: str) -> tuple[str, int]:
-    parts = urllib.parse.urlsplit(url)
-    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    return Endpoint(host, upstream, parts.scheme, f"{prefix}/" if prefix else "", credentials)

@@ -64,4 +64,5 @@ def make_request(
         prefetch=prefetch,
         trace=trace,
         credentials=endpoint.credentials,
+        routes=endpoint.routes(machine),
     )

@@ -95,7 +95,9 @@ class Setups:
         key = (scenario.name, case.choice.mode)
         if key not in self._published:
             with self.interrupts.allowed():
-                self._published[key] = self.preparer.publish(scenario, case.choice.mode)
+                published = self.preparer.publish(scenario, case.choice.mode)
+                self.endpoint.explore(published.repository, published.reference)
+                self._published[key] = published
 
     def material(self, scenario: Scenario) -> Material:
         """The scenario's image on this disk, with its files listed where bounds or workloads need them."""
@@ -264,7 +266,11 @@ class Setups:
             background_timeout_s=0.0 if side else scenario.timeouts.background_s,
             teardown_timeout_s=scenario.timeouts.teardown_s,
             make_machine=lambda: Machine(
-                case.shape, case.distance, name=case.case.key, registry_upstream=endpoint.upstream
+                case.shape,
+                case.distance,
+                name=case.case.key,
+                registry_upstream=endpoint.upstream,
+                further_upstreams=tuple(endpoint.neighbours.values()),
             ),
             make_engine=lambda: make_engine(case.case.engine),
             make_probe=make_probe,

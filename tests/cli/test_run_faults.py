@@ -15,6 +15,7 @@ from harness.cli.main import app, load_commands
 from harness.errors import NotRoot
 from harness.session.store import load
 from tests.engines.support import base_layer, run_registry, tar_bytes
+from tests.session.elsewhere import registry_with_parts_elsewhere
 from tests.session.support import SCENARIO, write_layout
 
 if TYPE_CHECKING:
@@ -122,6 +123,21 @@ def test_unknown_image_and_unreachable_registry(bench: Bench) -> None:
     code, line, failures = bench.run(bench.layout("fine"), registry="http://127.0.0.1:9")
     assert (code, [f.kind for f in failures]) == (5, ["RegistryError"])
     assert "http://127.0.0.1:9: Failed to connect" in line
+
+
+@pytest.mark.root
+def test_tokens_and_blobs_elsewhere(bench: Bench) -> None:
+    """A registry whose token server and blob store are other hosts works from inside the machine, at its distance."""
+    with registry_with_parts_elsewhere(bench.registry.host) as servers:
+        shape = "cpu=1,memory=128M,rtt=2ms"
+        modes = ("overlay2:tuned", "estargz", "erofs")
+        code, line, failures = bench.run(
+            bench.layout("elsewhere"), *modes, shape=shape, registry=f"http://{servers.registry.host}"
+        )
+    assert (code, failures) == (0, []), line
+    assert len(servers.tokens.requests) >= 3, "the harness's, and each trial's"
+    for seen in load(bench.place / f"session{bench.runs}")[1]:
+        assert seen.wire_before_ready.received_bytes > 100_000, "over the machine's own link"
 
 
 @pytest.mark.root

@@ -78,7 +78,7 @@ class FaultServer:
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(answer.body)
-                if length != len(answer.body):
+                if length != len(answer.body) and self.command != "HEAD":
                     self.close_connection = True
 
             do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815

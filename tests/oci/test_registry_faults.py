@@ -8,6 +8,7 @@ import ssl
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+import pycurl
 import pytest
 
 from harness.errors import (
@@ -19,6 +20,7 @@ from harness.errors import (
     RegistryError,
     UnsupportedMediaType,
 )
+from harness.oci.curl_pool import TransferError
 from harness.oci.descriptor import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, digest_bytes, go_json
 from harness.oci.registry_auth import Credentials
 from harness.oci.registry_client import RegistryClient, Retries
@@ -418,3 +420,9 @@ def test_tls_is_verified(tmp_path: Path) -> None:
         with pytest.raises(RegistryError, match="certificate"):
             client(server, naps, plain=False).get_range(DIGEST, 0, 10)
         assert naps.slept == []
+
+
+def test_a_connection_lost_under_a_body_is_tried_again() -> None:
+    """libcurl cannot rewind what it was given to send; the client opens the body anew."""
+    assert TransferError(pycurl.E_SEND_FAIL_REWIND, "necessary data rewind was not possible").may_pass
+    assert not TransferError(pycurl.E_PEER_FAILED_VERIFICATION, "certificate").may_pass

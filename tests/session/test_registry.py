@@ -1,64 +1,84 @@
-"""A named registry: what its URL may be, and where its tokens may come from."""
+"""A named registry: what its URL may be, and how machines get to its other hosts."""
 
 from __future__ import annotations
 
-import http.server
-import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.errors import UsageError
-from harness.session.registry import Endpoint, named_endpoint, require_one_host
+from harness.errors import RegistryError, UsageError
+from harness.oci.places import host_and_port, route
+from harness.oci.registry_client import RegistryClient
+from harness.session.registry import named_endpoint
+from tests.engines.support import REPOSITORY, base_layer, run_registry
+from tests.session.elsewhere import registry_with_parts_elsewhere
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
+
+MACHINE: Any = SimpleNamespace(registry="198.18.0.1:1", further=("198.18.0.1:2", "198.18.0.1:3"))
 
 
-@contextmanager
-def challenging(realm: str) -> Iterator[str]:
-    """A server that refuses everything and names a token server; its host:port. ``{host}`` in the realm is itself."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(401)
-            where = realm.format(host=self.headers["Host"])
-            self.send_header("WWW-Authenticate", f'Bearer realm="{where}",service="registry"')
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def endpoint(host: str) -> Endpoint:
-    address, _, port = host.partition(":")
-    return Endpoint(host, (address, int(port)))
+def port_of(host: str) -> int:
+    return int(host.rpartition(":")[2])
 
 
 @pytest.mark.files
-def test_a_token_server_elsewhere_is_refused() -> None:
-    """The machine could not ask it; the message names it and what to do."""
-    with challenging("http://127.0.0.2:9/token") as host, pytest.raises(UsageError, match=r"127\.0\.0\.2.*leave"):
-        require_one_host(endpoint(host))
+def test_other_hosts_are_found_out(tmp_path: Path) -> None:
+    """Pulling once tells where tokens and blobs are; the machine gets a way to each, and to the registry itself."""
+    with run_registry("127.0.0.1", tmp_path) as real:
+        real.push("v1", [base_layer()])
+        with registry_with_parts_elsewhere(real.host) as servers:
+            found = named_endpoint(f"http://{servers.registry.host}")
+            found.explore(REPOSITORY, "v1")
+    others = [port_of(servers.tokens.host), port_of(servers.blobs.host)]
+    assert sorted(found.places()) == sorted(("127.0.0.1", port) for port in others)
+    assert sorted(found.neighbours.values()) == sorted(found.places())
+    ways = found.routes(MACHINE)
+    assert ways[0] == f"{servers.registry.host}:198.18.0.1:1"
+    assert set(ways[1:]) == {
+        f"127.0.0.1:{found.places()[0][1]}:198.18.0.1:2",
+        f"127.0.0.1:{found.places()[1][1]}:198.18.0.1:3",
+    }
 
 
 @pytest.mark.files
-def test_a_token_server_of_its_own_is_fine() -> None:
-    """So is a registry that does not answer: preparation says why."""
-    with challenging("http://{host}/token") as host:
-        require_one_host(endpoint(host))
-    require_one_host(endpoint(host))
+def test_a_registry_that_does_not_answer_is_left_to_trials() -> None:
+    """Looking for its other hosts is no error."""
+    found = named_endpoint("http://127.0.0.1:9")
+    found.explore(REPOSITORY, "v1")
+    assert found.places() == ()
+
+
+@pytest.mark.files
+def test_a_host_without_a_way_is_refused_at_once(tmp_path: Path) -> None:
+    """A client with routes does not knock where none leads: it names the host and says how to mend it."""
+    with run_registry("127.0.0.1", tmp_path) as real:
+        (layer,) = real.push("v1", [base_layer()])
+        with registry_with_parts_elsewhere(real.host) as servers:
+            ways = [route(host_and_port(f"http://{it.host}"), it.host) for it in (servers.registry, servers.tokens)]
+            client = RegistryClient(servers.registry.host, REPOSITORY, routes=ways)
+            with pytest.raises(RegistryError, match=rf"redirects to is at {servers.blobs.host}.*redirect\.disable"):
+                client.get_range(layer.digest, 0, 1)
+            client.close()
+            client = RegistryClient(servers.registry.host, REPOSITORY, routes=ways[:1])
+            with pytest.raises(RegistryError, match=rf"token server is at {servers.tokens.host}"):
+                client.get_range(layer.digest, 0, 1)
+            client.close()
+            assert not servers.blobs.requests
+
+
+@pytest.mark.files
+def test_names_keep_their_meaning(tmp_path: Path) -> None:
+    """A route leads elsewhere than the name says, by its port, too; the name is what the server sees."""
+    with run_registry("127.0.0.1", tmp_path) as real:
+        real.push("v1", [base_layer()])
+        ways = [route(("registry.test", 80), real.host), route(("::1", 81), real.host)]
+        for host in ("registry.test", "[::1]:81"):
+            client = RegistryClient(host, REPOSITORY, plain=True, routes=ways)
+            client.manifest("v1")
+            client.close()
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def store_message(request: dict[str, Any]) -> dict[str, Any]:
         "repository": request["repository"],
         "plain": request.get("scheme") == "http",
         "credentials": request.get("credentials") or {},
+        "routes": list(request.get("routes") or ()),
     }
 
 

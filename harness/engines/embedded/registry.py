@@ -24,8 +24,9 @@ def connect(request: dict[str, Any]) -> RegistryClient:
     if given:
         credentials = Credentials(given.get("user", ""), given.get("secret", ""), bool(given.get("identity")))
     return RegistryClient(
-        request["registry"], request["repository"], plain=request.get("scheme") == "http", credentials=credentials
-    )
+        request["registry"], request["repository"], plain=request.get("scheme") == "http", credentials=credentials,
+        routes=tuple(request.get("routes") or ()),
+    )  # fmt: skip
 
 
 def resolve(client: RegistryClient, request: dict[str, Any]) -> Image:
