@@ -1,4 +1,4 @@
-"""HTTP/1.1 over pooled libcurl handles: the cheapest client in CPU, safe from many threads at once.
+"""HTTP/1.1 over pooled libcurl handles, safe from many threads at once; plain HTTP has a way of its own (plain_http).
 
 A request takes an idle handle (the one used last, whose connection is the likeliest to live), and gives it back. The
 GET path re-sets only what differs between requests, which is what keeps a small range request near 0.2 ms of CPU.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import pycurl
 
 from harness import __version__
 from harness.oci.link import Link
+from harness.oci.plain_http import Broken, PlainHttp, Unusual, may_take, read_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 BUFFER_BYTES = 512 << 10
 ERROR_BODY_BYTES = 64 << 10
 _MAX_IDLE = 32
+_AGENT = f"coldbench/{__version__}"
 _CA_FILES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -126,9 +129,11 @@ class CurlPool:
         self._ca_file = chosen or next((path for path in _CA_FILES if os.path.exists(path)), None)
         self._routes = list(routes)
         self._idle: list[Any] = []
+        self._plain = PlainHttp(_AGENT, self.timeouts.connect_s, self.timeouts.stall_s)
 
     def close(self) -> None:
         """Close the idle handles and their connections."""
+        self._plain.close()
         while self._idle:
             self._idle.pop().close()
 
@@ -144,9 +149,14 @@ class CurlPool:
     ) -> Response:
         """GET; with ``limit`` the transfer stops once the body proves longer than that many bytes.
 
-        ``sink`` takes the body of a 200 or 206 in pieces of up to 16 KiB (libcurl's own limit); other bodies are kept.
+        ``sink`` takes the body of a 200 or 206 in pieces (libcurl's have up to 16 KiB); other bodies are kept.
         ``skip`` bytes of a 200 (not of a 206) are left out: what a resumed transfer has had already.
         """
+        if not self._routes and may_take(url):
+            try:
+                return self._get_plain(url, headers, byte_range=byte_range, limit=limit, sink=sink, skip=skip)
+            except Unusual:
+                pass
         handle = self._take()
         lines: list[bytes] = []
         kept: list[bytes] = []
@@ -184,6 +194,40 @@ class CurlPool:
         self.counters.add(received)
         self.link.note(first - began, received, ended - first)
         return Response(status, lines, body, too_long)
+
+    def _get_plain(
+        self,
+        url: str,
+        headers: Sequence[str],
+        *,
+        byte_range: str,
+        limit: int,
+        sink: Callable[[bytes], object] | None,
+        skip: int,
+    ) -> Response:
+        """``get`` without libcurl; raises Unusual where only libcurl knows what to do."""
+        try:
+            answer = self._plain.get(url, headers, byte_range)
+        except Broken as error:
+            self.counters.add(0)
+            raise TransferError(error.code, str(error)) from None
+        began = time.perf_counter()
+        announced = answer.left
+        body = b""
+        too_long = 0 < limit < announced
+        try:
+            if not too_long:
+                good = answer.status in {200, 206}
+                body = read_body(answer, sink if good else None, skip if answer.status == 200 else 0)
+        except Broken as error:
+            self.counters.add(announced - answer.left)
+            raise TransferError(error.code, str(error)) from None
+        finally:
+            self._plain.done(answer)
+        received = announced - answer.left
+        self.counters.add(received)
+        self.link.note(answer.waited_s, received, time.perf_counter() - began)
+        return Response(answer.status, answer.lines, body, too_long)
 
     def send(
         self,
@@ -251,7 +295,7 @@ class CurlPool:
         handle.setopt(pycurl.NOSIGNAL, 1)
         handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
         handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
-        handle.setopt(pycurl.USERAGENT, f"coldbench/{__version__}")
+        handle.setopt(pycurl.USERAGENT, _AGENT)
         handle.setopt(pycurl.BUFFERSIZE, BUFFER_BYTES)
         handle.setopt(pycurl.UPLOAD_BUFFERSIZE, BUFFER_BYTES)
         handle.setopt(pycurl.TCP_KEEPALIVE, 1)
