@@ -26,6 +26,11 @@ _BLOCKS_LEFT = 8
 """A block is at most this part of what may still come around misses: the last ones shrink instead of ending at once."""
 
 
+_TAIL_SHARE = 128
+_MAX_TAIL = 4 << 20
+"""A compressed TOC is a 140th to a 220th of most large eStargz layers (of the shipped scenarios)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """What holds at one moment. Sizes in bytes."""
@@ -61,3 +66,10 @@ def around_of(pace: Pace, allowance: int) -> int:
     """The block around a miss, a power of two, when ``allowance`` more bytes may come around all misses."""
     block = min(pace.around, max(allowance // _BLOCKS_LEFT, pace.least_around))
     return 1 << (block.bit_length() - 1) if block else 0
+
+
+def tail_of(policy: Policy, link: Link | None, blob_bytes: int, near_bytes: int) -> int:
+    """How much of an eStargz blob's end to read first: near the footer and a small TOC with it, far nearly any TOC."""
+    if not pace_of(policy, link).far:
+        return near_bytes
+    return max(near_bytes, min(blob_bytes // _TAIL_SHARE, _MAX_TAIL))

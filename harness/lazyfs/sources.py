@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness.lazyfs.disk_cache import SparseFile
     from harness.lazyfs.policy import Policy
     from harness.lazyfs.units import Units
+    from harness.oci.link import Link
     from harness.oci.store import BlobStore
 
 
@@ -97,9 +98,11 @@ def open_layer(
         from harness.formats.estargz_footer import LONGEST_FOOTER_BYTES
         from harness.formats.estargz_reader import TAIL_BYTES, EstargzToc, read_toc_member
         from harness.lazyfs.chunk_units import ChunkUnits
+        from harness.lazyfs.pace import tail_of
         from harness.lazyfs.regions import RegionSource
 
-        tail_bytes = TAIL_BYTES
+        link: Link | None = getattr(store, "link", None)
+        tail_bytes = TAIL_BYTES if policy is None else tail_of(policy, link, size, TAIL_BYTES)
         if policy is not None and policy.region_bytes:
             source = RegionSource(source, size, policy.region_bytes, policy.region_step, regions)
             tail_bytes = LONGEST_FOOTER_BYTES

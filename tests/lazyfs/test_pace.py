@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.lazyfs.pace import Pace, around_of, pace_of
+from harness.lazyfs.pace import Pace, around_of, pace_of, tail_of
 from harness.lazyfs.policy import PRESETS, Policy
 from harness.oci.link import Link
 
@@ -76,3 +76,15 @@ def test_block_around_a_miss_shrinks_with_what_may_still_come() -> None:
 def test_no_block_stays_none() -> None:
     """A policy that fetches nothing around a miss does so however the allowance stands."""
     assert around_of(Pace(far=False, in_flight=1, merge_gap=0, around=0, least_around=0), 1 << 30) == 0
+
+
+def test_far_the_tail_holds_the_toc() -> None:
+    """One round instead of two, within limits; near, the footer comes with a small TOC only."""
+    policy, near = Policy(), 64 << 10
+    assert tail_of(policy, link(LAN_S), 1 << 30, near) == near
+    assert [tail_of(policy, link(FAR_S), size, near) for size in (1000, 128 << 20, 64 << 30)] == [
+        near,
+        1 << 20,
+        4 << 20,
+    ]
+    assert tail_of(PRESETS["estargz", "reference"], link(FAR_S), 128 << 20, near) == near
