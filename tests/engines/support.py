@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import hashlib
 import io
 import json
 import shutil
@@ -19,18 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from harness.engines.protocol import DeployRequest, Process
 from harness.oci.descriptor import (
-    DOCKER_CONFIG,
     DOCKER_INDEX,
     DOCKER_LAYER_GZIP,
-    DOCKER_MANIFEST,
-    OCI_CONFIG,
     OCI_INDEX,
     OCI_LAYER_GZIP,
-    OCI_MANIFEST,
     Descriptor,
+    digest_bytes,
 )
 from harness.oci.registry_client import RegistryClient
 from harness.oci.registry_push import RegistryDestination
+from tests.support.images import Layer, put_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -121,36 +118,18 @@ class TestRegistry:
         """Push an image of these tars; the layers' descriptors, lowest first."""
         destination = RegistryDestination(self.client())
         kind = layer_type or (DOCKER_LAYER_GZIP if docker else OCI_LAYER_GZIP)
-        blobs = [gzip.compress(layer, 6, mtime=0) if compress else layer for layer in layers]
-        descriptors = [Descriptor.of(blob, kind) for blob in blobs]
-        for descriptor, blob in zip(descriptors, blobs, strict=True):
-            destination.put_blob(descriptor, blob)
-        digests = diff_ids or [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]
-        document = {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": config or {"Entrypoint": ["/bin/probe"]},
-            "rootfs": {"type": "layers", "diff_ids": list(digests)},
-        }
-        config_bytes = json.dumps(document).encode()
-        config_descriptor = Descriptor.of(config_bytes, DOCKER_CONFIG if docker else OCI_CONFIG)
-        destination.put_blob(config_descriptor, config_bytes)
-        manifest_type = DOCKER_MANIFEST if docker else OCI_MANIFEST
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": manifest_type,
-            "config": config_descriptor.to_json(),
-            "layers": [descriptor.to_json() for descriptor in descriptors],
-        }
-        manifest_bytes = json.dumps(manifest).encode()
-        pushed = destination.put_manifest(manifest_bytes, manifest_type, "" if index else tag)
+        stored = [gzip.compress(layer, 6, mtime=0) if compress else layer for layer in layers]
+        digests = diff_ids or [digest_bytes(layer) for layer in layers]
+        described = [Layer(blob, kind, digest) for blob, digest in zip(stored, digests, strict=True)]
+        config = config or {"Entrypoint": ["/bin/probe"]}
+        pushed = put_image(destination, "" if index else tag, described, config=config, docker=docker)
         if index:
             entry = {**pushed.to_json(), "platform": {"os": "linux", "architecture": "amd64"}}
             kind = DOCKER_INDEX if docker else OCI_INDEX
             listing = {"schemaVersion": 2, "mediaType": kind, "manifests": [entry]}
             destination.put_manifest(json.dumps(listing).encode(), kind, tag)
         destination.close()
-        return descriptors
+        return [Descriptor.of(layer.blob, layer.media_type) for layer in described]
 
     def request(self, tag: str, *args: str, preset: str = "tuned", registry: str = "", **fields: Any) -> DeployRequest:
         """A deploy request for one of the images."""

@@ -23,7 +23,7 @@ from harness.oci.layout import LayoutStore
 from harness.oci.location import copy_image, open_destination, open_source
 from harness.oci.registry_server import RegistryServer
 from tests.formats.estargz_blobs import golden_tar
-from tests.formats.test_verify import golden_layers, put_image
+from tests.formats.test_verify import golden_layers, write_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def test_layers_of_every_kind_become_estargz(tmp_path: Path) -> None:
     """gzip, zstd, uncompressed, and Docker's media type; the new manifest and config fit together and verify."""
     tar = golden_tar("pax.tar")
     diff_id = digest_bytes(tar)
-    name = put_image(
+    name = write_image(
         tmp_path / "source",
         [
             (gzip.compress(tar, 1), DOCKER_LAYER_GZIP, diff_id, {}),
@@ -71,7 +71,7 @@ def test_layers_of_every_kind_become_estargz(tmp_path: Path) -> None:
 
 def test_converting_twice_gives_the_same_image_and_passes_estargz_layers_on(tmp_path: Path) -> None:
     """Deterministic from the source; a converted image converts to itself, its blobs untouched."""
-    name = put_image(tmp_path / "source", golden_layers())
+    name = write_image(tmp_path / "source", golden_layers())
     first = convert(name, tmp_path / "first")
     assert convert(name, tmp_path / "second").manifest == first.manifest
     again = convert(f"oci:{tmp_path / 'first'}", tmp_path / "third")
@@ -84,21 +84,21 @@ def test_a_layer_that_only_claims_to_be_estargz_is_converted(tmp_path: Path) -> 
     """An annotation without a footer, or with another TOC digest, is not believed."""
     blob, media_type, diff_id, _ = golden_layers()[0]
     liar = {TOC_DIGEST_ANNOTATION: "sha256:" + "0" * 64}
-    result = convert(put_image(tmp_path / "a", [(blob, media_type, diff_id, liar)]), tmp_path / "b")
+    result = convert(write_image(tmp_path / "a", [(blob, media_type, diff_id, liar)]), tmp_path / "b")
     assert result.layers[0].unchanged == ""
     assert result.layers[0].target.annotations[TOC_DIGEST_ANNOTATION] != liar[TOC_DIGEST_ANNOTATION]
 
 
 def test_prioritized_files_missing_everywhere_are_reported(tmp_path: Path) -> None:
     """A name one layer has is not missing."""
-    name = put_image(tmp_path / "source", golden_layers())
+    name = write_image(tmp_path / "source", golden_layers())
     options = EstargzOptions(prioritized=("usr/bin/prog", "no/such"))
     assert convert(name, tmp_path / "esgz", options).missing == ("no/such",)
 
 
 def test_prioritised_files_move_in_estargz_layers_too(tmp_path: Path) -> None:
     """An eStargz image converts again when something is to go first: the same layers as from the original."""
-    name = put_image(tmp_path / "source", golden_layers())
+    name = write_image(tmp_path / "source", golden_layers())
     options = EstargzOptions(prioritized=("usr/bin/prog",))
     convert(name, tmp_path / "plain")
     again = convert(f"oci:{tmp_path / 'plain'}", tmp_path / "again", options)
@@ -110,7 +110,7 @@ def test_prioritised_files_move_in_estargz_layers_too(tmp_path: Path) -> None:
 def test_a_source_that_is_not_what_it_promises_is_refused(tmp_path: Path) -> None:
     """A wrong diff ID is an error, and so is a chunk size that is no size; nothing stays in the scratch directory."""
     blob, media_type, _, notes = golden_layers()[0]
-    name = put_image(tmp_path / "a", [(blob, media_type, "sha256:" + "1" * 64, notes)])
+    name = write_image(tmp_path / "a", [(blob, media_type, "sha256:" + "1" * 64, notes)])
     with pytest.raises(DigestMismatch):
         convert(name, tmp_path / "b")
     with pytest.raises(UsageError):
@@ -121,7 +121,7 @@ def test_a_source_that_is_not_what_it_promises_is_refused(tmp_path: Path) -> Non
 def test_the_command_reports_layers_and_reads_the_priority_file(tmp_path: Path) -> None:
     """``--json`` has sizes and digests; a priority file with comments works, one with bad names is a usage error."""
     load_commands()
-    name = put_image(tmp_path / "source", golden_layers())
+    name = write_image(tmp_path / "source", golden_layers())
     names = tmp_path / "names"
     names.write_text("# needed first\n/usr/bin/prog\n\n")
     target = f"oci:{tmp_path / 'esgz'}:x"
@@ -141,7 +141,7 @@ def test_the_command_reports_layers_and_reads_the_priority_file(tmp_path: Path) 
 @pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 def test_skopeo_reads_what_we_write(tmp_path: Path) -> None:
     """Another implementation copies the converted layout, checking digests as it goes."""
-    convert(put_image(tmp_path / "source", golden_layers()), tmp_path / "esgz")
+    convert(write_image(tmp_path / "source", golden_layers()), tmp_path / "esgz")
     subprocess.run(
         ["skopeo", "copy", "--quiet", f"oci:{tmp_path / 'esgz'}:x", f"dir:{tmp_path / 'copy'}"], check=True, timeout=60
     )
@@ -151,7 +151,7 @@ def test_skopeo_reads_what_we_write(tmp_path: Path) -> None:
 def test_registries_and_archives_as_source_and_destination(tmp_path: Path) -> None:
     """From a registry to a registry and to an archive and back: the same image every time, and it verifies there."""
     load_commands()
-    expected = convert(put_image(tmp_path / "source", golden_layers()), tmp_path / "esgz").manifest.digest
+    expected = convert(write_image(tmp_path / "source", golden_layers()), tmp_path / "esgz").manifest.digest
     runner = CliRunner()
     with RegistryServer(storage=tmp_path / "storage") as registry:
         plain, lazy = (f"docker://{registry.host}/app:{tag}" for tag in ("plain", "esgz"))

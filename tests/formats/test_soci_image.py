@@ -19,21 +19,18 @@ from harness.formats import ztoc
 from harness.formats.soci_image import IndexedImage, Options, index_image
 from harness.formats.spans import ZtocByteSource
 from harness.oci.descriptor import (
-    DOCKER_CONFIG,
     DOCKER_LAYER_GZIP,
-    DOCKER_MANIFEST,
     OCI_CONFIG,
     OCI_INDEX,
     OCI_LAYER,
     OCI_LAYER_GZIP,
     OCI_LAYER_ZSTD,
     OCI_MANIFEST,
-    Descriptor,
-    go_json,
 )
 from harness.oci.layout import LayoutStore
 from harness.oci.location import copy_image, open_destination, open_source
 from tests.formats.ztocs import GOLDEN, gzipped, layer, small_tar
+from tests.support.images import Layer, put_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,23 +67,7 @@ def blobs(place: Path) -> set[str]:
 
 def make_image(place: Path, layers: list[tuple[bytes, str]], docker: bool = False) -> str:
     """An image of these layers (bytes, media type); its name."""
-    store = LayoutStore(place, create=True)
-    descriptors = []
-    for data, media_type in layers:
-        descriptors.append(Descriptor.of(data, media_type))
-        store.put_blob(descriptors[-1], data)
-    config = go_json({
-        "architecture": "amd64", "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + "0" * 64] * len(layers)},
-    })  # fmt: skip
-    config_descriptor = Descriptor.of(config, DOCKER_CONFIG if docker else OCI_CONFIG)
-    store.put_blob(config_descriptor, config)
-    media_type = DOCKER_MANIFEST if docker else OCI_MANIFEST
-    manifest = go_json({
-        "schemaVersion": 2, "mediaType": media_type, "config": config_descriptor.to_json(),
-        "layers": [descriptor.to_json() for descriptor in descriptors],
-    })  # fmt: skip
-    store.put_manifest(manifest, media_type, "t")
+    put_image(LayoutStore(place, create=True), "t", [Layer(*it) for it in layers], docker=docker)
     return f"oci:{place}:t"
 
 

@@ -36,6 +36,7 @@ from harness.oci.descriptor import (
 from harness.oci.layout import LayoutStore
 from harness.oci.location import open_source
 from tests.formats.estargz_blobs import GOLDEN, golden_tar, toc_document, write
+from tests.support.images import Layer, put_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,32 +45,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.files
 
 
-def put_image(
+def write_image(
     directory: Path, layers: list[tuple[bytes, str, str, dict[str, str]]], *, config_type: str = OCI_CONFIG
 ) -> str:
     """An OCI layout with an image of (blob, media type, diff ID, annotations) layers; returns its name."""
     store = LayoutStore(directory, "x", create=True)
-    descriptors = [Descriptor.of(blob, media_type, annotations=notes) for blob, media_type, _, notes in layers]
-    for (blob, _, _, _), descriptor in zip(layers, descriptors, strict=True):
-        store.put_blob(descriptor, blob)
-    config = go_json(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {"Cmd": ["/bin/<a>"]},
-            "rootfs": {"type": "layers", "diff_ids": [diff_id for _, _, diff_id, _ in layers]},
-        }
-    )
-    config_descriptor = Descriptor.of(config, config_type)
-    store.put_blob(config_descriptor, config)
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": config_descriptor.to_json(),
-        "layers": [descriptor.to_json() for descriptor in descriptors],
-        "annotations": {"kept": "yes"},
-    }
-    store.put_manifest(go_json(manifest), OCI_MANIFEST)
+    config, notes = {"Cmd": ["/bin/<a>"]}, {"kept": "yes"}
+    put_image(store, "", [Layer(*it) for it in layers], config=config, config_type=config_type, annotations=notes)
     return f"oci:{directory}:x"
 
 
@@ -92,7 +74,7 @@ def problems(name: str) -> list[str]:
 
 def converted(tmp_path: Path) -> Path:
     """The golden layers as an eStargz image with small chunks."""
-    with open_source(put_image(tmp_path / "source", golden_layers())) as source:
+    with open_source(write_image(tmp_path / "source", golden_layers())) as source:
         target = LayoutStore(tmp_path / "esgz", "x", create=True)
         convert_image(source, source.resolve(), target, EstargzOptions(chunk_size=65536), scratch=tmp_path)
     return tmp_path / "esgz"
@@ -100,7 +82,7 @@ def converted(tmp_path: Path) -> Path:
 
 def test_a_sound_image_holds_in_every_form(tmp_path: Path) -> None:
     """Plain, eStargz, and with a SOCI index of either version; every check is listed."""
-    plain = put_image(tmp_path / "source", golden_layers())
+    plain = write_image(tmp_path / "source", golden_layers())
     assert problems(plain) == []
     assert problems(f"oci:{converted(tmp_path)}") == []
     for version in (V1, V2):
@@ -116,7 +98,7 @@ def test_a_sound_image_holds_in_every_form(tmp_path: Path) -> None:
 
 def test_a_layer_that_changed_on_disk_fails_its_digest(tmp_path: Path) -> None:
     """The layer's digest check names it; nothing else of that layer is claimed to hold."""
-    name = put_image(tmp_path / "x", golden_layers())
+    name = write_image(tmp_path / "x", golden_layers())
     layer = digest_bytes(golden_layers()[1][0])
     path = tmp_path / "x" / "blobs" / "sha256" / layer.partition(":")[2]
     data = bytearray(path.read_bytes())
@@ -129,7 +111,7 @@ def test_a_layer_that_changed_on_disk_fails_its_digest(tmp_path: Path) -> None:
 def test_a_wrong_diff_id_and_a_missing_layer_are_named(tmp_path: Path) -> None:
     """The config promises another tar; a layer's blob is cut."""
     blob, media_type, _, notes = golden_layers()[0]
-    name = put_image(tmp_path / "x", [(blob, media_type, "sha256:" + "1" * 64, notes)])
+    name = write_image(tmp_path / "x", [(blob, media_type, "sha256:" + "1" * 64, notes)])
     (problem,) = problems(name)
     assert "diff ID" in problem
     path = tmp_path / "x" / "blobs" / "sha256" / digest_bytes(blob).partition(":")[2]
@@ -183,7 +165,7 @@ def test_a_toc_that_says_something_else_than_the_tar_is_found(
     tmp_path: Path, message: str, edit: Callable[[list[TocEntry]], Any]
 ) -> None:
     """All digests fit; only the comparison with a full unpack can tell."""
-    found = problems(put_image(tmp_path / "x", [rewritten(edit)]))
+    found = problems(write_image(tmp_path / "x", [rewritten(edit)]))
     assert found
     assert message in found[0]
     assert "eStargz" in found[0]
@@ -191,18 +173,18 @@ def test_a_toc_that_says_something_else_than_the_tar_is_found(
 
 def test_another_toc_than_promised_or_another_size_is_found(tmp_path: Path) -> None:
     """The annotation names another TOC digest; the uncompressed-size annotation is wrong."""
-    (problem,) = problems(put_image(tmp_path / "a", [rewritten(lambda es: es.pop(), promise=False)]))
+    (problem,) = problems(write_image(tmp_path / "a", [rewritten(lambda es: es.pop(), promise=False)]))
     assert "eStargz TOC: digest" in problem
     blob, media_type, diff_id, notes = rewritten(lambda _: None)
     wrong = {**notes, "io.containers.estargz.uncompressed-size": "5"}
-    (problem,) = problems(put_image(tmp_path / "b", [(blob, media_type, diff_id, wrong)]))
+    (problem,) = problems(write_image(tmp_path / "b", [(blob, media_type, diff_id, wrong)]))
     assert "says 5" in problem
 
 
 def test_a_footer_without_annotation_is_checked_too(tmp_path: Path) -> None:
     """A blob that ends in an eStargz footer is one, whether its descriptor says so or not."""
     blob, media_type, diff_id, _ = rewritten(lambda es: setattr(entry(es, "data/s1"), "uid", 7))
-    (problem,) = problems(put_image(tmp_path / "x", [(blob, media_type, diff_id, {})]))
+    (problem,) = problems(write_image(tmp_path / "x", [(blob, media_type, diff_id, {})]))
     assert "uid is" in problem
 
 
@@ -210,10 +192,10 @@ def test_the_command_lists_the_checks_and_ends_in_5_when_one_fails(tmp_path: Pat
     """One line per check; the error is one line with the first problem; --json has them all."""
     load_commands()
     runner = CliRunner()
-    good = runner.invoke(app, ["verify", put_image(tmp_path / "a", golden_layers())])
+    good = runner.invoke(app, ["verify", write_image(tmp_path / "a", golden_layers())])
     assert good.exit_code == 0
     assert good.stdout.count("ok") >= 5
-    name = put_image(tmp_path / "b", [rewritten(lambda es: setattr(entry(es, "data/s1"), "uid", 7))])
+    name = write_image(tmp_path / "b", [rewritten(lambda es: setattr(entry(es, "data/s1"), "uid", 7))])
     bad = runner.invoke(app, ["verify", name, "--json"])
     assert isinstance(bad.exception, ContentError)
     assert bad.exception.exit_code == 5
@@ -228,7 +210,7 @@ def test_a_sparse_file_is_compared_in_full(tmp_path: Path) -> None:
     from tests.formats.test_estargz_writer import sparse_tar
 
     tar = sparse_tar(pax=True)
-    name = put_image(tmp_path / "source", [(tar, OCI_LAYER, digest_bytes(tar), {})])
+    name = write_image(tmp_path / "source", [(tar, OCI_LAYER, digest_bytes(tar), {})])
     with open_source(name) as source:
         target = LayoutStore(tmp_path / "esgz", "x", create=True)
         convert_image(source, source.resolve(), target, EstargzOptions(), scratch=tmp_path)
@@ -242,7 +224,7 @@ def read_json(path: Path) -> Any:
 
 def test_every_blob_of_an_index_counts(tmp_path: Path) -> None:
     """A changed configuration, prefetch list or manifest of an index is found, whichever index it is."""
-    plain = put_image(tmp_path / "source", golden_layers())
+    plain = write_image(tmp_path / "source", golden_layers())
     with open_source(plain) as source:
         options = Options(V2, 65536, 0, prefetch_files=("data/s513",))
         index_image(source, LayoutStore(tmp_path / "soci", "x", create=True), options)
@@ -270,7 +252,7 @@ def test_every_blob_of_an_index_counts(tmp_path: Path) -> None:
 
 def test_a_prefetch_list_of_other_spans_is_found(tmp_path: Path) -> None:
     """Spans that the layer does not have are named, though every digest holds."""
-    with open_source(put_image(tmp_path / "source", golden_layers())) as source:
+    with open_source(write_image(tmp_path / "source", golden_layers())) as source:
         store = LayoutStore(tmp_path / "soci", "x", create=True)
         result = index_image(source, store, Options(V1, 65536, 0, prefetch_files=("data/s513",)))
     index = parse_index(store.manifest(result.index.digest)[0])
@@ -291,9 +273,9 @@ def test_zstd_chunked_holds_like_estargz(tmp_path: Path) -> None:
     vector = next(v for v in read_json(GOLDEN / "made" / "vectors.json")["estargz"] if "zstd" in v["Kind"])
     blob, notes = (GOLDEN / "made" / vector["Blob"]).read_bytes(), {TOC_DIGEST_ANNOTATION: vector["TOCDigest"]}
     layer = (blob, "application/vnd.oci.image.layer.v1.tar+zstd", vector["DiffID"], notes)
-    with open_source(put_image(tmp_path / "sound", [layer])) as source:
+    with open_source(write_image(tmp_path / "sound", [layer])) as source:
         checks = verify_image(source, source.resolve()).checks
     assert [check.holds for check in checks] == [True] * 4
     lie = {TOC_DIGEST_ANNOTATION: "sha256:" + "5" * 64}
-    (problem,) = problems(put_image(tmp_path / "lie", [(*layer[:3], lie)]))
+    (problem,) = problems(write_image(tmp_path / "lie", [(*layer[:3], lie)]))
     assert "TOC" in problem

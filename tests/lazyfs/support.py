@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import json
 import os
 import tarfile
 from contextlib import contextmanager
@@ -23,10 +22,11 @@ from harness.lazyfs.control import DaemonClient, spawn
 from harness.lazyfs.mounts import mount_erofs
 from harness.lazyfs.mounts import unmount as detach
 from harness.lazyfs.plan import plan_blob, plan_layers
-from harness.oci.descriptor import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor
+from harness.oci.descriptor import OCI_LAYER_GZIP, digest_bytes
 from harness.oci.layout import LayoutStore
 from harness.oci.store import ImageSource
 from tests.oci.fault_server import Answer, FaultServer, Request, serve_range
+from tests.support.images import Layer, put_image
 
 if TYPE_CHECKING:
     import subprocess
@@ -91,21 +91,8 @@ def write_image(
     """An OCI layout with one image of these layers; ``blobs`` are their compressed forms (gzip by default)."""
     layout = LayoutStore(directory, "image", create=True)
     blobs = blobs or [gzip.compress(tar, 6, mtime=0) for tar in tars]
-    layers = [Descriptor.of(blob, media_type) for blob in blobs]
-    for descriptor, blob in zip(layers, blobs, strict=True):
-        layout.put_blob(descriptor, blob)
-    diff_ids = [f"sha256:{hashlib.sha256(tar).hexdigest()}" for tar in tars]
-    config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}
-    config_bytes = json.dumps(config).encode()
-    config_descriptor = Descriptor.of(config_bytes, OCI_CONFIG)
-    layout.put_blob(config_descriptor, config_bytes)
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": config_descriptor.to_json(),
-        "layers": [layer.to_json() for layer in layers],
-    }
-    layout.put_manifest(json.dumps(manifest).encode(), OCI_MANIFEST, "image")
+    layers = [Layer(blob, media_type, digest_bytes(tar)) for blob, tar in zip(blobs, tars, strict=True)]
+    put_image(layout, "image", layers)
     return ImageSource(LayoutStore(directory, "image"))
 
 

@@ -13,7 +13,7 @@ from harness.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform
 from harness.oci.layout import LayoutStore
 from harness.oci.location import copy_image, open_destination, open_source
 from harness.oci.store import ImageSource
-from tests.oci.samples import artefact, put_image, sample_layout
+from tests.oci.samples import artefact, put_files, sample_layout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,14 +41,14 @@ def test_resolve_and_read(tmp_path: Path) -> None:
 def test_tags(tmp_path: Path) -> None:
     """Several images are told apart by tag; a wrong or missing one lists those there are."""
     store = sample_layout(tmp_path / "l")
-    other = put_image(store, "two", [{"a": b"b"}])
+    other = put_files(store, "two", [{"a": b"b"}])
     assert open_source(f"oci:{tmp_path}/l:two").resolve().descriptor.digest == other.digest
     assert open_source(f"oci:{tmp_path}/l:@{other.digest}").resolve().descriptor.digest == other.digest
     with pytest.raises(UsageError, match="append :TAG with one of one, two"):
         open_source(f"oci:{tmp_path}/l").resolve()
     with pytest.raises(ImageNotFound, match="names there: one, two"):
         open_source(f"oci:{tmp_path}/l:three").resolve()
-    replaced = put_image(store, "two", [{"a": b"c"}])
+    replaced = put_files(store, "two", [{"a": b"c"}])
     assert [e.digest for e in store.entries() if e.annotations].count(replaced.digest) == 1
     assert len(store.entries()) == 2
 
@@ -102,8 +102,8 @@ def test_digests_cannot_leave_the_layout(tmp_path: Path) -> None:
 def test_index_of_platforms(tmp_path: Path) -> None:
     """An index resolves to this host's image and is copied with all it holds."""
     store = LayoutStore(tmp_path / "l", create=True)
-    here = put_image(store, "x", [{"a": b"here"}])
-    there = put_image(store, "y", [{"a": b"there"}])
+    here = put_files(store, "x", [{"a": b"here"}])
+    there = put_files(store, "y", [{"a": b"there"}])
     entries = [
         Descriptor(OCI_MANIFEST, there.digest, there.size, platform=Platform("linux", "s390x")).to_json(),
         Descriptor(OCI_MANIFEST, here.digest, here.size, platform=Platform.of_host()).to_json(),

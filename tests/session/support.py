@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from typing import TYPE_CHECKING
 
-from harness.oci.descriptor import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, digest_bytes
+from harness.oci.descriptor import OCI_LAYER_GZIP
 from harness.oci.layout import LayoutStore
 from tests.engines.support import base_layer
+from tests.support.images import Layer, put_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,30 +31,9 @@ readiness = {readiness}
 
 def write_layout(directory: Path, layers: Sequence[bytes] = (), media_type: str = "") -> str:
     """An image of these tars, else of one with one static program; its name as ``image.layout`` takes it."""
-    layers = layers or [base_layer()]
     store = LayoutStore(directory, "latest", create=True)
-    described = []
-    for layer in layers:
-        blob = gzip.compress(layer, 6, mtime=0)
-        described.append(Descriptor.of(blob, media_type or OCI_LAYER_GZIP))
-        store.put_blob(described[-1], blob)
-    config = json.dumps(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {"Entrypoint": ["/bin/probe"]},
-            "rootfs": {"type": "layers", "diff_ids": [digest_bytes(layer) for layer in layers]},
-        }
-    ).encode()
-    configured = Descriptor.of(config, OCI_CONFIG)
-    store.put_blob(configured, config)
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": configured.to_json(),
-        "layers": [descriptor.to_json() for descriptor in described],
-    }
-    store.put_manifest(json.dumps(manifest).encode(), OCI_MANIFEST, "latest")
+    stored = [Layer.of_tar(layer, media_type or OCI_LAYER_GZIP) for layer in layers or [base_layer()]]
+    put_image(store, "latest", stored, config={"Entrypoint": ["/bin/probe"]})
     return f"{directory}:latest"
 
 
