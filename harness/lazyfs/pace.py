@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from harness.lazyfs.policy import Policy
     from harness.oci.link import Link
 
-NEAR_S = 0.01
-"""Below this latency the policy's numbers hold as they are."""
 _SECONDS_PER_REQUEST = 0.01
 """One more request in flight for each of these of latency."""
 _DEFAULT_RATE = 10e6
@@ -47,9 +45,9 @@ class Pace:
 
 def pace_of(policy: Policy, link: Link | None) -> Pace:
     """The policy's numbers, or wider ones where ``policy.adaptive`` and ``link`` says that the registry is far."""
-    latency_s = link.latency_s if link is not None and policy.adaptive else 0.0
-    if link is None or latency_s < NEAR_S:
+    if link is None or not policy.adaptive or not link.far:
         return Pace(False, policy.prefetch_in_flight, policy.merge_gap, policy.block_bytes, policy.block_bytes)
+    latency_s = link.latency_s
     wanted = math.ceil(latency_s / _SECONDS_PER_REQUEST)
     in_flight = max(policy.prefetch_in_flight, min(wanted, policy.far_in_flight))
     free = int(latency_s * link.rate(_DEFAULT_RATE))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+FAR_S = 0.01
+"""From this latency on a round trip is dearer than what it takes to save one."""
 _KEPT = 32
 """Requests that count: enough for a floor among them, few enough to forget a way that has changed."""
 _FEWEST = 2
@@ -41,6 +43,11 @@ class Link:
         """Seconds from a request to the first byte of its answer, connection made; 0.0 while too few were seen."""
         known = list(self._first_bytes)
         return max(0.0, min(known)) if len(known) >= _FEWEST else 0.0
+
+    @property
+    def far(self) -> bool:
+        """Whether requests are dear: ``latency_s`` is known and at least ``FAR_S``."""
+        return self.latency_s >= FAR_S
 
     def rate(self, default_bytes_s: float) -> float:
         """Bytes per second of one connection; ``default_bytes_s`` while no answer was long enough to tell."""

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.errors import AuthError, ContentError, DigestMismatch, FormatError, ImageNotFound, RegistryError
+from harness.oci.aside import Aside
 from harness.oci.curl_pool import ERROR_BODY_BYTES, CurlPool, Response, Timeouts, TransferError
 from harness.oci.descriptor import (
     DOCKER_INDEX,
@@ -234,9 +235,15 @@ class RegistryClient:
         return None
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
-        """From the referrers API where the registry has it, else from the fallback tag (distribution spec 1.1)."""
+        """From the referrers API where the registry has it, else from the fallback tag (distribution spec 1.1).
+
+        Far from a registry of which it is not known which of the two it has, both are asked at once.
+        """
         entries: list[Descriptor] = []
         response = None
+        fallback = None
+        if self._referrers_api is None and self.link.far:
+            fallback = Aside(lambda: self._fallback_referrers(digest))
         if self._referrers_api is not False:
             query = f"?artifactType={urllib.parse.quote(artifact_type, safe='')}" if artifact_type else ""
             response = self.get(f"{self._root}/referrers/{digest}{query}", limit=MAX_MANIFEST_BYTES)
@@ -257,12 +264,15 @@ class RegistryClient:
             url = urllib.parse.urljoin(self._base, more[1])
             response = self.get(url, limit=MAX_MANIFEST_BYTES)
         if not self._referrers_api:
-            try:
-                data, _ = self.manifest(referrers_tag(digest))
-            except ImageNotFound:
-                return []
-            entries = self._index_entries(data)
+            entries = self._fallback_referrers(digest) if fallback is None else fallback.result()
         return [entry for entry in entries if artifact_type in {None, entry.artifact_type}]
+
+    def _fallback_referrers(self, digest: str) -> list[Descriptor]:
+        try:
+            data, _ = self.manifest(referrers_tag(digest))
+        except ImageNotFound:
+            return []
+        return self._index_entries(data)
 
     def _index_entries(self, data: bytes) -> list[Descriptor]:
         where = f"{self.where}: referrers"

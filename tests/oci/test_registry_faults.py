@@ -6,6 +6,7 @@ import random
 import shutil
 import ssl
 import subprocess
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pycurl
@@ -21,7 +22,15 @@ from harness.errors import (
     UnsupportedMediaType,
 )
 from harness.oci.curl_pool import TransferError
-from harness.oci.descriptor import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, digest_bytes, go_json
+from harness.oci.descriptor import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER_GZIP,
+    OCI_MANIFEST,
+    Descriptor,
+    digest_bytes,
+    go_json,
+)
 from harness.oci.registry_auth import Credentials
 from harness.oci.registry_client import RegistryClient, Retries
 from harness.oci.store import Blob, ImageSource, RangeIgnored
@@ -426,3 +435,36 @@ def test_a_connection_lost_under_a_body_is_tried_again() -> None:
     """libcurl cannot rewind what it was given to send; the client opens the body anew."""
     assert TransferError(pycurl.E_SEND_FAIL_REWIND, "necessary data rewind was not possible").may_pass
     assert not TransferError(pycurl.E_PEER_FAILED_VERIFICATION, "certificate").may_pass
+
+
+@pytest.mark.parametrize("has_api", [True, False])
+@pytest.mark.parametrize("far", [True, False])
+def test_far_both_ways_to_the_referrers_are_asked_at_once(has_api: bool, far: bool) -> None:
+    """The same answer either way; far it takes one round, whichever of the two the registry has."""
+    made = Descriptor(OCI_MANIFEST, DIGEST, 7, artifact_type="application/x-test")
+    index = go_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [made.to_json()]})
+    together = threading.Barrier(2)
+
+    def handle(request: Request) -> Answer:
+        if far:
+            together.wait(10)
+        if ("/referrers/" in request.path) == has_api:
+            return Answer(200, index, {"Content-Type": OCI_INDEX})
+        return Answer(404)
+
+    with FaultServer(handle) as server:
+        made_client = client(server)
+        made_client.link.hint(0.2 if far else 0.001)
+        assert [entry.digest for entry in made_client.referrers(DIGEST, "application/x-test")] == [DIGEST]
+        assert len(server.requests) == (1 if has_api and not far else 2)
+        made_client.close()
+
+
+def test_far_errors_of_the_fallback_tag_come_through() -> None:
+    """What went wrong beside the caller is raised to it."""
+    answers = {True: Answer(404), False: Answer(403)}
+    with FaultServer(lambda request: answers["/referrers/" in request.path]) as server:
+        made_client = client(server)
+        made_client.link.hint(0.2)
+        with pytest.raises(AuthError):
+            made_client.referrers(DIGEST)
