@@ -9,20 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.errors import FormatError, UnsafePath
+from harness.formats.odd_names import any_odd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_NAME_BYTES = 4096
 """PATH_MAX of Linux; a longer name could not be opened."""
-
-_ODD = {
-    "//": ("//",),
-    "\0/": ("\0/",),
-    "/.": ("/./", "/../", "/.\0", "/..\0"),
-    "\0.": ("\0./", "\0../", "\0.\0", "\0..\0"),
-}
-"""Substrings of the NUL-joined names that say some name needs more than its trailing slash cut, by what they share."""
 
 
 def clean_names(names: Sequence[str]) -> list[bytes]:
@@ -37,11 +30,10 @@ def clean_names(names: Sequence[str]) -> list[bytes]:
     if joined.count("\0") != len(names) + 1:
         raise FormatError("eStargz TOC", "an entry's name holds a NUL byte")
     # Builders that archive "." write every name as "./name": common enough to be worth one pass in C.
-    joined = joined.replace("\0./", "\0")
-    if any(shared in joined and any(odd in joined for odd in odds) for shared, odds in _ODD.items()):
-        cleaned = [clean_name(name) for name in names]
-    else:
-        cleaned = _encode(joined).replace(b"/\0", b"\0")[1:-1].split(b"\0")
+    encoded = _encode(joined).replace(b"\0./", b"\0")
+    slashed = b"\0/\0" in encoded  # a name that is "/" is not the root's; without its slash it would be
+    encoded = encoded.replace(b"/\0", b"\0")
+    cleaned = [clean_name(name) for name in names] if slashed or any_odd(encoded) else encoded[1:-1].split(b"\0")
     if len(max(cleaned, key=len)) > MAX_NAME_BYTES:
         raise FormatError("eStargz TOC", f"an entry's name is longer than {MAX_NAME_BYTES} bytes")
     return cleaned

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.errors import FormatError
+from harness.formats.odd_names import any_odd
 from harness.formats.table import Kind, LayerTable
 from harness.formats.tar_fields import clean_name, clean_target
 
@@ -39,7 +40,6 @@ _KINDS = {
 _XATTR = b"SCHILY.xattr."
 _SPARSE = b"GNU.spar"
 _TIME = re.compile(rb"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:Z|([+-])(\d\d):(\d\d))\Z")
-_ODD = (b"//", b"/./", b"/../", b"/.\0", b"/..\0", b"\0./", b"\0../", b"\0.\0", b"\0..\0", b"\0/", b"/\0")
 
 if TYPE_CHECKING:
     Ints = npt.NDArray[np.int64]
@@ -134,7 +134,7 @@ def _names(columns: _Columns, starts: Ints, sizes: Ints) -> list[bytes]:
     sizes[ending] -= 1
     names = _slices(columns, starts, sizes)
     joined = b"\0" + b"\0".join(names) + b"\0"
-    if joined.count(b"\0") != len(names) + 1 or any(odd in joined for odd in _ODD):
+    if joined.count(b"\0") != len(names) + 1 or any_odd(joined):
         return [clean_name(name, _WHERE) for name in _slices(columns, raw_starts, raw_sizes)]
     return names
 
@@ -182,13 +182,11 @@ def parse_time(text: bytes) -> tuple[int, int]:
 
 
 def _times(columns: _Columns, starts: Ints, sizes: Ints) -> tuple[Ints, npt.NDArray[np.uint32]]:
-    known: dict[bytes, tuple[int, int]] = {}
     texts = _slices(columns, starts, np.minimum(sizes, 64))
-    for text in set(texts):
-        known[text] = parse_time(text)
-    pairs = [known[text] for text in texts]
-    both = np.array(pairs, np.int64).reshape(-1, 2)
-    return both[:, 0], both[:, 1].astype(np.uint32)
+    known = {text: number for number, text in enumerate(set(texts))}  # few, as most entries share their time
+    both = np.array([parse_time(text) for text in known], np.int64).reshape(-1, 2)
+    which = np.fromiter(map(known.__getitem__, texts), np.intp, len(texts))
+    return both[:, 0][which], both[:, 1].astype(np.uint32)[which]
 
 
 def _xattrs(columns: _Columns, starts: Ints, counts: Ints) -> dict[int, dict[bytes, bytes]]:
@@ -239,8 +237,9 @@ def table_of(ztoc: Ztoc) -> LayerTable:
     if len(linked) and int(link_sizes[linked].max()) > MAX_NAME_BYTES:
         raise FormatError(_WHERE, f"a link target is longer than {MAX_NAME_BYTES} bytes")
     targets = _slices(columns, link_starts[linked], link_sizes[linked])
-    for index, target in zip(linked.tolist(), targets, strict=True):
-        links[index] = clean_target(target, _WHERE) if kinds[index] == Kind.HARDLINK else target
+    hard = (kinds[linked] == Kind.HARDLINK).tolist()
+    for index, target, is_hard in zip(linked.tolist(), targets, hard, strict=True):
+        links[index] = clean_target(target, _WHERE) if is_hard else target
     devices = np.flatnonzero((kinds == Kind.CHAR) | (kinds == Kind.BLOCK))
     rdevs: dict[int, tuple[int, int]] = {}
     if len(devices):
