@@ -30,6 +30,8 @@ _WINDOW_UNITS = 48
 _LEAD_BYTES = 1 << 20
 _LEAD_GROUP_BYTES = 256 << 10
 """Far from the registry: how much is fetched in small requests, and how small they are."""
+_WIDEST_GAP = 256 << 10
+"""Far from the registry: gaps up to here are fetched along where that saves a second round of requests."""
 _GIVE_UP_AFTER = 5
 """Failed background requests in a row after which the registry is taken to be gone; reads still try."""
 
@@ -55,8 +57,9 @@ async def prefetch(store: Store, extents: Iterable[Extent]) -> int:
         for unit in units_of(store.layers[number], begin, end):
             ordered.setdefault((number, unit))
     pace = store.pace()
+    gap = max(pace.merge_gap, _WIDEST_GAP) if pace.far else pace.merge_gap
     groups = deque(far_groups(store, list(ordered), pace) if pace.far else near_groups(store, list(ordered)))
-    await _in_parallel(pace.in_flight, groups, partial(_prefetch_one, store, pace.merge_gap))
+    await _in_parallel(pace.in_flight, groups, partial(_prefetch_one, store, gap))
     return len(ordered)
 
 
@@ -73,22 +76,29 @@ def near_groups(store: Store, wanted: Sequence[Key]) -> list[tuple[Layer, list[i
 def far_groups(store: Store, wanted: Sequence[Key], pace: Pace) -> list[tuple[Layer, list[int]]]:
     """The same where requests are dear: all units but the first are merged, whenever they are wanted.
 
-    The first come in small requests, so that the start has something to go on with while the others arrive. Requests
-    are as large as makes one for each that may be in flight, and the one that is wanted first goes first.
+    The first come in small requests, so that the start has something to go on with while the others arrive. The rest is
+    shared out so that all may be in flight at once, in requests that grow and reach over wider gaps until it does, or
+    until they are as large as they may be. The request that is wanted first goes first.
     """
     sizes = [store.layers[number].units.extent(unit)[1] for number, unit in wanted]
     lead, lead_bytes = 0, 0
-    while lead < len(wanted) and lead_bytes < _LEAD_BYTES:
+    while lead < min(len(wanted), pace.in_flight // 2) and lead_bytes < _LEAD_BYTES:
         lead_bytes += sizes[lead]
         lead += 1
-    most = max(_LEAD_GROUP_BYTES, min(store.policy.merge_bytes, (sum(sizes) - lead_bytes) // pace.in_flight))
     first_wanted = {key: position for position, key in enumerate(wanted)}
-    groups = []
-    for keys, limit in ((wanted[:lead], _LEAD_GROUP_BYTES), (wanted[lead:], most)):
-        merged = _merged(store, keys, pace.merge_gap, limit)
-        merged.sort(key=lambda group: min(first_wanted[group[0].index, unit] for unit in group[1]))
-        groups += merged
-    return groups
+
+    def position(group: tuple[Layer, list[int]]) -> int:
+        return min(first_wanted[group[0].index, unit] for unit in group[1])
+
+    first = _merged(store, wanted[:lead], pace.merge_gap, _LEAD_GROUP_BYTES)
+    slots = max(1, pace.in_flight - len(first))
+    largest, widest = store.policy.merge_bytes, max(pace.merge_gap, _WIDEST_GAP)
+    most, gap = max(_LEAD_GROUP_BYTES, min(largest, (sum(sizes) - lead_bytes) // slots)), pace.merge_gap
+    rest = _merged(store, wanted[lead:], gap, most)
+    while len(rest) > slots and (most < largest or gap < widest):
+        most, gap = min(2 * most, largest), min(2 * gap, widest)
+        rest = _merged(store, wanted[lead:], gap, most)
+    return sorted(first, key=position) + sorted(rest, key=position)
 
 
 def _merged(store: Store, keys: Sequence[Key], gap: int, most: int) -> list[tuple[Layer, list[int]]]:
