@@ -12,7 +12,7 @@ import zstandard
 from harness.formats.erofs_spans import GZIP, PLAIN, WHOLE, LayerSpans, pack_window
 from harness.formats.erofs_table import TarTable
 from harness.formats.gzip_index import index_gzip
-from harness.formats.layer_stream import decompressed
+from harness.formats.inflate import inflate
 from harness.formats.piece_digests import PieceDigests
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _whole(
             stored += len(piece)
             yield piece
 
-    for piece in decompressed(counted(), compression, where):
+    for piece in inflate(compression, counted(), where):
         table.feed(piece)
         size += len(piece)
     one = np.zeros(1 if size else 0, dtype=np.int64)

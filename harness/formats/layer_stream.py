@@ -1,7 +1,4 @@
-"""A layer's stored bytes in, its tar out: streamed, in bounded pieces, and spooled to a file with its entries.
-
-Inflation is igzip's (ISA-L), which releases the interpreter lock and checks each member's CRC.
-"""
+"""A layer's stored bytes in, its tar out, spooled to a file with its entries."""
 
 from __future__ import annotations
 
@@ -10,87 +7,16 @@ import hashlib
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING
 
-import zstandard
-from isal import igzip_lib
-
-from harness.errors import DiskFull, FormatError, UnsupportedMediaType
-from harness.formats.estargz_toc import INFLATE_ERROR
+from harness.errors import DiskFull
+from harness.formats.inflate import inflate
 from harness.formats.tar import BLOCK, TarEntry, TarScanner
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
-
-PIECE_BYTES = 1 << 20
-"""Most decompressed bytes held at a time: a bomb costs disk or time, never memory."""
-MAX_ZSTD_WINDOW_BYTES = 128 << 20
-
-
-def decompressed(pieces: Iterable[bytes], compression: str, where: str) -> Iterator[bytes]:
-    """The layer's tar in pieces of at most PIECE_BYTES (as they come for ``none``).
-
-    ``compression`` is ``none``, ``gzip`` (one member or many, zero padding between them) or ``zstd``. Raises
-    FormatError for a damaged or cut stream.
-    """
-    if compression == "none":
-        return iter(pieces)
-    if compression == "gzip":
-        return _gunzipped(pieces, where)
-    if compression == "zstd":
-        return _unzstd(pieces, where)
-    raise UnsupportedMediaType(f"{where}: compression {compression!r} is not supported")
-
-
-def _gunzipped(pieces: Iterable[bytes], where: str) -> Iterator[bytes]:
-    member = None
-    for piece in pieces:
-        data = piece
-        while True:
-            if member is None:
-                data = data.lstrip(b"\0")
-                if not data:
-                    break
-                member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-            try:
-                out = member.decompress(data, PIECE_BYTES)
-            except (INFLATE_ERROR, ValueError) as error:
-                raise FormatError(where, f"damaged gzip stream ({error})") from error
-            if out:
-                yield out
-            data = b""
-            if member.eof:
-                data, member = member.unused_data, None
-            elif member.needs_input:
-                break
-    if member is not None:
-        raise FormatError(where, "the gzip stream ends early")
-
-
-class _Pieces:
-    """The file-like face of an iterator of bytes; short reads are fine with its reader."""
-
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._pieces = iter(pieces)
-        self._rest = b""
-
-    def read(self, size: int) -> bytes:
-        data = self._rest or next(self._pieces, b"")
-        self._rest = data[size:]
-        return data[:size]
-
-
-def _unzstd(pieces: Iterable[bytes], where: str) -> Iterator[bytes]:
-    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES)
-    source = cast("IO[bytes]", _Pieces(pieces))
-    try:
-        with decompressor.stream_reader(source, read_across_frames=True) as reader:
-            while out := reader.read(PIECE_BYTES):
-                yield out
-    except zstandard.ZstdError as error:
-        raise FormatError(where, f"damaged zstd stream ({error})") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +66,7 @@ def spool(
     file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - handed to the caller
     try:
         with room_for(where, directory):
-            for piece in decompressed(counted(), compression, where):
+            for piece in inflate(compression, counted(), where):
                 digest.update(piece)
                 size += len(piece)
                 _write(file, piece)

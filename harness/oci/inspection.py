@@ -77,7 +77,7 @@ def _read_layer(
     import hashlib
 
     from harness.errors import DigestMismatch
-    from harness.formats.layer_stream import decompressed
+    from harness.formats.inflate import inflate
     from harness.formats.tar import TarScanner
 
     done = 0
@@ -93,7 +93,7 @@ def _read_layer(
     scanner = TarScanner()
     plain = hashlib.sha256()
     size = entries = files = 0
-    for piece in decompressed(pieces(), layer.compression or "none", f"{source.where}: layer {layer.digest}"):
+    for piece in inflate(layer.compression or "none", pieces(), f"{source.where}: layer {layer.digest}"):
         plain.update(piece)
         size += len(piece)
         for entry in scanner.feed(piece):

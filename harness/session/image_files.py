@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from harness.formats.erofs_merge import MergedTree, merge_layers
 from harness.formats.erofs_table import TarTable
-from harness.formats.layer_stream import decompressed
+from harness.formats.inflate import inflate
 from harness.formats.table import Kind
 from harness.probes.selection import ImageFile
 
@@ -62,7 +62,7 @@ def list_files(
         table = TarTable()
         size = 0
         pieces = _counted(source.open_blob(layer).stream(), progress)
-        for piece in decompressed(pieces, layer.compression or "none", f"layer {number} of {source.where}"):
+        for piece in inflate(layer.compression or "none", pieces, f"layer {number} of {source.where}"):
             size += len(piece)
             table.feed(piece)
         tables.append(table.finish(size))

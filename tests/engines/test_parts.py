@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from harness.engines.embedded.agent import failed, translate
 from harness.engines.embedded.bundle import DEFAULT_PATH, process_of
 from harness.engines.embedded.control import Control
-from harness.engines.embedded.inflate import MAX_PIECE, inflate
 from harness.engines.embedded.modes import MODES, load, parts_of
 from harness.engines.embedded.pipe import BytePipe
 from harness.engines.embedded.registry import connect
@@ -33,6 +32,7 @@ from harness.errors import (
     UsageError,
     from_kind,
 )
+from harness.formats.inflate import MAX_PIECE, inflate
 from harness.oci.store import RangeIgnored
 
 if TYPE_CHECKING:

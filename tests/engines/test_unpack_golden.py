@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from harness.engines.embedded.inflate import inflate
 from harness.engines.embedded.unpack import LayerUnpacker
+from harness.formats.inflate import inflate
 from tests.engines.test_unpack import snapshot
 
 pytestmark = pytest.mark.root

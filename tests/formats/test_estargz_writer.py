@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from harness.errors import DiskFull, FormatError, UnsafePath
 from harness.formats.estargz_toc import decode_toc, encode_toc
 from harness.formats.estargz_writer import EstargzOptions
-from harness.formats.layer_stream import decompressed, room_for, spool
+from harness.formats.inflate import inflate
+from harness.formats.layer_stream import room_for, spool
 from harness.formats.table import Kind
 from tests.formats.estargz_blobs import files, golden_tar, metadata, read, toc_document, toc_entries, write
 from tests.formats.test_estargz_golden import tar_contents
@@ -260,12 +261,12 @@ def test_layers_of_every_compression_give_the_same_tar(compression: str) -> None
     else:
         stored = tar
     small = [stored[i : i + 7001] for i in range(0, len(stored), 7001)]
-    assert b"".join(decompressed(small, compression, "x")) == tar
+    assert b"".join(inflate(compression, small, "x")) == tar
     if compression == "gzip":
         with pytest.raises(FormatError, match="ends early"):
-            list(decompressed([stored[:5000]], compression, "x"))
+            list(inflate(compression, [stored[:5000]], "x"))
         with pytest.raises(FormatError, match="damaged"):
-            list(decompressed([b"\x1f\x8b" + bytes(20)], compression, "x"))
+            list(inflate(compression, [b"\x1f\x8b" + bytes(20)], "x"))
 
 
 def test_no_room_to_unpack_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

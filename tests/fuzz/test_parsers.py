@@ -22,7 +22,7 @@ from harness.formats.estargz_footer import Footer, FooterKind, encode_footer, is
 from harness.formats.estargz_reader import EstargzToc, open_estargz
 from harness.formats.estargz_toc import inflate_toc
 from harness.formats.estargz_writer import EstargzOptions
-from harness.formats.layer_stream import decompressed
+from harness.formats.inflate import inflate
 from harness.formats.spans import ZtocByteSource
 from harness.formats.table import Kind
 from harness.formats.tar import TarScanner, TarStream
@@ -173,7 +173,7 @@ def test_layer_streams(fuzz: Fuzz) -> None:
         for compression in ("gzip", "zstd"):
             total = 0
             with suppress(ContentError):
-                for piece in decompressed([data[:100], data[100:]], compression, "layer"):
+                for piece in inflate(compression, [data[:100], data[100:]], "layer"):
                     total += len(piece)
                     if total > 1 << 26:
                         break

@@ -27,11 +27,11 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from harness.engines.embedded.directories import DirectoryTree
-from harness.engines.embedded.inflate import inflate
 from harness.engines.embedded.modes import Context, Rootfs
 from harness.engines.embedded.pipe import BytePipe
 from harness.engines.embedded.unpack import LayerUnpacker
 from harness.errors import ColdbenchError, DigestMismatch, FormatError, UnsupportedMediaType
+from harness.formats.inflate import inflate
 from harness.oci.batches import Batches
 
 if TYPE_CHECKING:

@@ -1,0 +1,203 @@
+"""Compressed layer bytes in, decompressed pieces out, one after the other and never a whole layer at once.
+
+Two gzip decoders: ``isal`` (Intel ISA-L, the fastest there is) and ``zlib`` (what unpigz, and so Docker, uses). Both
+release the interpreter lock and check each member's CRC. ``inflate`` is for who pulls pieces, ``Pusher`` for who is
+handed bytes.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
+
+from isal import igzip_lib, isal_zlib
+
+from harness.errors import FormatError, UnsupportedMediaType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+MAX_PIECE = 1 << 20
+"""Most bytes of one decompressed piece, whatever the input claims: a bomb costs disk or time, never memory."""
+MAX_ZSTD_WINDOW_BYTES = 128 << 20
+
+_GZIP = 31
+_DAMAGED: Any = (zlib.error, isal_zlib.error, ValueError)
+
+
+class _Member(Protocol):
+    """One gzip member being inflated."""
+
+    def pieces(self, data: bytes) -> Iterator[bytes]: ...
+
+    def rest(self) -> bytes | None:
+        """What of the data lies behind the member's end; None while it has not ended."""
+        ...
+
+
+class _IsalMember:
+    __slots__ = ("_inflater",)
+
+    def __init__(self) -> None:
+        self._inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        inflater = self._inflater
+        while True:
+            if piece := inflater.decompress(data, MAX_PIECE):
+                yield piece
+            if inflater.eof or inflater.needs_input:
+                return
+            data = b""
+
+    def rest(self) -> bytes | None:
+        return self._inflater.unused_data if self._inflater.eof else None
+
+
+class _ZlibMember:
+    __slots__ = ("_inflater",)
+
+    def __init__(self) -> None:
+        self._inflater = zlib.decompressobj(_GZIP)
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        inflater = self._inflater
+        while True:
+            if piece := inflater.decompress(data, MAX_PIECE):
+                yield piece
+            data = inflater.unconsumed_tail
+            # A full piece may leave output behind although all input was taken.
+            if inflater.eof or not (data or len(piece) == MAX_PIECE):
+                return
+
+    def rest(self) -> bytes | None:
+        return self._inflater.unused_data if self._inflater.eof else None
+
+
+class _Gzip:
+    """Member after member of a gzip stream that comes in pieces, zeros between and behind them passed over."""
+
+    def __init__(self, make: Callable[[], _Member], where: str) -> None:
+        self._make = make
+        self._where = where
+        self._member: _Member | None = None
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        member = self._member
+        while True:
+            if member is None:
+                data = data.lstrip(b"\0")
+                if not data:
+                    self._member = None
+                    return
+                member = self._make()
+            try:
+                yield from member.pieces(data)
+            except _DAMAGED as error:
+                raise FormatError(self._where, f"damaged gzip stream ({error})") from None
+            rest = member.rest()
+            if rest is None:
+                self._member = member
+                return
+            data, member = rest, None
+
+    def finish(self) -> None:
+        if self._member is not None:
+            raise FormatError(self._where, "the gzip stream ends early")
+
+
+def inflate(compression: str, chunks: Iterable[bytes], where: str, decoder: str = "isal") -> Iterator[bytes]:
+    """Decompressed pieces of a layer (as they come for ``none``); FormatError when it is damaged or ends early.
+
+    ``compression`` is ``none``, ``gzip`` (one or many members) or ``zstd`` (one or many frames); any other raises
+    UnsupportedMediaType.
+    """
+    if compression == "none":
+        return iter(chunks)
+    if compression == "gzip":
+        return _pulled(_Gzip(_IsalMember if decoder == "isal" else _ZlibMember, where), chunks)
+    if compression == "zstd":
+        return _zstd(chunks, where)
+    raise UnsupportedMediaType(f"{where}: compression {compression!r} is not supported")
+
+
+def _pulled(stream: _Gzip, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield from stream.pieces(chunk)
+    stream.finish()
+
+
+class _Chunks:
+    """The file-like face of an iterator that zstandard's reader wants; short reads are fine with it."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        data = self._rest or next(self._chunks, b"")
+        self._rest = data[size:]
+        return data[:size]
+
+
+def _zstd(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
+    import zstandard
+
+    reader = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES).stream_reader(
+        cast("IO[bytes]", _Chunks(chunks)), read_size=1 << 17, read_across_frames=True
+    )
+    try:
+        while piece := reader.read(MAX_PIECE):
+            yield piece
+    except zstandard.ZstdError as error:
+        raise FormatError(where, f"damaged zstd stream ({error})") from None
+
+
+class _Writer:
+    """The file-like face of a function."""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write = write
+
+    def write(self, data: bytes) -> int:
+        self._write(data)
+        return len(data)
+
+
+class Pusher:
+    """Hands the decompressed pieces of a stream to ``write``, none larger than MAX_PIECE (but as fed for ``none``)."""
+
+    def __init__(self, compression: str, write: Callable[[bytes], object], where: str) -> None:
+        """Raises UnsupportedMediaType for a compression that is not ``none``, ``gzip`` or ``zstd``."""
+        self._write = write
+        self._where = where
+        self._gzip = _Gzip(_IsalMember, where) if compression == "gzip" else None
+        self._zstd: Any = None
+        self._zstd_error: type[Exception] | tuple[()] = ()
+        if compression == "zstd":
+            import zstandard
+
+            self._zstd_error = zstandard.ZstdError
+            self._zstd = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES).stream_writer(
+                cast("IO[bytes]", _Writer(write)), write_size=MAX_PIECE
+            )
+        elif compression not in {"gzip", "none"}:
+            raise UnsupportedMediaType(f"{where}: compression {compression!r} is not supported")
+
+    def feed(self, data: bytes) -> None:
+        """More of the stream; FormatError when it is damaged."""
+        if self._gzip is not None:
+            for piece in self._gzip.pieces(data):
+                self._write(piece)
+        elif self._zstd is not None:
+            try:
+                self._zstd.write(data)
+            except self._zstd_error as error:
+                raise FormatError(self._where, f"damaged zstd stream ({error})") from None
+        else:
+            self._write(data)
+
+    def finish(self) -> None:
+        """FormatError when a gzip stream ended inside a member; an unfinished zstd frame shows only by its size."""
+        if self._gzip is not None:
+            self._gzip.finish()
