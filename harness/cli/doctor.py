@@ -52,10 +52,11 @@ def doctor(
 
 
 def _print_checks(facts: HostFacts, found: list[Check]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from harness.cli.tables import console as make_console
+
+    console = make_console()
     console.print(
         f"{facts.cpu_model}, {facts.cores} cores, {facts.memory_bytes / 2**30:.1f} GiB, Linux {facts.kernel}\n",
         markup=False,

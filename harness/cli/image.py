@@ -118,9 +118,9 @@ def _table(headings: tuple[str, ...], left: set[str]) -> Any:
 
 
 def _print_inspection(name: str, facts: dict[str, Any]) -> None:
-    from rich.console import Console
+    from harness.cli.tables import console as make_console
 
-    console = Console(highlight=False)
+    console = make_console()
 
     def line(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)

@@ -64,10 +64,10 @@ def soci(
 
 
 def _print(result: IndexedImage, destination: str, seconds: float) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from harness.cli.bars import megabytes
+    from harness.cli.tables import console as make_console
 
     table = Table("layer", "stored", "zTOC", "spans", "entries", "remark")
     added = 0
@@ -80,7 +80,7 @@ def _print(result: IndexedImage, destination: str, seconds: float) -> None:
         table.add_row(
             str(number), size, megabytes(layer.ztoc.size), str(layer.spans), str(layer.entries), layer.ztoc.digest[:19]
         )
-    console = Console()
+    console = make_console()
     console.print(table)
     lines = (
         f"{destination}: {result.head.digest}",

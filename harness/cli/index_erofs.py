@@ -75,10 +75,10 @@ def _beside(source: str) -> str:
 
 
 def _print(result: IndexedImage, place: str, seconds: float) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from harness.cli.bars import megabytes
+    from harness.cli.tables import console as make_console
 
     table = Table("layer", "stored", "unpacked", "spans", "windows", "entries", "remark")
     for number, layer in enumerate(result.layers):
@@ -91,7 +91,7 @@ def _print(result: IndexedImage, place: str, seconds: float) -> None:
             str(layer["entries"]),
             layer["remark"],
         )
-    console = Console()
+    console = make_console()
     console.print(table)
     summary = (
         f"EROFS index {result.index.digest} in {seconds:.1f} s: {result.inodes} inodes in "

@@ -61,8 +61,9 @@ def _image_label(image: ImageSpec) -> str:
 
 
 def _print_table(rows: list[dict[str, object]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from harness.cli.tables import console
 
     table = Table(box=None, header_style="bold")
     for column in ("name", "image", "ready on", "modes", "description"):
@@ -71,7 +72,7 @@ def _print_table(rows: list[dict[str, object]]) -> None:
         modes = row["modes"] if isinstance(row["modes"], list) else []
         short = " ".join(dict.fromkeys(mode.partition(":")[0] for mode in modes))
         table.add_row(str(row["name"]), str(row["image"]), str(row["readiness"]), short, str(row["description"]))
-    Console(highlight=False).print(table)
+    console().print(table)
 
 
 @group.command()

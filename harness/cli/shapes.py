@@ -42,12 +42,12 @@ def shapes(
 
 
 def _print_tables(listed: list[Shape], defaults: set[str], details: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from harness.cli.tables import console as make_console
     from harness.model.shape import DISTANCES
 
-    console = Console(highlight=False)
+    console = make_console()
     # Narrower than its figures the table would lose them; a narrow terminal wraps its lines instead.
     console.width = max(console.width, 132)
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -135,10 +135,10 @@ def _document(observation: Observation, found: Reads, touches: list[dict[str, An
 
 
 def _print(observation: Observation, found: Reads, most: Sequence[Part], rows: int) -> None:
-    from rich.console import Console
+    from harness.cli.tables import console as make_console
 
     image = found.image
-    console = Console(highlight=False)
+    console = make_console()
     console.print(
         f"{observation.case.scenario} under {observation.case.mode} on {observation.case.shape}: "
         f"ready after {observation.time_to_ready_s:.2f} s\n"

@@ -1,0 +1,21 @@
+"""Where tables are printed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Columns of a pipe or a file, which have no width: paths and digests stay whole.
+FILE_COLUMNS = 160
+
+
+def console() -> Console:
+    """Standard output, as wide as the terminal is."""
+    from rich.console import Console
+
+    wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else FILE_COLUMNS
+    return Console(highlight=False, width=wide)
