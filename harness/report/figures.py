@@ -12,6 +12,7 @@ mpl.use("Agg")
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from harness.stats.breakeven import advantage_curve
 
@@ -193,6 +194,10 @@ def runtime_ratios(group: Group) -> str:
                 _ratio_mark(axes, row + (number + 0.5) / (len(labels) + 1) - 0.5, found[0], label)
         axes.axvline(1, color="#999999", linewidth=0.8)
         axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        if high / low < 10:
+            # Less than a decade holds one power of ten at the most.
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
         axes.xaxis.set_minor_formatter(lambda x, _: "")
         axes.set_title(temperature, fontsize=9)

@@ -92,7 +92,9 @@ def context_of(header: SessionHeader) -> page.Context:
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+        said = {k: _plain(v) for k, v in value.items()}
+        # Some tools name themselves in their version.
+        return ", ".join(text if text.startswith(f"{k} ") else f"{k} {text}" for k, text in said.items())
     if isinstance(value, list | tuple):
         return ", ".join(_plain(v) for v in value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)

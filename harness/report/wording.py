@@ -42,7 +42,12 @@ def ratio(result: PairedRatio | None) -> str:
     if result.low is None or result.high is None:
         return f"{result.ratio:.2g}x (n={result.blocks}: no interval)"
     digits = 3 if result.ratio < 10 else 2
-    return f"{result.ratio:.{digits}g}x [{result.low:.{digits}g}, {result.high:.{digits}g}]"
+    return f"{_figures(result.ratio, digits)}x [{_figures(result.low, digits)}, {_figures(result.high, digits)}]"
+
+
+def _figures(value: float, digits: int) -> str:
+    """So many significant figures, and all of the digits before the point: 133, not 1.3e+02."""
+    return f"{value:.0f}" if value >= 10**digits else f"{value:.{digits}g}"
 
 
 def times_sooner(result: PairedRatio | None) -> str:

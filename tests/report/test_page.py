@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import TYPE_CHECKING
 
@@ -99,3 +100,9 @@ def test_break_even_is_only_claimed_where_the_interval_shows_an_overhead() -> No
     assert low < 10 < high
     two = paired_ratio([2.0, 2.0], [1.0, 1.0])
     assert wording.meeting(break_even(10, two.ratio, two.low, two.high), two) == wording.NO_NUMBER
+
+
+def test_large_ratios_have_all_their_digits() -> None:
+    """Three figures, two from ten on, and never an exponent."""
+    result = dataclasses.replace(paired_ratio([1.0] * 3, [1.0] * 3), ratio=54.4, low=9.96, high=132.6)
+    assert wording.ratio(result) == "54x [10, 133]"
