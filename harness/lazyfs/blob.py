@@ -43,7 +43,7 @@ class BlobPresentation:
         self._policy = policy
         self._counters = counters
         self._trace = trace
-        self._metadata = memoryview(b"")
+        self.metadata = memoryview(b"")
         self._starts: list[int] = []
         self._layers: list[Layer | None] = []
         self._store: Store | None = None
@@ -76,7 +76,7 @@ class BlobPresentation:
         if position > size:
             raise ValueError(f"{position} bytes of parts in a file of {size}")
         self._store = store
-        self._metadata = memoryview(metadata)
+        self.metadata = memoryview(metadata)
         self._starts = [0, *starts]
         self._layers = [None, *store.layers]
         self.size = size
@@ -113,8 +113,8 @@ class BlobPresentation:
         part = bisect_right(self._starts, off) - 1
         layer = self._layers[part]
         if layer is None:
-            if off + size <= len(self._metadata):
-                return self._metadata[off : off + size]
+            if off + size <= len(self.metadata):
+                return self.metadata[off : off + size]
             return self._read_later(None, off, size)
         offset = off - self._starts[part]
         if offset + size > layer.size:
@@ -153,10 +153,10 @@ class BlobPresentation:
             stop = min(end, self._starts[part + 1] if part + 1 < len(self._starts) else self.size)
             layer = self._layers[part]
             begin = off - self._starts[part]
-            length = len(self._metadata) if layer is None else layer.size
+            length = len(self.metadata) if layer is None else layer.size
             inside = max(0, min(stop - self._starts[part], length) - begin)
             if inside and layer is None:
-                parts.append(self._metadata[begin : begin + inside])
+                parts.append(self.metadata[begin : begin + inside])
             elif inside and layer is not None:
                 assert self._store is not None
                 if self._trace is not None:

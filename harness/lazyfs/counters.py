@@ -86,6 +86,7 @@ class Counters:
     digest_mismatches: int = 0
     read_errors: int = 0
     disk_full: bool = False
+    handed_over: bool = False
     before_ready: tuple[int, int] | None = None
 
     def opcode(self, name: str) -> Opcode:
@@ -113,6 +114,7 @@ class Counters:
             "digest_mismatches": self.digest_mismatches,
             "retries": self.retries,
             "fuse": {name: op.as_dict() for name, op in sorted(self.opcodes.items()) if op.count},
+            "handed_over": self.handed_over,
             "memory_peak_bytes": memory_peak_bytes(),
             "cpu_s": usage.ru_utime + usage.ru_stime,
         }

@@ -5,6 +5,7 @@ mounted, before it says ``{"event": "up"}`` on both sockets. Then it answers req
 with an ``id`` that the answer repeats:
 
 ``mount``        serve an image (``Service.mount``); spans come as ``{"event": "span"}`` before the answer
+``device``       the loop device that EROFS is mounted from (``path``)
 ``ready``        the container is ready: counters are frozen, the background fetch may begin
 ``stats``        counters; ``trace``: first touches
 ``background``   answered when the background fetch has ended, or after ``wait_s``
@@ -145,6 +146,9 @@ class Daemon:
 
             answer = await service.mount(message, report)
             return {**answer, "spans": spans}
+        if kind == "device":
+            await service.use_device(str(message["path"]))
+            return {}
         if kind == "ready":
             service.mark_ready()
             return {}

@@ -7,6 +7,7 @@ report False for good, and the data path goes on from memory and the registry.
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -25,13 +26,28 @@ class SparseFile:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.unlink(path)
         self._pwrite = pwrite
+        self._base = 0
         self.full = False
+
+    def part(self, base: int) -> SparseFile:
+        """The file from ``base`` on, as a file of its own."""
+        part = copy.copy(self)
+        part._fd, part._base = os.dup(self._fd), self._base + base
+        return part
+
+    @property
+    def descriptor(self) -> int:
+        return self._fd
+
+    def clear(self) -> None:
+        """Give its blocks back; every byte reads as absent from now on."""
+        os.ftruncate(self._fd, 0)
 
     def write(self, offset: int, data: bytes | memoryview) -> bool:
         """Write all of ``data``; False when the disk is full or failing, after which nothing is written any more."""
         if self.full:
             return False
-        view = memoryview(data)
+        view, offset = memoryview(data), offset + self._base
         try:
             while view:
                 written = self._pwrite(self._fd, view, offset)
@@ -54,6 +70,7 @@ class SparseFile:
 
     def read(self, offset: int, size: int) -> bytes | None:
         """Exactly ``size`` bytes, None when the disk cannot give them back."""
+        offset += self._base
         try:
             data = os.pread(self._fd, size, offset)
             while len(data) < size:
@@ -74,8 +91,9 @@ class SparseFile:
 class DiskCache:
     """``inflated`` is addressed as the layer's address space, ``packed`` as its blob; both None without a disk."""
 
-    def __init__(self, directory: str | None, layer: int) -> None:
-        self.inflated = SparseFile(directory, f"layer-{layer}.inflated") if directory else None
+    def __init__(self, directory: str | None, layer: int, inflated: SparseFile | None = None) -> None:
+        """``inflated``: where that is a part of another file."""
+        self.inflated = inflated or (SparseFile(directory, f"layer-{layer}.inflated") if directory else None)
         self.packed = SparseFile(directory, f"layer-{layer}.packed") if directory else None
 
     def close(self) -> None:

@@ -89,6 +89,10 @@ class MemoryCache:
         if resident is not None:
             self.used -= resident.cost
 
+    def clear(self) -> None:
+        self.units.clear()
+        self.used = 0
+
     def victims(self) -> list[tuple[Key, Resident]]:
         """What must leave to be within nine tenths of the budget again; empty while it is kept.
 

@@ -1,4 +1,4 @@
-"""EROFS over the one file: file-backed where the kernel can (>= 6.12), else through a loop device (>= 6.4).
+"""EROFS over the one file: file-backed where the kernel can (>= 6.12), or through a loop device (>= 6.4).
 
 The system calls are passed in, so that refusals can be tested on a kernel that refuses nothing. Source: kernel
 documentation, filesystems/erofs.rst; loop(4); mount(2).
@@ -7,13 +7,12 @@ documentation, filesystems/erofs.rst; loop(4); mount(2).
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.errors import HostUnfit, MachineError
+from harness.lazyfs.loop_device import LoopDevice
 from harness.machine.syscalls import MNT_DETACH
 from harness.machine.syscalls import mount as _mount
 from harness.machine.syscalls import umount as _umount
@@ -22,12 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MS_RDONLY = 1
-_LOOP_CTL_GET_FREE = 0x4C82
-_LOOP_CONFIGURE = 0x4C0A
-_LOOP_CLR_FD = 0x4C01
-_LO_FLAGS_READ_ONLY = 1
-_LO_FLAGS_AUTOCLEAR = 4
-_LOOP_INFO64 = struct.Struct("<QQQQQIIII64s64s32sQQ")
 _ADVICE = "use --mode soci, which needs nothing but FUSE"
 
 
@@ -38,18 +31,32 @@ class Syscalls:
     mount: Callable[[str, str, str | None, int, str | None], None] = _mount
     umount: Callable[[str, int], None] = _umount
     filesystems: Callable[[], str] = lambda: _read("/proc/filesystems")
-    attach_loop: Callable[[str], str] | None = None
+    attach_loop: Callable[[str], LoopDevice] = LoopDevice
 
 
-def mount_erofs(source: str, target: str, syscalls: Syscalls | None = None) -> str:
-    """Mount the image file ``source`` on ``target``; ``file`` or ``loop``, whichever way it went.
+@dataclass(frozen=True)
+class Mounted:
+    """``way``: ``file`` or ``loop``; ``device`` is the loop device's path."""
 
-    HostUnfit when the kernel has no EROFS or is too old for both ways, MachineError when it refuses the image.
+    way: str
+    device: str = ""
+
+
+def mount_erofs(source: str, target: str, *, loop: bool = False, syscalls: Syscalls | None = None) -> Mounted:
+    """Mount the image file ``source`` on ``target``, from the file itself or through a loop device.
+
+    ``loop``: rather through a loop device, where there is one. HostUnfit when the kernel has no EROFS or is too old
+    for both ways, MachineError when it refuses the image.
     """
     calls = syscalls or Syscalls()
+    if loop:
+        try:
+            return _mount_loop(source, target, calls)
+        except (OSError, MachineError):
+            pass  # no device to be had: from the file it is
     try:
         calls.mount(source, target, "erofs", MS_RDONLY, None)
-        return "file"
+        return Mounted("file")
     except OSError as error:
         number = error.errno
     if number == errno.ENODEV:
@@ -58,17 +65,23 @@ def mount_erofs(source: str, target: str, syscalls: Syscalls | None = None) -> s
         raise MachineError(f"mounting EROFS over the lazy file was refused ({os.strerror(number or 0)}); {_ADVICE}")
     # ENOTBLK: EROFS before 6.12 takes block devices only.
     try:
-        device = (calls.attach_loop or attach_loop)(source)
+        return _mount_loop(source, target, calls)
     except OSError as error:
         raise HostUnfit(f"this kernel mounts EROFS from devices only, and no loop device is free "
                         f"({os.strerror(error.errno or 0)}); {_ADVICE}") from None  # fmt: skip
+
+
+def _mount_loop(source: str, target: str, calls: Syscalls) -> Mounted:
+    """OSError when no device is to be had, MachineError when the kernel refuses what is on it."""
+    device = calls.attach_loop(source)
     try:
-        calls.mount(device, target, "erofs", MS_RDONLY, None)
+        calls.mount(device.path, target, "erofs", MS_RDONLY, None)
+        return Mounted("loop", device.path)
     except OSError as error:
-        detach_loop(device)
         raise MachineError(f"the kernel refuses the EROFS image ({os.strerror(error.errno or 0)}): blocks of 512 bytes "
                            f"need Linux 6.4 or newer; {_ADVICE}") from None  # fmt: skip
-    return "loop"
+    finally:
+        device.close()
 
 
 def unmount(target: str, syscalls: Syscalls | None = None) -> bool:
@@ -83,47 +96,6 @@ def unmount(target: str, syscalls: Syscalls | None = None) -> bool:
             return True
         raise
     return True
-
-
-def attach_loop(path: str) -> str:
-    """A free loop device over ``path``, read-only, gone by itself after its last use; OSError when there is none."""
-    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        for _ in range(16):
-            device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
-            handle = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                backing = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    flags = _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR
-                    name = os.fsencode(path)[:63]
-                    info = _LOOP_INFO64.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, name, b"", b"", 0, 0)
-                    fcntl.ioctl(handle, _LOOP_CONFIGURE, struct.pack("<II", backing, 512) + info + bytes(64))
-                    return device
-                except OSError as error:
-                    if error.errno != errno.EBUSY:
-                        raise
-                finally:
-                    os.close(backing)
-            finally:
-                os.close(handle)
-    finally:
-        os.close(control)
-    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-
-
-def detach_loop(device: str) -> None:
-    """Free a loop device that nothing was mounted from."""
-    try:
-        handle = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        fcntl.ioctl(handle, _LOOP_CLR_FD)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
 
 
 def set_read_ahead(mountpoint: str, kib: int) -> bool:

@@ -95,6 +95,11 @@ class Policy:
     eager: bool = False
     """Blob presentation: fetch all layers whole and inflate them into the disk cache before the mount. Streams need no
     windows, one digest, and no seeking: cheaper than fetching everything span by span."""
+    handover: bool = True
+    """Blob presentation: mount through a loop device where there is one; when all bytes are local, inflate them into
+    the cache file and let the kernel read that (docs/how-it-works.md)."""
+    inflate_share: float = 0.5
+    """Of that inflating: the share of time spent in it, at most."""
     direct_io: bool = True
     """Blob presentation: the FUSE file's bytes are not cached a second time below EROFS."""
 

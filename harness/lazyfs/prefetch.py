@@ -145,7 +145,7 @@ async def background(store: Store) -> bool:
         batches = store.group(layer, absent, policy.background_units)
         position = 0
         while position < len(batches):
-            await _yield_to_foreground(store)
+            await yield_to_foreground(store)
             chosen = batches[position : position + policy.background_in_flight]
             position += len(chosen)
             async with trio.open_nursery() as nursery:
@@ -171,7 +171,8 @@ async def _background_one(store: Store, layer: Layer, batch: Sequence[int]) -> N
         await store.fetch(layer, group, {}, Sink.PACKED)
 
 
-async def _yield_to_foreground(store: Store) -> None:
+async def yield_to_foreground(store: Store) -> None:
+    """Wait until no read waits and none has for ``background_quiet_s``."""
     while store.waiting:
         await trio.sleep(0.005)
     quiet_s = store.policy.background_quiet_s

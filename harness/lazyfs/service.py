@@ -11,6 +11,7 @@ import trio
 
 from harness.errors import ColdbenchError, UsageError
 from harness.formats.erofs_spans import WHOLE
+from harness.lazyfs import handover
 from harness.lazyfs import prefetch as fetching
 from harness.lazyfs.blob import NAME as BLOB_NAME
 from harness.lazyfs.blob import BlobPresentation
@@ -57,6 +58,10 @@ class Service:
         self._disks: list[DiskCache] = []
         self._files: list[SparseFile] = []
         self._windows: Windows | None = None
+        self._image: SparseFile | None = None
+        """Where the blob's bytes are kept, each where the blob has it."""
+        self._blob: BlobPresentation | None = None
+        self._device = ""
         self._scratch = ""
 
     async def mount(self, request: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -83,8 +88,8 @@ class Service:
         self._nursery.start_soon(self._run_background, self._store, policy)
         return {"root": self.mountpoint, **answer}
 
-    def _disk(self, policy: Policy, number: int) -> DiskCache:
-        disk = DiskCache(self._scratch if policy.disk_cache else None, number)
+    def _disk(self, policy: Policy, number: int, inflated: SparseFile | None = None) -> DiskCache:
+        disk = DiskCache(self._scratch if policy.disk_cache else None, number, inflated)
         self._disks.append(disk)
         return disk
 
@@ -138,8 +143,12 @@ class Service:
         report("index", start, time.monotonic_ns(), None, "erofs")
         trace = BlockTrace(int(request.get("t0_ns") or start)) if request.get("trace") else None
         whole: list[tuple[Layer, IndexedLayer]] = []
+        if policy.disk_cache:
+            self._image = SparseFile(self._scratch, "image")
+            self._files.append(self._image)
         for layer, units, source in zip(image.index.layers, image.units, image.sources, strict=True):
-            added = store.add_layer(units, source, self._disk(policy, layer.number))
+            part = None if self._image is None else self._image.part(layer.start)
+            added = store.add_layer(units, source, self._disk(policy, layer.number, part))
             if layer.kind == WHOLE or policy.eager:
                 whole.append((added, layer))
         self.counters.layers_lazy = len(image.index.layers) - len(whole)
@@ -149,6 +158,7 @@ class Service:
         blob = BlobPresentation(policy, self.counters, trace)
         blob.present(store, image.index.metadata, image.index.layer_starts, image.index.image_bytes)
         self._windows = image.windows
+        self._blob = blob
         if trace is not None:
             self._name_touches = partial(image.name_touches, trace)
         self._session.present(blob, self.counters)
@@ -156,7 +166,11 @@ class Service:
         if policy.prefetch:
             paths = request.get("prefetch") or ()
             await self._start_prefetch(store, image.extents_of(paths) if paths else list(image.index.prefetch))
-        return {"file": BLOB_NAME, "layers_whole": [layer.number for _, layer in whole]}
+        return {
+            "file": BLOB_NAME,
+            "loop": policy.handover and policy.disk_cache,
+            "layers_whole": [layer.number for _, layer in whole],
+        }
 
     async def _fill_whole(self, client: BlobStore, layer: Layer, indexed: IndexedLayer, report: Report) -> None:
         """All of a layer into the disk cache before anything is mounted."""
@@ -212,8 +226,27 @@ class Service:
             start = time.monotonic_ns()
             self.background_complete = await fetching.background(store) and await self._fetch_windows()
             self.spans.append(("background", start, time.monotonic_ns()))
+            if self.background_complete and self._device:
+                start = time.monotonic_ns()
+                await handover.inflate_all(store)
+                await self._hand_over()
+                self.spans.append(("inflate", start, time.monotonic_ns()))
         finally:
             self.background_done.set()
+
+    async def use_device(self, device: str) -> None:
+        """EROFS is mounted from this loop device over our file: turn it to the cache file once that is whole."""
+        self._device = device
+        await self._hand_over()
+
+    async def _hand_over(self) -> None:
+        store, image, blob = self._store, self._image, self._blob
+        if store is None or image is None or blob is None or not handover.is_whole(store):
+            return
+        change = partial(handover.hand_over, self._device, image, blob.metadata, blob.size)
+        self.counters.handed_over = await trio.to_thread.run_sync(change)
+        if self.counters.handed_over:
+            store.memory.clear()
 
     async def _fetch_windows(self) -> bool:
         """The blob's windows are wanted for units that were fetched but not inflated; whether they are local now."""

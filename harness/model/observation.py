@@ -113,6 +113,8 @@ class LazyUsage(Frozen):
     fuse: dict[str, FuseOpcode] = Field(default_factory=dict)
     memory_peak_bytes: int = 0
     cpu_s: float = 0.0
+    handed_over: bool = False
+    """Mode erofs: from then on the kernel reads the local file, and FUSE is out of the way."""
 
 
 class CreditSample(Frozen):

@@ -201,7 +201,9 @@ def serve(source: ImageSource, mode: str, place: Path, **request: Any) -> Iterat
         answer = client.call("mount", **{**message, **request})
         if mode == "erofs":
             target.mkdir()
-            mount_erofs(str(mountpoint / answer["file"]), str(target))
+            mounted = mount_erofs(str(mountpoint / answer["file"]), str(target), loop=answer["loop"])
+            if mounted.device:
+                client.call("device", path=mounted.device)
         yield Served(
             client, process, str(mountpoint), target if mode == "erofs" else mountpoint, answer.get("layers", [])
         )

@@ -90,26 +90,44 @@ class Kernel:
             raise OSError(code, os.strerror(code))
 
     def calls(self, loop: str | int = "/dev/loop-none") -> mounts.Syscalls:
-        def attach(path: str) -> str:
+        def attach(path: str) -> object:
             if isinstance(loop, int):
                 raise OSError(loop, os.strerror(loop))
-            return loop
+            return Device(loop)
 
-        return mounts.Syscalls(mount=self.mount, attach_loop=attach)
+        return mounts.Syscalls(mount=self.mount, attach_loop=attach)  # type: ignore[arg-type]
+
+
+class Device:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def close(self) -> None:
+        pass
 
 
 def test_erofs_is_mounted_from_the_file() -> None:
     """No loop device where the kernel can do without."""
     kernel = Kernel(0)
-    assert mounts.mount_erofs("/f/image", "/t", kernel.calls()) == "file"
+    assert mounts.mount_erofs("/f/image", "/t", syscalls=kernel.calls()).way == "file"
     assert kernel.sources == ["/f/image"]
 
 
 def test_loop_device_is_the_fallback() -> None:
     """Kernels before 6.12 say ENOTBLK to a file."""
     kernel = Kernel(errno.ENOTBLK, 0)
-    assert mounts.mount_erofs("/f/image", "/t", kernel.calls()) == "loop"
+    assert mounts.mount_erofs("/f/image", "/t", syscalls=kernel.calls()).way == "loop"
     assert kernel.sources == ["/f/image", "/dev/loop-none"]
+
+
+def test_without_a_loop_device_the_file_will_do() -> None:
+    """A device is better, since its backing can be changed; it is no condition."""
+    kernel = Kernel(0)
+    mounted = mounts.mount_erofs("/f/image", "/t", loop=True, syscalls=kernel.calls(errno.EBUSY))
+    assert (mounted.way, mounted.device) == ("file", "")
+    kernel = Kernel(0)
+    mounted = mounts.mount_erofs("/f/image", "/t", loop=True, syscalls=kernel.calls())
+    assert (mounted.way, mounted.device) == ("loop", "/dev/loop-none")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +143,7 @@ def test_loop_device_is_the_fallback() -> None:
 def test_refusals_name_the_way_out(answers: tuple[int, ...], loop: str | int, error: type[Exception]) -> None:
     """Every failure says what is missing and that mode soci needs none of it."""
     with pytest.raises(error, match="--mode soci"):
-        mounts.mount_erofs("/f/image", "/t", Kernel(*answers).calls(loop))
+        mounts.mount_erofs("/f/image", "/t", syscalls=Kernel(*answers).calls(loop))
 
 
 def test_unmounting_what_is_not_mounted_is_no_error() -> None:

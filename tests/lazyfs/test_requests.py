@@ -72,12 +72,12 @@ def second_touch(served: Served) -> set[str]:
 
 
 @pytest.mark.parametrize("mode", ["soci", "estargz"])
-def test_second_touch_of_a_tree_costs_no_lookup_getattr_or_read(mode: str, tmp_path: Path) -> None:
-    """Entries, attributes, failed lookups and pages stay in the kernel; only opens and listings come again."""
+def test_second_touch_of_a_tree_costs_nothing(mode: str, tmp_path: Path) -> None:
+    """Entries, attributes, failed lookups, listings and pages stay in the kernel; opening asks nobody."""
     with serve(image_for(mode, tmp_path), mode, tmp_path / "s", options=QUIET) as served:
         touch_all(inside(served))
         first = fuse(served)
-        assert second_touch(served) <= {"open", "release", "opendir", "readdir", "releasedir"}
+        assert second_touch(served) == set()
         assert first["lookup"] > 0
         assert first["read"] > 0
 
@@ -101,7 +101,7 @@ def test_second_touch_of_a_blob_costs_nothing(tmp_path: Path) -> None:
         first = fuse(served)
         assert second_touch(served) == set()
         assert first["read"] > 10
-        assert sum(count for name, count in first.items() if name != "read") <= 4
+        assert sum(count for name, count in first.items() if name != "read") <= 6
 
 
 def test_reference_timeouts_make_the_kernel_ask_again(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_background_fetch_makes_the_registry_dispensable(mode: str, tmp_path: Pa
             served.client.call("ready")
             answer = served.client.call("background", wait_s=30)
             assert answer["complete"] is True
-            assert [span["name"] for span in answer["spans"]] == ["background"]
+            assert answer["spans"][0]["name"] == "background"
             stats = served.stats()
             assert stats["bytes_fetched_before_ready"] == frozen["bytes_fetched"] < stats["bytes_fetched"]
             assert stats["spans_fetched"] == stats["spans_total"]

@@ -156,11 +156,13 @@ def _provide_blob(
         answer = _mount(context, daemon, {**message, "index": index})
         os.makedirs(target, exist_ok=True)
         with context.span("mount", detail="EROFS"):
-            way = mount_erofs(os.path.join(mountpoint, answer["file"]), target)
+            mounted = mount_erofs(os.path.join(mountpoint, answer["file"]), target, loop=answer["loop"])
+        if mounted.device:
+            daemon.call("device", path=mounted.device)
     except BaseException:
         cleanup()
         raise
-    return Rootfs((target,), cleanup, {"erofs": way, "whole_layers": answer["layers_whole"]})
+    return Rootfs((target,), cleanup, {"erofs": mounted.way, "whole_layers": answer["layers_whole"]})
 
 
 def _discard(unmount_one: Callable[[str], object], path: str) -> None:

@@ -1,0 +1,98 @@
+"""When all bytes are local, the kernel reads them from the cache file, and the daemon is out of the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.lazyfs.compare import compare, survey
+from harness.lazyfs.disk_cache import SparseFile
+from harness.lazyfs.loop_device import LoopDevice
+from tests.lazyfs.support import File, convert, noise, serve, tar_of, text, unpack, write_image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+
+TAR = tar_of(
+    File("d"), File("d/text", text(900_000)), File("d/noise", noise(300_000)), File("d/small", b"few"),
+    File("empty", b""), File("link", target="d/text"), File("large", text(3_000_000, seed=7)),
+)  # fmt: skip
+
+
+def forget_pages() -> None:
+    os.sync()
+    with open("/proc/sys/vm/drop_caches", "w") as file:
+        file.write("3")
+
+
+def test_after_the_background_fetch_fuse_is_out_of_the_way(tmp_path: Path) -> None:
+    """Everything reads as unpacked, with no page cached and no request made; and then without the daemon."""
+    unpacked = survey(str(unpack(TAR, tmp_path / "unpacked")))
+    source = convert(write_image(tmp_path / "plain", [TAR]), tmp_path / "image", "erofs")
+    options = {"background_after_s": 0.0, "inflate_share": 1.0}
+    with serve(source, "erofs", tmp_path / "s", options=options) as served:
+        with open(f"{served.root}/large", "rb") as file:
+            begin = file.read(4096)
+        served.client.call("ready")
+        assert served.client.call("background", wait_s=60)["complete"]
+        stats = served.stats()
+        assert stats["handed_over"]
+        assert {"read", "release"} <= set(stats["fuse"])
+        forget_pages()
+        assert not list(compare(unpacked, survey(str(served.root))))
+        assert served.stats()["fuse"].get("read") == stats["fuse"]["read"]
+        served.process.send_signal(signal.SIGKILL)
+        served.process.wait(20)
+        forget_pages()
+        with open(f"{served.root}/large", "rb") as file:
+            assert file.read(4096) == begin
+
+
+def test_a_full_pull_is_handed_over_at_once(tmp_path: Path) -> None:
+    """``eager`` has all bytes before it is mounted: nothing is ever read through FUSE but the mount itself."""
+    source = convert(write_image(tmp_path / "plain", [TAR]), tmp_path / "image", "erofs")
+    with serve(source, "erofs", tmp_path / "s", preset="eager") as served:
+        before = served.stats()
+        assert before["handed_over"]
+        forget_pages()
+        with open(f"{served.root}/large", "rb") as file:
+            assert file.read() == text(3_000_000, seed=7)
+        assert served.stats()["fuse"]["read"] == before["fuse"]["read"]
+
+
+def test_without_a_loop_device_everything_goes_on_through_fuse(tmp_path: Path) -> None:
+    """Switched off, EROFS is mounted from the file, and the background fetch hands nothing over."""
+    source = convert(write_image(tmp_path / "plain", [TAR]), tmp_path / "image", "erofs")
+    with serve(source, "erofs", tmp_path / "s", options={"handover": False, "background_after_s": 0.0}) as served:
+        served.client.call("ready")
+        assert served.client.call("background", wait_s=60)["complete"]
+        assert not served.stats()["handed_over"]
+        with open(f"{served.root}/large", "rb") as file:
+            assert file.read() == text(3_000_000, seed=7)
+
+
+def test_loop_device_is_free_after_its_last_use(tmp_path: Path) -> None:
+    """A device nobody mounted is given back when it is closed."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    device = LoopDevice(str(image))
+    number = os.path.basename(device.path)
+    assert os.path.exists(f"/sys/block/{number}/loop/backing_file")
+    device.close()
+    assert not os.path.exists(f"/sys/block/{number}/loop/backing_file")
+
+
+def test_parts_of_a_file_are_files_of_their_own(tmp_path: Path) -> None:
+    """A part counts from its own beginning; what it writes stands in the whole."""
+    whole = SparseFile(str(tmp_path), "whole")
+    part = whole.part(1000)
+    assert part.write(24, b"here")
+    assert whole.read(1024, 4) == part.read(24, 4) == b"here"
+    part.close()
+    assert whole.read(1024, 4) == b"here"
+    whole.close()
