@@ -132,4 +132,6 @@ class Engine(Protocol):
 class WorkloadRunner(Protocol):
     """Runs the run-time workloads of a scenario in a container that is ready."""
 
-    def run(self, machine: Machine, engine: Engine, container: Container) -> list[WorkloadResult]: ...
+    def run(self, machine: Machine, engine: Engine, container: Container, *, evicted: bool) -> list[WorkloadResult]:
+        """Called twice: right after readiness, and (``evicted``) when the background fetch has ended."""
+        ...

@@ -3,7 +3,7 @@
 - *cold*: first touch of its files in this trial (``harness.probes.selection`` keeps them disjoint between workloads);
 - *warm*: again at once;
 - *stale*: again after every attribute timeout of the reference daemons (1 s) has run out;
-- *evicted*: after the page cache was dropped, with the data local.
+- *evicted*: after the page cache was dropped, with the data local: after a lazy mode's background fetch.
 
 Workloads that change files cannot touch the same ones twice; they get four disjoint lists, brought to the temperature
 by reading them first (evicted: then dropped). A short warm pass is repeated until it has taken ``repeat_s``: a single
@@ -122,25 +122,38 @@ class FileWorkloads:
         self._sleep = sleep
         self._progress = progress
 
-    def run(self, machine: Machine, engine: Engine, container: Container) -> list[WorkloadResult]:
-        """All planned workloads, those that change files last; a failing one is a result, and the others go on."""
-        if not self._plan:
+    def run(self, machine: Machine, engine: Engine, container: Container, *, evicted: bool) -> list[WorkloadResult]:
+        """All planned workloads, those that change files last; a failing one is a result, and the others go on.
+
+        Twice per trial: first at all temperatures but *evicted*, then at that one, when the data are local.
+        """
+        plan = [planned for planned in self._plan if not evicted or "evicted" in planned.temperatures]
+        if not plan:
             return []
         process = WorkloadProcess(machine, container, self._timeout_s)
+        now = ("evicted",) if evicted else TEMPERATURES[:-1]
         try:
-            return [result for planned in self._plan for result in self._run_one(planned, machine, engine, process)]
+            return [result for one in plan for result in self._run_one(one, now, machine, engine, process)]
         finally:
             process.close()
 
     def _run_one(
-        self, planned: PlannedWorkload, machine: Machine, engine: Engine, process: WorkloadProcess
+        self,
+        planned: PlannedWorkload,
+        temperatures: Sequence[Temperature],
+        machine: Machine,
+        engine: Engine,
+        process: WorkloadProcess,
     ) -> list[WorkloadResult]:
         results: list[WorkloadResult] = []
-        if planned.setup and (failure := self._set_up(planned, process)) is not None:
+        first_time = "cold" in temperatures
+        if first_time and planned.setup and (failure := self._set_up(planned, process)) is not None:
             first = planned.temperatures[0]
             return [WorkloadResult(workload=planned.name, temperature=first, wall_s=0.0, operations=0, failure=failure)]
         quarters = self._selection.quarters.get(planned.name)
         for number, temperature in enumerate(TEMPERATURES):
+            if temperature not in temperatures:
+                continue
             wanted = temperature in planned.temperatures
             if not wanted and temperature != "cold":
                 continue

@@ -216,17 +216,25 @@ class _Trial:
         assert self.recorder is not None
         assert self._probe is not None
         try:
-            if self.setup.workloads is not None:
+            workloads, lazy = self.setup.workloads, self.setup.case.lazy
+            if workloads is not None:
                 self.enter("workloads")
                 with self._quota_lifted(machine, meter):
-                    self.workloads = self.setup.workloads.run(machine, engine, container)
+                    self.workloads = workloads.run(machine, engine, container, evicted=False)
                 meter.close("workloads")
                 engine.mark_ready()
-            if self.setup.case.lazy:
+            if lazy:
                 self.enter("background")
                 done = engine.finish_background(self.setup.background_timeout_s, self.recorder)
                 self.details["background_finished"] = done
                 meter.close("background")
+            if workloads is not None:
+                # With the data local: after the background fetch, where there is one.
+                self.enter("workloads")
+                if self.setup.lift_quota:
+                    machine.throttle(False)
+                self.workloads += workloads.run(machine, engine, container, evicted=True)
+                meter.close("workloads")
         finally:
             self.output_tail = self._probe.output_tail()[-OUTPUT_TAIL_CHARACTERS:]
             self._probe.close()
