@@ -40,6 +40,7 @@ class OutputReader:
         self._pattern = re.compile(pattern.encode()) if stream else None
         self._matched = matched
         self._tail = bytearray()
+        self._errors = bytearray()
         self._line = bytearray()
         self._lock = threading.Lock()
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
@@ -51,6 +52,19 @@ class OutputReader:
         """The last ``TAIL_BYTES`` of both streams, in the order they were read."""
         with self._lock:
             return bytes(self._tail).decode(errors="replace")
+
+    def last_line(self) -> str:
+        """The last line that says something: of stderr, else of stdout.
+
+        The order of what comes on both at once is not to be known; a program that fails says why on stderr.
+        """
+        with self._lock:
+            kept = bytes(self._errors), bytes(self._tail)
+        for said in kept:
+            lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+            if lines:
+                return lines[-1]
+        return ""
 
     def await_end(self, timeout_s: float) -> bool:
         """Whether both streams have ended (every process that held them is gone) within ``timeout_s``."""
@@ -93,6 +107,9 @@ class OutputReader:
         with self._lock:
             self._tail += data
             del self._tail[:-TAIL_BYTES]
+            if self._names[descriptor] == "stderr":
+                self._errors += data
+                del self._errors[:-TAIL_BYTES]
         if self._pattern is not None and self._names[descriptor] == self._stream:
             self._search(data, now_ns)
         return bool(data)

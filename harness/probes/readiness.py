@@ -169,8 +169,7 @@ class ReadinessProbe:
         return None
 
     def _last_line(self) -> str:
-        lines = [line.strip() for line in self.output_tail().splitlines() if line.strip()]
-        return "".join(c for c in lines[-1][:300] if c.isprintable()) if lines else ""
+        return "".join(c for c in self._output.last_line()[:300] if c.isprintable())
 
     def _not_ready(self) -> str:
         readiness = self._readiness

@@ -190,6 +190,22 @@ def test_the_tail_is_bounded() -> None:
     assert reader.tail().endswith("xend")
 
 
+def test_last_words_are_those_of_stderr() -> None:
+    """Whichever stream was read last, an error's line is quoted; stdout's where stderr is silent."""
+    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+    reader = OutputReader(out, err)
+    os.write(err_end, b"why it failed\n\n")
+    os.close(err_end)
+    os.write(out_end, b"all is well\n")
+    os.close(out_end)
+    assert reader.await_end(10)
+    reader.close()
+    os.close(out)
+    os.close(err)
+    assert reader.last_line() == "why it failed"
+    assert _read(b"first\nlast\n")[0].last_line() == "last"
+
+
 def test_a_line_without_end_is_searched() -> None:
     """A stream without newlines is searched piecewise instead of kept."""
     assert len(_read(*[b"y" * 30_000] * 10, b"NEEDLE", stream="stdout", pattern="NEEDLE")[1]) == 1
