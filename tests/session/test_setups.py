@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from harness.session.setups import roomy_shape
+import pytest
+
+from harness.formats import soci_image
+from harness.lazyfs.plan import plan_layers
+from harness.session.setups import TRACE_MODE, roomy_shape
+from tests.lazyfs.support import File, convert, noise, tar_of, write_image
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_out_of_band_trials_leave_the_host_memory() -> None:
@@ -13,3 +22,16 @@ def test_out_of_band_trials_leave_the_host_memory() -> None:
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert shape.memory_bytes == physical // 2
     assert (shape.baseline_cores, shape.network, shape.disk, shape.label) == (None, None, None, "unlimited")
+
+
+@pytest.mark.files
+def test_a_trace_sees_what_is_read_of_small_layers(tmp_path: Path) -> None:
+    """The mode that traces serves every layer; soci has those without an index unpacked, and nobody sees their reads."""
+    least = soci_image.Options().min_layer_bytes
+    source = write_image(tmp_path / "image", [tar_of(File("large", noise(least + 1000))), tar_of(File("small", b"x"))])
+    unpacked = {}
+    for mode in ("soci", TRACE_MODE):
+        options = {"min_layer_bytes": least} if mode == "soci" else {}
+        converted = convert(source, tmp_path / mode, mode, **options)
+        unpacked[mode] = plan_layers(converted, converted.resolve(), mode).unpack
+    assert unpacked == {"soci": [1], TRACE_MODE: []}
