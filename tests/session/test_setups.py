@@ -26,7 +26,7 @@ def test_out_of_band_trials_leave_the_host_memory() -> None:
 
 @pytest.mark.files
 def test_a_trace_sees_what_is_read_of_small_layers(tmp_path: Path) -> None:
-    """The mode that traces serves every layer; soci has those without an index unpacked, and nobody sees their reads."""
+    """The mode that traces serves every layer; soci unpacks those without an index, unseen."""
     least = soci_image.Options().min_layer_bytes
     source = write_image(tmp_path / "image", [tar_of(File("large", noise(least + 1000))), tar_of(File("small", b"x"))])
     unpacked = {}
