@@ -178,9 +178,8 @@ class Service:
         sink = layer.disk.inflated
         if sink is None:
             raise UsageError("a layer that is fetched whole needs the disk cache: leave option disk_cache on")
-        received = await trio.to_thread.run_sync(
-            fetch_whole, client, indexed.digest, indexed.kind, indexed.size, sink, abandon_on_cancel=True
-        )
+        fill = partial(fetch_whole, client, indexed.digest, indexed.kind, indexed.size, sink, layer=indexed)
+        received = await trio.to_thread.run_sync(fill, abandon_on_cancel=True)
         layer.state[:] = bytes([INFLATED]) * len(layer.state)
         self.counters.bytes_fetched += received
         self.counters.requests += 1
