@@ -141,10 +141,25 @@ def write_small(request: dict[str, Any]) -> tuple[int, int]:
         for target, flags in ((path, os.O_WRONLY | os.O_APPEND), (path + ".coldbench", os.O_WRONLY | os.O_CREAT)):
             handle = os.open(target, flags, 0o644)
             try:
+                if target is path:
+                    _appended.append((path, os.fstat(handle)))
                 os.write(handle, payload)
             finally:
                 os.close(handle)
     return 2 * len(request["paths"]), 2 * PAGE * len(request["paths"])
+
+
+_appended: list[tuple[str, os.stat_result]] = []
+
+
+def put_back() -> None:
+    """Undo what ``write_small`` did, times included: later passes run programs that read these files."""
+    for path, before in _appended:
+        os.truncate(path, before.st_size)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        if os.path.lexists(path + ".coldbench"):
+            os.unlink(path + ".coldbench")
+    _appended.clear()
 
 
 def copy_up_large(request: dict[str, Any]) -> tuple[int, int]:
@@ -263,6 +278,7 @@ def main() -> None:
     held: dict[str, Any] = {}
     for line in sys.stdin:
         request = json.loads(line)
+        put_back()  # not right after the pass, whose CPU is still being read
         if "hold" in request:
             held, result = request["hold"], {"held": True}
         else:

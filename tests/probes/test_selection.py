@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,20 @@ def test_operations_are_counted(tmp_path: Path, workload: str, operations: int, 
         assert answer["bytes"] == size
     if workload == "write-small":
         assert (tmp_path / "a").stat().st_size == 4097 + 4096
+        workload_process.put_back()
+
+
+def test_what_was_appended_is_taken_back(tmp_path: Path) -> None:
+    """Programs that run in later passes find the files as the image has them, times included."""
+    file = tmp_path / "module.py"
+    file.write_bytes(b"pass\n")
+    os.utime(file, ns=(10**9, 2 * 10**9))
+    workload_process.serve_one({"workload": "write-small", "paths": [str(file)]})
+    assert sorted(os.listdir(tmp_path)) == ["module.py", "module.py.coldbench"]
+    workload_process.put_back()
+    assert file.read_bytes() == b"pass\n"
+    assert file.stat().st_mtime_ns == 2 * 10**9
+    assert os.listdir(tmp_path) == ["module.py"]
 
 
 def test_directory_listing_and_programs(tmp_path: Path) -> None:
