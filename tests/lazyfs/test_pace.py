@@ -88,3 +88,11 @@ def test_far_the_tail_holds_the_toc() -> None:
         4 << 20,
     ]
     assert tail_of(PRESETS["estargz", "reference"], link(FAR_S), 128 << 20, near) == near
+
+
+def test_a_little_way_off_a_miss_brings_little_more() -> None:
+    """A tenth of the latency: what a round trip would carry is a tenth, and a tenth of that is worth its CPU."""
+    policy = Policy()
+    near, far = pace_of(policy, link(0.02, rate=100e6)), pace_of(policy, link(0.2, rate=100e6))
+    assert near.far
+    assert policy.block_bytes < near.around < far.around // 4
