@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from harness.errors import ColdbenchError
-from harness.lazyfs.loop_device import LAZY_READ_AHEAD_KIB, change_backing
+from harness.lazyfs.loop_device import change_backing
 from harness.lazyfs.prefetch import yield_to_foreground
 from harness.lazyfs.store import INFLATED
 
@@ -79,20 +79,13 @@ def _inflate(store: Store, layer: Layer, unit: int) -> bool:
 
 
 def hand_over(device: str, file: SparseFile, metadata: memoryview, size: int) -> bool:
-    """Complete ``file`` and turn ``device`` to it; False, with a warning, when the disk or the kernel refuses. Blocks.
-
-    The read-ahead is the device's usual one again: the bytes are near now.
-    """
+    """Complete ``file`` and turn ``device`` to it; False, with a warning, when disk or kernel refuses. Blocks."""
     if not file.write(0, metadata):
         return False
     try:
         os.ftruncate(file.descriptor, size)
-        change_backing(device, file.descriptor, _LOCAL_READ_AHEAD_KIB)
+        change_backing(device, file.descriptor)
     except OSError as error:
         log.warning("handing the mount over to the local file: %s", error)
         return False
     return True
-
-
-_LOCAL_READ_AHEAD_KIB = 20 * LAZY_READ_AHEAD_KIB
-"""What Linux gives a loop device by itself (two requests of 1 280 KiB)."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.errors import HostUnfit, MachineError
-from harness.lazyfs.loop_device import LoopDevice
+from harness.lazyfs.loop_device import LoopDevice, write_read_ahead
 from harness.machine.syscalls import MNT_DETACH
 from harness.machine.syscalls import mount as _mount
 from harness.machine.syscalls import umount as _umount
@@ -103,12 +103,7 @@ def set_read_ahead(mountpoint: str, kib: int) -> bool:
     device = mount_device(mountpoint)
     if device is None:
         return False
-    try:
-        with open(f"/sys/class/bdi/{device}/read_ahead_kb", "w") as file:
-            file.write(str(kib))
-    except OSError:
-        return False
-    return True
+    return write_read_ahead(f"/sys/class/bdi/{device}/read_ahead_kb", kib)
 
 
 def mount_device(mountpoint: str) -> str | None:

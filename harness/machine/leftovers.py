@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.machine import cgroup, records, scratch, shaping
+from harness.machine import cgroup, loop, records, shaping
 from harness.machine.records import ENVIRONMENT_MARK, PREFIX, ProcessId, Record
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _loops(is_dead: Callable[[str], bool]) -> Iterator[Leftover]:
 def _loop_clearer(device: str) -> Callable[[], None]:
     def clear() -> None:
         with open(device, "rb") as file:
-            fcntl.ioctl(file, scratch.LOOP_CLR_FD)
+            fcntl.ioctl(file, loop.CLR_FD)
 
     return clear
 

@@ -8,59 +8,20 @@ thread runs in the timed part (``noinit_itable``).
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import fcntl
 import os
 import shutil
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import DiskFull, MachineError, MissingTool
-
-LOOP_CTL_GET_FREE = 0x4C82
-LOOP_CONFIGURE = 0x4C0A
-LOOP_CLR_FD = 0x4C01
-LO_FLAGS_AUTOCLEAR = 4
-LO_FLAGS_DIRECT_IO = 16
+from harness.machine import loop
 
 MOUNT_OPTIONS = "noinit_itable"
 SECTOR_BYTES = 512
 DEFAULT_BYTES = 32 << 30
 _LEAST_BYTES = 64 << 20
-
-
-class _LoopInfo64(ctypes.Structure):
-    """struct loop_info64 of linux/loop.h."""
-
-    _fields_ = (
-        ("lo_device", ctypes.c_uint64),
-        ("lo_inode", ctypes.c_uint64),
-        ("lo_rdevice", ctypes.c_uint64),
-        ("lo_offset", ctypes.c_uint64),
-        ("lo_sizelimit", ctypes.c_uint64),
-        ("lo_number", ctypes.c_uint32),
-        ("lo_encrypt_type", ctypes.c_uint32),
-        ("lo_encrypt_key_size", ctypes.c_uint32),
-        ("lo_flags", ctypes.c_uint32),
-        ("lo_file_name", ctypes.c_char * 64),
-        ("lo_crypt_name", ctypes.c_char * 64),
-        ("lo_encrypt_key", ctypes.c_ubyte * 32),
-        ("lo_init", ctypes.c_uint64 * 2),
-    )
-
-
-class _LoopConfig(ctypes.Structure):
-    """struct loop_config of linux/loop.h."""
-
-    _fields_ = (
-        ("fd", ctypes.c_uint32),
-        ("block_size", ctypes.c_uint32),
-        ("info", _LoopInfo64),
-        ("reserved", ctypes.c_uint64 * 8),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +66,7 @@ class ScratchDisk:
             )  # fmt: skip
             if made.returncode != 0:
                 raise MachineError(f"mkfs.ext4 of the scratch disk failed: {made.stderr.strip().splitlines()[-1:]}")
-            self._fd, self.device = _attach(file, name)
+            self._fd, self.device = loop.attach(file, name.encode(), loop.AUTOCLEAR | loop.DIRECT_IO)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise DiskFull(
@@ -128,28 +89,3 @@ class ScratchDisk:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _attach(file: int, name: str) -> tuple[int, str]:
-    """A free loop device over ``file``: its open descriptor and its path. Others take devices at the same time."""
-    config = _LoopConfig(fd=file, block_size=0)
-    config.info.lo_file_name = name.encode()
-    deadline = time.monotonic() + 10.0
-    direct = LO_FLAGS_DIRECT_IO
-    with open("/dev/loop-control", "rb") as control:
-        while True:
-            number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
-            device = f"/dev/loop{number}"
-            if not os.path.exists(device):  # no udev: make the node ourselves
-                os.mknod(device, 0o660 | 0o060000, os.makedev(7, number))
-            descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-            config.info.lo_flags = LO_FLAGS_AUTOCLEAR | direct
-            try:
-                fcntl.ioctl(descriptor, LOOP_CONFIGURE, config)
-                return descriptor, device
-            except OSError as error:
-                os.close(descriptor)
-                if error.errno == errno.EINVAL and direct:  # the file's file system has no direct I/O
-                    direct = 0
-                elif error.errno != errno.EBUSY or time.monotonic() > deadline:
-                    raise
