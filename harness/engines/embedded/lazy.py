@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from harness.errors import ColdbenchError, MachineError
 from harness.lazyfs.control import DaemonClient
 from harness.lazyfs.mounts import mount_erofs, unmount
 from harness.lazyfs.plan import plan_blob, plan_layers
+from harness.oci.aside import Aside
 from harness.oci.store import ImageSource
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ class _Unpacker:
 
     def __init__(self, context: Context, image: Image, numbers: list[int]) -> None:
         self._numbers = numbers
-        self._error: BaseException | None = None
-        self._directories: tuple[str, ...] = ()
         self._context = dataclasses.replace(context, daemon=None, report_span=self._report)
         self._outer = context
         self._image = dataclasses.replace(
@@ -45,29 +43,22 @@ class _Unpacker:
             layers=tuple(image.layers[number] for number in numbers),
             diff_ids=tuple(image.diff_ids[number] for number in numbers),
         )
-        self._thread = threading.Thread(target=self._run, name="unpack", daemon=True)
-        if numbers:
-            self._thread.start()
+        self._unpacking = Aside(self._unpack) if numbers else None
 
     def _report(self, name: str, start_ns: int, end_ns: int, layer: int | None, detail: str) -> None:
         self._outer.report_span(name, start_ns, end_ns, None if layer is None else self._numbers[layer], detail)
 
-    def _run(self) -> None:
-        try:
-            self._directories = overlay2.provide(self._context, self._image, "tuned", {}).lowerdirs
-        except BaseException as error:
-            self._error = error
+    def _unpack(self) -> tuple[str, ...]:
+        return overlay2.provide(self._context, self._image, "tuned", {}).lowerdirs
 
     def directories(self) -> tuple[dict[int, str], int]:
         """Layer number -> directory, and the lowest layer that shows (one may hide all below it); raises its error."""
-        if not self._numbers:
+        if self._unpacking is None:
             return {}, 0
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        shown = self._numbers[len(self._numbers) - len(self._directories) :]
+        directories = self._unpacking.result()
+        shown = self._numbers[len(self._numbers) - len(directories) :]
         lowest = shown[0] if len(shown) < len(self._numbers) else 0
-        return dict(zip(shown, reversed(self._directories), strict=True)), lowest
+        return dict(zip(shown, reversed(directories), strict=True)), lowest
 
 
 def store_message(request: dict[str, Any]) -> dict[str, Any]:
