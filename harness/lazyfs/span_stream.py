@@ -41,9 +41,13 @@ def fits(layer: IndexedLayer) -> bool:
     """Whether the layer looks like one gzip member with spans of a size to hold."""
     if not available or layer.kind != "gzip" or not len(layer) or not all(layer.window_sizes[1:]):
         return False
+    return max(_largest(layer)) <= MAX_SPAN_BYTES
+
+
+def _largest(layer: IndexedLayer) -> tuple[int, int]:
+    """Bytes of the largest span, stored and inflated."""
     stored = max(layer.span_compressed_extent(span)[1] for span in range(len(layer)))
-    plain = max(end - start for start, end in zip(layer.starts, layer.ends, strict=True))
-    return max(stored, plain) <= MAX_SPAN_BYTES
+    return stored, max(end - start for start, end in zip(layer.starts, layer.ends, strict=True))
 
 
 class SpanStream:
@@ -53,8 +57,7 @@ class SpanStream:
         """``write`` gets bytes to be used up before it returns."""
         self._layer = layer
         self._write = write
-        stored = max(layer.span_compressed_extent(span)[1] for span in range(len(layer)))
-        plain = max(end - start for start, end in zip(layer.starts, layer.ends, strict=True))
+        stored, plain = _largest(layer)
         # What is before a span in the buffer was used: there its lead goes, and no byte of the blob is copied twice.
         self._in = bytearray(_HEADROOM_BYTES + stored + _BEYOND_BYTES + _SLACK_BYTES)
         self._out = bytearray(WINDOW_BYTES + plain)
