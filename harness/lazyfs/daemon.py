@@ -147,7 +147,7 @@ class Daemon:
             answer = await service.mount(message, report)
             return {**answer, "spans": spans}
         if kind == "device":
-            await service.use_device(str(message["path"]))
+            await service.use_device(str(message["path"]), str(message["mounted"]))
             return {}
         if kind == "ready":
             service.mark_ready()

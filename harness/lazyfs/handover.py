@@ -78,13 +78,16 @@ def _inflate(store: Store, layer: Layer, unit: int) -> bool:
     return True
 
 
-def hand_over(device: str, file: SparseFile, metadata: memoryview, size: int) -> bool:
-    """Complete ``file`` and turn ``device`` to it; False, with a warning, when disk or kernel refuses. Blocks."""
+def hand_over(device: str, mounted: str, file: SparseFile, metadata: memoryview, size: int) -> bool:
+    """Complete ``file`` and turn ``device`` to it; False, with a warning, when disk or kernel refuses. Blocks.
+
+    ``mounted``: the device that EROFS is mounted from, this or another.
+    """
     if not file.write(0, metadata):
         return False
     try:
         os.ftruncate(file.descriptor, size)
-        change_backing(device, file.descriptor)
+        change_backing(device, file.descriptor, mounted)
     except OSError as error:
         log.warning("handing the mount over to the local file: %s", error)
         return False

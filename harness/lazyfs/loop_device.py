@@ -22,12 +22,12 @@ _LOCAL_READ_AHEAD_KIB = 2560
 class LoopDevice:
     """A free device attached to ``path``, read-only. It frees itself after its last use, so it is held open here."""
 
-    def __init__(self, path: str) -> None:
-        """Raises OSError when there is no free device or none may be used."""
+    def __init__(self, path: str, offset: int = 0) -> None:
+        """``offset``: the device begins there. OSError when there is no free device or none may be used."""
         backing = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._fd, self.path = loop.attach(
-                backing, os.fsencode(path)[:63], loop.READ_ONLY | loop.AUTOCLEAR, _BLOCK_BYTES
+                backing, os.fsencode(path)[:63], loop.READ_ONLY | loop.AUTOCLEAR, _BLOCK_BYTES, offset
             )
         finally:
             os.close(backing)
@@ -40,11 +40,11 @@ class LoopDevice:
             self._fd = -1
 
 
-def change_backing(device: str, backing: int) -> None:
+def change_backing(device: str, backing: int, mounted: str) -> None:
     """Turn ``device`` to the open file ``backing``, which must have the same size and content. Raises OSError.
 
     Waits for reads under way. Pages are then cached once, by EROFS, if the file system below allows direct reads; and
-    the bytes are near now, so the read-ahead is the device's usual one again.
+    the bytes are near now, so the read-ahead of ``mounted``, the device that was mounted, is the usual one again.
     """
     handle = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -55,7 +55,7 @@ def change_backing(device: str, backing: int) -> None:
             pass
     finally:
         os.close(handle)
-    _set_read_ahead(device, _LOCAL_READ_AHEAD_KIB)
+    _set_read_ahead(mounted, _LOCAL_READ_AHEAD_KIB)
 
 
 def _set_read_ahead(device: str, kib: int) -> None:

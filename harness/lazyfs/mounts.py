@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,29 +32,42 @@ class Syscalls:
     mount: Callable[[str, str, str | None, int, str | None], None] = _mount
     umount: Callable[[str, int], None] = _umount
     filesystems: Callable[[], str] = lambda: _read("/proc/filesystems")
-    attach_loop: Callable[[str], LoopDevice] = LoopDevice
+    attach_loop: Callable[[str, int], LoopDevice] = LoopDevice
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The image in two: ``metadata`` is a file of its own, and layers begin at byte ``start`` of the image file."""
+
+    metadata: str
+    start: int
 
 
 @dataclass(frozen=True)
 class Mounted:
-    """``way``: ``file`` or ``loop``; ``device`` is the loop device's path."""
+    """``way``: ``file`` or ``loop``; ``device`` is the loop device with the layers, ``mounted`` the one mounted."""
 
     way: str
     device: str = ""
+    mounted: str = ""
 
 
-def mount_erofs(source: str, target: str, *, loop: bool = False, syscalls: Syscalls | None = None) -> Mounted:
-    """Mount the image file ``source`` on ``target``, from the file itself or through a loop device.
+def mount_erofs(
+    source: str, target: str, *, loop: bool = False, parts: Parts | None = None, syscalls: Syscalls | None = None
+) -> Mounted:
+    """Mount the image file ``source`` on ``target``, from the file itself or through loop devices.
 
-    ``loop``: rather through a loop device, where there is one. HostUnfit when the kernel has no EROFS or is too old
-    for both ways, MachineError when it refuses the image.
+    ``loop``: rather through loop devices, where there are any, the metadata from a device of its own where ``parts``
+    says how. HostUnfit when the kernel has no EROFS or is too old for both ways, MachineError when it refuses the
+    image.
     """
     calls = syscalls or Syscalls()
     if loop:
-        try:
-            return _mount_loop(source, target, calls)
-        except (OSError, MachineError):
-            pass  # no device to be had: from the file it is
+        for cut in (parts, None) if parts is not None else (None,):
+            try:
+                return _mount_loop(source, target, calls, cut)
+            except (OSError, MachineError):
+                pass  # no device to be had, or a kernel that knows no second one: on to the next way
     try:
         calls.mount(source, target, "erofs", MS_RDONLY, None)
         return Mounted("file")
@@ -65,23 +79,24 @@ def mount_erofs(source: str, target: str, *, loop: bool = False, syscalls: Sysca
         raise MachineError(f"mounting EROFS over the lazy file was refused ({os.strerror(number or 0)}); {_ADVICE}")
     # ENOTBLK: EROFS before 6.12 takes block devices only.
     try:
-        return _mount_loop(source, target, calls)
+        return _mount_loop(source, target, calls, None)
     except OSError as error:
         raise HostUnfit(f"this kernel mounts EROFS from devices only, and no loop device is free "
                         f"({os.strerror(error.errno or 0)}); {_ADVICE}") from None  # fmt: skip
 
 
-def _mount_loop(source: str, target: str, calls: Syscalls) -> Mounted:
+def _mount_loop(source: str, target: str, calls: Syscalls, parts: Parts | None) -> Mounted:
     """OSError when no device is to be had, MachineError when the kernel refuses what is on it."""
-    device = calls.attach_loop(source)
-    try:
-        calls.mount(device.path, target, "erofs", MS_RDONLY, None)
-        return Mounted("loop", device.path)
-    except OSError as error:
-        raise MachineError(f"the kernel refuses the EROFS image ({os.strerror(error.errno or 0)}): blocks of 512 bytes "
-                           f"need Linux 6.4 or newer; {_ADVICE}") from None  # fmt: skip
-    finally:
-        device.close()
+    with ExitStack() as devices:  # a mounted device stays; it frees itself when that ends
+        layers = devices.enter_context(closing(calls.attach_loop(source, parts.start if parts else 0)))
+        first = layers if parts is None else devices.enter_context(closing(calls.attach_loop(parts.metadata, 0)))
+        try:
+            option = None if parts is None else f"device={layers.path}"
+            calls.mount(first.path, target, "erofs", MS_RDONLY, option)
+        except OSError as error:
+            raise MachineError(f"the kernel refuses the EROFS image ({os.strerror(error.errno or 0)}): blocks of 512 "
+                               f"bytes need Linux 6.4 or newer; {_ADVICE}") from None  # fmt: skip
+        return Mounted("loop", layers.path, first.path)
 
 
 def unmount(target: str, syscalls: Syscalls | None = None) -> bool:

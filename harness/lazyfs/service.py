@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from harness.errors import ColdbenchError, UsageError
+from harness.formats.erofs_device import with_second_device
 from harness.formats.erofs_spans import WHOLE
 from harness.lazyfs import handover
 from harness.lazyfs import prefetch as fetching
@@ -30,6 +32,7 @@ from harness.lazyfs.whole import fetch_whole
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from harness.formats.erofs_index import ErofsIndex
     from harness.formats.erofs_spans import IndexedLayer
     from harness.lazyfs.session import Session
     from harness.oci.store import BlobStore
@@ -61,7 +64,7 @@ class Service:
         self._image: SparseFile | None = None
         """Where the blob's bytes are kept, each where the blob has it."""
         self._blob: BlobPresentation | None = None
-        self._device = ""
+        self._devices = ("", "")
         self._scratch = ""
 
     async def mount(self, request: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -166,11 +169,26 @@ class Service:
         if policy.prefetch:
             paths = request.get("prefetch") or ()
             await self._start_prefetch(store, image.extents_of(paths) if paths else list(image.index.prefetch))
+        loop = policy.handover and policy.disk_cache
         return {
             "file": BLOB_NAME,
-            "loop": policy.handover and policy.disk_cache,
+            "loop": loop,
+            "parts": await trio.to_thread.run_sync(self._separate_metadata, image.index) if loop else None,
             "layers_whole": [layer.number for _, layer in whole],
         }
+
+    def _separate_metadata(self, index: ErofsIndex) -> dict[str, Any] | None:
+        """The metadata as a file of its own, if there are layers and room for it; blocks."""
+        if not index.layers:
+            return None
+        path, start = os.path.join(self._scratch, "metadata"), index.layer_starts[0]
+        try:
+            with open(path, "xb") as file:
+                file.write(with_second_device(index.metadata, start, index.image_bytes))
+        except OSError as error:
+            log.warning("the metadata stays in the lazy file: %s", error)
+            return None
+        return {"metadata": path, "start": start}
 
     async def _fill_whole(self, client: BlobStore, layer: Layer, indexed: IndexedLayer, report: Report) -> None:
         """All of a layer into the disk cache before anything is mounted."""
@@ -225,7 +243,7 @@ class Service:
             start = time.monotonic_ns()
             self.background_complete = await fetching.background(store) and await self._fetch_windows()
             self.spans.append(("background", start, time.monotonic_ns()))
-            if self.background_complete and self._device:
+            if self.background_complete and self._devices[0]:
                 start = time.monotonic_ns()
                 await handover.inflate_all(store)
                 await self._hand_over()
@@ -233,16 +251,19 @@ class Service:
         finally:
             self.background_done.set()
 
-    async def use_device(self, device: str) -> None:
-        """EROFS is mounted from this loop device over our file: turn it to the cache file once that is whole."""
-        self._device = device
+    async def use_device(self, device: str, mounted: str) -> None:
+        """This loop device is over our file: turn it to the cache file once that is whole.
+
+        ``mounted`` is the device that EROFS is mounted from: the same, or one with the metadata.
+        """
+        self._devices = (device, mounted)
         await self._hand_over()
 
     async def _hand_over(self) -> None:
         store, image, blob = self._store, self._image, self._blob
         if store is None or image is None or blob is None or not handover.is_whole(store):
             return
-        change = partial(handover.hand_over, self._device, image, blob.metadata, blob.size)
+        change = partial(handover.hand_over, *self._devices, image, blob.metadata, blob.size)
         self.counters.handed_over = await trio.to_thread.run_sync(change)
         if self.counters.handed_over:
             store.memory.clear()

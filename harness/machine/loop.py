@@ -48,13 +48,15 @@ class _LoopConfig(ctypes.Structure):
     )
 
 
-def attach(file: int, name: bytes, flags: int, block_bytes: int = 0) -> tuple[int, str]:
+def attach(file: int, name: bytes, flags: int, block_bytes: int = 0, offset: int = 0) -> tuple[int, str]:
     """A free loop device over ``file``: its open descriptor and its path. Others take devices at the same time.
 
-    ``block_bytes`` 0: the file's own. DIRECT_IO is left out where the file's file system has none. Raises OSError.
+    ``block_bytes`` 0: the file's own. The device begins at ``offset`` of the file. DIRECT_IO is left out where the
+    file's file system has none. Raises OSError.
     """
     config = _LoopConfig(fd=file, block_size=block_bytes)
     config.info.lo_file_name = name
+    config.info.lo_offset = offset
     deadline = time.monotonic() + _BUSY_WAIT_S
     with open("/dev/loop-control", "rb") as control:
         while True:

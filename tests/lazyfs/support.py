@@ -19,7 +19,7 @@ from harness.engines.embedded.unpack import LayerUnpacker
 from harness.formats import erofs_image, estargz_image, soci_image
 from harness.formats.estargz_writer import EstargzOptions
 from harness.lazyfs.control import DaemonClient, spawn
-from harness.lazyfs.mounts import mount_erofs
+from harness.lazyfs.mounts import Parts, mount_erofs
 from harness.lazyfs.mounts import unmount as detach
 from harness.lazyfs.plan import plan_blob, plan_layers
 from harness.oci.descriptor import OCI_LAYER_GZIP, digest_bytes
@@ -201,9 +201,10 @@ def serve(source: ImageSource, mode: str, place: Path, **request: Any) -> Iterat
         answer = client.call("mount", **{**message, **request})
         if mode == "erofs":
             target.mkdir()
-            mounted = mount_erofs(str(mountpoint / answer["file"]), str(target), loop=answer["loop"])
+            parts = Parts(**answer["parts"]) if answer["parts"] else None
+            mounted = mount_erofs(str(mountpoint / answer["file"]), str(target), loop=answer["loop"], parts=parts)
             if mounted.device:
-                client.call("device", path=mounted.device)
+                client.call("device", path=mounted.device, mounted=mounted.mounted)
         yield Served(
             client, process, str(mountpoint), target if mode == "erofs" else mountpoint, answer.get("layers", [])
         )

@@ -82,15 +82,19 @@ class Kernel:
     def __init__(self, *answers: int) -> None:
         self.answers = list(answers)
         self.sources: list[str] = []
+        self.options: list[str | None] = []
+        self.attached: list[tuple[str, int]] = []
 
     def mount(self, source: str, target: str, kind: str | None, flags: int, data: str | None) -> None:
         self.sources.append(source)
+        self.options.append(data)
         code = self.answers.pop(0)
         if code:
             raise OSError(code, os.strerror(code))
 
     def calls(self, loop: str | int = "/dev/loop-none") -> mounts.Syscalls:
-        def attach(path: str) -> object:
+        def attach(path: str, offset: int) -> object:
+            self.attached.append((path, offset))
             if isinstance(loop, int):
                 raise OSError(loop, os.strerror(loop))
             return Device(loop)
@@ -128,6 +132,27 @@ def test_without_a_loop_device_the_file_will_do() -> None:
     kernel = Kernel(0)
     mounted = mounts.mount_erofs("/f/image", "/t", loop=True, syscalls=kernel.calls())
     assert (mounted.way, mounted.device) == ("loop", "/dev/loop-none")
+
+
+PARTS = mounts.Parts("/s/metadata", 8192)
+
+
+def test_metadata_has_a_device_of_its_own() -> None:
+    """The layers' device begins where they begin in the file; EROFS is mounted from the metadata's."""
+    kernel = Kernel(0)
+    mounted = mounts.mount_erofs("/f/image", "/t", loop=True, parts=PARTS, syscalls=kernel.calls())
+    assert (mounted.device, mounted.mounted) == ("/dev/loop-none", "/dev/loop-none")
+    assert kernel.attached == [("/f/image", 8192), ("/s/metadata", 0)]
+    assert kernel.options == ["device=/dev/loop-none"]
+
+
+def test_a_kernel_that_knows_no_second_device_gets_the_whole_file_as_one() -> None:
+    """Refused in two parts, the image is tried in one."""
+    kernel = Kernel(errno.EINVAL, 0)
+    mounted = mounts.mount_erofs("/f/image", "/t", loop=True, parts=PARTS, syscalls=kernel.calls())
+    assert mounted.way == "loop"
+    assert kernel.attached[2:] == [("/f/image", 0)]
+    assert kernel.options[1] is None
 
 
 @pytest.mark.parametrize(

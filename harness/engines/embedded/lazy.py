@@ -15,7 +15,7 @@ from harness.engines.embedded import overlay2
 from harness.engines.embedded.modes import Context, Rootfs
 from harness.errors import ColdbenchError, MachineError
 from harness.lazyfs.control import DaemonClient
-from harness.lazyfs.mounts import mount_erofs, unmount
+from harness.lazyfs.mounts import Parts, mount_erofs, unmount
 from harness.lazyfs.plan import plan_blob, plan_layers
 from harness.oci.aside import Aside
 from harness.oci.store import ImageSource
@@ -147,9 +147,10 @@ def _provide_blob(
         answer = _mount(context, daemon, {**message, "index": index})
         os.makedirs(target, exist_ok=True)
         with context.span("mount", detail="EROFS"):
-            mounted = mount_erofs(os.path.join(mountpoint, answer["file"]), target, loop=answer["loop"])
+            parts = Parts(**answer["parts"]) if answer["parts"] else None
+            mounted = mount_erofs(os.path.join(mountpoint, answer["file"]), target, loop=answer["loop"], parts=parts)
         if mounted.device:
-            daemon.call("device", path=mounted.device)
+            daemon.call("device", path=mounted.device, mounted=mounted.mounted)
     except BaseException:
         cleanup()
         raise
