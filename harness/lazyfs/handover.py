@@ -83,8 +83,8 @@ def hand_over(device: str, mounted: str, file: SparseFile, metadata: memoryview,
 
     ``mounted``: the device that EROFS is mounted from, this or another.
     """
-    if not file.write(0, metadata):
-        return False
+    if device == mounted and not file.write(0, metadata):
+        return False  # mounted from two devices, this one has the layers only
     try:
         os.ftruncate(file.descriptor, size)
         change_backing(device, file.descriptor, mounted)

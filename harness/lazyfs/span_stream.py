@@ -12,11 +12,13 @@ from __future__ import annotations
 import ctypes
 import glob
 import importlib.util
+import mmap
 import os
 from typing import TYPE_CHECKING, Any
 
 from harness.formats.gzip_index import WINDOW_BYTES
 from harness.formats.spans import _PRIMERS
+from harness.lazyfs.disk_cache import DIRECT_ALIGN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,16 +53,19 @@ def _largest(layer: IndexedLayer) -> tuple[int, int]:
 
 
 class SpanStream:
-    """Fed with the blob, calls ``write`` with each span's bytes in order. Raises Disagreement."""
+    """Fed with the blob, calls ``write`` with what came out of it, in order. Raises Disagreement."""
 
-    def __init__(self, layer: IndexedLayer, write: Callable[[memoryview], None]) -> None:
-        """``write`` gets bytes to be used up before it returns."""
+    def __init__(self, layer: IndexedLayer, write: Callable[[int, memoryview], None]) -> None:
+        """``write`` gets (place in the layer, bytes to be used up before it returns), as one may write past the cache.
+
+        Place, size and address are multiples of DIRECT_ALIGN; zeros stand behind the layer's last byte.
+        """
         self._layer = layer
         self._write = write
         stored, plain = _largest(layer)
         # What is before a span in the buffer was used: there its lead goes, and no byte of the blob is copied twice.
         self._in = bytearray(_HEADROOM_BYTES + stored + _BEYOND_BYTES + _SLACK_BYTES)
-        self._out = bytearray(WINDOW_BYTES + plain)
+        self._out = mmap.mmap(-1, WINDOW_BYTES + plain + 3 * DIRECT_ALIGN)  # begins at a page
         self._in_view, self._out_view = memoryview(self._in), memoryview(self._out)
         self._in_place = ctypes.addressof(ctypes.c_char.from_buffer(self._in))
         self._out_place = ctypes.addressof(ctypes.c_char.from_buffer(self._out))
@@ -129,16 +134,23 @@ class SpanStream:
             place += 1
         first = place - len(lead)
         self._in_view[first:place] = lead
-        room = len(self._window) + plain
+        # The window comes out first: so what the span before left over, less than a block, is where it must be.
+        room, at = len(self._window) + plain, layer.starts[span]
+        origin = (at - len(self._window)) % DIRECT_ALIGN
         code = _library.libdeflate_deflate_decompress(
-            self._decompressor, self._in_place + first, end - first, self._out_place, room, None
+            self._decompressor, self._in_place + first, end - first, self._out_place + origin, room, None
         )
         if code not in (_SUCCESS, _FULL):
             raise Disagreement
-        start = len(self._window)
+        start, stop = origin + len(self._window), origin + room
         self._crc = _library.libdeflate_crc32(self._crc, self._out_place + start, plain)
-        self._window = bytes(self._out_view[max(0, room - WINDOW_BYTES) : room])
-        self._write(self._out_view[start:room])
+        self._window = bytes(self._out_view[max(origin, stop - WINDOW_BYTES) : stop])
+        if at + plain == layer.size:
+            filled = -stop % DIRECT_ALIGN
+            self._out_view[stop : stop + filled] = bytes(filled)
+            stop += filled
+        over = start % DIRECT_ALIGN
+        self._write(at - over, self._out_view[start - over : stop - stop % DIRECT_ALIGN])
 
     def __del__(self) -> None:
         _library.libdeflate_free_decompressor(self._decompressor)

@@ -49,13 +49,27 @@ class _Filling:
 
     def _write(self, data: bytes | memoryview) -> None:
         room = self._size - self._position
-        if room > 0 and data and not self._sink.write(self._position, data[:room]):
-            raise DiskFull("the machine's disk has no room for the decompressed layers; give the shape a larger one")
+        if room > 0 and data:
+            self._write_at(self._sink, self._position, data[:room])
         self._position += len(data)
 
+    @staticmethod
+    def _write_at(sink: SparseFile, position: int, data: bytes | memoryview) -> None:
+        if not sink.write(position, data):
+            raise DiskFull("the machine's disk has no room for the decompressed layers; give the shape a larger one")
+
     def by_spans(self, layer: IndexedLayer) -> int:
-        stream = span_stream.SpanStream(layer, self._write)
-        return self._fill(stream.feed, stream.finish)
+        sink = self._sink.uncached()
+
+        def write(position: int, data: memoryview) -> None:
+            self._write_at(sink, position, data)
+            self._position = min(self._size, position + len(data))
+
+        try:
+            stream = span_stream.SpanStream(layer, write)
+            return self._fill(stream.feed, stream.finish)
+        finally:
+            sink.close()
 
     def as_stream(self, compression: str) -> int:
         inflater: igzip.StreamInflater | Pusher

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import gzip
+import mmap
+import os
 import random
 import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import DigestMismatch, FormatError
+from harness.formats.erofs_layout import align
 from harness.formats.erofs_spans import IndexedLayer
 from harness.formats.gzip_index import index_gzip
 from harness.lazyfs import span_stream
-from harness.lazyfs.disk_cache import SparseFile
+from harness.lazyfs.disk_cache import DIRECT_ALIGN, SparseFile
 from harness.lazyfs.span_stream import Disagreement, SpanStream
 from harness.lazyfs.whole import fetch_whole
 from harness.oci.descriptor import digest_bytes
@@ -51,11 +56,19 @@ def indexed(stored: bytes, span_bytes: int) -> IndexedLayer:
 
 def streamed(layer: IndexedLayer, stored: bytes, size: int) -> bytes:
     out = bytearray()
-    stream = SpanStream(layer, out.extend)
+
+    def write(position: int, data: memoryview) -> None:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(data)) if data else 0
+        assert not any(value % DIRECT_ALIGN for value in (position, len(data), address))
+        assert position == len(out)
+        out.extend(data)
+
+    stream = SpanStream(layer, write)
     for at in range(0, len(stored), size):
         stream.feed(stored[at : at + size])
     stream.finish()
-    return bytes(out)
+    assert not any(out[layer.size :])
+    return bytes(out[: layer.size])
 
 
 @settings(max_examples=30, deadline=None)
@@ -137,6 +150,28 @@ def test_whole_layers_come_out_right_all_the_same(tmp_path: Path, lie: str) -> N
     assert sink.read(0, len(PLAIN)) == PLAIN
     assert blob.times == 2
     sink.close()
+
+
+@pytest.mark.files
+def test_what_is_written_leaves_the_page_cache_alone(tmp_path: Path) -> None:
+    """Nothing of the file is cached after it was filled, and it is right all the same."""
+    sink, blob = SparseFile(str(tmp_path), "layer"), Blob(STORED)
+    store: Any = blob
+    fetch_whole(store, LAYER.digest, "gzip", len(PLAIN), sink, layer=LAYER)
+    os.ftruncate(sink.descriptor, align(len(PLAIN), mmap.PAGESIZE))
+    with mmap.mmap(sink.descriptor, 0, prot=mmap.PROT_READ) as mapped:
+        assert cached_pages(mapped) == 0
+        assert mapped[: len(PLAIN)] == PLAIN
+        assert cached_pages(mapped) > 0
+    sink.close()
+
+
+def cached_pages(mapped: mmap.mmap) -> int:
+    """mincore(2), which tells of the page cache."""
+    vector = (ctypes.c_ubyte * (len(mapped) // mmap.PAGESIZE))()
+    address = np.frombuffer(mapped, dtype=np.uint8).ctypes.data
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(mapped)), vector) == 0
+    return sum(page & 1 for page in vector)
 
 
 @pytest.mark.files
