@@ -102,7 +102,7 @@ def test_the_sample_is_taken() -> None:
 
 def test_a_window_of_zeros_is_one() -> None:
     """A span behind 32 KiB of zeros has no window in the index and needs none here; members of their own do not fit."""
-    plain = PLAIN[:1_000_000] + bytes(16_000_000) + PLAIN[1_000_000:2_500_000]
+    plain = PLAIN[:1_000_000] + bytes(5_000_000) + PLAIN + PLAIN
     stored = gzip.compress(plain, 6)  # a block begins among the zeros: each holds some 16 000 matches of 258 bytes
     layer = indexed(stored, 64 << 10)
     assert 0 in layer.window_sizes[1:]
