@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from harness.errors import FormatError
-from harness.formats.erofs_layout import SUPER_OFFSET, SUPER_SIZE, Superblock, checksum_span, crc32c
+from harness.formats.erofs_layout import PART_ALIGN, SUPER_OFFSET, SUPER_SIZE, Superblock, checksum_span, crc32c
 
 DEVICE_TABLE: Final = 0x8
 """Bit of feature_incompat: the superblock names other devices."""
@@ -26,25 +26,27 @@ _SLOT_NUMBER: Final = 1
 """The table lies before the superblock, where nothing else does."""
 
 
-def with_second_device(metadata: bytes, start: int, size: int) -> bytes:
-    """``metadata`` of a file of ``size`` bytes whose layers begin at byte ``start``, for mounting from two devices.
+def head_with_second_device(metadata: bytes, start: int, size: int) -> bytes:
+    """What takes the place of the first PART_ALIGN bytes of ``metadata`` for mounting from two devices.
 
-    The same length as ``metadata``: only superblock and boot area differ. The second device has the file's bytes from
-    ``start`` on. FormatError when ``start`` is not at or behind the metadata's end, or not on a block.
+    ``metadata`` is that of a file of ``size`` bytes whose layers begin at byte ``start``; the second device has the
+    file's bytes from there on. FormatError when ``start`` is not at or behind the metadata's end, or not on a block.
     """
     end = SUPER_OFFSET + SUPER_SIZE
     parsed = Superblock.parse(metadata[SUPER_OFFSET:end])
     block = parsed.block_size
     if start < len(metadata) or start % block or size <= start or size % block:
         raise FormatError("EROFS image", f"layers at {start} to {size} behind {len(metadata)} bytes of metadata")
-    result = bytearray(metadata)
+    head = bytearray(metadata[:PART_ALIGN])
     table = _SLOT_NUMBER * _SLOT.size
-    if any(result[table : table + _SLOT.size]):
+    if any(head[table : table + _SLOT.size]):
         raise FormatError("EROFS image", "the area before the superblock is not empty")
-    result[table : table + _SLOT.size] = _SLOT.pack(b"layers", (size - start) // block, start // block, 0, 0)
-    changed = replace(parsed, blocks=start // block, feature_incompat=parsed.feature_incompat | DEVICE_TABLE)
-    result[SUPER_OFFSET:end] = replace(changed, checksum=0).pack()
-    _DEVICES.pack_into(result, SUPER_OFFSET + _DEVICES_AT, 1, _SLOT_NUMBER)
-    crc = crc32c(bytes(result[SUPER_OFFSET : SUPER_OFFSET + checksum_span(block)]))
-    struct.pack_into("<I", result, SUPER_OFFSET + 4, crc)
-    return bytes(result)
+    head[table : table + _SLOT.size] = _SLOT.pack(b"layers", (size - start) // block, start // block, 0, 0)
+    changed = replace(
+        parsed, blocks=start // block, feature_incompat=parsed.feature_incompat | DEVICE_TABLE, checksum=0
+    )
+    head[SUPER_OFFSET:end] = changed.pack()
+    _DEVICES.pack_into(head, SUPER_OFFSET + _DEVICES_AT, 1, _SLOT_NUMBER)
+    crc = crc32c(bytes(head[SUPER_OFFSET : SUPER_OFFSET + checksum_span(block)]))
+    struct.pack_into("<I", head, SUPER_OFFSET + 4, crc)
+    return bytes(head)

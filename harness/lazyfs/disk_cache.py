@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import fcntl
 import os
 from typing import TYPE_CHECKING
 
@@ -62,17 +63,25 @@ class SparseFile:
         if self.full:
             return False
         view, offset = memoryview(data), offset + self._base
-        try:
-            while view:
+        while view:
+            try:
                 written = self._pwrite(self._fd, view, offset)
-                view = view[written:]
-                offset += written
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            self.full = True
-            return False
+            except OSError as error:
+                if error.errno == errno.EINVAL and self._cache_again():
+                    continue
+                if error.errno not in FULL:
+                    raise
+                self.full = True
+                return False
+            view = view[written:]
+            offset += written
         return True
+
+    def _cache_again(self) -> bool:
+        """Where a device wants a larger alignment, or a write ended between blocks; False when it was cached anyway."""
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        return bool(flags & os.O_DIRECT)
 
     def write_pieces(self, offset: int, pieces: list[bytes]) -> bool:
         """Write pieces one after the other; False as for ``write``."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from harness.errors import ColdbenchError, UsageError
-from harness.formats.erofs_device import with_second_device
+from harness.formats.erofs_device import head_with_second_device
 from harness.formats.erofs_spans import WHOLE
 from harness.lazyfs import handover
 from harness.lazyfs import prefetch as fetching
@@ -184,7 +184,8 @@ class Service:
         path, start = os.path.join(self._scratch, "metadata"), index.layer_starts[0]
         try:
             with open(path, "xb") as file:
-                file.write(with_second_device(index.metadata, start, index.image_bytes))
+                head = head_with_second_device(index.metadata, start, index.image_bytes)
+                file.writelines([head, memoryview(index.metadata)[len(head) :]])
         except OSError as error:
             log.warning("the metadata stays in the lazy file: %s", error)
             return None

@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from harness.errors import FormatError
-from harness.formats.erofs_device import with_second_device
+from harness.formats.erofs_device import head_with_second_device
 from harness.formats.erofs_layout import PART_ALIGN, SUPER_OFFSET, SUPER_SIZE, Superblock, crc32c
 from harness.formats.erofs_merge import merge_layers
 from harness.formats.erofs_writer import ErofsMetadata, write_metadata
@@ -28,8 +28,8 @@ def written() -> ErofsMetadata:
 def test_device_table_says_where_the_layers_stand(written: ErofsMetadata) -> None:
     """Feature bit, count, place and slot as struct erofs_super_block and struct erofs_deviceslot have them."""
     start = written.layer_starts[0]
-    cut = with_second_device(written.data, start, written.image_bytes)
-    assert len(cut) == len(written.data)
+    cut = head_with_second_device(written.data, start, written.image_bytes)
+    assert len(cut) == PART_ALIGN
     incompat, devices, slot = struct.unpack_from("<I2xHH", cut, SUPER_OFFSET + 80)
     assert (incompat & 0x8, devices) == (0x8, 1)
     blocks, first = struct.unpack_from("<II", cut, slot * 128 + 64)
@@ -39,9 +39,9 @@ def test_device_table_says_where_the_layers_stand(written: ErofsMetadata) -> Non
 
 def test_nothing_else_changes_and_the_checksum_is_right(written: ErofsMetadata) -> None:
     """Inodes, names and times are the same bytes; the kernel checks the first block's checksum."""
-    cut = with_second_device(written.data, written.layer_starts[0], written.image_bytes)
+    cut = head_with_second_device(written.data, written.layer_starts[0], written.image_bytes)
     end = SUPER_OFFSET + SUPER_SIZE
-    assert cut[end:] == written.data[end:]
+    assert cut[end:] == written.data[end:PART_ALIGN]
     whole = cut[SUPER_OFFSET : SUPER_OFFSET + BLOCK]
     assert crc32c(whole[:4] + bytes(4) + whole[8:]) == struct.unpack_from("<I", whole, 4)[0]
     with pytest.raises(FormatError, match="incompatible features 0x8"):
@@ -53,7 +53,7 @@ def test_layers_must_begin_behind_the_metadata(written: ErofsMetadata, start: in
     """Inside the metadata, off a block, and with nothing behind: refused."""
     base = written.layer_starts[0] if start else 0
     with pytest.raises(FormatError, match="layers at"):
-        with_second_device(written.data, base + start, base + size)
+        head_with_second_device(written.data, base + start, base + size)
 
 
 def test_an_occupied_boot_area_is_refused(written: ErofsMetadata) -> None:
@@ -61,4 +61,4 @@ def test_an_occupied_boot_area_is_refused(written: ErofsMetadata) -> None:
     occupied = bytearray(written.data)
     occupied[130] = 1
     with pytest.raises(FormatError, match="not empty"):
-        with_second_device(bytes(occupied), written.layer_starts[0], written.image_bytes)
+        head_with_second_device(bytes(occupied), written.layer_starts[0], written.image_bytes)

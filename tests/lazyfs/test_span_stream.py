@@ -207,3 +207,14 @@ def test_members_are_not_for_it() -> None:
     if span_stream.fits(layer):
         with pytest.raises(Disagreement):
             streamed(layer, stored, 10_000)
+
+
+@pytest.mark.files
+def test_a_device_that_takes_no_such_writes_gets_cached_ones(tmp_path: Path) -> None:
+    """A write past the cache that is not aligned is refused by the kernel, and then goes through it."""
+    sink = SparseFile(str(tmp_path), "layer")
+    uncached = sink.uncached()
+    assert uncached.write(100, b"unaligned")
+    assert sink.read(100, 9) == b"unaligned"
+    uncached.close()
+    sink.close()
