@@ -87,6 +87,7 @@ class Counters:
     read_errors: int = 0
     disk_full: bool = False
     handed_over: bool = False
+    bytes_pushed: int = 0
     before_ready: tuple[int, int] | None = None
 
     def opcode(self, name: str) -> Opcode:
@@ -115,6 +116,7 @@ class Counters:
             "retries": self.retries,
             "fuse": {name: op.as_dict() for name, op in sorted(self.opcodes.items()) if op.count},
             "handed_over": self.handed_over,
+            "bytes_pushed": self.bytes_pushed,
             "memory_peak_bytes": memory_peak_bytes(),
             "cpu_s": usage.ru_utime + usage.ru_stime,
         }

@@ -39,7 +39,7 @@ class Fetched:
 
     received_bytes: int = 0
     decoded: list[tuple[Decoded, bytes | None]] = field(default_factory=list)
-    """With the stored bytes of those that are not whole."""
+    """With the stored bytes of those that are not whole (of all, where they are to be kept)."""
     packed: list[tuple[int, bytes]] = field(default_factory=list)
     written_inflated: set[int] = field(default_factory=set)
     written_packed: set[int] = field(default_factory=set)
@@ -62,8 +62,18 @@ class Place:
     disk: DiskCache
 
 
-def fetch(place: Place, chosen: Sequence[int], upto: Mapping[int, int], sink: Sink, policy: Policy) -> Fetched:
+def fetch(
+    place: Place,
+    chosen: Sequence[int],
+    upto: Mapping[int, int],
+    sink: Sink,
+    policy: Policy,
+    *,
+    keep_packed: bool = False,
+) -> Fetched:
     """One range request for ``chosen``; units in ``upto`` are inflated to there, the others stay as stored bytes.
+
+    ``keep_packed``: the stored bytes of whole units are wanted, too.
 
     A unit with bad bytes fails alone; only the request itself raises (RegistryError).
     """
@@ -102,7 +112,7 @@ def fetch(place: Place, chosen: Sequence[int], upto: Mapping[int, int], sink: Si
                 result.packed.append((unit, bytes(part)))
                 continue
             whole = units.ends[unit] - units.starts[unit]
-            if policy.partial_inflate and upto[unit] < whole:
+            if keep_packed or (policy.partial_inflate and upto[unit] < whole):
                 part = bytes(part)  # once, for who keeps it and for who inflates from it later
             for piece in units.decode(unit, part, upto[unit] if policy.partial_inflate else whole):
                 done.add(piece.unit)
@@ -110,7 +120,8 @@ def fetch(place: Place, chosen: Sequence[int], upto: Mapping[int, int], sink: Si
                 file = disk.inflated if piece.rest is None and policy.cache_inflated else None
                 if file is not None and file.write_pieces(units.starts[piece.unit], piece.pieces):
                     result.written_inflated.add(piece.unit)
-                result.decoded.append((piece, bytes(part) if piece.rest is not None else None))
+                kept = piece.rest is not None or (keep_packed and piece.unit == unit)
+                result.decoded.append((piece, bytes(part) if kept else None))
         except ContentError as error:
             result.failed[unit] = error
     return result

@@ -26,6 +26,9 @@ NAMES = {
 SILENT = frozenset({FORGET, BATCH_FORGET})
 """Requests without a reply."""
 
+NOTIFY_INVALIDATE, NOTIFY_STORE = 2, 4
+"""Messages that nobody asked for: a reply header with number 0 and one of these in place of the error."""
+
 # Capabilities of INIT.
 ASYNC_READ, EXPORT_SUPPORT = 1 << 0, 1 << 4
 DO_READDIRPLUS, ASYNC_DIO, PARALLEL_DIROPS = 1 << 13, 1 << 15, 1 << 18
@@ -57,6 +60,10 @@ READ_IN = struct.Struct("<QQI")
 """handle, offset, size (READ, READDIR, READDIRPLUS)."""
 OPEN_OUT = struct.Struct("<QII")
 """handle, flags, backing file."""
+NOTIFY_INVALIDATE_OUT = struct.Struct("<Qqq")
+"""inode, offset, length (0 or less: to the end)."""
+NOTIFY_STORE_OUT = struct.Struct("<QQII")
+"""inode, offset, size, padding; then the bytes."""
 DIRENT = struct.Struct("<QQII")
 """inode, where the next entry begins, length of the name, type; then the name, padded to 8 bytes."""
 GETXATTR_IN = struct.Struct("<II")

@@ -61,7 +61,7 @@ def _inflate(store: Store, layer: Layer, unit: int) -> bool:
     if file is None or packed_file is None:
         return False
     resident = store.memory.units.get((layer.index, unit))
-    if resident is not None and resident.whole and not resident.busy:
+    if resident is not None and resident.complete and not resident.busy:
         return file.write_pieces(layer.starts[unit], list(resident.pieces))
     packed = resident.packed if resident is not None else None
     if packed is None:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from harness.formats.erofs_spans import IndexedLayer
     from harness.formats.table import RangeSource
 
-NEIGHBOURS = 4
-"""Windows are asked for in aligned groups of this many: they lie side by side, and a request costs more than bytes."""
+NEIGHBOURS = 16
+"""Windows are asked for in aligned groups of this many: they lie side by side, and a request costs more than bytes.
+python-data, ``import pandas``: 54 requests and 2.3 MB with 4, 22 and 3.8 MB with 16."""
 _MERGE_GAP = 16 << 10
 _MAX_KEPT = 512
 """Packed windows kept for spans that were not read yet (about 10 KB each)."""

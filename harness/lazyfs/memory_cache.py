@@ -17,46 +17,79 @@ _REST_BYTES = 128 << 10
 
 
 class Resident:
-    """One unit's bytes in memory: stored bytes, or inflated pieces from the start, or (while ``rest``) both.
+    """One unit's bytes in memory: stored bytes, or inflated pieces, or both.
 
-    ``busy`` is set while a thread works on it.
+    ``filled``: so much was inflated from the start; ``whole``: that is all. ``rest`` goes on from there. What was
+    ``release``d is a hole in the pieces. ``busy`` is set while a thread works on it.
     """
 
-    __slots__ = ("busy", "ends", "filled", "packed", "pieces", "rest")
+    __slots__ = ("busy", "ends", "filled", "held", "packed", "pieces", "rest", "starts", "whole")
 
     def __init__(self, packed: bytes | None = None) -> None:
         self.packed = packed
-        self.pieces: list[bytes] = []
-        self.ends: list[int] = []
-        self.filled = 0
-        self.rest: Rest | None = None
         self.busy = False
+        self.restart()
 
-    def append(self, pieces: list[bytes], rest: Rest | None) -> None:
-        """More inflated bytes; without a rest the unit is whole and its stored bytes are let go."""
+    def restart(self) -> None:
+        """Back to the stored bytes alone."""
+        self.pieces: list[bytes] = []
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        self.filled = self.held = 0
+        self.rest: Rest | None = None
+        self.whole = False
+
+    def append(self, pieces: list[bytes], rest: Rest | None, *, keep_packed: bool = False) -> None:
+        """More inflated bytes; without a rest the unit is whole and its stored bytes are let go, unless they are to be
+        kept so that inflated ones can be released."""
         for piece in pieces:
             self.pieces.append(piece)
+            self.starts.append(self.filled)
             self.filled += len(piece)
+            self.held += len(piece)
             self.ends.append(self.filled)
         self.rest = rest
         if rest is None:
-            self.packed = None
+            self.whole = True
+            if not keep_packed:
+                self.packed = None
+
+    def release(self, begin: int, end: int) -> None:
+        """Let go of inflated bytes [begin, end): the kernel has them, and the stored bytes give them back."""
+        if self.packed is None:
+            return
+        kept = list[tuple[int, bytes]]()
+        for start, stop, piece in zip(self.starts, self.ends, self.pieces, strict=True):
+            if stop <= begin or start >= end:
+                kept.append((start, piece))
+                continue
+            if start < begin:
+                kept.append((start, piece[: begin - start]))
+            if stop > end:
+                kept.append((end, piece[end - start :]))
+        self.starts = [start for start, _ in kept]
+        self.ends = [start + len(piece) for start, piece in kept]
+        self.pieces = [piece for _, piece in kept]
+        self.held = sum(map(len, self.pieces))
 
     @property
-    def whole(self) -> bool:
-        return self.rest is None and self.packed is None
+    def complete(self) -> bool:
+        """Whether the pieces are the whole unit."""
+        return self.whole and self.held == self.filled
 
     @property
     def cost(self) -> int:
         """Bytes of memory; a rest shares the stored bytes and has an inflater's state and window of its own."""
         packed = len(self.packed) if self.packed is not None else 0
-        return self.filled + packed + (_REST_BYTES if self.rest is not None else 0) + 256
+        return self.held + packed + (_REST_BYTES if self.rest is not None else 0) + 256
 
-    def slice(self, begin: int, end: int) -> bytes | memoryview:
-        """Inflated bytes [begin, end), which must be there."""
+    def slice(self, begin: int, end: int) -> bytes | memoryview | None:
+        """Inflated bytes [begin, end) of what was filled; None where some of them were released."""
         index = bisect_right(self.ends, begin)
+        if index == len(self.ends) or self.starts[index] > begin:
+            return None
         piece = self.pieces[index]
-        base = self.ends[index] - len(piece)
+        base = self.starts[index]
         if end <= self.ends[index]:
             if begin == base and end == self.ends[index]:
                 return piece
@@ -64,8 +97,9 @@ class Resident:
         parts = [memoryview(piece)[begin - base :]]
         while end > self.ends[index]:
             index += 1
-            base = self.ends[index - 1]
-            parts.append(memoryview(self.pieces[index])[: end - base])
+            if index == len(self.ends) or self.starts[index] != self.ends[index - 1]:
+                return None
+            parts.append(memoryview(self.pieces[index])[: end - self.starts[index]])
         return b"".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -15,11 +16,12 @@ from harness.formats.erofs_device import head_with_second_device
 from harness.formats.erofs_spans import WHOLE
 from harness.lazyfs import handover
 from harness.lazyfs import prefetch as fetching
+from harness.lazyfs.blob import IMAGE, BlobPresentation
 from harness.lazyfs.blob import NAME as BLOB_NAME
-from harness.lazyfs.blob import BlobPresentation
 from harness.lazyfs.blob_image import BlobImage, Windows
 from harness.lazyfs.counters import Counters
 from harness.lazyfs.disk_cache import DiskCache, SparseFile
+from harness.lazyfs.kernel_pages import KernelPages
 from harness.lazyfs.mounts import set_read_ahead
 from harness.lazyfs.policy import Policy, policy_of
 from harness.lazyfs.regions import RegionSource
@@ -64,6 +66,7 @@ class Service:
         self._image: SparseFile | None = None
         """Where the blob's bytes are kept, each where the blob has it."""
         self._blob: BlobPresentation | None = None
+        self._pages: KernelPages | None = None
         self._devices = ("", "")
         self._scratch = ""
 
@@ -158,8 +161,11 @@ class Service:
         self.counters.layers_unpacked += len(whole)
         await gather([partial(self._fill_whole, client, *entry, report) for entry in whole])
         start = time.monotonic_ns()
-        blob = BlobPresentation(policy, self.counters, trace)
+        direct = policy.direct_io or trace is not None
+        blob = BlobPresentation(dataclasses.replace(policy, direct_io=direct), self.counters, trace)
         blob.present(store, image.index.metadata, image.index.layer_starts, image.index.image_bytes)
+        if not direct and self.counters.layers_lazy:
+            self._pages = store.pages = KernelPages(partial(self._session.store_pages, IMAGE), image.index.layer_starts)
         self._windows = image.windows
         self._blob = blob
         if trace is not None:
@@ -268,6 +274,14 @@ class Service:
         self.counters.handed_over = await trio.to_thread.run_sync(change)
         if self.counters.handed_over:
             store.memory.clear()
+            store.pages = None
+            if self._pages is not None:
+                await trio.to_thread.run_sync(self._forget_pages, self._pages)
+
+    def _forget_pages(self, pages: KernelPages) -> None:
+        """Nobody reads the FUSE file any more: what the kernel keeps of it is of no use; blocks."""
+        pages.close()
+        self._session.drop_pages(IMAGE)
 
     async def _fetch_windows(self) -> bool:
         """The blob's windows are wanted for units that were fetched but not inflated; whether they are local now."""
@@ -291,6 +305,8 @@ class Service:
     def stats(self) -> dict[str, Any]:
         """Counters in the stored form (``harness.model.observation.LazyUsage``)."""
         self._take_wire_counters()
+        if self._pages is not None:
+            self.counters.bytes_pushed = self._pages.bytes_stored
         return self.counters.as_dict()
 
     def _take_wire_counters(self) -> None:

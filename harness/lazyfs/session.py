@@ -23,7 +23,7 @@ from harness.lazyfs.counters import Counters
 from harness.machine.syscalls import mount as _mount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from harness.lazyfs.counters import Opcode
 
@@ -207,6 +207,28 @@ class Session:
             # ENOENT: whoever asked is gone; ENODEV: unmounted meanwhile.
             if error.errno not in {errno.ENOENT, errno.ENODEV}:
                 raise
+
+    def store_pages(self, inode: int, offset: int, data: Sequence[bytes | memoryview]) -> bool:
+        """Put ``data`` into the kernel's cache of a file it knows; False when that is gone. Raises OSError.
+
+        Blocks while the kernel waits for a reply about these pages: never to be called on the event loop.
+        """
+        size = sum(map(len, data))
+        return self._notify(fuse.NOTIFY_STORE, [fuse.NOTIFY_STORE_OUT.pack(inode, offset, size, 0), *data])
+
+    def drop_pages(self, inode: int) -> bool:
+        """Make the kernel forget what it keeps of a file; as ``store_pages``."""
+        return self._notify(fuse.NOTIFY_INVALIDATE, [fuse.NOTIFY_INVALIDATE_OUT.pack(inode, 0, 0)])
+
+    def _notify(self, code: int, payload: Sequence[bytes | memoryview]) -> bool:
+        try:
+            os.writev(self._fd, [fuse.REPLY.pack(fuse.REPLY.size + sum(map(len, payload)), code, 0), *payload])
+        except OSError as error:
+            # ENOENT: the kernel has forgotten the inode; ENODEV: unmounted; EBADF: closed meanwhile.
+            if error.errno in {errno.ENOENT, errno.ENODEV, errno.EBADF}:
+                return False
+            raise
+        return True
 
     def close(self) -> None:
         """Make ``serve`` end: what still waits is answered with an error, later accesses fail (ENOTCONN)."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left, bisect_right
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from harness.errors import ColdbenchError, ContentError, DigestMismatch
 from harness.lazyfs.fetch import Fetched, Place, Sink, fetch
+from harness.lazyfs.kernel_pages import Piece
 from harness.lazyfs.memory_cache import MemoryCache, Resident
 from harness.lazyfs.pace import Pace, around_of, pace_of
 from harness.lazyfs.units import Decoded
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from harness.formats.table import RangeSource
     from harness.lazyfs.counters import Counters
     from harness.lazyfs.disk_cache import DiskCache
+    from harness.lazyfs.kernel_pages import KernelPages
     from harness.lazyfs.memory_cache import Key
     from harness.lazyfs.policy import Policy
     from harness.lazyfs.units import Units
@@ -85,6 +88,8 @@ class Store:
         self.last_foreground = -1e9
         self.blob_bytes = 0
         """Stored bytes of all layers."""
+        self.pages: KernelPages | None = None
+        """Where inflated bytes go besides, if anywhere."""
         self._nursery = nursery
         self._limiter = trio.CapacityLimiter(max(1, policy.in_flight))
         self._threads = trio.CapacityLimiter(64)
@@ -117,7 +122,7 @@ class Store:
         end = begin + size
         if end > resident.filled and not self._inflate_inline(layer, unit, resident, end):
             return None
-        return resident.slice(begin, end)
+        return resident.slice(begin, end)  # None as well where it was released
 
     async def read(self, layer: Layer, offset: int, size: int, limit: int) -> bytes | memoryview:
         """Bytes at ``offset``, zeros in gaps between units; raises ColdbenchError when they cannot be had intact."""
@@ -153,9 +158,9 @@ class Store:
             if resident is None:
                 state = layer.state[unit]
                 if state == INFLATED:
-                    data = self._from_disk(layer, unit, layer.starts[unit] + begin, upto - begin)
-                    if data is not None:
-                        return data
+                    local = self._from_disk(layer, unit, layer.starts[unit] + begin, upto - begin)
+                    if local is not None:
+                        return local
                 elif state == PACKED:
                     self._load_packed(layer, unit)
                 else:
@@ -171,7 +176,20 @@ class Store:
                 await self._inflate_in_thread(layer, unit, resident, upto)
                 if resident.filled < upto:
                     continue
-            return resident.slice(begin, upto)
+            data = resident.slice(begin, upto)
+            if data is not None:
+                return data
+            if resident.busy:
+                await self._inflate_in_thread(layer, unit, resident, upto)  # waits for who is at it
+            else:
+                self._restart(layer, unit, resident)
+
+    def _restart(self, layer: Layer, unit: int, resident: Resident) -> None:
+        """The kernel has dropped what was released to it: inflate from the stored bytes once more."""
+        before = resident.cost
+        resident.restart()
+        if self.memory.units.get((layer.index, unit)) is resident:
+            self.memory.used += resident.cost - before
 
     def missing(self, layer: Layer, unit: int) -> bool:
         """Whether the unit is nowhere and nobody is fetching it."""
@@ -259,12 +277,16 @@ class Store:
         return [*range(first, units[0]), *units, *range(units[-1] + 1, last + 1)]
 
     def step(self, layer: Layer, unit: int, upto: int) -> int:
-        """How far to inflate when ``upto`` is needed: whole steps, and all of a small remainder."""
-        size = layer.ends[unit] - layer.starts[unit]
+        """How far to inflate when ``upto`` is needed: whole steps, and all of a small remainder.
+
+        Steps end at multiples in the layer, so that pages end there, too.
+        """
+        start = layer.starts[unit]
+        size = layer.ends[unit] - start
         step = self.policy.inflate_step
         if not self.policy.partial_inflate or not step:
             return size
-        target = -(-upto // step) * step
+        target = -(-(start + upto) // step) * step - start
         return size if target + (step >> 1) >= size else target
 
     async def fetch(
@@ -282,8 +304,9 @@ class Store:
         try:
             if self.memory.used > self.memory.budget * 3 // 2 and self._spilling is not None:
                 await self._spilling.wait()
+            work = partial(fetch, keep_packed=self.pages is not None)
             fetched = await trio.to_thread.run_sync(
-                fetch, layer.place, chosen, upto, sink, self.policy,
+                work, layer.place, chosen, upto, sink, self.policy,
                 abandon_on_cancel=True, limiter=limiter or self._threads,
             )  # fmt: skip
             self._install(layer, flight, fetched)
@@ -318,8 +341,9 @@ class Store:
                 flight.residents[unit] = known
                 continue
             resident = Resident(stored)
-            resident.append(pieces, rest)
+            resident.append(pieces, rest, keep_packed=self.pages is not None)
             self._put(layer, flight, unit, resident)
+            self._push(layer, unit, resident, 0)
         for unit, error in fetched.failed.items():
             self.note_bad(layer, unit, error)
             flight.failed[unit] = error
@@ -344,6 +368,8 @@ class Store:
             return
         stop = min(unit + 1 + ahead, bisect_left(layer.starts, limit))
         units = [u for u in range(unit + 1, stop) if self.missing(layer, u)]
+        if 2 * len(units) < stop - unit - 1:
+            return  # more than half of it is there or on its way: the next request is to be worth it
         for group in self.group(layer, units):
             self._nursery.start_soon(self.fetch, layer, group, {}, Sink.MEMORY, self._limiter)
 
@@ -410,11 +436,12 @@ class Store:
             size = sum(map(len, piece.pieces))
             self.counters.bytes_inflated += size
             if piece.unit == unit:
-                before = resident.cost
-                done = resident.filled + size >= layer.ends[unit] - layer.starts[unit]
-                resident.append(piece.pieces, None if done else piece.rest)
+                before, begin = resident.cost, resident.filled
+                done = begin + size >= layer.ends[unit] - layer.starts[unit]
+                resident.append(piece.pieces, None if done else piece.rest, keep_packed=self.pages is not None)
                 if (layer.index, unit) in self.memory.units:
                     self.memory.used += resident.cost - before
+                self._push(layer, unit, resident, begin)
             elif (layer.index, piece.unit) not in self.memory.units and layer.state[piece.unit] != INFLATED:
                 other = Resident()
                 other.append(piece.pieces, None)
@@ -442,6 +469,20 @@ class Store:
             layer.state[unit] = ABSENT
         else:
             self.memory.put((layer.index, unit), Resident(packed))
+
+    def _push(self, layer: Layer, unit: int, resident: Resident, begin: int) -> None:
+        """What was inflated from ``begin`` on goes to the kernel; what went there before is let go of here."""
+        pages = self.pages
+        if pages is None:
+            return
+        start = layer.starts[unit]
+        piece = Piece((layer.index, unit), resident, start + begin, start + resident.filled)
+        pages.push(piece, resident.pieces[bisect_left(resident.starts, begin) :])
+        for key, owner, low, high in pages.stored():
+            before, start = owner.cost, self.layers[key[0]].starts[key[1]]
+            owner.release(low - start, high - start)
+            if self.memory.units.get(key) is owner:
+                self.memory.used += owner.cost - before
 
     def _trim(self) -> None:
         if self.memory.used > self.memory.budget and self._spilling is None:
@@ -473,7 +514,7 @@ class Store:
             packed = resident.packed
             if layer.state[unit] == INFLATED:
                 state = INFLATED
-            elif resident.whole and layer.disk.inflated is not None:
+            elif resident.complete and packed is None and layer.disk.inflated is not None:
                 written = layer.disk.inflated.write_pieces(layer.starts[unit], resident.pieces)
                 state = INFLATED if written else ABSENT
             elif packed is not None and layer.state[unit] != PACKED and layer.disk.packed is not None:

@@ -115,6 +115,8 @@ class LazyUsage(Frozen):
     cpu_s: float = 0.0
     handed_over: bool = False
     """Mode erofs: from then on the kernel reads the local file, and FUSE is out of the way."""
+    bytes_pushed: int = 0
+    """Mode erofs: inflated bytes handed to the kernel's page cache without a request for them."""
 
 
 class CreditSample(Frozen):
