@@ -20,6 +20,7 @@ from harness.lazyfs.kernel_pages import Piece
 from harness.lazyfs.memory_cache import MemoryCache, Resident
 from harness.lazyfs.pace import Pace, around_of, pace_of
 from harness.lazyfs.units import Decoded
+from harness.lazyfs.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,8 +92,8 @@ class Store:
         self.pages: KernelPages | None = None
         """Where inflated bytes go besides, if anywhere."""
         self._nursery = nursery
-        self._limiter = trio.CapacityLimiter(max(1, policy.in_flight))
-        self._threads = trio.CapacityLimiter(64)
+        self._foreground = Workers(max(1, policy.in_flight), "foreground")
+        self._workers = Workers(64, "worker")
         self._spilling: trio.Event | None = None
 
     def add_layer(self, units: Units, source: RangeSource, disk: DiskCache) -> Layer:
@@ -243,7 +244,7 @@ class Store:
         self.waiting += 1
         try:
             upto = {u: self.step(layer, u, wanted[u]) for u in mine}
-            flight = await self.fetch(layer, chosen, upto, Sink.MEMORY, self._limiter)
+            flight = await self.fetch(layer, chosen, upto, Sink.MEMORY, self._foreground)
         finally:
             self.waiting -= 1
             self.last_foreground = trio.current_time()
@@ -295,7 +296,7 @@ class Store:
         chosen: list[int],
         upto: dict[int, int],
         sink: Sink,
-        limiter: trio.CapacityLimiter | None = None,
+        workers: Workers | None = None,
     ) -> Flight:
         """One request for units that are missing; never raises for a unit's sake (see ``Flight.failed``)."""
         flight = Flight()
@@ -304,11 +305,9 @@ class Store:
         try:
             if self.memory.used > self.memory.budget * 3 // 2 and self._spilling is not None:
                 await self._spilling.wait()
-            work = partial(fetch, keep_packed=self.pages is not None)
-            fetched = await trio.to_thread.run_sync(
-                work, layer.place, chosen, upto, sink, self.policy,
-                abandon_on_cancel=True, limiter=limiter or self._threads,
-            )  # fmt: skip
+            work = workers or self._workers
+            keep = self.pages is not None
+            fetched = await work.run(partial(fetch, keep_packed=keep), layer.place, chosen, upto, sink, self.policy)
             self._install(layer, flight, fetched)
         except ColdbenchError as error:
             log.warning("layer %d, units %d-%d: %s", layer.index, chosen[0], chosen[-1], error)
@@ -371,7 +370,7 @@ class Store:
         if 2 * len(units) < stop - unit - 1:
             return  # more than half of it is there or on its way: the next request is to be worth it
         for group in self.group(layer, units):
-            self._nursery.start_soon(self.fetch, layer, group, {}, Sink.MEMORY, self._limiter)
+            self._nursery.start_soon(self.fetch, layer, group, {}, Sink.MEMORY, self._foreground)
 
     # Inflating
 
@@ -403,9 +402,7 @@ class Store:
         resident.busy = True
         target = self.step(layer, unit, upto)
         try:
-            decoded = await trio.to_thread.run_sync(
-                self._work, layer, unit, resident, target, limiter=self._threads, abandon_on_cancel=True
-            )
+            decoded = await self._workers.run(self._work, layer, unit, resident, target)
             self._take(layer, unit, resident, decoded)
         except ColdbenchError as error:
             self._lose(layer, unit, error)
@@ -493,9 +490,7 @@ class Store:
         """Move the coldest units to disk until the budget is kept; where the disk is full they are just dropped."""
         try:
             while victims := self.memory.victims():
-                states = await trio.to_thread.run_sync(
-                    self._write_out, victims, limiter=self._threads, abandon_on_cancel=False
-                )
+                states = await trio.to_thread.run_sync(self._write_out, victims)
                 for (key, resident), state in zip(victims, states, strict=True):
                     layer = self.layers[key[0]]
                     layer.state[key[1]] = max(layer.state[key[1]], state)
