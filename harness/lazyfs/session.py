@@ -221,6 +221,8 @@ class Session:
         return self._notify(fuse.NOTIFY_INVALIDATE, [fuse.NOTIFY_INVALIDATE_OUT.pack(inode, 0, 0)])
 
     def _notify(self, code: int, payload: Sequence[bytes | memoryview]) -> bool:
+        if self.closed:  # the descriptor's number may be another file's by now
+            return False
         try:
             os.writev(self._fd, [fuse.REPLY.pack(fuse.REPLY.size + sum(map(len, payload)), code, 0), *payload])
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ class Script:
                         break
                     request += more
                 seen.append(request)
-                connection.sendall(answer)
+                with contextlib.suppress(ConnectionError):  # who has seen enough hangs up
+                    connection.sendall(answer)
             if self._closing:
                 connection.close()
 
