@@ -16,7 +16,7 @@ mkdir -p "$work"
 if [ ! -e "$work/root.cpio" ]; then
     rm -rf "$work/root"
     mmdebstrap --quiet --variant=essential \
-        --include=python3,kmod,e2fsprogs,iproute2,util-linux,mount,linux-image-cloud-amd64 \
+        --include=python3,kmod,e2fsprogs,iproute2,util-linux,mount,crun,docker-registry,linux-image-cloud-amd64 \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \
         "$suite" "$work/root"
