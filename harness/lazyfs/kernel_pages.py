@@ -43,6 +43,7 @@ class KernelPages:
         self._starts = starts
         self._queue: SimpleQueue[tuple[Piece, list[bytes]] | None] = SimpleQueue()
         self._stored: deque[Piece] = deque()
+        self._gone = False
         self.bytes_stored = 0
         self._thread = threading.Thread(target=self._run, name="kernel-pages", daemon=True)
         self._thread.start()
@@ -64,21 +65,24 @@ class KernelPages:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        gone = False
         while (work := self._queue.get()) is not None:
-            piece, data = work
-            base = self._starts[piece.key[0]]
-            begin = -(-(base + piece.begin) // PAGE_BYTES) * PAGE_BYTES
-            end = (base + piece.end) // PAGE_BYTES * PAGE_BYTES
-            if begin < end and not gone:
-                try:
-                    gone = not self._store(begin, cut(data, begin - base - piece.begin, end - base - piece.begin))
-                    if not gone:
-                        self.bytes_stored += end - begin
-                        self._stored.append(piece._replace(begin=begin - base, end=end - base))
-                except OSError as error:
-                    log.warning("storing pages at %d: %s", begin, error)
-            del piece, data, work  # while the next one is waited for, nothing is kept alive
+            self._hand_over(*work)
+            del work  # while the next one is waited for, nothing is kept alive
+
+    def _hand_over(self, piece: Piece, data: list[bytes]) -> None:
+        base = self._starts[piece.key[0]]
+        begin = -(-(base + piece.begin) // PAGE_BYTES) * PAGE_BYTES
+        end = (base + piece.end) // PAGE_BYTES * PAGE_BYTES
+        if begin >= end or self._gone:
+            return
+        try:
+            self._gone = not self._store(begin, cut(data, begin - base - piece.begin, end - base - piece.begin))
+        except OSError as error:
+            log.warning("storing pages at %d: %s", begin, error)
+            return
+        if not self._gone:
+            self.bytes_stored += end - begin
+            self._stored.append(piece._replace(begin=begin - base, end=end - base))
 
 
 def cut(pieces: Sequence[bytes], begin: int, end: int) -> list[memoryview]:

@@ -87,21 +87,26 @@ def test_what_is_not_stored_is_not_told(way: str) -> None:
     assert pages.bytes_stored == 0
 
 
+class AtOnce(KernelPages):
+    """Without waiting for the thread."""
+
+    def push(self, piece: Piece, data: list[bytes]) -> None:
+        self._hand_over(piece, data)
+
+
 def test_reads_of_what_was_released_are_inflated_again() -> None:
     """The kernel may drop its pages: then the stored bytes give them back, without another request."""
 
     async def work(store: Store, layer: Layer, source: Source) -> None:
         file = File4096()
-        store.pages = KernelPages(file.store, [0])
+        store.pages = AtOnce(file.store, [0])
         for _ in range(3):
             for offset in range(0, layer.size, 50_000):
                 size = min(50_000, layer.size - offset)
                 assert bytes(await store.read(layer, offset, size, layer.size)) == STORE_TAR[offset : offset + size]
-            while not store.pages._queue.empty():
-                threading.Event().wait(0.01)
         for at, page in file.pages.items():
             assert page == STORE_TAR[at : at + PAGE_BYTES]
-        assert sum(resident.held for resident in store.memory.units.values()) < layer.size
+        assert sum(resident.held for resident in store.memory.units.values()) < layer.size * 3 // 4
         assert store.memory.used == sum(resident.cost for resident in store.memory.units.values())
         assert len(source.ranges) == len(set(source.ranges)) <= len(layer.state)
         assert store.counters.bytes_inflated > layer.size
@@ -115,14 +120,17 @@ def test_the_rest_of_a_span_costs_no_request(tmp_path: Path) -> None:
     source = convert(write_image(tmp_path / "plain", [TAR]), tmp_path / "image", "erofs", span_bytes=1 << 20)
     with serve(source, "erofs", tmp_path / "s", options=QUIET) as served:
         (served.root / "file0").read_bytes()
-        for _ in range(200):
+        for _ in range(3000):
             if served.stats()["bytes_pushed"] > 500_000:
                 break
             threading.Event().wait(0.01)
-        before = served.count("read")
-        for number in range(50):
-            assert (served.root / f"file{number}").read_bytes() == text(3_000, number)
-        assert served.count("read") <= before + 1  # the first of them may lie across the border of what was pushed
+        asked = []
+        for first in (0, 40, 80):  # the best of three: anybody on the host may drop the kernel's caches in between
+            before = served.count("read")
+            for number in range(first, first + 40):
+                assert (served.root / f"file{number}").read_bytes() == text(3_000, number)
+            asked.append(served.count("read") - before)
+        assert min(asked) == 0
 
 
 @pytest.mark.root
