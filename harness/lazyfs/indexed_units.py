@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = 16
 """Windows are asked for in aligned groups of this many: they lie side by side, and a request costs more than bytes.
-python-data, ``import pandas``: 54 requests and 2.3 MB with 4, 22 and 3.8 MB with 16."""
+python-data, ``import pandas``: 54 requests and 2.3 MB with 4, about 22 and 3.8 MB with 16."""
 _MERGE_GAP = 16 << 10
 _MAX_KEPT = 512
 """Packed windows kept for spans that were not read yet (about 10 KB each)."""
