@@ -44,6 +44,8 @@ class BlobPresentation:
         self._policy = policy
         self._counters = counters
         self._trace = trace
+        self.cached = not policy.direct_io and trace is None
+        """Whether the kernel keeps the file's pages; a trace must see every read."""
         self.metadata = memoryview(b"")
         self._starts: list[int] = []
         self._layers: list[Layer | None] = []
@@ -52,7 +54,7 @@ class BlobPresentation:
 
     def handlers(self) -> dict[int, Handler]:
         """See ``harness.lazyfs.session.Presentation``."""
-        flags = fuse.KEEP_CACHE | (fuse.DIRECT_IO if self._policy.direct_io else 0)
+        flags = fuse.KEEP_CACHE | (0 if self.cached else fuse.DIRECT_IO)
         opened = fuse.OPEN_OUT.pack(0, flags, 0)
         return {
             fuse.LOOKUP: self.lookup,

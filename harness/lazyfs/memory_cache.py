@@ -23,7 +23,7 @@ class Resident:
     ``release``d is a hole in the pieces. ``busy`` is set while a thread works on it.
     """
 
-    __slots__ = ("busy", "ends", "filled", "held", "packed", "pieces", "rest", "starts", "whole")
+    __slots__ = ("busy", "ends", "filled", "held", "packed", "pieces", "rest", "whole")
 
     def __init__(self, packed: bytes | None = None) -> None:
         self.packed = packed
@@ -33,7 +33,6 @@ class Resident:
     def restart(self) -> None:
         """Back to the stored bytes alone."""
         self.pieces: list[bytes] = []
-        self.starts: list[int] = []
         self.ends: list[int] = []
         self.filled = self.held = 0
         self.rest: Rest | None = None
@@ -44,7 +43,6 @@ class Resident:
         kept so that inflated ones can be released."""
         for piece in pieces:
             self.pieces.append(piece)
-            self.starts.append(self.filled)
             self.filled += len(piece)
             self.held += len(piece)
             self.ends.append(self.filled)
@@ -59,16 +57,16 @@ class Resident:
         if self.packed is None:
             return
         kept = list[tuple[int, bytes]]()
-        for start, stop, piece in zip(self.starts, self.ends, self.pieces, strict=True):
+        for stop, piece in zip(self.ends, self.pieces, strict=True):
+            start = stop - len(piece)
             if stop <= begin or start >= end:
-                kept.append((start, piece))
+                kept.append((stop, piece))
                 continue
             if start < begin:
-                kept.append((start, piece[: begin - start]))
+                kept.append((begin, piece[: begin - start]))
             if stop > end:
-                kept.append((end, piece[end - start :]))
-        self.starts = [start for start, _ in kept]
-        self.ends = [start + len(piece) for start, piece in kept]
+                kept.append((stop, piece[end - start :]))
+        self.ends = [stop for stop, _ in kept]
         self.pieces = [piece for _, piece in kept]
         self.held = sum(map(len, self.pieces))
 
@@ -86,10 +84,12 @@ class Resident:
     def slice(self, begin: int, end: int) -> bytes | memoryview | None:
         """Inflated bytes [begin, end) of what was filled; None where some of them were released."""
         index = bisect_right(self.ends, begin)
-        if index == len(self.ends) or self.starts[index] > begin:
+        if index == len(self.ends):
             return None
         piece = self.pieces[index]
-        base = self.starts[index]
+        base = self.ends[index] - len(piece)
+        if base > begin:
+            return None
         if end <= self.ends[index]:
             if begin == base and end == self.ends[index]:
                 return piece
@@ -97,9 +97,12 @@ class Resident:
         parts = [memoryview(piece)[begin - base :]]
         while end > self.ends[index]:
             index += 1
-            if index == len(self.ends) or self.starts[index] != self.ends[index - 1]:
+            if index == len(self.ends):
                 return None
-            parts.append(memoryview(self.pieces[index])[: end - self.starts[index]])
+            base = self.ends[index] - len(self.pieces[index])
+            if base != self.ends[index - 1]:
+                return None
+            parts.append(memoryview(self.pieces[index])[: end - base])
         return b"".join(parts)
 
 
@@ -117,6 +120,11 @@ class MemoryCache:
             self.used -= old.cost
         self.units[key] = resident
         self.used += resident.cost
+
+    def charge(self, key: Key, resident: Resident, before: int) -> None:
+        """A resident costs more or less than ``before`` now; one that is not in here (any more) counts for nothing."""
+        if self.units.get(key) is resident:
+            self.used += resident.cost - before
 
     def drop(self, key: Key) -> None:
         resident = self.units.pop(key, None)

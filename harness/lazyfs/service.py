@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import time
@@ -161,10 +160,9 @@ class Service:
         self.counters.layers_unpacked += len(whole)
         await gather([partial(self._fill_whole, client, *entry, report) for entry in whole])
         start = time.monotonic_ns()
-        direct = policy.direct_io or trace is not None
-        blob = BlobPresentation(dataclasses.replace(policy, direct_io=direct), self.counters, trace)
+        blob = BlobPresentation(policy, self.counters, trace)
         blob.present(store, image.index.metadata, image.index.layer_starts, image.index.image_bytes)
-        if not direct and self.counters.layers_lazy:
+        if blob.cached and self.counters.layers_lazy:
             self._pages = store.pages = KernelPages(partial(self._session.store_pages, IMAGE), image.index.layer_starts)
         self._windows = image.windows
         self._blob = blob

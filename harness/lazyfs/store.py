@@ -181,7 +181,7 @@ class Store:
             if data is not None:
                 return data
             if resident.busy:
-                await self._inflate_in_thread(layer, unit, resident, upto)  # waits for who is at it
+                await self._until_idle(layer, unit)
             else:
                 self._restart(layer, unit, resident)
 
@@ -189,8 +189,7 @@ class Store:
         """The kernel has dropped what was released to it: inflate from the stored bytes once more."""
         before = resident.cost
         resident.restart()
-        if self.memory.units.get((layer.index, unit)) is resident:
-            self.memory.used += resident.cost - before
+        self.memory.charge((layer.index, unit), resident, before)
 
     def missing(self, layer: Layer, unit: int) -> bool:
         """Whether the unit is nowhere and nobody is fetching it."""
@@ -391,8 +390,7 @@ class Store:
     async def _inflate_in_thread(self, layer: Layer, unit: int, resident: Resident, upto: int) -> None:
         """The same off the event loop, or wait for who is at it; the caller looks again how far the unit is."""
         if resident.busy:
-            busy = layer.flights.get(unit)
-            await (busy.done.wait() if busy is not None else trio.lowlevel.checkpoint())
+            await self._until_idle(layer, unit)
             return
         if resident.whole:
             raise ContentError(
@@ -416,6 +414,12 @@ class Store:
             flight.done.set()
 
     @staticmethod
+    async def _until_idle(layer: Layer, unit: int) -> None:
+        """Wait for the thread that is at work on the unit."""
+        busy = layer.flights.get(unit)
+        await (busy.done.wait() if busy is not None else trio.lowlevel.checkpoint())
+
+    @staticmethod
     def _work(layer: Layer, unit: int, resident: Resident, target: int) -> list[Decoded]:
         """Pure computation (and the loading of side data), on whichever thread; changes nothing of the store."""
         if resident.rest is not None:
@@ -436,8 +440,7 @@ class Store:
                 before, begin = resident.cost, resident.filled
                 done = begin + size >= layer.ends[unit] - layer.starts[unit]
                 resident.append(piece.pieces, None if done else piece.rest, keep_packed=self.pages is not None)
-                if (layer.index, unit) in self.memory.units:
-                    self.memory.used += resident.cost - before
+                self.memory.charge((layer.index, unit), resident, before)
                 self._push(layer, unit, resident, begin)
             elif (layer.index, piece.unit) not in self.memory.units and layer.state[piece.unit] != INFLATED:
                 other = Resident()
@@ -474,12 +477,11 @@ class Store:
             return
         start = layer.starts[unit]
         piece = Piece((layer.index, unit), resident, start + begin, start + resident.filled)
-        pages.push(piece, resident.pieces[bisect_left(resident.starts, begin) :])
+        pages.push(piece, resident.pieces[bisect_right(resident.ends, begin) :])
         for key, owner, low, high in pages.stored():
             before, start = owner.cost, self.layers[key[0]].starts[key[1]]
             owner.release(low - start, high - start)
-            if self.memory.units.get(key) is owner:
-                self.memory.used += owner.cost - before
+            self.memory.charge(key, owner, before)
 
     def _trim(self) -> None:
         if self.memory.used > self.memory.budget and self._spilling is None:

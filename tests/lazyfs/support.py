@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 GOLDEN = Path(__file__).parents[1] / "formats" / "golden" / "layers"
 MODES = ("soci", "estargz", "erofs")
+QUIET = {"background": False, "prefetch": False}
+"""Options for a daemon that fetches nothing but what is read."""
 
 
 def need_root() -> None:

@@ -16,7 +16,19 @@ import pytest
 
 from harness.errors import ContentError, MachineError, RegistryError
 from harness.lazyfs.mounts import mount_device
-from tests.lazyfs.support import MODES, File, blob_server, convert, noise, registry, serve, tar_of, text, write_image
+from tests.lazyfs.support import (
+    MODES,
+    QUIET,
+    File,
+    blob_server,
+    convert,
+    noise,
+    registry,
+    serve,
+    tar_of,
+    text,
+    write_image,
+)
 from tests.oci.fault_server import Answer, Request, serve_range
 
 if TYPE_CHECKING:
@@ -31,7 +43,6 @@ BIG, NOISE = text(900_000), noise(500_000)
 LAYER = tar_of(
     File("big", BIG), File("dir"), File("dir/noise", NOISE), File("dir/small", b"small"), File("z", text(9000))
 )
-QUIET = {"background": False, "prefetch": False}
 IMPATIENT = {**QUIET, "attempts": 2, "retry_first_s": 0.01}
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from harness.lazyfs.compare import compare, survey
 from harness.lazyfs.kernel_pages import PAGE_BYTES, KernelPages, Piece, cut
 from harness.lazyfs.memory_cache import Resident
-from tests.lazyfs.support import File, convert, serve, tar_of, text, unpack, write_image
+from tests.lazyfs.support import QUIET, File, convert, serve, tar_of, text, unpack, write_image
 from tests.lazyfs.test_handover import forget_pages
 from tests.lazyfs.test_store import TAR as STORE_TAR
 from tests.lazyfs.test_store import run
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tests.lazyfs.test_store import Source
 
 TAR = tar_of(*(File(f"file{n}", text(3_000, n)) for n in range(400)), File("large", text(2_000_000, 7)))
-QUIET = {"background": False, "prefetch": False}
 
 
 @given(st.lists(st.binary(max_size=9), max_size=6), st.integers(0, 50), st.integers(0, 50))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lazyfs.support import convert, serve, write_image
+from tests.lazyfs.support import QUIET, convert, serve, write_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 MANY, WIDE = 200_000, 50_000
-QUIET = {"background": False, "prefetch": False}
 
 
 def header(name: bytes, size: int = 0, kind: bytes = b"0") -> bytes:

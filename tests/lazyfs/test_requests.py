@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from harness.oci.descriptor import OCI_LAYER_ZSTD
-from tests.lazyfs.support import MODES, File, blob_server, convert, registry, serve, tar_of, text, write_image
+from tests.lazyfs.support import MODES, QUIET, File, blob_server, convert, registry, serve, tar_of, text, write_image
 from tests.oci.fault_server import Answer
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.root
 
 FILES = {f"d{n % 5}/file{n}": text(1000 + 997 * n, n) for n in range(60)} | {"large": text(1_500_000, 99)}
 LAYER = tar_of(*(File(f"d{n}") for n in range(5)), *(File(name, data) for name, data in FILES.items()))
-QUIET = {"background": False, "prefetch": False}
 
 
 def image_for(mode: str, place: Path, **options: Any) -> ImageSource:
