@@ -33,8 +33,8 @@ from harness.machine.machine import Machine
 from harness.model.shape import parse_shape
 from harness.model.timeline import Recorder
 from harness.oci.location import copy_image, open_source
-from harness.oci.registry_client import RegistryClient
-from harness.oci.registry_push import RegistryDestination
+from harness.oci.registry.client import RegistryClient
+from harness.oci.registry.push import RegistryDestination
 from harness.session.registry import own_endpoint
 
 if TYPE_CHECKING:

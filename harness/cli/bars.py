@@ -72,7 +72,7 @@ def count_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], No
 @contextlib.contextmanager
 def open_named(name: str, quiet: bool = False) -> Iterator[ImageSource]:
     """An image source; a scenario's image is built first, with a progress bar."""
-    from harness.oci.catalog import scenario_layout
+    from harness.images.catalog import scenario_layout
     from harness.oci.location import open_source
     from harness.oci.reference import parse_reference
 

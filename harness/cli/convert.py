@@ -14,7 +14,7 @@ import typer
 from harness.cli.groups import convert
 
 if TYPE_CHECKING:
-    from harness.formats.estargz_image import ImageConversion
+    from harness.formats.estargz.image import ImageConversion
     from harness.oci.reference import Reference
 
 
@@ -34,8 +34,8 @@ def estargz(
 ) -> None:
     """Convert an image to eStargz: same files, but any of them can be read without downloading the layer."""
     from harness.cli.bars import bar, open_named
-    from harness.formats.estargz_image import convert_image
-    from harness.formats.estargz_writer import EstargzOptions
+    from harness.formats.estargz.image import convert_image
+    from harness.formats.estargz.writer import EstargzOptions
     from harness.oci.descriptor import Platform
     from harness.oci.location import open_destination
     from harness.oci.reference import parse_reference

@@ -25,7 +25,7 @@ def build(name: str = typer.Argument(help="A scenario's name, or a scenario file
     """Build (or copy, or find) a scenario's image, once; print where it is, its digest and sizes."""
     from harness import scenarios
     from harness.cli.bars import build_progress
-    from harness.oci.catalog import materialise
+    from harness.images.catalog import materialise
     from harness.oci.location import open_source
 
     spec = scenarios.load(name).image
@@ -96,8 +96,8 @@ def inspect(
 ) -> None:
     """Show layers, sizes, files and ratios, and which lazy forms the image has and what they add."""
     from harness.cli.bars import count_progress, open_named
+    from harness.images.inspection import inspect_image
     from harness.oci.descriptor import Platform
-    from harness.oci.inspection import inspect_image
 
     chosen = Platform.parse(platform) if platform else None
     with open_named(name, as_json) as source, count_progress(as_json) as advance:

@@ -13,7 +13,7 @@ import typer
 from harness.cli.groups import index
 
 if TYPE_CHECKING:
-    from harness.formats.soci_image import IndexedImage
+    from harness.formats.soci.image import IndexedImage
 
 
 @index.command("soci")
@@ -33,8 +33,8 @@ def soci(
     """Index an image for SOCI: its layers stay byte for byte the same and become readable in spans."""
     from harness.cli.bars import blob_progress, open_named
     from harness.errors import UsageError
-    from harness.formats import soci_index
-    from harness.formats.soci_image import Options, index_image
+    from harness.formats.soci import index as soci_index
+    from harness.formats.soci.image import Options, index_image
     from harness.oci.descriptor import Platform
     from harness.oci.location import open_destination
 

@@ -14,7 +14,7 @@ import typer
 from harness.cli.groups import index
 
 if TYPE_CHECKING:
-    from harness.formats.erofs_image import IndexedImage
+    from harness.formats.erofs.image import IndexedImage
 
 
 @index.command("erofs")
@@ -33,7 +33,7 @@ def erofs(
     """Index an image for mode erofs: its layers stay byte for byte the same."""
     from harness.cli.bars import blob_progress, open_named
     from harness.errors import UsageError
-    from harness.formats.erofs_image import Options, index_image
+    from harness.formats.erofs.image import Options, index_image
     from harness.oci.descriptor import Platform
     from harness.oci.location import open_destination
 
@@ -63,7 +63,7 @@ def _beside(source: str) -> str:
     from dataclasses import replace
 
     from harness.errors import UsageError
-    from harness.oci.catalog import scenario_layout
+    from harness.images.catalog import scenario_layout
     from harness.oci.reference import parse_reference
 
     reference = parse_reference(source)

@@ -29,7 +29,7 @@ def mount(
     from harness.engines.embedded.modes import Context, parts_of
     from harness.errors import UsageError
     from harness.lazyfs.control import spawn
-    from harness.lazyfs.stack import stacked
+    from harness.lazyfs.mounting.stack import stacked
     from harness.machine.host import require_root
     from harness.oci.descriptor import Platform
     from harness.oci.location import open_source
@@ -77,7 +77,7 @@ def _store_message(source: ImageSource) -> dict[str, Any]:
     """How the daemon finds what ``source`` reads."""
     from harness.errors import UsageError
     from harness.oci.layout import LayoutStore
-    from harness.oci.registry_client import RegistryClient, plain_http
+    from harness.oci.registry.client import RegistryClient, plain_http
 
     store = source.store
     if isinstance(store, RegistryClient):

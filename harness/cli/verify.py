@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from harness.formats.verification import Verification
+    from harness.images.verification import Verification
 
 
 def verify(
@@ -24,7 +24,7 @@ def verify(
     """
     from harness.cli.bars import bar, open_named
     from harness.errors import ContentError
-    from harness.formats.verification import verify_image
+    from harness.images.verification import verify_image
     from harness.oci.descriptor import Platform
 
     with open_named(image, as_json) as source, bar(as_json) as shown:

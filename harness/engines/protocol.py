@@ -50,7 +50,7 @@ class DeployRequest:
     trace: bool = False
     credentials: dict[str, str] = field(default_factory=dict)
     routes: tuple[str, ...] = ()
-    """How the machine reaches the registry and its other hosts (``harness.oci.places``); empty: as they are named."""
+    """How the machine reaches the registry and its other hosts (``harness.oci.registry.places``); empty: as named."""
 
 
 class Container(Protocol):

@@ -32,9 +32,9 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from harness.errors import ColdbenchError, UsageError
-from harness.lazyfs import mounts
+from harness.lazyfs.fuse.connection import Session
+from harness.lazyfs.mounting import mounts
 from harness.lazyfs.service import Service
-from harness.lazyfs.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -170,9 +170,12 @@ class Daemon:
 
 def import_formats() -> None:
     """What the first mount would import, imported before T0."""
-    from harness.formats import estargz_reader, spans, ztoc, ztoc_table
-    from harness.lazyfs import chunk_units, span_units
-    from harness.oci import registry_auth, registry_client
+    from harness.formats.estargz import reader as estargz_reader
+    from harness.formats.gzip import spans
+    from harness.formats.soci import ztoc, ztoc_table
+    from harness.lazyfs.data import chunk_units, span_units
+    from harness.oci.registry import auth as registry_auth
+    from harness.oci.registry import client as registry_client
 
     del estargz_reader, spans, ztoc, ztoc_table, chunk_units, span_units, registry_auth, registry_client
 

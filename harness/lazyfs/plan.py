@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ContentError, DigestMismatch, ImageNotFound
-from harness.formats.estargz_toc import TOC_DIGEST_ANNOTATION
-from harness.formats.soci_index import find_index
+from harness.formats.estargz.toc import TOC_DIGEST_ANNOTATION
+from harness.formats.soci.index import find_index
 from harness.oci.descriptor import digest_bytes
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 EROFS_INDEX_TYPE = "application/vnd.coldbench.erofs.index.v1+json"
-"""``harness.formats.erofs_index.INDEX_TYPE``; not imported, since the agent does without numpy (a test compares)."""
+"""``harness.formats.erofs.index.INDEX_TYPE``; not imported, since the agent does without numpy (a test compares)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class Policy:
     """A merged range request stays below this unless one unit alone is larger."""
     adaptive: bool = True
     """Where the registry is far, merge over larger gaps, fetch more around a miss and more at a time
-    (``harness.lazyfs.pace``); near, the numbers hold as they are."""
+    (``harness.lazyfs.data.pace``); near, the numbers hold as they are."""
     far_in_flight: int = 24
     """Prefetch requests at a time when the registry is as far as it gets."""
     readahead_units: int = 2
@@ -103,7 +103,7 @@ class Policy:
     """Of that inflating: the share of time spent in it, at most."""
     direct_io: bool = False
     """Blob presentation: the FUSE file's bytes are not cached below EROFS, and so not handed to the kernel before it
-    asks (``harness.lazyfs.kernel_pages``). A trace always does so: it must see what is read."""
+    asks (``harness.lazyfs.fuse.kernel_pages``). A trace always does so: it must see what is read."""
 
 
 _STARGZ = Policy(

@@ -11,31 +11,31 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from harness.errors import ColdbenchError, UsageError
-from harness.formats.erofs_device import head_with_second_device
-from harness.formats.erofs_spans import WHOLE
-from harness.lazyfs import handover
-from harness.lazyfs import prefetch as fetching
-from harness.lazyfs.blob import IMAGE, BlobPresentation
-from harness.lazyfs.blob import NAME as BLOB_NAME
-from harness.lazyfs.blob_image import BlobImage, Windows
+from harness.formats.erofs.device import head_with_second_device
+from harness.formats.erofs.spans import WHOLE
 from harness.lazyfs.counters import Counters
-from harness.lazyfs.disk_cache import DiskCache, SparseFile
-from harness.lazyfs.kernel_pages import KernelPages
-from harness.lazyfs.mounts import set_read_ahead
+from harness.lazyfs.data import prefetch as fetching
+from harness.lazyfs.data.blob_image import BlobImage, Windows
+from harness.lazyfs.data.disk_cache import DiskCache, SparseFile
+from harness.lazyfs.data.regions import RegionSource
+from harness.lazyfs.data.sources import OpenedLayer, open_layer
+from harness.lazyfs.data.store import INFLATED, Layer, Store
+from harness.lazyfs.data.whole import fetch_whole
+from harness.lazyfs.fuse.blob import IMAGE, BlobPresentation
+from harness.lazyfs.fuse.blob import NAME as BLOB_NAME
+from harness.lazyfs.fuse.kernel_pages import KernelPages
+from harness.lazyfs.fuse.tree import TreePresentation
+from harness.lazyfs.mounting import handover
+from harness.lazyfs.mounting.mounts import set_read_ahead
 from harness.lazyfs.policy import Policy, policy_of
-from harness.lazyfs.regions import RegionSource
-from harness.lazyfs.sources import OpenedLayer, open_layer
-from harness.lazyfs.store import INFLATED, Layer, Store
 from harness.lazyfs.trace import BlockTrace, Trace
-from harness.lazyfs.tree import TreePresentation
-from harness.lazyfs.whole import fetch_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from harness.formats.erofs_index import ErofsIndex
-    from harness.formats.erofs_spans import IndexedLayer
-    from harness.lazyfs.session import Session
+    from harness.formats.erofs.index import ErofsIndex
+    from harness.formats.erofs.spans import IndexedLayer
+    from harness.lazyfs.fuse.connection import Session
     from harness.oci.store import BlobStore
 
     Report = Callable[[str, int, int, int | None, str], None]
@@ -336,8 +336,8 @@ def connect(message: dict[str, Any], policy: Policy) -> BlobStore:
         from harness.oci.layout import LayoutStore
 
         return LayoutStore(str(message["layout"]))
-    from harness.oci.registry_auth import Credentials
-    from harness.oci.registry_client import RegistryClient, Retries
+    from harness.oci.registry.auth import Credentials
+    from harness.oci.registry.client import RegistryClient, Retries
 
     given = message.get("credentials") or {}
     credentials = (

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.machine import cgroup, loop, records, shaping
+from harness.kernel import loop
+from harness.machine import cgroup, records, shaping
 from harness.machine.records import ENVIRONMENT_MARK, PREFIX, ProcessId, Record
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import MachineError
-from harness.machine import addresses, cgroup, leftovers, shaping, syscalls
+from harness.kernel import syscalls
+from harness.machine import addresses, cgroup, leftovers, shaping
 from harness.machine.cgroup import CgroupDriver, Counters, CpuLimit, IoLimit
 from harness.machine.credits import Governor, Sample
 from harness.machine.host import require_root

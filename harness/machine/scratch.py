@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import DiskFull, MachineError, MissingTool
-from harness.machine import loop
+from harness.kernel import loop
 
 MOUNT_OPTIONS = "noinit_itable"
 SECTOR_BYTES = 512

@@ -19,7 +19,7 @@ def open_source(name: str | Reference) -> ImageSource:
     """The image ``name`` for reading (its store is ``.store``); nothing is fetched from a registry yet."""
     reference = parse_reference(name) if isinstance(name, str) else name
     if reference.transport == "docker":
-        from harness.oci.registry_client import RegistryClient
+        from harness.oci.registry.client import RegistryClient
 
         return ImageSource(RegistryClient(reference.host, reference.repository), reference.selector)
     if reference.transport == "oci":
@@ -30,7 +30,7 @@ def open_source(name: str | Reference) -> ImageSource:
         # A docker archive's own names choose the image when it is opened.
         selector = reference.selector if reference.transport == "oci-archive" else ""
         return ImageSource(open_archive(reference), selector)
-    from harness.oci.catalog import scenario_layout
+    from harness.images.catalog import scenario_layout
 
     layout = scenario_layout(reference.name)
     return ImageSource(LayoutStore(layout.path, layout.tag), layout.selector)
@@ -42,8 +42,8 @@ def open_destination(name: str | Reference) -> ImageDestination:
     if reference.digest:
         raise UsageError(f"{reference}: a destination is named by a tag, not by a digest")
     if reference.transport == "docker":
-        from harness.oci.registry_client import RegistryClient
-        from harness.oci.registry_push import RegistryDestination
+        from harness.oci.registry.client import RegistryClient
+        from harness.oci.registry.push import RegistryDestination
 
         return RegistryDestination(RegistryClient(reference.host, reference.repository), reference.tag)
     if reference.transport == "oci":

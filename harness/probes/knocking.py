@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from harness.machine import syscalls
+from harness.kernel import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

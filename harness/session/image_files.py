@@ -13,9 +13,9 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.formats.erofs_merge import MergedTree, merge_layers
-from harness.formats.erofs_table import TarTable
-from harness.formats.inflate import inflate
+from harness.formats.erofs.merge import MergedTree, merge_layers
+from harness.formats.erofs.table import TarTable
+from harness.formats.gzip.inflate import inflate
 from harness.formats.table import Kind
 from harness.probes.selection import ImageFile
 

@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from harness.images.catalog import materialise
 from harness.model.session import Preparation
-from harness.oci.catalog import materialise
 from harness.oci.layout import LayoutStore
 from harness.oci.location import copy_image, open_destination, open_source
 
@@ -171,8 +171,8 @@ class Preparer:
 
     def make_estargz(self, source: ImageSource, image: Image, destination: LayoutStore, scratch: Path) -> None:
         """Layers rewritten so that each file can be read on its own."""
-        from harness.formats.estargz_image import convert_image
-        from harness.formats.estargz_writer import EstargzOptions
+        from harness.formats.estargz.image import convert_image
+        from harness.formats.estargz.writer import EstargzOptions
 
         counts: dict[int, int] = {}
 
@@ -184,7 +184,7 @@ class Preparer:
 
     def make_soci(self, source: ImageSource, image: Image, destination: LayoutStore, _scratch: Path) -> None:
         """Layers as they are, an index beside them; where all are small, all are indexed all the same."""
-        from harness.formats.soci_image import Options, index_image
+        from harness.formats.soci.image import Options, index_image
 
         default = Options()
         least = default.min_layer_bytes if any(d.size >= default.min_layer_bytes for d in image.layers) else 0
@@ -192,7 +192,7 @@ class Preparer:
 
     def make_erofs(self, source: ImageSource, image: Image, destination: LayoutStore, _scratch: Path) -> None:
         """Layers as they are, metadata of a file system and checkpoints beside them."""
-        from harness.formats.erofs_image import index_image
+        from harness.formats.erofs.image import index_image
 
         index_image(source, destination, progress=self._bytes(image), copy=True)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from harness.errors import ColdbenchError, RegistryError, UsageError
-from harness.oci.places import host_and_port, route
-from harness.oci.registry_client import address_of
+from harness.oci.registry.client import address_of
+from harness.oci.registry.places import host_and_port, route
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ class Endpoint:
         Raises:
             RegistryError: a host's name cannot be resolved.
         """
-        from harness.oci.registry_client import RegistryClient
+        from harness.oci.registry.client import RegistryClient
         from harness.oci.store import ImageSource
 
         if self.own:
@@ -121,7 +121,7 @@ def own_endpoint(stack: ExitStack, storage: Path) -> Endpoint:
         NotRoot, MissingTool, RegistryError: it cannot be started here.
     """
     from harness.machine.network import SimulatedNetwork
-    from harness.oci.registry_server import RegistryServer
+    from harness.oci.registry.server import RegistryServer
 
     network = stack.enter_context(SimulatedNetwork("registry"))
     server = stack.enter_context(RegistryServer(network.address, storage=storage))
@@ -137,8 +137,8 @@ def named_endpoint(url: str) -> Endpoint:
         UsageError: not such a URL.
         RegistryError: the host's name cannot be resolved.
     """
-    from harness.oci.registry_auth import find_credentials
-    from harness.oci.registry_client import plain_http
+    from harness.oci.registry.auth import find_credentials
+    from harness.oci.registry.client import plain_http
 
     parts = urllib.parse.urlsplit(url if "://" in url else f"https://{url}")
     try:

@@ -25,8 +25,8 @@ from harness.oci.descriptor import (
     Descriptor,
     digest_bytes,
 )
-from harness.oci.registry_client import RegistryClient
-from harness.oci.registry_push import RegistryDestination
+from harness.oci.registry.client import RegistryClient
+from harness.oci.registry.push import RegistryDestination
 from tests.support.images import Layer, put_image
 
 if TYPE_CHECKING:

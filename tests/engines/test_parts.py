@@ -32,7 +32,7 @@ from harness.errors import (
     UsageError,
     from_kind,
 )
-from harness.formats.inflate import MAX_PIECE, inflate
+from harness.formats.gzip.inflate import MAX_PIECE, inflate
 from harness.oci.store import RangeIgnored
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.engines.embedded.unpack import LayerUnpacker
-from harness.formats.inflate import inflate
+from harness.formats.gzip.inflate import inflate
 from tests.engines.test_unpack import snapshot
 
 pytestmark = pytest.mark.root

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from harness.engines.embedded.modes import Context, load, parts_of
 from harness.lazyfs.control import DaemonClient, spawn
-from harness.lazyfs.stack import stacked
+from harness.lazyfs.mounting.stack import stacked
 from harness.oci.location import open_source
 
 if TYPE_CHECKING:

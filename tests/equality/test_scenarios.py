@@ -16,7 +16,7 @@ import pytest
 from harness import scenarios
 from harness.lazyfs.compare import Facts, compare, survey
 from harness.oci.cache import Cache
-from harness.oci.registry_server import RegistryServer
+from harness.oci.registry.server import RegistryServer
 from harness.session.preparation import Preparer
 from harness.session.progress import Silent
 from tests.equality.independent import independent_survey

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.formats.erofs_layout import PART_ALIGN, align
-from harness.formats.erofs_merge import merge_layers
-from harness.formats.erofs_reader import ErofsImage, over_bytes
-from harness.formats.erofs_table import TarTable
-from harness.formats.erofs_writer import write_metadata
+from harness.formats.erofs.layout import PART_ALIGN, align
+from harness.formats.erofs.merge import merge_layers
+from harness.formats.erofs.reader import ErofsImage, over_bytes
+from harness.formats.erofs.table import TarTable
+from harness.formats.erofs.writer import write_metadata
 from harness.formats.table import Kind, LayerTable
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import FormatError
-from harness.formats.estargz_reader import EstargzByteSource, EstargzToc, open_estargz, read_toc_member
-from harness.formats.estargz_toc import TocEntry, decode_toc, inflate_toc
-from harness.formats.estargz_writer import EstargzBlob, EstargzOptions, write_estargz
-from harness.formats.layer_stream import spool
+from harness.formats.estargz.reader import EstargzByteSource, EstargzToc, open_estargz, read_toc_member
+from harness.formats.estargz.toc import TocEntry, decode_toc, inflate_toc
+from harness.formats.estargz.writer import EstargzBlob, EstargzOptions, write_estargz
+from harness.formats.gzip.layer_stream import spool
 from harness.formats.table import Kind
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.formats import erofs_index as form
-from harness.formats.erofs_image import find_erofs_index
+from harness.formats.erofs import index as form
+from harness.formats.erofs.image import find_erofs_index
 from harness.oci.location import copy_image, open_destination, open_source
-from harness.oci.registry_server import RegistryServer
+from harness.oci.registry.server import RegistryServer
 from tests.formats.test_erofs_index import layer_tar, make_layout
 
 if TYPE_CHECKING:

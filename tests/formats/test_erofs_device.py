@@ -10,10 +10,10 @@ import struct
 import pytest
 
 from harness.errors import FormatError
-from harness.formats.erofs_device import head_with_second_device
-from harness.formats.erofs_layout import PART_ALIGN, SUPER_OFFSET, SUPER_SIZE, Superblock, crc32c
-from harness.formats.erofs_merge import merge_layers
-from harness.formats.erofs_writer import ErofsMetadata, write_metadata
+from harness.formats.erofs.device import head_with_second_device
+from harness.formats.erofs.layout import PART_ALIGN, SUPER_OFFSET, SUPER_SIZE, Superblock, crc32c
+from harness.formats.erofs.merge import merge_layers
+from harness.formats.erofs.writer import ErofsMetadata, write_metadata
 from tests.formats.erofs_layers import Row, table_of
 
 BLOCK = 512

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ContentError, DigestMismatch, FormatError, ImageNotFound, UsageError
-from harness.formats import erofs_index as form
-from harness.formats.erofs_head import decode_head
-from harness.formats.erofs_image import IndexedImage, Options, find_erofs_index, index_image
-from harness.formats.erofs_reader import ErofsImage, over_bytes
-from harness.formats.estargz_writer import EstargzOptions
-from harness.formats.verification import verify_image
+from harness.formats.erofs import index as form
+from harness.formats.erofs.head import decode_head
+from harness.formats.erofs.image import IndexedImage, Options, find_erofs_index, index_image
+from harness.formats.erofs.reader import ErofsImage, over_bytes
+from harness.formats.estargz.writer import EstargzOptions
+from harness.images.verification import verify_image
 from harness.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, Descriptor, digest_bytes
 from harness.oci.layout import LayoutStore
 from harness.oci.store import ImageSource
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from harness.formats.erofs_index import ErofsIndex
+    from harness.formats.erofs.index import ErofsIndex
 
 SPAN = 64 << 10
 MEDIA = "application/vnd.oci.image.layer.v1.tar"

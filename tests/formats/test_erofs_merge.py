@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.errors import FormatError, UnsafePath
-from harness.formats.erofs_merge import merge_layers
+from harness.formats.erofs.merge import merge_layers
 from harness.formats.table import LayerTable
 from tests.formats.erofs_layers import Row, read, table_of, tree_of
 

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.formats.erofs_reader import ErofsImage, over_bytes
+from harness.formats.erofs.reader import ErofsImage, over_bytes
 from harness.formats.table import Kind
 from tests.formats.erofs_layers import Row, Seen, image_of, seen_in, table_of, tar_image, tar_of
 from tests.formats.test_erofs_writer import expected_sparse, sparse_tar

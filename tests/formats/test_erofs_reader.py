@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import FormatError
-from harness.formats.erofs_layout import SUPER_OFFSET
-from harness.formats.erofs_reader import ErofsImage, Inode, caching, over_bytes
+from harness.formats.erofs.layout import SUPER_OFFSET
+from harness.formats.erofs.reader import ErofsImage, Inode, caching, over_bytes
 from harness.formats.table import Kind
 from tests.formats.erofs_layers import Row, image_of, seen_in, table_of, tar_image
 from tests.formats.test_erofs_writer import found, sparse_tar

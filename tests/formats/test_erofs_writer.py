@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import FormatError
-from harness.formats.erofs_layout import CHUNK_BASED, FLAT_INLINE, FLAT_PLAIN, SUPER_OFFSET, crc32c
-from harness.formats.erofs_merge import merge_layers
-from harness.formats.erofs_reader import ErofsImage, Inode, over_bytes
-from harness.formats.erofs_table import TarTable
-from harness.formats.erofs_writer import write_metadata
+from harness.formats.erofs.layout import CHUNK_BASED, FLAT_INLINE, FLAT_PLAIN, SUPER_OFFSET, crc32c
+from harness.formats.erofs.merge import merge_layers
+from harness.formats.erofs.reader import ErofsImage, Inode, over_bytes
+from harness.formats.erofs.table import TarTable
+from harness.formats.erofs.writer import write_metadata
 from harness.formats.table import Kind, LayerTable
 from tests.formats.erofs_layers import Row, image_of, read, seen_in, table_of, tar_image, tar_of
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from harness.errors import DigestMismatch
-from harness.formats.estargz_footer import FooterKind
-from harness.formats.estargz_toc import decode_toc, encode_toc
-from harness.formats.estargz_writer import EstargzOptions
+from harness.formats.estargz.footer import FooterKind
+from harness.formats.estargz.toc import decode_toc, encode_toc
+from harness.formats.estargz.writer import EstargzOptions
 from harness.formats.table import Kind
-from harness.formats.tar import clean_name
+from harness.formats.tar.scanner import clean_name
 from tests.formats.estargz_blobs import (
     ESTARGZ_VECTORS,
     GOLDEN,

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from harness.errors import ContentError, DigestMismatch, FormatError, UnsafePath
-from harness.formats import estargz_chunks, estargz_toc
-from harness.formats.estargz_footer import FooterKind, encode_footer, is_estargz, parse_footer
-from harness.formats.estargz_reader import open_estargz
-from harness.formats.estargz_table import build_layer
-from harness.formats.estargz_toc import decode_toc, encode_toc, inflate_toc
+from harness.formats.estargz import chunks as estargz_chunks
+from harness.formats.estargz import toc as estargz_toc
+from harness.formats.estargz.footer import FooterKind, encode_footer, is_estargz, parse_footer
+from harness.formats.estargz.reader import open_estargz
+from harness.formats.estargz.table import build_layer
+from harness.formats.estargz.toc import decode_toc, encode_toc, inflate_toc
 from tests.formats.estargz_blobs import Blob, golden_blob, golden_tar, read, toc_document, write
 
 DIGEST = "sha256:" + "0" * 64

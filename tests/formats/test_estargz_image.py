@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 from harness.cli.main import app, load_commands
 from harness.errors import DigestMismatch, UsageError
-from harness.formats.estargz_image import ImageConversion, convert_image
-from harness.formats.estargz_toc import TOC_DIGEST_ANNOTATION, UNCOMPRESSED_SIZE_ANNOTATION
-from harness.formats.estargz_writer import EstargzOptions
-from harness.formats.verification import verify_image
+from harness.formats.estargz.image import ImageConversion, convert_image
+from harness.formats.estargz.toc import TOC_DIGEST_ANNOTATION, UNCOMPRESSED_SIZE_ANNOTATION
+from harness.formats.estargz.writer import EstargzOptions
+from harness.images.verification import verify_image
 from harness.oci.descriptor import DOCKER_LAYER_GZIP, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, digest_bytes
 from harness.oci.layout import LayoutStore
 from harness.oci.location import copy_image, open_destination, open_source
-from harness.oci.registry_server import RegistryServer
+from harness.oci.registry.server import RegistryServer
 from tests.formats.estargz_blobs import golden_tar
 from tests.formats.test_verify import golden_layers, write_image
 

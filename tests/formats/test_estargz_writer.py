@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import DiskFull, FormatError, UnsafePath
-from harness.formats.estargz_toc import decode_toc, encode_toc
-from harness.formats.estargz_writer import EstargzOptions
-from harness.formats.inflate import inflate
-from harness.formats.layer_stream import room_for, spool
+from harness.formats.estargz.toc import decode_toc, encode_toc
+from harness.formats.estargz.writer import EstargzOptions
+from harness.formats.gzip.inflate import inflate
+from harness.formats.gzip.layer_stream import room_for, spool
 from harness.formats.table import Kind
 from tests.formats.estargz_blobs import files, golden_tar, metadata, read, toc_document, toc_entries, write
 from tests.formats.test_estargz_golden import tar_contents
@@ -275,7 +275,7 @@ def test_no_room_to_unpack_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.formats.layer_stream._write", full)
+    monkeypatch.setattr("harness.formats.gzip.layer_stream._write", full)
     with pytest.raises(DiskFull, match=str(tmp_path)):
         spool([golden_tar("pax.tar")], "none", "layer 0", directory=tmp_path)
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import FormatError, UnsupportedMediaType
-from harness.formats.inflate import MAX_PIECE, Pusher
+from harness.formats.gzip.inflate import MAX_PIECE, Pusher
 
 
 def pushed(compression: str, stored: bytes, size: int) -> list[bytes]:

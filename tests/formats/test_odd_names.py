@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import UnsafePath
-from harness.formats.estargz_names import clean_name, clean_names
-from harness.formats.odd_names import any_odd
+from harness.formats.estargz.names import clean_name, clean_names
+from harness.formats.tar.odd_names import any_odd
 
 NAMES = st.lists(st.text(alphabet="a./", max_size=7), max_size=5)
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import ContentError, DigestMismatch, FormatError, UsageError
-from harness.formats import soci_index as soci
-from harness.formats import ztoc
-from harness.formats.soci_image import IndexedImage, Options, index_image
-from harness.formats.spans import ZtocByteSource
+from harness.formats.gzip.spans import ZtocByteSource
+from harness.formats.soci import index as soci
+from harness.formats.soci import ztoc
+from harness.formats.soci.image import IndexedImage, Options, index_image
 from harness.oci.descriptor import (
     DOCKER_LAYER_GZIP,
     OCI_CONFIG,

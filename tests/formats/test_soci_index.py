@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ContentError, FormatError, UnsupportedMediaType
-from harness.formats import soci_index as soci
+from harness.formats.soci import index as soci
 from harness.oci.descriptor import OCI_LAYER_GZIP, Descriptor, go_json
 from tests.formats.ztocs import GOLDEN
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import DigestMismatch, FormatError
-from harness.formats import ztoc
-from harness.formats.spans import _PRIMERS, Spans, ZtocByteSource, inflate_at
+from harness.formats.gzip.spans import _PRIMERS, Spans, ZtocByteSource, inflate_at
+from harness.formats.soci import ztoc
 from tests.formats.ztocs import VECTORS, Memory, golden_ztoc, gzipped, layer, parsed, small_tar
 
 GZIP_LAYERS = sorted({vector["Layer"] for vector in VECTORS if vector["Algorithm"] == "gzip"})

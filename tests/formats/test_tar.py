@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from harness.errors import FormatError, UnsafePath
 from harness.formats.table import Kind
-from harness.formats.tar import MAX_SPECIAL_BYTES, TarEntry, TarScanner, TarStream, clean_name, clean_target
-from harness.formats.tar_fields import number, pax_records, pax_time
+from harness.formats.tar.fields import number, pax_records, pax_time
+from harness.formats.tar.scanner import MAX_SPECIAL_BYTES, TarEntry, TarScanner, TarStream, clean_name, clean_target
 from tests.formats.ztocs import layer, pieces, small_tar
 
 if TYPE_CHECKING:

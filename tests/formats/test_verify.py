@@ -13,15 +13,15 @@ from typer.testing import CliRunner
 
 from harness.cli.main import app, load_commands
 from harness.errors import ContentError
-from harness.formats.erofs_image import Options as ErofsOptions
-from harness.formats.erofs_image import index_image as index_erofs
-from harness.formats.erofs_index import WINDOWS_TYPE
-from harness.formats.estargz_image import convert_image
-from harness.formats.estargz_toc import TOC_DIGEST_ANNOTATION, TocEntry, decode_toc, encode_toc
-from harness.formats.estargz_writer import EstargzOptions
-from harness.formats.soci_image import Options, index_image
-from harness.formats.soci_index import PREFETCH_TYPE, V1, V2, parse_index, prefetch_bytes
-from harness.formats.verification import verify_image
+from harness.formats.erofs.image import Options as ErofsOptions
+from harness.formats.erofs.image import index_image as index_erofs
+from harness.formats.erofs.index import WINDOWS_TYPE
+from harness.formats.estargz.image import convert_image
+from harness.formats.estargz.toc import TOC_DIGEST_ANNOTATION, TocEntry, decode_toc, encode_toc
+from harness.formats.estargz.writer import EstargzOptions
+from harness.formats.soci.image import Options, index_image
+from harness.formats.soci.index import PREFETCH_TYPE, V1, V2, parse_index, prefetch_bytes
+from harness.images.verification import verify_image
 from harness.oci.descriptor import (
     OCI_CONFIG,
     OCI_EMPTY,
@@ -123,7 +123,7 @@ def rewritten(edit: Callable[[list[TocEntry]], Any], *, promise: bool = True) ->
     """An eStargz layer whose TOC was edited, with every digest above it made to fit (unless not ``promise``)."""
     import gzip
 
-    from harness.formats.estargz_footer import encode_footer, parse_footer
+    from harness.formats.estargz.footer import encode_footer, parse_footer
 
     blob, written = write(golden_tar("gnu.tar"), EstargzOptions(chunk_size=65536))
     entries = decode_toc(toc_document(blob))

@@ -18,14 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ContentError, FormatError, UnsafePath
-from harness.formats import gzip_index, ztoc, ztoc_table
-from harness.formats.flatbuffer import Writer
-from harness.formats.gzip_index import Checkpoint, build_checkpoints, index_gzip
+from harness.formats.gzip import checkpoints as gzip_index
+from harness.formats.gzip.checkpoints import Checkpoint, build_checkpoints, index_gzip
+from harness.formats.soci import ztoc, ztoc_table
+from harness.formats.soci.flatbuffer import Writer
+from harness.formats.soci.ztoc_build import LayerIndexer
+from harness.formats.soci.ztoc_spool import CheckpointStore
+from harness.formats.soci.ztoc_write import rfc3339, serialise
 from harness.formats.table import Kind
-from harness.formats.tar import TarEntry, TarScanner, clean_name
-from harness.formats.ztoc_build import LayerIndexer
-from harness.formats.ztoc_spool import CheckpointStore
-from harness.formats.ztoc_write import rfc3339, serialise
+from harness.formats.tar.scanner import TarEntry, TarScanner, clean_name
 from tests.formats.ztocs import VECTORS, build, golden_ztoc, gzipped, layer, parsed, pieces, small_tar
 
 if TYPE_CHECKING:
@@ -198,9 +199,9 @@ def test_many_entries_leave_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries and the finished file table may wait in files; the zTOC is the same."""
     tar, stored = layer("pax.tar"), layer("pax.zlib6.tar.gz")
     expected = build(stored)
-    monkeypatch.setattr("harness.formats.ztoc_spool.ENTRIES", 7)
-    monkeypatch.setattr("harness.formats.ztoc_spool.MEMORY_BYTES", 100)
-    monkeypatch.setattr("harness.formats.ztoc_write._PIECES", 16)
+    monkeypatch.setattr("harness.formats.soci.ztoc_spool.ENTRIES", 7)
+    monkeypatch.setattr("harness.formats.soci.ztoc_spool.MEMORY_BYTES", 100)
+    monkeypatch.setattr("harness.formats.soci.ztoc_write._PIECES", 16)
     assert build(stored) == expected
     assert build(tar, compression="none") == build(tar, compression="none", piece=600)
 
@@ -376,7 +377,7 @@ def test_damaged_tar_inside_good_gzip() -> None:
 
 def test_a_bomb_costs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inflation is handed on in fixed pieces, and stops at the limit."""
-    monkeypatch.setattr("harness.formats.gzip_index.MAX_INFLATED_BYTES", 1 << 22)
+    monkeypatch.setattr("harness.formats.gzip.checkpoints.MAX_INFLATED_BYTES", 1 << 22)
     sizes: list[int] = []
     with pytest.raises(FormatError, match="inflates to over"):
         index_gzip([gzipped(bytes(1 << 24))], 4096, lambda at, window: None, lambda view: sizes.append(len(view)))

@@ -9,8 +9,8 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.formats import ztoc
-from harness.formats.ztoc_build import LayerIndexer
+from harness.formats.soci import ztoc
+from harness.formats.soci.ztoc_build import LayerIndexer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

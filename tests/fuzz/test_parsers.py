@@ -11,23 +11,23 @@ import numpy as np
 import zstandard
 
 from harness.errors import ColdbenchError, ContentError
-from harness.formats import soci_index
-from harness.formats.erofs_build import build_layer
-from harness.formats.erofs_head import decode_head, encode_index
-from harness.formats.erofs_index import index_parts
-from harness.formats.erofs_merge import merge_layers
-from harness.formats.erofs_reader import ErofsImage, over_bytes
-from harness.formats.erofs_writer import write_metadata
-from harness.formats.estargz_footer import Footer, FooterKind, encode_footer, is_estargz, parse_footer
-from harness.formats.estargz_reader import EstargzToc, open_estargz
-from harness.formats.estargz_toc import inflate_toc
-from harness.formats.estargz_writer import EstargzOptions
-from harness.formats.inflate import inflate
-from harness.formats.spans import ZtocByteSource
+from harness.formats.erofs.build import build_layer
+from harness.formats.erofs.head import decode_head, encode_index
+from harness.formats.erofs.index import index_parts
+from harness.formats.erofs.merge import merge_layers
+from harness.formats.erofs.reader import ErofsImage, over_bytes
+from harness.formats.erofs.writer import write_metadata
+from harness.formats.estargz.footer import Footer, FooterKind, encode_footer, is_estargz, parse_footer
+from harness.formats.estargz.reader import EstargzToc, open_estargz
+from harness.formats.estargz.toc import inflate_toc
+from harness.formats.estargz.writer import EstargzOptions
+from harness.formats.gzip.inflate import inflate
+from harness.formats.gzip.spans import ZtocByteSource
+from harness.formats.soci import index as soci_index
+from harness.formats.soci.ztoc import parse as parse_ztoc
+from harness.formats.soci.ztoc_build import LayerIndexer
 from harness.formats.table import Kind
-from harness.formats.tar import TarScanner, TarStream
-from harness.formats.ztoc import parse as parse_ztoc
-from harness.formats.ztoc_build import LayerIndexer
+from harness.formats.tar.scanner import TarScanner, TarStream
 from harness.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, Descriptor, Platform, digest_bytes, go_json
 from harness.oci.image import build_image, parse_json, select_platform
 from harness.oci.location import copy_image, open_destination, open_source

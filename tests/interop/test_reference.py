@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.oci.cache import Cache
-from harness.oci.registry_server import RegistryServer
+from harness.oci.registry.server import RegistryServer
 from tests.interop.reference import Reference
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
 
 
 def compressed_bytes() -> int:
-    from harness.oci.catalog import materialise
+    from harness.images.catalog import materialise
     from harness.oci.location import open_source
     from harness.scenarios import find, load
 

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.engines.embedded.mounts import mount, unmount
 from harness.engines.embedded.unpack import LayerUnpacker
-from harness.formats import erofs_image, estargz_image, soci_image
-from harness.formats.estargz_writer import EstargzOptions
+from harness.formats.erofs import image as erofs_image
+from harness.formats.estargz import image as estargz_image
+from harness.formats.estargz.writer import EstargzOptions
+from harness.formats.soci import image as soci_image
+from harness.kernel.overlay import mount, unmount
 from harness.lazyfs.control import DaemonClient, spawn
-from harness.lazyfs.mounts import Parts, mount_erofs
-from harness.lazyfs.mounts import unmount as detach
+from harness.lazyfs.mounting.mounts import Parts, mount_erofs
+from harness.lazyfs.mounting.mounts import unmount as detach
 from harness.lazyfs.plan import plan_blob, plan_layers
 from harness.oci.descriptor import OCI_LAYER_GZIP, digest_bytes
 from harness.oci.layout import LayoutStore

@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import FormatError
 from harness.formats.table import Kind
-from harness.lazyfs.directory_index import DirectoryIndex
+from harness.lazyfs.fuse.directory_index import DirectoryIndex
 from tests.formats.erofs_layers import Row, table_of
 
 

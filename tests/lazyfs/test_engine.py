@@ -12,13 +12,15 @@ import pytest
 from harness.engines import make_engine
 from harness.engines.protocol import Process
 from harness.errors import ContentError, ImageNotFound
-from harness.formats import erofs_image, estargz_image, soci_image
-from harness.formats.estargz_writer import EstargzOptions
+from harness.formats.erofs import image as erofs_image
+from harness.formats.estargz import image as estargz_image
+from harness.formats.estargz.writer import EstargzOptions
+from harness.formats.soci import image as soci_image
 from harness.machine.machine import Machine
 from harness.machine.network import SimulatedNetwork
 from harness.model.shape import parse_shape
 from harness.model.timeline import Recorder
-from harness.oci.registry_push import RegistryDestination
+from harness.oci.registry.push import RegistryDestination
 from harness.oci.store import ImageSource
 from tests.engines.support import TestRegistry, base_layer, run_registry
 from tests.lazyfs.support import MODES, File, need_root, noise, tar_of

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.errors import ContentError, MachineError, RegistryError
-from harness.lazyfs.mounts import mount_device
+from harness.lazyfs.mounting.mounts import mount_device
 from tests.lazyfs.support import (
     MODES,
     QUIET,
@@ -188,7 +188,7 @@ def test_slow_registry_delays_only_those_who_wait_for_it(tmp_path: Path) -> None
 def test_full_disk_cache_does_not_hurt(mode: str, tmp_path: Path) -> None:
     """With no room on disk and hardly any memory every byte is still right; the background fetch ends early."""
     source = image_for(mode, tmp_path)
-    from harness.engines.embedded.mounts import mount, unmount
+    from harness.kernel.overlay import mount, unmount
 
     disk = tmp_path / "tiny"
     disk.mkdir()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.lazyfs.compare import compare, survey
-from harness.lazyfs.disk_cache import SparseFile
-from harness.lazyfs.loop_device import LoopDevice
+from harness.lazyfs.data.disk_cache import SparseFile
+from harness.lazyfs.mounting.loop_device import LoopDevice
 from tests.lazyfs.support import File, convert, noise, serve, tar_of, text, unpack, write_image
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import zlib
 import pytest
 
 from harness.errors import FormatError
-from harness.lazyfs import igzip
-from harness.lazyfs.span_units import SpanInflater
+from harness.formats.gzip import igzip
+from harness.lazyfs.data.span_units import SpanInflater
 
 pytestmark = pytest.mark.skipif(not igzip.available, reason="this python-isal does not export ISA-L's functions")
 

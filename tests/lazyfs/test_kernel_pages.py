@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.lazyfs.compare import compare, survey
-from harness.lazyfs.kernel_pages import PAGE_BYTES, KernelPages, Piece, cut
-from harness.lazyfs.memory_cache import Resident
+from harness.lazyfs.data.memory_cache import Resident
+from harness.lazyfs.fuse.kernel_pages import PAGE_BYTES, KernelPages, Piece, cut
 from tests.lazyfs.support import QUIET, File, convert, serve, tar_of, text, unpack, write_image
 from tests.lazyfs.test_handover import forget_pages
 from tests.lazyfs.test_store import TAR as STORE_TAR
@@ -21,7 +21,7 @@ from tests.lazyfs.test_store import run
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.lazyfs.store import Layer, Store
+    from harness.lazyfs.data.store import Layer, Store
     from tests.lazyfs.test_store import Source
 
 TAR = tar_of(*(File(f"file{n}", text(3_000, n)) for n in range(400)), File("large", text(2_000_000, 7)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.lazyfs.memory_cache import MemoryCache, Resident
+from harness.lazyfs.data.memory_cache import MemoryCache, Resident
 
 
 class _Rest:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.lazyfs.mounts import mount_device
+from harness.lazyfs.mounting.mounts import mount_device
 from tests.lazyfs.support import MODES, File, convert, need_root, tar_of, text, write_image
 
 if TYPE_CHECKING:

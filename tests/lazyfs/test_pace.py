@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness.lazyfs.pace import Pace, around_of, pace_of, tail_of
+from harness.lazyfs.data.pace import Pace, around_of, pace_of, tail_of
 from harness.lazyfs.policy import PRESETS, Policy
-from harness.oci.link import Link
+from harness.oci.registry.link import Link
 
 FAR_S = 0.23
 LAN_S = 0.002

@@ -12,8 +12,9 @@ import pytest
 
 from harness.engines.embedded.modes import MODES
 from harness.errors import HostUnfit, MachineError, UsageError
-from harness.formats.erofs_index import INDEX_TYPE
-from harness.lazyfs import counters, mounts, plan
+from harness.formats.erofs.index import INDEX_TYPE
+from harness.lazyfs import counters, plan
+from harness.lazyfs.mounting import mounts
 from harness.lazyfs.policy import PRESETS, policy_of
 from harness.model.observation import LazyUsage
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from harness.lazyfs import prefetch
 from harness.lazyfs.counters import Counters
-from harness.lazyfs.disk_cache import DiskCache
-from harness.lazyfs.pace import Pace
+from harness.lazyfs.data import prefetch
+from harness.lazyfs.data.disk_cache import DiskCache
+from harness.lazyfs.data.pace import Pace
+from harness.lazyfs.data.store import Layer, Store
+from harness.lazyfs.data.units import Decoded
 from harness.lazyfs.policy import Policy
-from harness.lazyfs.store import Layer, Store
-from harness.lazyfs.units import Decoded
-from harness.oci.link import Link
+from harness.oci.registry.link import Link
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

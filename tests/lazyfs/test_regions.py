@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import RegistryError
-from harness.lazyfs.disk_cache import SparseFile
+from harness.lazyfs.data.disk_cache import SparseFile
+from harness.lazyfs.data.regions import RegionSource
+from harness.lazyfs.data.sources import open_layer
 from harness.lazyfs.plan import plan_layers
 from harness.lazyfs.policy import PRESETS
-from harness.lazyfs.regions import RegionSource
-from harness.lazyfs.sources import open_layer
 from harness.oci.layout import LayoutStore
 from tests.lazyfs.support import File, convert, noise, tar_of, write_image
 

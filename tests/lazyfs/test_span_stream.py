@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import DigestMismatch, FormatError
-from harness.formats.erofs_layout import align
-from harness.formats.erofs_spans import IndexedLayer
-from harness.formats.gzip_index import index_gzip
-from harness.lazyfs import span_stream
-from harness.lazyfs.disk_cache import DIRECT_ALIGN, SparseFile
-from harness.lazyfs.span_stream import Disagreement, SpanStream
-from harness.lazyfs.whole import fetch_whole
+from harness.formats.erofs.layout import align
+from harness.formats.erofs.spans import IndexedLayer
+from harness.formats.gzip.checkpoints import index_gzip
+from harness.lazyfs.data import span_stream
+from harness.lazyfs.data.disk_cache import DIRECT_ALIGN, SparseFile
+from harness.lazyfs.data.span_stream import Disagreement, SpanStream
+from harness.lazyfs.data.whole import fetch_whole
 from harness.oci.descriptor import digest_bytes
 
 if TYPE_CHECKING:

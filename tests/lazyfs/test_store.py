@@ -15,14 +15,14 @@ import pytest
 import trio
 
 from harness.errors import ColdbenchError, ContentError, DigestMismatch, RegistryError
-from harness.formats import ztoc
-from harness.formats.ztoc_build import LayerIndexer
-from harness.lazyfs import prefetch
+from harness.formats.soci import ztoc
+from harness.formats.soci.ztoc_build import LayerIndexer
 from harness.lazyfs.counters import Counters
-from harness.lazyfs.disk_cache import DiskCache
+from harness.lazyfs.data import prefetch
+from harness.lazyfs.data.disk_cache import DiskCache
+from harness.lazyfs.data.span_units import SpanInflater, SpanUnits
+from harness.lazyfs.data.store import PACKED, Layer, Store
 from harness.lazyfs.policy import PRESETS, Policy
-from harness.lazyfs.span_units import SpanInflater, SpanUnits
-from harness.lazyfs.store import PACKED, Layer, Store
 from tests.lazyfs.support import GOLDEN, File, noise, tar_of, text
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import threading
 import pytest
 import trio
 
-from harness.lazyfs.workers import Workers
+from harness.lazyfs.data.workers import Workers
 
 
 def test_results_and_errors_come_back() -> None:

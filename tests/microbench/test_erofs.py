@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from harness.formats.erofs_head import decode_head, encode_index
-from harness.formats.erofs_merge import MergedTree, merge_layers
-from harness.formats.erofs_reader import ErofsImage, over_bytes
-from harness.formats.erofs_writer import ErofsMetadata, write_metadata
+from harness.formats.erofs.head import decode_head, encode_index
+from harness.formats.erofs.merge import MergedTree, merge_layers
+from harness.formats.erofs.reader import ErofsImage, over_bytes
+from harness.formats.erofs.writer import ErofsMetadata, write_metadata
 from tests.formats.test_erofs_writer import big_table
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.formats.estargz_footer import Footer, FooterKind
-from harness.formats.estargz_reader import EstargzToc, open_estargz
-from harness.formats.estargz_toc import TocEntry, encode_toc
-from harness.formats.spans import Spans, ZtocByteSource
-from harness.formats.tar import TarScanner
-from harness.formats.ztoc import Ztoc
-from harness.formats.ztoc import parse as parse_ztoc
-from harness.formats.ztoc_build import LayerIndexer
+from harness.formats.estargz.footer import Footer, FooterKind
+from harness.formats.estargz.reader import EstargzToc, open_estargz
+from harness.formats.estargz.toc import TocEntry, encode_toc
+from harness.formats.gzip.spans import Spans, ZtocByteSource
+from harness.formats.soci.ztoc import Ztoc
+from harness.formats.soci.ztoc import parse as parse_ztoc
+from harness.formats.soci.ztoc_build import LayerIndexer
+from harness.formats.tar.scanner import TarScanner
 from tests.formats.estargz_blobs import Blob, write
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.lazyfs.mounts import unmount
+from harness.lazyfs.mounting.mounts import unmount
 from tests.lazyfs.support import File, convert, need_root, serve, tar_of, write_image
 from tests.microbench.pyfuse3_tree import DIRECTORIES, FILES, tree_of
 

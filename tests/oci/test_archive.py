@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import FormatError, ImageNotFound, UsageError
+from harness.images.catalog import materialise
 from harness.model.image import ImageSpec
 from harness.oci.archive import detect_archive
 from harness.oci.cache import Cache
-from harness.oci.catalog import materialise
 from harness.oci.descriptor import OCI_LAYER, digest_bytes, go_json
 from harness.oci.location import copy_image, open_destination, open_source
 from tests.oci.samples import make_tar, sample_layout

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import AuthError
-from harness.oci.registry_auth import Credentials, find_credentials, parse_challenges
+from harness.oci.registry.auth import Credentials, find_credentials, parse_challenges
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -89,6 +89,6 @@ def test_single_entry_without_platform() -> None:
 
 def test_client_import_is_light() -> None:
     """What runs inside the machine brings no pydantic, rich, httpx or typer with it."""
-    code = "import sys, harness.oci.location, harness.oci.registry_push; print(*sys.modules)"
+    code = "import sys, harness.oci.location, harness.oci.registry.push; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"pydantic", "rich", "httpx", "typer", "requests", "asyncio", "ssl"} & set(loaded)

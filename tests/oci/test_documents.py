@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import ColdbenchError
-from harness.formats import soci_index
-from harness.formats.erofs_index import index_manifest, index_parts
+from harness.formats.erofs.index import index_manifest, index_parts
+from harness.formats.soci import index as soci_index
 from harness.oci.descriptor import (
     OCI_CONFIG,
     OCI_INDEX,

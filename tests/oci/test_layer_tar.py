@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.errors import ContentError
-from harness.oci.build_root import BuildRoot, plain_environment
-from harness.oci.layer_gzip import BLOCK_BYTES, GzipLayerWriter
-from harness.oci.layer_tar import tree_size, write_layer
-from harness.oci.recipe import restore_whiteouts
-from harness.oci.recipe_layers import fix_bytecode_times
+from harness.oci.recipe.build_root import BuildRoot, plain_environment
+from harness.oci.recipe.layer_gzip import BLOCK_BYTES, GzipLayerWriter
+from harness.oci.recipe.layer_tar import tree_size, write_layer
+from harness.oci.recipe.layers import fix_bytecode_times
+from harness.oci.recipe.recipe import restore_whiteouts
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.oci.curl_pool import CurlPool
-from harness.oci.link import Link
+from harness.oci.registry.curl_pool import CurlPool
+from harness.oci.registry.link import Link
 from tests.oci.fault_server import Answer, FaultServer
 
 DEFAULT = 5e6

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.oci.curl_pool import CurlPool, Timeouts, TransferError
-from harness.oci.plain_http import STREAM_PIECE_BYTES, may_take
+from harness.oci.registry.curl_pool import CurlPool, Timeouts, TransferError
+from harness.oci.registry.plain_http import STREAM_PIECE_BYTES, may_take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

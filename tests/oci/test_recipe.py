@@ -11,13 +11,13 @@ import pytest
 from pydantic import ValidationError
 
 from harness.errors import HostUnfit, ImageNotFound, NotRoot
+from harness.images.catalog import materialise
 from harness.model.image import ImageSpec, Recipe
 from harness.oci.cache import Cache, cache_root
-from harness.oci.catalog import materialise
-from harness.oci.debian_sources import Source, read_sources, sources_for
 from harness.oci.location import open_source
-from harness.oci.recipe import build_recipe, layer_keys, load_layer, recipe_key
-from harness.oci.recipe_layers import wheel_platforms
+from harness.oci.recipe.debian_sources import Source, read_sources, sources_for
+from harness.oci.recipe.layers import wheel_platforms
+from harness.oci.recipe.recipe import build_recipe, layer_keys, load_layer, recipe_key
 
 
 def recipe(*texts: str, **config: Any) -> Recipe:

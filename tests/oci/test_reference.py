@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.oci.reference import parse_reference
-from harness.oci.registry_client import plain_http
+from harness.oci.registry.client import plain_http
 
 DIGEST = "sha256:" + "a" * 64
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.errors import ContentError, DigestMismatch, ImageNotFound, RegistryError
+from harness.images.catalog import materialise
 from harness.model.image import ImageSpec
 from harness.oci.cache import Cache
-from harness.oci.catalog import materialise
 from harness.oci.descriptor import OCI_MANIFEST, Descriptor
 from harness.oci.location import copy_image, open_destination, open_source
-from harness.oci.registry_client import RegistryClient
-from harness.oci.registry_push import PIECE_BYTES, RegistryDestination
-from harness.oci.registry_server import RegistryServer
+from harness.oci.registry.client import RegistryClient
+from harness.oci.registry.push import PIECE_BYTES, RegistryDestination
+from harness.oci.registry.server import RegistryServer
 from harness.oci.store import Blob, referrers_tag
 from tests.oci.samples import artefact, sample_layout
 
@@ -175,7 +175,7 @@ def test_server_reports_why_it_cannot_start(tmp_path: Path) -> None:
 def test_server_dies_with_its_parent(tmp_path: Path) -> None:
     """After kill -9 of the harness the registry is gone as well."""
     code = (
-        "import sys, time, pathlib; from harness.oci.registry_server import RegistryServer\n"
+        "import sys, time, pathlib; from harness.oci.registry.server import RegistryServer\n"
         f"p = pathlib.Path({str(tmp_path)!r}); s = RegistryServer(storage=p / 's', log=p / 'log')\n"
         "s.start(); print(s.pid, flush=True); time.sleep(600)"
     )

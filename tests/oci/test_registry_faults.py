@@ -21,7 +21,6 @@ from harness.errors import (
     RegistryError,
     UnsupportedMediaType,
 )
-from harness.oci.curl_pool import TransferError
 from harness.oci.descriptor import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -31,8 +30,9 @@ from harness.oci.descriptor import (
     digest_bytes,
     go_json,
 )
-from harness.oci.registry_auth import Credentials
-from harness.oci.registry_client import RegistryClient, Retries
+from harness.oci.registry.auth import Credentials
+from harness.oci.registry.client import RegistryClient, Retries
+from harness.oci.registry.curl_pool import TransferError
 from harness.oci.store import Blob, ImageSource, RangeIgnored
 from tests.oci.fault_server import Answer, FaultServer, Request, serve_range
 

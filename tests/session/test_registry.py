@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import RegistryError, UsageError
-from harness.oci.places import host_and_port, route
-from harness.oci.registry_client import RegistryClient
+from harness.oci.registry.client import RegistryClient
+from harness.oci.registry.places import host_and_port, route
 from harness.session.registry import named_endpoint
 from tests.engines.support import REPOSITORY, base_layer, run_registry
 from tests.session.elsewhere import registry_with_parts_elsewhere

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.formats import soci_image
+from harness.formats.soci import image as soci_image
 from harness.lazyfs.plan import plan_layers
 from harness.session.setups import TRACE_MODE, roomy_shape
 from tests.lazyfs.support import File, convert, noise, tar_of, write_image

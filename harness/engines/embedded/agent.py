@@ -21,10 +21,10 @@ from typing import Any
 from harness.engines.embedded.bundle import write_bundle
 from harness.engines.embedded.control import Control
 from harness.engines.embedded.modes import Context, Rootfs, load, parts_of
-from harness.engines.embedded.mounts import mount_overlay, unmount
 from harness.engines.embedded.registry import connect, resolve
 from harness.engines.embedded.runtime import Runtime, find_runtime, makes_groups, prepare_cgroup_view
 from harness.errors import BY_KIND, ColdbenchError, DiskFull, MachineError, OutOfMemory
+from harness.kernel.overlay import mount_overlay, unmount
 
 _PR_SET_CHILD_SUBREAPER = 36
 _OWN_FORM = frozenset({"FormatError", "UnsafePath", "DigestMismatch"})

@@ -15,7 +15,7 @@ from harness.engines.embedded import overlay2
 from harness.engines.embedded.modes import Context, Rootfs
 from harness.errors import ColdbenchError, MachineError
 from harness.lazyfs.control import DaemonClient
-from harness.lazyfs.mounts import Parts, mount_erofs, unmount
+from harness.lazyfs.mounting.mounts import Parts, mount_erofs, unmount
 from harness.lazyfs.plan import plan_blob, plan_layers
 from harness.oci.aside import Aside
 from harness.oci.store import ImageSource

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Context:
     """What a provider works with, inside the machine.
 
-    ``client`` is the registry client (``harness.oci.registry_client``), ``repository`` the image's name there.
+    ``client`` is the registry client (``harness.oci.registry.client``), ``repository`` the image's name there.
     ``scratch`` is a directory of this trial on the machine's own disk. ``report_span(name, start_ns, end_ns, layer,
     detail)`` puts a span on the timeline (CLOCK_MONOTONIC) and may be called from any thread. ``daemon`` is the
     agent's end of the socket to the mode's daemon, None for a mode without one.

@@ -31,7 +31,7 @@ from harness.engines.embedded.modes import Context, Rootfs
 from harness.engines.embedded.pipe import BytePipe
 from harness.engines.embedded.unpack import LayerUnpacker
 from harness.errors import ColdbenchError, DigestMismatch, FormatError, UnsupportedMediaType
-from harness.formats.inflate import inflate
+from harness.formats.gzip.inflate import inflate
 from harness.oci.batches import Batches
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import signal
 import subprocess
 from dataclasses import dataclass, field
 
-from harness.engines.embedded.mounts import unmount
 from harness.errors import MachineError, MissingTool, WorkloadError
+from harness.kernel.overlay import unmount
 
 _TIMEOUT_S = 120.0
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from harness.engines.embedded.directories import DirectoryTree
 from harness.errors import FormatError, UnsafePath
 from harness.formats.table import OPAQUE_MARKER, WHITEOUT_PREFIX, Kind
-from harness.formats.tar import TarScanner, clean_name, clean_target
+from harness.formats.tar.scanner import TarScanner, clean_name, clean_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness.formats.tar import TarEntry
+    from harness.formats.tar.scanner import TarEntry
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL_BITS = 0o7000

@@ -1,0 +1,1 @@
+"""EROFS: metadata over lazily served layers, its writer, reader and index."""

@@ -1,0 +1,126 @@
+"""Indexing one layer for EROFS: a single pass over its stored bytes gives its table, spans and windows."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import zstandard
+
+from harness.formats.erofs.spans import GZIP, PLAIN, WHOLE, LayerSpans, pack_window
+from harness.formats.erofs.table import TarTable
+from harness.formats.gzip.checkpoints import index_gzip
+from harness.formats.gzip.inflate import inflate
+from harness.formats.piece_digests import PieceDigests
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from harness.formats.erofs.merge import Fragment
+    from harness.formats.gzip.checkpoints import Checkpoint
+    from harness.formats.table import LayerTable
+
+_WINDOW_LEVEL = 9
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltLayer:
+    """What one pass over a layer found."""
+
+    spans: LayerSpans
+    table: LayerTable
+    fragments: Mapping[int, Sequence[Fragment]]
+
+
+def build_layer(
+    pieces: Iterable[bytes],
+    compression: str,
+    *,
+    digest: str,
+    span_bytes: int,
+    where: str,
+    on_piece: Callable[[bytes], object] = lambda _: None,
+) -> BuiltLayer:
+    """Read a layer once. ``compression`` is ``gzip`` (eStargz included), ``none`` or ``zstd`` (which has no way in).
+
+    ``on_piece`` sees every stored piece, for progress and for checking the layer's digest. Raises FormatError for
+    damaged data. Memory: the table, and about a third of 32 KiB per span.
+    """
+    table = TarTable()
+    if compression == GZIP:
+        spans = _gzip(pieces, table, digest, span_bytes, on_piece)
+    elif compression == PLAIN:
+        spans = _plain(pieces, table, digest, span_bytes, on_piece)
+    else:
+        spans = _whole(pieces, table, digest, compression=compression, where=where, on_piece=on_piece)
+    return BuiltLayer(spans, table.finish(spans.size), table.fragments)
+
+
+def _gzip(
+    pieces: Iterable[bytes], table: TarTable, digest: str, span_bytes: int, on_piece: Callable[[bytes], object]
+) -> LayerSpans:
+    compressor = zstandard.ZstdCompressor(level=_WINDOW_LEVEL)
+    windows: list[bytes] = []
+
+    def keep(_: Checkpoint, window: bytes) -> None:
+        windows.append(pack_window(window, compressor))
+
+    found = index_gzip(pieces, span_bytes, keep, table.feed, on_piece)
+    points = found.checkpoints
+    return LayerSpans(
+        digest=digest,
+        compressed_bytes=found.compressed_bytes,
+        kind=GZIP,
+        size=found.inflated_bytes,
+        ins=np.array([point.in_offset for point in points], dtype=np.int64),
+        outs=np.array([point.out_offset for point in points], dtype=np.int64),
+        bits=np.array([point.bits for point in points], dtype=np.uint8),
+        digests=found.span_digests,
+        windows=windows,
+    )
+
+
+def _plain(
+    pieces: Iterable[bytes], table: TarTable, digest: str, span_bytes: int, on_piece: Callable[[bytes], object]
+) -> LayerSpans:
+    spans, size = PieceDigests(span_bytes), 0
+    for piece in pieces:
+        on_piece(piece)
+        table.feed(piece)
+        size += len(piece)
+        spans.update(piece)
+    digests = spans.finish()
+    starts = np.arange(0, size, span_bytes, dtype=np.int64)
+    return LayerSpans(
+        digest, size, PLAIN, size, starts, starts, np.zeros(len(starts), np.uint8), digests, [b""] * len(starts)
+    )
+
+
+def _whole(
+    pieces: Iterable[bytes],
+    table: TarTable,
+    digest: str,
+    *,
+    compression: str,
+    where: str,
+    on_piece: Callable[[bytes], object],
+) -> LayerSpans:
+    stored, size = 0, 0
+    whole = hashlib.sha256()
+
+    def counted() -> Iterator[bytes]:
+        nonlocal stored
+        for piece in pieces:
+            on_piece(piece)
+            whole.update(piece)
+            stored += len(piece)
+            yield piece
+
+    for piece in inflate(compression, counted(), where):
+        table.feed(piece)
+        size += len(piece)
+    one = np.zeros(1 if size else 0, dtype=np.int64)
+    digests = [whole.digest()] * len(one)
+    return LayerSpans(digest, stored, WHOLE, size, one, one, one.astype(np.uint8), digests, [b""] * len(one))

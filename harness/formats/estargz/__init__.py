@@ -1,0 +1,1 @@
+"""eStargz: the table of contents, its reader and writer."""

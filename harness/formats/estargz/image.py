@@ -1,0 +1,211 @@
+"""Convert an image: every layer to eStargz, then the configuration and manifest that go with the new layers.
+
+The manifest names the TOC's digest (verification starts there); the configuration gets the new diff IDs, because the
+decompressed tar of an eStargz layer has the TOC and a landmark in it. Everything else of the image stays.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import ContentError, DigestMismatch, UsageError
+from harness.formats.estargz.footer import FOOTER_BYTES, is_estargz
+from harness.formats.estargz.reader import EstargzToc, read_toc_member
+from harness.formats.estargz.toc import TOC_DIGEST_ANNOTATION
+from harness.formats.estargz.writer import EstargzOptions, write_estargz
+from harness.formats.gzip.layer_stream import room_for, spool
+from harness.oci.descriptor import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, go_json
+from harness.oci.location import copy_blob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.oci.image import Image
+    from harness.oci.store import ImageDestination, ImageSource
+
+LAYERS_SIDE_BY_SIDE = 2
+"""One inflates and parses while the other is compressed; more only costs disk."""
+_SPOOL_SHARE = 0.1
+"""Part of a layer's progress that inflating it is (measured: 1.5 of 14 seconds)."""
+
+Progress = "Callable[[int, int], None]"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerConversion:
+    """One layer before and after. ``unchanged`` says why it was passed on as it is ("" when it was converted)."""
+
+    source: Descriptor
+    target: Descriptor
+    diff_id: str
+    unchanged: str = ""
+    entries: int = 0
+    uncompressed_bytes: int = 0
+    missing: tuple[str, ...] = ()
+    unencodable_names: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConversion:
+    """The new manifest and what became of each layer. ``missing``: prioritised names that no layer has."""
+
+    manifest: Descriptor
+    layers: tuple[LayerConversion, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(layer.source.size for layer in self.layers)
+
+    @property
+    def target_bytes(self) -> int:
+        return sum(layer.target.size for layer in self.layers)
+
+
+def convert_image(
+    source: ImageSource,
+    image: Image,
+    destination: ImageDestination,
+    options: EstargzOptions,
+    *,
+    scratch: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] = lambda _number, _done: None,
+) -> ImageConversion:
+    """Convert ``image``, as ``source`` resolved it, and write it to ``destination``.
+
+    ``scratch`` has room for two layers unpacked. ``progress(layer, done)`` counts up to each source layer's stored
+    size. The result depends on the image and the options alone. Raises ContentError, RegistryError or DiskFull.
+    """
+    if options.chunk_size <= 0 or options.min_chunk_size < 0:
+        raise UsageError("chunk sizes are numbers of bytes above 0")
+    with (
+        tempfile.TemporaryDirectory(prefix="coldbench-convert-", dir=scratch) as directory,
+        ThreadPoolExecutor(os.cpu_count() or 1, "compress") as compressors,
+        ThreadPoolExecutor(LAYERS_SIDE_BY_SIDE, "layer") as layers,
+    ):
+        job = _Job(source, destination, image, options, Path(directory), compressors, progress)
+        futures = [layers.submit(job.layer, number) for number in range(len(image.layers))]
+        try:
+            converted = tuple(future.result() for future in futures)
+        finally:
+            for future in futures:
+                future.cancel()
+    manifest = _write_manifest(image, converted, destination)
+    missing = [name for name in options.prioritized if all(name in layer.missing for layer in converted)]
+    return ImageConversion(manifest, converted, tuple(missing))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    source: ImageSource
+    destination: ImageDestination
+    image: Image
+    options: EstargzOptions
+    scratch: Path
+    compressors: ThreadPoolExecutor
+    progress: Callable[[int, int], None]
+
+    def layer(self, number: int) -> LayerConversion:
+        source, diff_id = self.image.layers[number], self.image.diff_ids[number]
+        if "nondistributable" in source.media_type or "foreign" in source.media_type:
+            self.progress(number, source.size)
+            return LayerConversion(source, source, diff_id, unchanged="not distributable")
+        toc_digest = self._toc_digest(source)
+        if toc_digest is not None:
+            copy_blob(self.source, self.destination, source)
+            self.progress(number, source.size)
+            annotations = {**source.annotations, TOC_DIGEST_ANNOTATION: toc_digest}
+            target = replace(source, media_type=OCI_LAYER_GZIP, annotations=annotations)
+            return LayerConversion(source, target, diff_id, unchanged="already eStargz")
+        return self._convert(number, source, diff_id)
+
+    def _toc_digest(self, layer: Descriptor) -> str | None:
+        """The TOC's digest if the layer is eStargz already and says so truthfully, else None.
+
+        Such a layer stays as it is, whatever its chunk size; but what is to be prioritised takes a new order.
+        """
+        if self.options.prioritized:
+            return None
+        promised = layer.annotations.get(TOC_DIGEST_ANNOTATION)
+        if layer.compression != "gzip" or promised is None or layer.size < FOOTER_BYTES:
+            return None
+        blob = self.source.open_blob(layer)
+        if not is_estargz(blob.read_range(layer.size - FOOTER_BYTES, FOOTER_BYTES)):
+            return None
+        try:
+            footer, member = read_toc_member(blob, layer.size)
+            EstargzToc.from_member(member, footer, promised)
+        except ContentError:
+            return None  # whatever it says, it cannot be read lazily: convert it
+        return promised
+
+    def _convert(self, number: int, source: Descriptor, diff_id: str) -> LayerConversion:
+        where = f"layer {number} ({source.digest})"
+        report = _LayerProgress(number, source.size, self.progress)
+        blob = self.source.open_blob(source)
+        with spool(
+            blob.stream(), source.compression or "none", where, directory=self.scratch, progress=report.spooled
+        ) as tar:
+            if tar.diff_id != diff_id:
+                raise DigestMismatch(f"{where}: decompressed", diff_id, tar.diff_id)
+            report.tar_size = tar.size
+            path = self.scratch / f"layer-{number}"
+            with room_for(where, self.scratch), open(path, "wb") as out:
+                written = write_estargz(
+                    tar.descriptor, tar.entries, out, self.options, pool=self.compressors, progress=report.written
+                )
+        target = Descriptor(
+            OCI_LAYER_GZIP, written.digest, written.size, annotations={**source.annotations, **written.annotations}
+        )
+        self.destination.put_blob(target, path)
+        path.unlink()
+        self.progress(number, source.size)
+        return LayerConversion(
+            source,
+            target,
+            written.diff_id,
+            entries=written.entries,
+            uncompressed_bytes=written.uncompressed_size,
+            missing=written.missing,
+            unencodable_names=written.unencodable_names,
+        )
+
+
+class _LayerProgress:
+    """Maps bytes read and bytes written to one count that ends at the layer's stored size."""
+
+    def __init__(self, number: int, size: int, report: Callable[[int, int], None]) -> None:
+        self.tar_size = 1
+        self._number, self._size, self._report = number, size, report
+        self._read = self._written = 0
+
+    def spooled(self, count: int) -> None:
+        self._read += count
+        self._report(self._number, int(self._read * _SPOOL_SHARE))
+
+    def written(self, count: int) -> None:
+        self._written += count
+        share = _SPOOL_SHARE + (1 - _SPOOL_SHARE) * min(1.0, self._written / max(1, self.tar_size))
+        self._report(self._number, int(self._size * share))
+
+
+def _write_manifest(image: Image, layers: tuple[LayerConversion, ...], destination: ImageDestination) -> Descriptor:
+    config = dict(image.config)
+    config["rootfs"] = {**(config.get("rootfs") or {}), "diff_ids": [layer.diff_id for layer in layers]}
+    config_bytes = go_json(config)
+    config_descriptor = Descriptor.of(config_bytes, OCI_CONFIG)
+    destination.put_blob(config_descriptor, config_bytes)
+    document: dict[str, object] = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": config_descriptor.to_json(),
+        "layers": [layer.target.to_json() for layer in layers],
+    }
+    if image.annotations:
+        document["annotations"] = dict(sorted(image.annotations.items()))
+    return destination.put_manifest(go_json(document), OCI_MANIFEST)

@@ -1,0 +1,1 @@
+"""gzip: inflating whole layers, and random access by checkpoints."""

@@ -1,0 +1,98 @@
+"""A layer's stored bytes in, its tar out, spooled to a file with its entries."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+from harness.errors import DiskFull
+from harness.formats.gzip.inflate import inflate
+from harness.formats.tar.scanner import BLOCK, TarEntry, TarScanner
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledTar:
+    """A layer's tar in an unlinked file: ``entries`` in order, ``size`` bytes, ``diff_id`` as ``sha256:…``.
+
+    A context manager that closes the file. The file is padded with zeros where the tar leaves out the last padding.
+    """
+
+    file: IO[bytes]
+    entries: list[TarEntry]
+    size: int
+    diff_id: str
+
+    @property
+    def descriptor(self) -> int:
+        return self.file.fileno()
+
+    def __enter__(self) -> SpooledTar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+
+def spool(
+    pieces: Iterable[bytes],
+    compression: str,
+    where: str,
+    *,
+    directory: str | os.PathLike[str] | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> SpooledTar:
+    """Decompress a layer into a temporary file and read its headers on the way.
+
+    ``progress`` is told the stored bytes taken. Raises FormatError, or DiskFull when ``directory`` has no room.
+    """
+
+    def counted() -> Iterator[bytes]:
+        for piece in pieces:
+            yield piece
+            progress(len(piece))
+
+    scanner, entries, digest, size = TarScanner(), [], hashlib.sha256(), 0
+    file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - handed to the caller
+    try:
+        with room_for(where, directory):
+            for piece in inflate(compression, counted(), where):
+                digest.update(piece)
+                size += len(piece)
+                _write(file, piece)
+                entries += scanner.feed(piece)
+            scanner.close()
+            end = max((entry.end_offset for entry in entries), default=0)
+            if end > size:
+                file.truncate(end + BLOCK)
+    except BaseException:
+        file.close()
+        raise
+    return SpooledTar(file, entries, size, f"sha256:{digest.hexdigest()}")
+
+
+@contextmanager
+def room_for(what: str, directory: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """Turn a full disk or quota into DiskFull, which says what there was no room for and where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{what}: no room left in {directory or tempfile.gettempdir()}") from error
+        raise
+
+
+def _write(file: IO[bytes], piece: bytes) -> None:
+    view = memoryview(piece)
+    while view:
+        view = view[file.write(view) :]

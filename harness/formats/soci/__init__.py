@@ -1,0 +1,1 @@
+"""SOCI: zTOCs and the index that binds them to an image."""

@@ -1,0 +1,1 @@
+"""tar: what the entries of a layer's archive say."""

@@ -1,0 +1,1 @@
+"""What the kernel does for us: system calls, loop devices, OverlayFS mounts."""

@@ -1,0 +1,1 @@
+"""Verified bytes: where they are, how they are fetched, and what is fetched ahead."""

@@ -1,0 +1,140 @@
+"""The EROFS index behind the blob presentation: opened from the artefact, and its metadata read for paths."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import DigestMismatch, FormatError
+from harness.formats.erofs.index import index_parts, load_erofs_index
+from harness.formats.table import Kind
+from harness.lazyfs.data.indexed_units import IndexedUnits
+from harness.lazyfs.data.sources import BlobRanges, fetch_verified
+from harness.oci.descriptor import Descriptor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.formats.erofs.index import ErofsIndex
+    from harness.formats.erofs.reader import ErofsImage
+    from harness.lazyfs.data.disk_cache import SparseFile
+    from harness.lazyfs.trace import BlockTrace
+    from harness.oci.store import BlobStore
+
+
+_PIECE_BYTES = 4 << 20
+
+
+class Windows:
+    """The windows blob as a RangeSource: the registry's, until ``fetch_all`` has brought it to the disk."""
+
+    def __init__(self, remote: BlobRanges, digest: str) -> None:
+        self._remote = remote
+        self._digest = digest
+        self._local: SparseFile | None = None
+
+    def read_range(self, offset: int, size: int) -> bytes:
+        """Exactly ``size`` bytes at ``offset``, unverified: each window has a digest of its own."""
+        data = self._local.read(offset, size) if self._local is not None else None
+        return self._remote.read_range(offset, size) if data is None else data
+
+    def fetch_all(self, file: SparseFile) -> bool:
+        """Bring the whole blob to ``file``, blocking; False when the disk is full. DigestMismatch, RegistryError."""
+        hasher = hashlib.sha256()
+        for offset in range(0, self._remote.size, _PIECE_BYTES):
+            data = self._remote.read_range(offset, min(_PIECE_BYTES, self._remote.size - offset))
+            hasher.update(data)
+            if not file.write(offset, data):
+                return False
+        actual = f"sha256:{hasher.hexdigest()}"
+        if actual != self._digest:
+            raise DigestMismatch("EROFS index: windows", self._digest, actual)
+        self._local = file
+        return True
+
+
+class BlobImage:
+    """A loaded index with its layers' units; ``index`` has the metadata and where each layer stands."""
+
+    def __init__(self, store: BlobStore, index: ErofsIndex) -> None:
+        self.index = index
+        self.windows: Windows | None = None
+        if index.windows is not None:
+            ranges = BlobRanges(store, index.windows.digest, index.windows.size)
+            self.windows = Windows(ranges, index.windows.digest)
+        self.units = [IndexedUnits(layer, self.windows) for layer in index.layers]
+        self.sources = [BlobRanges(store, layer.digest, layer.compressed_bytes) for layer in index.layers]
+        self._reader: ErofsImage | None = None
+
+    @classmethod
+    def open(cls, store: BlobStore, message: dict[str, Any]) -> BlobImage:
+        """Fetch and load the index; blocks. ``message``: ``manifest`` (text), ``image`` and ``layers`` (descriptors).
+
+        Raises FormatError, DigestMismatch or RegistryError.
+        """
+        manifest = str(message["manifest"]).encode()
+        image = Descriptor.from_json(message["image"], "image")
+        layers = [Descriptor.from_json(layer, "layer") for layer in message["layers"]]
+        head, _ = index_parts(manifest, image.digest)
+        data = fetch_verified(store, head.digest, head.size, "EROFS index: head")
+        return cls(store, load_erofs_index(manifest, data, image, layers))
+
+    def _metadata(self) -> ErofsImage:
+        if self._reader is None:
+            from harness.formats.erofs.reader import ErofsImage, over_bytes
+
+            self._reader = ErofsImage(over_bytes(self.index.metadata))
+        return self._reader
+
+    def _layer_extent(self, image_offset: int, size: int) -> tuple[int, int, int]:
+        """(layer, begin, end) of bytes of the image file, cut to the layer."""
+        number = bisect_right(self.index.layer_starts, image_offset) - 1
+        layer = self.index.layers[number]
+        begin = image_offset - layer.start
+        return number, begin, min(begin + size, layer.size)
+
+    def extents_of(self, paths: Sequence[str]) -> list[tuple[int, int, int]]:
+        """(layer, begin, end) of each path's data in the given order; what is no file is left out."""
+        image = self._metadata()
+        extents = []
+        for path in paths:
+            try:
+                inode = image.resolve(path.encode("utf-8", "surrogateescape"))
+            except FormatError:
+                continue
+            if inode is None or inode.kind != Kind.REG:
+                continue
+            extents += [self._layer_extent(e.image_offset, e.size) for e in image.extents(inode) if e.image_offset >= 0]
+        return extents
+
+    def name_touches(self, trace: BlockTrace) -> list[dict[str, Any]]:
+        """First touches by file: the read blocks mapped back through the metadata, in first-touch order.
+
+        A block may hold several small files; all of them count as touched, which is what fetching it cost.
+        """
+        files = sorted(
+            (extent.image_offset, extent.size, extent.file_offset, path)
+            for path, extent in self._metadata().file_extents()
+        )
+        starts = [start for start, _, _, _ in files]
+        seen: dict[bytes, dict[str, Any]] = {}
+        for number, begin, end, at_s in trace.touched():
+            base = self.index.layers[number].start
+            first = max(0, bisect_right(starts, base + begin) - 1)
+            for start, size, file_offset, path in files[first:]:
+                if start >= base + end:
+                    break
+                low, high = max(start, base + begin), min(start + size, base + end)
+                if low >= high:
+                    continue
+                low, high = low - start + file_offset, high - start + file_offset
+                known = seen.get(path)
+                if known is None:
+                    text = "/" + path.decode("utf-8", "surrogateescape")
+                    seen[path] = {"path": text, "layer": number, "offset": low, "size": high - low, "t_s": at_s}
+                else:
+                    finish = max(known["offset"] + known["size"], high)
+                    known["offset"] = min(known["offset"], low)
+                    known["size"] = finish - known["offset"]
+        return list(seen.values())

@@ -1,0 +1,154 @@
+"""Units in memory, least recently used first out, under one budget for all layers of the image."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.lazyfs.data.units import Rest
+
+Key = tuple[int, int]
+"""(layer, unit)."""
+
+
+_REST_BYTES = 128 << 10
+
+
+class Resident:
+    """One unit's bytes in memory: stored bytes, or inflated pieces, or both.
+
+    ``filled``: so much was inflated from the start; ``whole``: that is all. ``rest`` goes on from there. What was
+    ``release``d is a hole in the pieces. ``busy`` is set while a thread works on it.
+    """
+
+    __slots__ = ("busy", "ends", "filled", "held", "packed", "pieces", "rest", "whole")
+
+    def __init__(self, packed: bytes | None = None) -> None:
+        self.packed = packed
+        self.busy = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Back to the stored bytes alone."""
+        self.pieces: list[bytes] = []
+        self.ends: list[int] = []
+        self.filled = self.held = 0
+        self.rest: Rest | None = None
+        self.whole = False
+
+    def append(self, pieces: list[bytes], rest: Rest | None, *, keep_packed: bool = False) -> None:
+        """More inflated bytes; without a rest the unit is whole and its stored bytes are let go, unless they are to be
+        kept so that inflated ones can be released."""
+        for piece in pieces:
+            self.pieces.append(piece)
+            self.filled += len(piece)
+            self.held += len(piece)
+            self.ends.append(self.filled)
+        self.rest = rest
+        if rest is None:
+            self.whole = True
+            if not keep_packed:
+                self.packed = None
+
+    def release(self, begin: int, end: int) -> None:
+        """Let go of inflated bytes [begin, end): the kernel has them, and the stored bytes give them back."""
+        if self.packed is None:
+            return
+        kept = list[tuple[int, bytes]]()
+        for stop, piece in zip(self.ends, self.pieces, strict=True):
+            start = stop - len(piece)
+            if stop <= begin or start >= end:
+                kept.append((stop, piece))
+                continue
+            if start < begin:
+                kept.append((begin, piece[: begin - start]))
+            if stop > end:
+                kept.append((stop, piece[end - start :]))
+        self.ends = [stop for stop, _ in kept]
+        self.pieces = [piece for _, piece in kept]
+        self.held = sum(map(len, self.pieces))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the pieces are the whole unit."""
+        return self.whole and self.held == self.filled
+
+    @property
+    def cost(self) -> int:
+        """Bytes of memory; a rest shares the stored bytes and has an inflater's state and window of its own."""
+        packed = len(self.packed) if self.packed is not None else 0
+        return self.held + packed + (_REST_BYTES if self.rest is not None else 0) + 256
+
+    def slice(self, begin: int, end: int) -> bytes | memoryview | None:
+        """Inflated bytes [begin, end) of what was filled; None where some of them were released."""
+        index = bisect_right(self.ends, begin)
+        if index == len(self.ends):
+            return None
+        piece = self.pieces[index]
+        base = self.ends[index] - len(piece)
+        if base > begin:
+            return None
+        if end <= self.ends[index]:
+            if begin == base and end == self.ends[index]:
+                return piece
+            return memoryview(piece)[begin - base : end - base]
+        parts = [memoryview(piece)[begin - base :]]
+        while end > self.ends[index]:
+            index += 1
+            if index == len(self.ends):
+                return None
+            base = self.ends[index] - len(self.pieces[index])
+            if base != self.ends[index - 1]:
+                return None
+            parts.append(memoryview(self.pieces[index])[: end - base])
+        return b"".join(parts)
+
+
+class MemoryCache:
+    """All residents, the coldest first. The caller pays what it adds with ``charge`` and evicts with ``victims``."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget = budget_bytes
+        self.used = 0
+        self.units: OrderedDict[Key, Resident] = OrderedDict()
+
+    def put(self, key: Key, resident: Resident) -> None:
+        old = self.units.pop(key, None)
+        if old is not None:
+            self.used -= old.cost
+        self.units[key] = resident
+        self.used += resident.cost
+
+    def charge(self, key: Key, resident: Resident, before: int) -> None:
+        """A resident costs more or less than ``before`` now; one that is not in here (any more) counts for nothing."""
+        if self.units.get(key) is resident:
+            self.used += resident.cost - before
+
+    def drop(self, key: Key) -> None:
+        resident = self.units.pop(key, None)
+        if resident is not None:
+            self.used -= resident.cost
+
+    def clear(self) -> None:
+        self.units.clear()
+        self.used = 0
+
+    def victims(self) -> list[tuple[Key, Resident]]:
+        """What must leave to be within nine tenths of the budget again; empty while it is kept.
+
+        Half-inflated units leave last: they are kept on disk as stored bytes, and the next read inflates all again.
+        """
+        if self.used <= self.budget:
+            return []
+        excess = self.used - self.budget * 9 // 10
+        chosen: list[tuple[Key, Resident]] = []
+        for partial in (False, True):
+            for key, resident in self.units.items():
+                if excess <= 0:
+                    return chosen
+                if not resident.busy and (resident.rest is not None) is partial:
+                    chosen.append((key, resident))
+                    excess -= resident.cost
+        return chosen

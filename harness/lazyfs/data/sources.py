@@ -1,0 +1,129 @@
+"""Opens layers for the store: from what the deploy message says of a layer to its table and units."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import ContentError, DigestMismatch, FormatError, UsageError
+
+if TYPE_CHECKING:
+    from harness.formats.table import LayerTable, RangeSource
+    from harness.lazyfs.data.disk_cache import SparseFile
+    from harness.lazyfs.data.units import Units
+    from harness.lazyfs.policy import Policy
+    from harness.oci.registry.link import Link
+    from harness.oci.store import BlobStore
+
+
+log = logging.getLogger(__name__)
+
+_PROBED_BYTES = 10
+
+
+class BlobRanges:
+    """A RangeSource over one blob of a store (registry, or a layout on disk)."""
+
+    def __init__(self, store: BlobStore, digest: str, size: int) -> None:
+        self._store = store
+        self._digest = digest
+        self.size = size
+
+    def read_range(self, offset: int, size: int) -> bytes:
+        """Exactly ``size`` bytes at ``offset``; FormatError past the end."""
+        if offset < 0 or offset + size > self.size:
+            raise FormatError(f"blob {self._digest}", f"range {offset}+{size} leaves its {self.size} bytes")
+        return self._store.get_range(self._digest, offset, size) if size else b""
+
+
+@dataclass(slots=True)
+class OpenedLayer:
+    """``prefetch``: units that the image itself wants fetched first (eStargz landmark, SOCI prefetch artefact)."""
+
+    number: int
+    table: LayerTable
+    units: Units
+    source: RangeSource
+    prefetch: list[int] = field(default_factory=list)
+
+
+def fetch_verified(store: BlobStore, digest: str, size: int, what: str) -> bytes:
+    """A whole blob; DigestMismatch unless it is the one named."""
+    data = store.get_range(digest, 0, size)
+    actual = "sha256:" + hashlib.sha256(data).hexdigest()
+    if actual != digest:
+        raise DigestMismatch(what, digest, actual)
+    return data
+
+
+def probe_layer(store: BlobStore, digest: str, kind: str) -> None:
+    """What the reference daemons ask of a layer before its index, seen in a registry's log; the answers are not used.
+
+    Both ask for bytes 0-1 to learn whether the blob is redirected; stargz-snapshotter then asks for the size (HEAD),
+    soci-snapshotter for the ten bytes of the gzip header. Raises RegistryError.
+    """
+    store.get_range(digest, 0, 2)
+    if kind == "estargz":
+        store.blob_size(digest)
+    else:
+        store.get_range(digest, 0, 10)
+
+
+def open_layer(
+    store: BlobStore, message: dict[str, Any], policy: Policy | None = None, regions: SparseFile | None = None
+) -> OpenedLayer:
+    """Fetch and parse a layer's index (zTOC or eStargz TOC), verified; blocks, so it runs in a worker thread.
+
+    ``message``: ``number``, ``kind`` (``ztoc`` or ``estargz``), ``digest``, ``size``, and the index's own digest:
+    ``ztoc_digest`` and ``ztoc_size`` (and ``prefetch_digest``, ``prefetch_size`` of a SOCI prefetch artefact), or
+    ``toc_digest``. ``regions`` keeps a blob's regions where the policy has some. Raises ColdbenchError.
+    """
+    number, digest, size = int(message["number"]), str(message["digest"]), int(message["size"])
+    source: RangeSource = BlobRanges(store, digest, size)
+    if policy is not None and policy.probe_layers and size >= _PROBED_BYTES:
+        probe_layer(store, digest, str(message["kind"]))
+    what = f"layer {number} ({digest[:19]})"
+    if message["kind"] == "ztoc":
+        from harness.formats.soci.ztoc import parse
+        from harness.lazyfs.data.span_units import SpanUnits
+
+        ztoc = parse(fetch_verified(store, message["ztoc_digest"], int(message["ztoc_size"]), f"zTOC of {what}"))
+        if ztoc.compressed_bytes != size:
+            raise FormatError(f"zTOC of {what}", f"is of a layer of {ztoc.compressed_bytes} bytes, not {size}")
+        prefetch = _prefetch_spans(store, message, ztoc.spans, what) if message.get("prefetch_digest") else []
+        return OpenedLayer(number, ztoc.to_table(), SpanUnits(ztoc), source, prefetch)
+    if message["kind"] == "estargz":
+        from harness.formats.estargz.footer import LONGEST_FOOTER_BYTES
+        from harness.formats.estargz.reader import TAIL_BYTES, EstargzToc, read_toc_member
+        from harness.lazyfs.data.chunk_units import ChunkUnits
+        from harness.lazyfs.data.pace import tail_of
+        from harness.lazyfs.data.regions import RegionSource
+
+        link: Link | None = getattr(store, "link", None)
+        tail_bytes = TAIL_BYTES if policy is None else tail_of(policy, link, size, TAIL_BYTES)
+        if policy is not None and policy.region_bytes:
+            source = RegionSource(source, size, policy.region_bytes, policy.region_step, regions)
+            tail_bytes = LONGEST_FOOTER_BYTES
+        footer, member = read_toc_member(source, size, tail_bytes)
+        toc = EstargzToc.from_member(member, footer, message["toc_digest"])
+        units = ChunkUnits(toc.chunks)
+        prefetch = [
+            chunk for chunk in range(len(toc.chunks)) if sum(units.extent(chunk)) <= toc.prefetch_bytes
+        ] if toc.prefetch_bytes else []  # fmt: skip
+        return OpenedLayer(number, toc.table, units, source, prefetch)
+    raise UsageError(f"{what}: unknown kind of lazy layer {message['kind']!r}")
+
+
+def _prefetch_spans(store: BlobStore, message: dict[str, Any], spans: int, what: str) -> list[int]:
+    """Spans that a SOCI prefetch artefact names; one that is unreadable is left aside, as the reference does."""
+    from harness.formats.soci.index import parse_prefetch
+
+    try:
+        digest, size = str(message["prefetch_digest"]), int(message["prefetch_size"])
+        ranges = parse_prefetch(fetch_verified(store, digest, size, f"prefetch artefact of {what}"), spans)
+    except ContentError as error:
+        log.warning("%s: %s", what, error)
+        return []
+    return [span for first, last in ranges for span in range(first, last + 1)]

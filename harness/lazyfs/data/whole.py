@@ -1,0 +1,102 @@
+"""Layers without a way in (zstd, or any without an index): fetched whole and inflated into the disk cache at start."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from harness.errors import DigestMismatch, DiskFull, FormatError
+from harness.formats.gzip import igzip
+from harness.formats.gzip.inflate import Pusher
+from harness.lazyfs.data import span_stream
+from harness.oci.batches import Batches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.formats.erofs.spans import IndexedLayer
+    from harness.lazyfs.data.disk_cache import SparseFile
+    from harness.oci.store import BlobStore
+
+_PIECE_BYTES = 256 << 10
+
+
+def fetch_whole(
+    store: BlobStore, digest: str, compression: str, size: int, sink: SparseFile, *, layer: IndexedLayer | None = None
+) -> int:
+    """Fill ``sink`` with a layer's ``size`` decompressed bytes; the stored bytes received. Blocks.
+
+    ``layer`` is what an index says of it; where the two agree inflating costs less, where not it is done without.
+    Raises DigestMismatch when the blob is another, FormatError when it inflates to another size, DiskFull.
+    """
+    if layer is not None and span_stream.fits(layer):
+        try:
+            return _Filling(store, digest, size, sink).by_spans(layer)
+        except span_stream.Disagreement:
+            pass
+    return _Filling(store, digest, size, sink).as_stream(compression)
+
+
+class _Filling:
+    """One attempt."""
+
+    def __init__(self, store: BlobStore, digest: str, size: int, sink: SparseFile) -> None:
+        self._store = store
+        self._digest = digest
+        self._size = size
+        self._sink = sink
+        self._where = f"layer {digest[:19]}"
+        self._position = 0
+
+    def _write(self, data: bytes | memoryview) -> None:
+        room = self._size - self._position
+        if room > 0 and data:
+            self._write_at(self._sink, self._position, data[:room])
+        self._position += len(data)
+
+    @staticmethod
+    def _write_at(sink: SparseFile, position: int, data: bytes | memoryview) -> None:
+        if not sink.write(position, data):
+            raise DiskFull("the machine's disk has no room for the decompressed layers; give the shape a larger one")
+
+    def by_spans(self, layer: IndexedLayer) -> int:
+        sink = self._sink.uncached()
+
+        def write(position: int, data: memoryview) -> None:
+            self._write_at(sink, position, data)
+            self._position = min(self._size, position + len(data))
+
+        try:
+            stream = span_stream.SpanStream(layer, write)
+            return self._fill(stream.feed, stream.finish)
+        finally:
+            sink.close()
+
+    def as_stream(self, compression: str) -> int:
+        inflater: igzip.StreamInflater | Pusher
+        if compression == "gzip" and igzip.available:
+            inflater = igzip.StreamInflater(self._write, self._where)  # one buffer, and no CRC: what is fed is hashed
+        else:
+            inflater = Pusher(compression, self._write, self._where)
+        return self._fill(inflater.feed, inflater.finish)
+
+    def _fill(self, feed: Callable[[bytes], None], finish: Callable[[], None]) -> int:
+        hasher = hashlib.sha256()
+        received = 0
+
+        def hashed(data: bytes) -> None:
+            nonlocal received
+            received += len(data)
+            hasher.update(data)
+            feed(data)
+
+        batches = Batches(_PIECE_BYTES, hashed)
+        self._store.stream_blob(self._digest, batches.take)
+        batches.flush()
+        actual = "sha256:" + hasher.hexdigest()
+        if actual != self._digest:
+            raise DigestMismatch(self._where, self._digest, actual)
+        finish()
+        if self._position < self._size:
+            raise FormatError(self._where, f"inflates to {self._position} bytes, and the index promises {self._size}")
+        return received

@@ -1,0 +1,72 @@
+"""A loop device over the lazy file, whose backing can be changed while it is mounted.
+
+EROFS keeps the file it was mounted from for as long as it is mounted. A read-only loop device in between does not:
+once all bytes are local, it is turned from the FUSE file to the cache file (LOOP_CHANGE_FD), and FUSE is out of the
+way. Source: loop(4); Linux, include/uapi/linux/loop.h.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from harness.kernel import loop
+
+_BLOCK_BYTES = 512
+LAZY_READ_AHEAD_KIB = 128
+"""While bytes come over the network; the kernel's 2.5 MB for loop devices would fetch what nobody reads."""
+_LOCAL_READ_AHEAD_KIB = 2560
+"""What Linux gives a loop device by itself (two requests of 1 280 KiB)."""
+
+
+class LoopDevice:
+    """A free device attached to ``path``, read-only. It frees itself after its last use, so it is held open here."""
+
+    def __init__(self, path: str, offset: int = 0) -> None:
+        """``offset``: the device begins there. OSError when there is no free device or none may be used."""
+        backing = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._fd, self.path = loop.attach(
+                backing, os.fsencode(path)[:63], loop.READ_ONLY | loop.AUTOCLEAR, _BLOCK_BYTES, offset
+            )
+        finally:
+            os.close(backing)
+        _set_read_ahead(self.path, LAZY_READ_AHEAD_KIB)
+
+    def close(self) -> None:
+        """Let go: free when nothing is mounted from it, else when that is unmounted."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def change_backing(device: str, backing: int, mounted: str) -> None:
+    """Turn ``device`` to the open file ``backing``, which must have the same size and content. Raises OSError.
+
+    Waits for reads under way. Pages are then cached once, by EROFS, if the file system below allows direct reads; and
+    the bytes are near now, so the read-ahead of ``mounted``, the device that was mounted, is the usual one again.
+    """
+    handle = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(handle, loop.CHANGE_FD, backing)
+        try:
+            fcntl.ioctl(handle, loop.SET_DIRECT_IO, 1)
+        except OSError:
+            pass
+    finally:
+        os.close(handle)
+    _set_read_ahead(mounted, _LOCAL_READ_AHEAD_KIB)
+
+
+def _set_read_ahead(device: str, kib: int) -> None:
+    write_read_ahead(f"/sys/block/{os.path.basename(device)}/queue/read_ahead_kb", kib)
+
+
+def write_read_ahead(file: str, kib: int) -> bool:
+    """Set a device's read-ahead by its file in sysfs; whether sysfs let us."""
+    try:
+        with open(file, "w") as opened:
+            opened.write(str(kib))
+    except OSError:
+        return False
+    return True

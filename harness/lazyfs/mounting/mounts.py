@@ -1,0 +1,136 @@
+"""EROFS over the one file: file-backed where the kernel can (>= 6.12), or through a loop device (>= 6.4).
+
+The system calls are passed in, so that refusals can be tested on a kernel that refuses nothing. Source: kernel
+documentation, filesystems/erofs.rst; loop(4); mount(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.errors import HostUnfit, MachineError
+from harness.kernel.syscalls import MNT_DETACH
+from harness.kernel.syscalls import mount as _mount
+from harness.kernel.syscalls import umount as _umount
+from harness.lazyfs.mounting.loop_device import LoopDevice, write_read_ahead
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MS_RDONLY = 1
+_ADVICE = "use --mode soci, which needs nothing but FUSE"
+
+
+@dataclass(frozen=True)
+class Syscalls:
+    """What mounting needs of the kernel."""
+
+    mount: Callable[[str, str, str | None, int, str | None], None] = _mount
+    umount: Callable[[str, int], None] = _umount
+    filesystems: Callable[[], str] = lambda: _read("/proc/filesystems")
+    attach_loop: Callable[[str, int], LoopDevice] = LoopDevice
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The image in two: ``metadata`` is a file of its own, and layers begin at byte ``start`` of the image file."""
+
+    metadata: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """``way``: ``file`` or ``loop``; ``device`` is the loop device with the layers, ``mounted`` the one mounted."""
+
+    way: str
+    device: str = ""
+    mounted: str = ""
+
+
+def mount_erofs(
+    source: str, target: str, *, loop: bool = False, parts: Parts | None = None, syscalls: Syscalls | None = None
+) -> Mounted:
+    """Mount the image file ``source`` on ``target``, from the file itself or through loop devices.
+
+    ``loop``: rather through loop devices, where there are any, the metadata from a device of its own where ``parts``
+    says how. HostUnfit when the kernel has no EROFS or is too old for both ways, MachineError when it refuses the
+    image.
+    """
+    calls = syscalls or Syscalls()
+    if loop:
+        for cut in (parts, None) if parts is not None else (None,):
+            try:
+                return _mount_loop(source, target, calls, cut)
+            except (OSError, MachineError):
+                pass  # no device to be had, or a kernel that knows no second one: on to the next way
+    try:
+        calls.mount(source, target, "erofs", MS_RDONLY, None)
+        return Mounted("file")
+    except OSError as error:
+        number = error.errno
+    if number == errno.ENODEV:
+        raise HostUnfit(f"the kernel has no EROFS (CONFIG_EROFS_FS, or: modprobe erofs); {_ADVICE}")
+    if number not in {errno.ENOTBLK, errno.EINVAL, errno.EOPNOTSUPP}:
+        raise MachineError(f"mounting EROFS over the lazy file was refused ({os.strerror(number or 0)}); {_ADVICE}")
+    # ENOTBLK: EROFS before 6.12 takes block devices only.
+    try:
+        return _mount_loop(source, target, calls, None)
+    except OSError as error:
+        raise HostUnfit(f"this kernel mounts EROFS from devices only, and no loop device is free "
+                        f"({os.strerror(error.errno or 0)}); {_ADVICE}") from None  # fmt: skip
+
+
+def _mount_loop(source: str, target: str, calls: Syscalls, parts: Parts | None) -> Mounted:
+    """OSError when no device is to be had, MachineError when the kernel refuses what is on it."""
+    with ExitStack() as devices:  # a mounted device stays; it frees itself when that ends
+        layers = devices.enter_context(closing(calls.attach_loop(source, parts.start if parts else 0)))
+        first = layers if parts is None else devices.enter_context(closing(calls.attach_loop(parts.metadata, 0)))
+        try:
+            option = None if parts is None else f"device={layers.path}"
+            calls.mount(first.path, target, "erofs", MS_RDONLY, option)
+        except OSError as error:
+            raise MachineError(f"the kernel refuses the EROFS image ({os.strerror(error.errno or 0)}): blocks of 512 "
+                               f"bytes need Linux 6.4 or newer; {_ADVICE}") from None  # fmt: skip
+        return Mounted("loop", layers.path, first.path)
+
+
+def unmount(target: str, syscalls: Syscalls | None = None) -> bool:
+    """Detach whatever is mounted on ``target``, open files or not; False when nothing was."""
+    calls = syscalls or Syscalls()
+    try:
+        calls.umount(target, MNT_DETACH)
+    except OSError as error:
+        if error.errno in {errno.EINVAL, errno.ENOENT}:
+            return False
+        if error.errno == errno.ENOTCONN:
+            return True
+        raise
+    return True
+
+
+def set_read_ahead(mountpoint: str, kib: int) -> bool:
+    """Read-ahead of the mount's backing device; whether sysfs let us. Touches no file of the mount."""
+    device = mount_device(mountpoint)
+    if device is None:
+        return False
+    return write_read_ahead(f"/sys/class/bdi/{device}/read_ahead_kb", kib)
+
+
+def mount_device(mountpoint: str) -> str | None:
+    """``major:minor`` of what is mounted there, from mountinfo (a stat would be a request to our own daemon)."""
+    found = None
+    for line in _read("/proc/self/mountinfo").splitlines():
+        fields = line.split(" ")
+        if fields[4].encode().decode("unicode_escape") == mountpoint:
+            found = fields[2]
+    return found
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()

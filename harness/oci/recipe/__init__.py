@@ -1,0 +1,1 @@
+"""Images built from real packages by a recipe."""

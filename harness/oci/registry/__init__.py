@@ -1,0 +1,1 @@
+"""Registries: speaking to one, pushing to one, and running one."""
