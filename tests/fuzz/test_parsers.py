@@ -31,11 +31,11 @@ from harness.formats.tar.scanner import TarScanner, TarStream
 from harness.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, Descriptor, Platform, digest_bytes, go_json
 from harness.oci.image import build_image, parse_json, select_platform
 from harness.oci.location import copy_image, open_destination, open_source
-from tests.formats.erofs_layers import image_of
-from tests.formats.erofs_layers import table_of as erofs_table
-from tests.formats.estargz_blobs import GOLDEN, Blob, toc_document, write
-from tests.formats.test_erofs_reader import SAMPLE as EROFS_SAMPLE
-from tests.formats.test_estargz_writer import sparse_tar
+from tests.formats.erofs.layers import image_of
+from tests.formats.erofs.layers import table_of as erofs_table
+from tests.formats.erofs.test_reader import SAMPLE as EROFS_SAMPLE
+from tests.formats.estargz.blobs import GOLDEN, Blob, toc_document, write
+from tests.formats.estargz.test_writer import sparse_tar
 from tests.fuzz.mutations import damaged
 from tests.oci.samples import make_tar, sample_layout
 

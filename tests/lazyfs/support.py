@@ -27,7 +27,7 @@ from harness.lazyfs.plan import plan_blob, plan_layers
 from harness.oci.descriptor import OCI_LAYER_GZIP, digest_bytes
 from harness.oci.layout import LayoutStore
 from harness.oci.store import ImageSource
-from tests.oci.fault_server import Answer, FaultServer, Request, serve_range
+from tests.oci.registry.fault_server import Answer, FaultServer, Request, serve_range
 from tests.support.images import Layer, put_image
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from tests.lazyfs.support import (
     text,
     write_image,
 )
-from tests.oci.fault_server import Answer, Request, serve_range
+from tests.oci.registry.fault_server import Answer, Request, serve_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from harness.formats.erofs.head import decode_head, encode_index
 from harness.formats.erofs.merge import MergedTree, merge_layers
 from harness.formats.erofs.reader import ErofsImage, over_bytes
 from harness.formats.erofs.writer import ErofsMetadata, write_metadata
-from tests.formats.test_erofs_writer import big_table
+from tests.formats.erofs.test_writer import big_table
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture

@@ -22,7 +22,7 @@ from harness.formats.soci.ztoc import Ztoc
 from harness.formats.soci.ztoc import parse as parse_ztoc
 from harness.formats.soci.ztoc_build import LayerIndexer
 from harness.formats.tar.scanner import TarScanner
-from tests.formats.estargz_blobs import Blob, write
+from tests.formats.estargz.blobs import Blob, write
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.oci.fault_server import Answer, FaultServer, Request
+from tests.oci.registry.fault_server import Answer, FaultServer, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
