@@ -1,9 +1,9 @@
 """The process that holds a machine's namespaces open, and takes the machine away if the harness dies.
 
-Run as a plain script (it imports nothing but the standard library and its neighbour). It makes the namespaces, mounts
-the scratch disk, reports ``ready`` on stdout, and waits on stdin. End of file there means that the harness is gone:
-whatever is left in the control groups is killed and the groups are removed. Namespaces, interfaces, mounts and the
-loop device go with this process.
+Run as a plain script (it imports nothing but the standard library and ``harness.kernel``). It makes the namespaces,
+mounts the scratch disk, reports ``ready`` on stdout, and waits on stdin. End of file there means that the harness is
+gone: whatever is left in the control groups is killed and the groups are removed. Namespaces, interfaces, mounts and
+the loop device go with this process.
 
 Arguments: scratch device (``-`` for none), its mount point, mount options, then the control group's directories.
 """
@@ -17,7 +17,9 @@ import time
 
 
 def _hold(device: str, target: str, options: str) -> None:
-    from syscalls import (  # type: ignore[import-not-found]
+    # A plain script started with -S: the package is found beside this file, not through site-packages.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from harness.kernel.syscalls import (
         CLONE_NEWNET,
         CLONE_NEWNS,
         MS_REC,

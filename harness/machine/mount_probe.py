@@ -11,7 +11,9 @@ import sys
 
 
 def main() -> None:
-    from syscalls import (  # type: ignore[import-not-found]
+    # A plain script started with -S: the package is found beside this file, not through site-packages.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from harness.kernel.syscalls import (
         CLONE_NEWNET,
         CLONE_NEWNS,
         MS_PRIVATE,
