@@ -72,14 +72,14 @@ def count_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], No
 @contextlib.contextmanager
 def open_named(name: str, quiet: bool = False) -> Iterator[ImageSource]:
     """An image source; a scenario's image is built first, with a progress bar."""
-    from harness.images.catalog import scenario_layout
+    from harness.images.catalog import locate
     from harness.oci.location import open_source
     from harness.oci.reference import parse_reference
 
     reference = parse_reference(name)
     if reference.transport == "scenario":
         with build_progress(quiet) as report:
-            reference = scenario_layout(reference.name, report=report)
+            reference = locate(reference, report=report)
     with open_source(reference) as source:
         yield source
 

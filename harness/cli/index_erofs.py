@@ -63,12 +63,12 @@ def _beside(source: str) -> str:
     from dataclasses import replace
 
     from harness.errors import UsageError
-    from harness.images.catalog import scenario_layout
+    from harness.images.catalog import locate
     from harness.oci.reference import parse_reference
 
     reference = parse_reference(source)
     if reference.transport == "scenario":
-        return f"oci:{scenario_layout(reference.name).path}"
+        return f"oci:{locate(reference).path}"
     if reference.transport not in {"docker", "oci"}:
         raise UsageError(f"{source}: an index cannot be added to an archive; name a destination (docker://… or oci:…)")
     return str(replace(reference, digest=""))

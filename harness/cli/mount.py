@@ -25,6 +25,7 @@ def mount(
 
     Stays in the foreground; Ctrl-C unmounts. Layers without an index are pulled and unpacked first, as the engine does.
     """
+    from harness.cli.bars import open_named
     from harness.engines.embedded.lazy import provide
     from harness.engines.embedded.modes import Context, parts_of
     from harness.errors import UsageError
@@ -32,7 +33,6 @@ def mount(
     from harness.lazyfs.mounting.stack import stacked
     from harness.machine.host import require_root
     from harness.oci.descriptor import Platform
-    from harness.oci.location import open_source
 
     parts_of(mode, preset)
     if mode == "overlay2":
@@ -41,7 +41,7 @@ def mount(
     os.makedirs(directory, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with ExitStack() as cleanups:
-        source = cleanups.enter_context(open_source(image))
+        source = cleanups.enter_context(open_named(image))
         resolved = source.resolve(Platform.parse(platform) if platform else None)
         scratch = cleanups.enter_context(tempfile.TemporaryDirectory(prefix="coldbench-mount-", dir="/var/tmp"))
         os.umask(0)

@@ -1,4 +1,7 @@
-"""From a scenario's ``image`` table to an OCI layout in reach: built, copied or found, once."""
+"""Finds the place behind an image's name; a scenario's ``image`` table is built, copied or found first, once.
+
+It knows scenarios, so that ``harness.oci`` need not: imports run one way (tests/test_rooms.py).
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,14 @@ if TYPE_CHECKING:
 
 def _silent(what: str, done: int, total: int) -> None:
     """No progress wanted."""
+
+
+def locate(
+    name: str | Reference, cache: Cache | None = None, report: Callable[[str, int, int], object] = _silent
+) -> Reference:
+    """Where the image ``name`` lies: ``scenario:NAME`` becomes its layout, built if need be; other names stay."""
+    reference = parse_reference(name) if isinstance(name, str) else name
+    return scenario_layout(reference.name, cache, report) if reference.transport == "scenario" else reference
 
 
 def scenario_layout(

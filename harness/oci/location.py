@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def open_source(name: str | Reference) -> ImageSource:
-    """The image ``name`` for reading (its store is ``.store``); nothing is fetched from a registry yet."""
+    """The image ``name`` for reading (its store is ``.store``); nothing is fetched from a registry yet.
+
+    A scenario's image is built first: ``harness.images.catalog.locate`` turns its name into a place.
+    """
     reference = parse_reference(name) if isinstance(name, str) else name
     if reference.transport == "docker":
         from harness.oci.registry.client import RegistryClient
@@ -30,10 +33,7 @@ def open_source(name: str | Reference) -> ImageSource:
         # A docker archive's own names choose the image when it is opened.
         selector = reference.selector if reference.transport == "oci-archive" else ""
         return ImageSource(open_archive(reference), selector)
-    from harness.images.catalog import scenario_layout
-
-    layout = scenario_layout(reference.name)
-    return ImageSource(LayoutStore(layout.path, layout.tag), layout.selector)
+    raise UsageError(f"{reference}: names a scenario's own image, which has no place before it is built")
 
 
 def open_destination(name: str | Reference) -> ImageDestination:
