@@ -55,6 +55,8 @@ class CaseLine:
     bound_s: float | None
     ratios: dict[str, PairedRatio] = field(default_factory=dict)
     median_trial: Observation | None = None
+    ready_by_block: dict[int, float] = field(default_factory=dict)
+    """Seconds to ready of the valid trials, by block: what pairs with another case's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,15 @@ class Group:
     baselines: tuple[str, ...]
     lines: tuple[CaseLine, ...]
     runtime: tuple[RuntimeLine, ...]
+
+    def line(self, label: str) -> CaseLine | None:
+        """The case's line, None where the group has no such case."""
+        return next((line for line in self.lines if line.label == label), None)
+
+    def ratio(self, candidate: str, baseline: str) -> PairedRatio | None:
+        """Time to ready of one case over another's, paired; None where no block holds a valid trial of both."""
+        mine, theirs = self.line(candidate), self.line(baseline)
+        return _pairs(mine.ready_by_block, theirs.ready_by_block) if mine and theirs else None
 
 
 def label_of(observation: Observation) -> str:
@@ -153,6 +164,7 @@ def _line(
         bound_s=min(bounds) if bounds else None,
         ratios=ratios,
         median_trial=ordered[(len(ordered) - 1) // 2] if ordered else None,
+        ready_by_block=ready[name],
     )
 
 

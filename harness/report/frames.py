@@ -1,6 +1,8 @@
-"""Observations as pandas frames, for the report and for notebooks.
+"""Observations as pandas frames, for the report, for exports and for notebooks.
 
-One row is one trial; a failed or invalid trial keeps its row with ``valid`` False and never a value in ``ready_s``.
+One row is one trial, or one part of one trial. A failed or invalid trial keeps its row with ``valid`` False and never
+a value in ``ready_s``, so that no mean can include it by accident. The columns, their types and their units are those
+of ``harness.report.dictionary``.
 """
 
 from __future__ import annotations
@@ -9,61 +11,102 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from harness.report.dictionary import FRAMES
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from harness.model.observation import Observation
 
+    Rows = Iterator[dict[str, Any]]
 
-def _case_columns(o: Observation) -> dict[str, Any]:
-    return {**o.case.model_dump(), "case": o.case.key, "block": o.block}
+
+def _case(o: Observation, host: str) -> dict[str, Any]:
+    case = o.case.model_dump()
+    return {"session": o.session, "host": host, **case, "case": o.case.key, "block": o.block, "trial": o.trial}
+
+
+def _trials(o: Observation) -> Rows:
+    yield {
+        "started_at": o.started_at,
+        "image_digest": o.image_digest,
+        "status": o.status,
+        "valid": o.valid,
+        "why": o.failure.message if o.failure else "; ".join(i.reason for i in o.invalid),
+        "ready_s": o.time_to_ready_s if o.valid else None,
+        "bound_s": o.bound.seconds if o.bound else None,
+        "cpu_s": o.cpu_to_ready_s,
+        "throttled_s": sum(p.throttled_s for p in o.phases if p.phase in {"pull", "start"}),
+        "received_before_ready_bytes": o.wire_before_ready.received_bytes,
+        "received_bytes": o.wire.received_bytes,
+        "requests_before_ready": o.wire_before_ready.requests,
+        "memory_peak_bytes": o.memory_peak_bytes,
+        "disk_written_bytes": o.disk_written_bytes,
+        "fuse_requests": sum(op.count for op in o.lazy.fuse.values()) if o.lazy else None,
+    }
+
+
+def _spans(o: Observation) -> Rows:
+    for span in o.timeline:
+        yield {"valid": o.valid, "span": span.name, **span.model_dump(exclude={"name"})}
+
+
+def _phases(o: Observation) -> Rows:
+    for phase in o.phases:
+        yield {"valid": o.valid, **phase.model_dump()}
+
+
+def _fuse(o: Observation) -> Rows:
+    for opcode, used in (o.lazy.fuse if o.lazy else {}).items():
+        yield {
+            "valid": o.valid,
+            "opcode": opcode,
+            "count": used.count,
+            "service_s": used.service.total_s,
+            "service_max_s": used.service.max_s,
+            "queueing_s": used.queueing.total_s,
+        }
+
+
+def _workloads(o: Observation) -> Rows:
+    for w in o.workloads:
+        if o.valid and w.failure is None:
+            row = w.model_dump(exclude={"failure", "cpu_workload_s"})
+            yield {**row, "cpu_s": w.cpu_workload_s + w.cpu_daemon_s}
+
+
+def _credits(o: Observation) -> Rows:
+    for sample in o.credits:
+        yield sample.model_dump()
+
+
+_ROWS: dict[str, Callable[[Observation], Rows]] = {
+    "trials": _trials,
+    "spans": _spans,
+    "phases": _phases,
+    "fuse": _fuse,
+    "workloads": _workloads,
+    "credits": _credits,
+}
+
+
+def frame(name: str, observations: Sequence[Observation], hosts: dict[str, str] | None = None) -> pd.DataFrame:
+    """One frame by its name in the dictionary, typed; empty but for its columns where there is nothing to show.
+
+    ``hosts`` says for each session on which host it ran.
+    """
+    columns = FRAMES[name]
+    hosts = hosts or {}
+    rows = [{**_case(o, hosts.get(o.session, "")), **row} for o in observations for row in _ROWS[name](o)]
+    made = pd.DataFrame(rows, columns=[c.name for c in columns])
+    return made.astype({c.name: c.dtype for c in columns})
 
 
 def trials(observations: Sequence[Observation]) -> pd.DataFrame:
-    """One row per trial: case columns, ``block``, ``status``, ``valid``, ``why``, and values named with units."""
-    rows = []
-    for o in observations:
-        why = o.failure.message if o.failure else "; ".join(i.reason for i in o.invalid)
-        fuse = sum(op.count for op in o.lazy.fuse.values()) if o.lazy else 0
-        rows.append(
-            {
-                **_case_columns(o),
-                "trial": o.trial,
-                "status": o.status,
-                "valid": o.valid,
-                "why": why,
-                "ready_s": o.time_to_ready_s if o.valid else None,
-                "bound_s": o.bound.seconds if o.bound else None,
-                "cpu_s": o.cpu_to_ready_s,
-                "throttled_s": sum(p.throttled_s for p in o.phases if p.phase in {"pull", "start"}),
-                "received_before_ready_bytes": o.wire_before_ready.received_bytes,
-                "received_bytes": o.wire.received_bytes,
-                "requests_before_ready": o.wire_before_ready.requests,
-                "memory_peak_bytes": o.memory_peak_bytes,
-                "disk_written_bytes": o.disk_written_bytes,
-                "fuse_requests": fuse,
-            }
-        )
-    return pd.DataFrame(rows)
+    """One row per trial."""
+    return frame("trials", observations)
 
 
 def workloads(observations: Sequence[Observation]) -> pd.DataFrame:
-    """One row per run-time workload, temperature and valid trial: wall and CPU seconds, operations, FUSE requests."""
-    rows = [
-        {
-            **_case_columns(o),
-            "workload": w.workload,
-            "temperature": w.temperature,
-            "wall_s": w.wall_s,
-            "operations": w.operations,
-            "bytes": w.bytes,
-            "cpu_s": w.cpu_workload_s + w.cpu_daemon_s,
-            "cpu_daemon_s": w.cpu_daemon_s,
-            "fuse_requests": w.fuse_requests,
-        }
-        for o in observations
-        if o.valid
-        for w in o.workloads
-        if w.failure is None
-    ]
-    return pd.DataFrame(rows)
+    """One row per run-time workload, temperature and valid trial."""
+    return frame("workloads", observations)
