@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from harness.stats.breakeven import advantage_curve, break_even
-from harness.stats.paired import holm, paired_ratio, verdict
+from harness.stats.correction import holm
+from harness.stats.paired import paired_ratio, verdict
 from harness.stats.summary import summarise
 
 
