@@ -12,10 +12,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import ScenarioError, UsageError
-from harness.lazyfs.policy import policy_of
 from harness.model.keylines import key_lines
-from harness.model.scenario import Scenario, lazy
-from harness.model.workload import near_miss
+from harness.model.modes import EMBEDDED, policy_of
+from harness.model.near_miss import near_miss
+from harness.model.policy import LazyPolicy
+from harness.model.scenario import Scenario
 
 #: What each kind of pydantic error expects, in a reader's words.
 _EXPECTED = {
@@ -121,13 +122,16 @@ def parse(text: str, file: str) -> Scenario:
 
 
 def _check_options(scenario: Scenario, text: str, file: str) -> None:
-    """Policies are known to the lazy modes alone, so the models cannot check their names."""
+    """Policies are known to the presets alone, so the models cannot check their names."""
     for number, choice in enumerate(scenario.modes):
-        if not lazy(choice.mode, choice.preset):
+        entry = choice.on(EMBEDDED)
+        if entry is None:
             continue
-        for where, options in ((("lazy", "options"), scenario.lazy.options), (("modes", number), choice.options)):
+        lazy = isinstance(policy_of(entry.mode, entry.preset), LazyPolicy)
+        shared = (("lazy", "options"), scenario.lazy.options) if lazy else ((), {})
+        for where, options in (shared, (("modes", number), choice.options)):
             try:
-                policy_of(choice.mode, choice.preset, options)
+                policy_of(entry.mode, entry.preset, options)
             except UsageError as error:
                 lines = key_lines(text)
                 line = next(lines[where[:end]] for end in (2, 1, 0) if where[:end] in lines)

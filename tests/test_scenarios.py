@@ -84,7 +84,11 @@ def test_good_file() -> None:
         ("ref =", "reff =", "2: image.reff: unknown key; did you mean 'ref'?"),
         ('"stat-walk"', '"stat-wlk"', "19: runtime.workloads[0]: expected a workload (stat-walk,"),
         ("argv =", "arg =", "20: runtime.workloads[1].arg: unknown key; did you mean 'argv'?"),
-        ("in_flight", "in_fligth", "15: lazy.options: option 'in_fligth' of mode soci: expected one of"),
+        (
+            "in_flight",
+            "in_fligth",
+            "15: lazy.options: option 'in_fligth': soci:tuned has none of that name; did you mean 'in_flight'?",
+        ),
         ("margin = 0.1", "margin = 1.5", "24: gate.margin: expected a number below 1.0, got 1.5"),
         ("[gate]", "[gate", "23: expected TOML: "),
         ("blocks = 6", "blocks = 6\nblocks = 7", "7: expected TOML: "),

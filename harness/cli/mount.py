@@ -10,15 +10,29 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from harness.model.modes import SOCI, lazy_modes, lazy_policy
+
 if TYPE_CHECKING:
     from harness.oci.store import ImageSource
+
+
+def _modes() -> str:
+    return "|".join(mode.name for mode in lazy_modes())
+
+
+def _presets() -> str:
+    """Each preset, with the modes that have it where not all do."""
+    modes = lazy_modes()
+    names = dict.fromkeys(preset.name for mode in modes for preset in mode.presets)
+    having = {name: [m.name for m in modes if name in {p.name for p in m.presets}] for name in names}
+    return ", ".join(name if len(of) == len(modes) else f"{name} ({', '.join(of)})" for name, of in having.items())
 
 
 def mount(
     image: str = typer.Argument(..., metavar="IMAGE", help="docker://…, oci:… or scenario:NAME, with its index."),
     directory: str = typer.Argument(..., metavar="DIR", help="Where to mount it; made if it is not there."),
-    mode: str = typer.Option("soci", metavar="soci|estargz|erofs", help="Which of its lazy forms to serve."),
-    preset: str = typer.Option("tuned", metavar="NAME", help="tuned, reference (soci, estargz) or eager (erofs)."),
+    mode: str = typer.Option(SOCI.name, metavar=_modes(), help="Which of its lazy forms to serve."),
+    preset: str = typer.Option(SOCI.best.name, metavar="NAME", help=_presets()),
     platform: str = typer.Option("", metavar="OS/ARCH", help="Platform to take from an index (default: this host's)."),
 ) -> None:
     """Mount an image read-only without pulling it: bytes are fetched and verified as they are read.
@@ -27,16 +41,13 @@ def mount(
     """
     from harness.cli.bars import open_named
     from harness.engines.embedded.lazy import provide
-    from harness.engines.embedded.modes import Context, parts_of
-    from harness.errors import UsageError
+    from harness.engines.embedded.modes import Context
     from harness.lazyfs.control import spawn
     from harness.lazyfs.mounting.stack import stacked
     from harness.machine.host import require_root
     from harness.oci.descriptor import Platform
 
-    parts_of(mode, preset)
-    if mode == "overlay2":
-        raise UsageError("mode overlay2 mounts nothing lazily; expected soci, estargz or erofs")
+    lazy_policy(mode, preset)
     require_root("mounting")
     os.makedirs(directory, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

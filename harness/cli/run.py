@@ -112,13 +112,14 @@ def _selection(
     blocks: int | None,
 ) -> Selection:
     from harness.errors import UsageError
-    from harness.model.plan import ENGINE_MODES, Selection
+    from harness.model.modes import ENGINES
+    from harness.model.near_miss import near_miss
+    from harness.model.plan import Selection
     from harness.model.shape import parse_distance, parse_shape
-    from harness.model.workload import near_miss
 
     for engine in engines:
-        if engine not in ENGINE_MODES:
-            hint = near_miss(engine, ENGINE_MODES) or f"; expected one of {', '.join(ENGINE_MODES)}"
+        if engine not in ENGINES:
+            hint = near_miss(engine, ENGINES) or f"; expected one of {', '.join(ENGINES)}"
             raise UsageError(f"--engine {engine}: no such engine{hint}")
     return Selection.model_validate(
         {

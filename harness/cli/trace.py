@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from harness.model.modes import lazy_modes, tracer
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -20,14 +22,13 @@ if TYPE_CHECKING:
     from harness.session.reads import Part, Reads
     from harness.session.setups import Setups
 
-MODES = ("estargz", "soci", "erofs")
 ROWS = 15
 
 
 def trace(
     scenario: str = typer.Argument(..., metavar="SCENARIO", help="A scenario's file or name."),
     mode: str = typer.Option(
-        "estargz",
+        tracer().name,
         "--mode",
         help="estargz (reads by file), soci (of large layers), erofs (by blocks of 64 KiB, mapped back to files).",
     ),
@@ -48,20 +49,21 @@ def trace(
     from harness.cli.progress import make_progress
     from harness.errors import UsageError
     from harness.machine.host import require_root
+    from harness.model.near_miss import near_miss
     from harness.model.shape import parse_shape
-    from harness.model.workload import near_miss
     from harness.oci.cache import Cache
     from harness.session import reads, traces
     from harness.session.interrupts import Interrupts
     from harness.session.preparation import Preparer
     from harness.session.registry import named_endpoint, own_endpoint
-    from harness.session.setups import TRACE_MODE, Setups, side_case
+    from harness.session.setups import Setups, side_case
 
-    if mode not in MODES:
-        hint = near_miss(mode, MODES) or f"; expected one of {', '.join(MODES)}"
+    seen = {known.name: known for known in lazy_modes()}
+    if mode not in seen:
+        hint = near_miss(mode, seen) or f"; expected one of {', '.join(seen)}"
         raise UsageError(f"--mode {mode}: no mode whose reads can be seen{hint}")
     loaded = scenarios.load(scenarios.find(scenario))
-    case = side_case(loaded, mode, shape=parse_shape(shape))
+    case = side_case(loaded, seen[mode], shape=parse_shape(shape))
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no directory {out.parent}")
     endpoint = named_endpoint(registry) if registry else None
@@ -83,7 +85,7 @@ def trace(
         )
         observation, touches, found = _run(setups, case)
         paths = traces.paths_of(touches)
-        if mode == TRACE_MODE:
+        if seen[mode].tracer:
             # The newest trace is what `prefetch = "trace"` uses.
             traces.save(traces.place(cache, observation.image_digest, loaded.workload), paths)
     if out is not None:

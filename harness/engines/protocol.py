@@ -33,7 +33,7 @@ class DeployRequest:
     """What the machine is told at T0.
 
     ``registry`` is ``host:port`` as reached from inside the machine, ``repository`` and ``digest`` (or tag in
-    ``reference``) name the image there. ``options`` are the mode's policies (see ``harness.lazyfs.policy``), by name.
+    ``reference``) name the image there. ``options`` are the mode's policies (see ``harness.model.policy``), by name.
     ``prefetch`` is an ordered list of paths recorded by an earlier trial.
     """
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ContentError, DigestMismatch, ImageNotFound
 from harness.formats.estargz.toc import TOC_DIGEST_ANNOTATION
 from harness.formats.soci.index import find_index
+from harness.model.modes import Form, find
 from harness.oci.descriptor import digest_bytes
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def plan_layers(source: ImageSource, image: Image, mode: str) -> Plan:
     lazy: list[dict[str, Any]] = []
     unpack: list[int] = []
     details: dict[str, Any] = {}
-    if mode == "estargz":
+    if find(mode).form is Form.ESTARGZ:
         for number, layer in enumerate(image.layers):
             digest = layer.annotations.get(TOC_DIGEST_ANNOTATION)
             if digest:

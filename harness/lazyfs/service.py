@@ -27,8 +27,8 @@ from harness.lazyfs.fuse.kernel_pages import KernelPages
 from harness.lazyfs.fuse.tree import TreePresentation
 from harness.lazyfs.mounting import handover
 from harness.lazyfs.mounting.mounts import set_read_ahead
-from harness.lazyfs.policy import Policy, policy_of
 from harness.lazyfs.trace import BlockTrace, Trace
+from harness.model.modes import Presentation, find, lazy_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from harness.formats.erofs.index import ErofsIndex
     from harness.formats.erofs.spans import IndexedLayer
     from harness.lazyfs.fuse.connection import Session
+    from harness.model.policy import LazyPolicy
     from harness.oci.store import BlobStore
 
     Report = Callable[[str, int, int, int | None, str], None]
@@ -78,7 +79,7 @@ class Service:
         """
         if self._store is not None:
             raise UsageError("this daemon serves an image already")
-        policy = policy_of(str(request["mode"]), str(request["preset"]), request.get("options"))
+        policy = lazy_policy(str(request["mode"]), str(request["preset"]), request.get("options"))
         self._scratch = str(request["scratch"])
         client = self._client = connect(request["store"], policy)
         link = getattr(client, "link", None)
@@ -86,20 +87,21 @@ class Service:
             link.hint(float(request.get("latency_s", 0.0)))
         self._store = Store(policy, self.counters, self._nursery, link)
         self.counters.layers_unpacked = int(request.get("layers_unpacked", 0))
-        present = self._present_blob if request["mode"] == "erofs" else self._present_tree
+        blob = find(str(request["mode"])).presentation is Presentation.BLOB
+        present = self._present_blob if blob else self._present_tree
         answer = await present(client, policy, request, report)
         if policy.read_ahead_kib:
             set_read_ahead(self.mountpoint, policy.read_ahead_kib)
         self._nursery.start_soon(self._run_background, self._store, policy)
         return {"root": self.mountpoint, **answer}
 
-    def _disk(self, policy: Policy, number: int, inflated: SparseFile | None = None) -> DiskCache:
+    def _disk(self, policy: LazyPolicy, number: int, inflated: SparseFile | None = None) -> DiskCache:
         disk = DiskCache(self._scratch if policy.disk_cache else None, number, inflated)
         self._disks.append(disk)
         return disk
 
     async def _present_tree(
-        self, client: BlobStore, policy: Policy, request: dict[str, Any], report: Report
+        self, client: BlobStore, policy: LazyPolicy, request: dict[str, Any], report: Report
     ) -> dict[str, Any]:
         store = self._store
         assert store is not None
@@ -139,7 +141,7 @@ class Service:
         }
 
     async def _present_blob(
-        self, client: BlobStore, policy: Policy, request: dict[str, Any], report: Report
+        self, client: BlobStore, policy: LazyPolicy, request: dict[str, Any], report: Report
     ) -> dict[str, Any]:
         store = self._store
         assert store is not None
@@ -238,7 +240,7 @@ class Service:
             done.set()
         self.spans.append(("prefetch", start, time.monotonic_ns()))
 
-    async def _run_background(self, store: Store, policy: Policy) -> None:
+    async def _run_background(self, store: Store, policy: LazyPolicy) -> None:
         try:
             if not policy.background:
                 self.background_complete = policy.eager
@@ -329,7 +331,7 @@ class Service:
             self._client.close()
 
 
-def connect(message: dict[str, Any], policy: Policy) -> BlobStore:
+def connect(message: dict[str, Any], policy: LazyPolicy) -> BlobStore:
     """The store that holds the image: ``{"registry", "repository", "plain", "credentials", "routes"}`` or
     ``{"layout"}``."""
     if "layout" in message:

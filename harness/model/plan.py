@@ -13,29 +13,12 @@ from statistics import fmean
 from pydantic import Field
 
 from harness.errors import UsageError
+from harness.model import modes as mode_table
+from harness.model.near_miss import near_miss
 from harness.model.observation import Case, Frozen
-from harness.model.scenario import (
-    PRESETS,
-    EngineName,
-    ModeChoice,
-    Scenario,
-    lazy,
-    parse_mode,
-)
+from harness.model.scenario import EngineName, ModeChoice, Scenario, parse_mode
 from harness.model.shape import Distance, Shape
-from harness.model.workload import near_miss
 
-#: What each engine can do. The embedded one implements every mode and preset; the others have policies of their own.
-ENGINE_MODES: dict[str, tuple[str, ...]] = {
-    "embedded": ("overlay2", "estargz", "soci", "erofs"),
-    "docker": ("overlay2",),
-    "containerd": ("overlay2", "estargz", "soci"),
-}
-#: Stands in the place of a preset for engines that are not ours.
-AS_SHIPPED = "as-shipped"
-
-#: Core-seconds per compressed GB of a full pull: Docker's own measures 62; the parts it consists of sum to 12-17.
-_PULL_CORE_S_PER_GB = {"docker-like": 62.0, "tuned": 15.0, "eager": 8.0, AS_SHIPPED: 62.0}
 #: Core-seconds of a lazy start beside the workload's own (mount, first reads), and of making and unmaking a machine.
 _LAZY_CORE_S = 1.0
 _APPLICATION_CORE_S = 1.0
@@ -63,8 +46,16 @@ class PlannedCase(Frozen):
     distance: Distance
 
     @property
+    def mode(self) -> mode_table.Mode:
+        return mode_table.find(self.choice.mode, self.case.engine)
+
+    @property
+    def preset(self) -> mode_table.Preset:
+        return self.mode.preset(self.choice.preset)
+
+    @property
     def lazy(self) -> bool:
-        return lazy(self.choice.mode, self.choice.preset)
+        return self.preset.lazy
 
 
 class PlannedTrial(Frozen):
@@ -97,27 +88,50 @@ def choose_modes(scenario: Scenario, modes: Sequence[str], presets: Sequence[str
     for text in modes:
         try:
             wanted = parse_mode(text)
-            matching = [m for m in scenario.modes if all(getattr(m, k) == v for k, v in wanted.items())]
+            matching = [m for m in scenario.modes if _fits(m, wanted)]
             if not matching and "label" in wanted:
                 raise ValueError(f"scenario {scenario.name} has no mode {text!r}")
-            chosen += matching or [ModeChoice.model_validate(wanted)]
+            named = ModeChoice.model_validate(wanted)
+            chosen += [m.model_copy(update={"preset": named.preset or m.preset}) for m in matching] or [named]
         except ValueError as error:
             first = error.errors()[0]["msg"].removeprefix("Value error, ") if hasattr(error, "errors") else error
             raise UsageError(f"--mode {text}: {first}") from None
     chosen = chosen or list(scenario.modes)
     if presets:
-        known = {preset for mode in chosen for preset in PRESETS[mode.mode]}
+        known = {preset for mode in chosen for preset in mode_table.preset_names(mode.mode)}
         for preset in presets:
             if preset not in known:
                 hint = near_miss(preset, known) or f"; expected one of {', '.join(sorted(known))}"
                 raise UsageError(f"--preset {preset}: none of the chosen modes has it{hint}")
         chosen = [
-            next((m for m in chosen if m.mode == mode and m.preset == preset), ModeChoice(mode=mode, preset=preset))
+            _entry(chosen, mode, preset)
             for mode in dict.fromkeys(m.mode for m in chosen)
             for preset in presets
-            if preset in PRESETS[mode]
+            if preset in mode_table.preset_names(mode)
         ]
     return tuple({mode.key: mode for mode in chosen}.values())
+
+
+def _fits(entry: ModeChoice, wanted: Mapping[str, str]) -> bool:
+    """Whether a scenario's entry is one that a selection's ``mode[:preset[+label]]`` names."""
+    preset = wanted.get("preset", "")
+    return (
+        entry.mode == wanted["mode"]
+        and entry.label == wanted.get("label", entry.label)
+        and (preset in {"", entry.preset} or (not entry.preset and _default_of(entry.mode, preset)))
+    )
+
+
+def _default_of(mode: str, preset: str) -> bool:
+    """Whether some engine runs this preset where none is named."""
+    return any((p := mode_table.offers(engine, mode)) is not None and p.name == preset for engine in mode_table.ENGINES)
+
+
+def _entry(entries: Sequence[ModeChoice], mode: str, preset: str) -> ModeChoice:
+    """The first entry of this mode and preset, with what it changes; else the plain preset."""
+    wanted = {"mode": mode, "preset": preset}
+    found = next((entry for entry in entries if _fits(entry, wanted)), ModeChoice(mode=mode))
+    return found.model_copy(update={"preset": preset})
 
 
 def make_plan(scenarios: Sequence[Scenario], seed: int, selection: Selection | None = None) -> Plan:
@@ -150,13 +164,14 @@ def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
     for shape in selection.shapes or scenario.shapes:
         for distance in [shape.distance] if shape.distance else selection.distances or (scenario.distance,):
             for engine in selection.engines or scenario.engines:
-                for choice in choose_modes(scenario, selection.modes, selection.presets):
-                    if choice.mode not in ENGINE_MODES[engine]:
+                for entry in choose_modes(scenario, selection.modes, selection.presets):
+                    choice = entry.on(engine)
+                    if choice is None:
                         continue
                     case = Case(
                         scenario=scenario.name,
                         mode=choice.mode,
-                        preset=choice.variant if engine == "embedded" else AS_SHIPPED,
+                        preset=choice.variant,
                         engine=engine,
                         shape=shape.label,
                         distance=distance.name,
@@ -176,9 +191,8 @@ def estimate_trial_s(case: PlannedCase, compressed_bytes: int, workloads: int = 
     cores = shape.baseline_cores or 2.0
     if shape.credits and shape.credits.at_boot_core_s > 60 and shape.ceiling_cores:
         cores = shape.ceiling_cores
-    preset = case.case.preset.partition("+")[0]
     share = 0.2 if case.lazy else 1.0
-    pull_core_s = _LAZY_CORE_S if case.lazy else compressed_bytes / 1e9 * _PULL_CORE_S_PER_GB.get(preset, 15.0)
+    pull_core_s = _LAZY_CORE_S if case.lazy else compressed_bytes / 1e9 * case.preset.pull_core_s_per_gb
     wire_s = compressed_bytes * share * 8 / (shape.rate_bits_s or 10e9)
     background_s = compressed_bytes / 1e9 * 15.0 / cores if case.lazy else 0.0
     core_s = pull_core_s + _APPLICATION_CORE_S

@@ -7,31 +7,40 @@ errors into messages with file, line and key path.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from harness.errors import UsageError
+from harness.model import modes as mode_table
 from harness.model.image import ImageSpec  # noqa: TC001 - pydantic reads it at run time
+from harness.model.near_miss import near_miss
+from harness.model.policy import LazyPolicy
 from harness.model.shape import Distance, Shape, parse_distance, parse_shape
-from harness.model.workload import Many, Name, Runtime, Seconds, Table, Workload, near_miss, refuse_repeats
+from harness.model.workload import Many, Name, Runtime, Seconds, Table, Workload, refuse_repeats
 
-#: Presets of each mode, the default one first.
-PRESETS: dict[str, tuple[str, ...]] = {
-    "overlay2": ("docker-like", "tuned"),
-    "estargz": ("tuned", "reference"),
-    "soci": ("tuned", "reference"),
-    "erofs": ("tuned", "eager"),
-}
-
-ModeName = Literal["overlay2", "estargz", "soci", "erofs"]
-EngineName = Literal["embedded", "docker", "containerd"]
 Option = bool | int | float | str
 
 
-def lazy(mode: str, preset: str) -> bool:
-    """Whether a container of this mode starts before its image is there: the one place that knows."""
-    return mode != "overlay2" and preset != "eager"
+def _mode_name(name: str) -> str:
+    """Refuse a name that no engine has."""
+    known = mode_table.mode_names()
+    if name not in known:
+        raise ValueError(f"expected a mode ({', '.join(known)}), got {name!r}{near_miss(name, known)}")
+    return name
+
+
+def _engine_name(name: str) -> str:
+    """Refuse an engine that nothing implements."""
+    try:
+        mode_table.engine_modes(name)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+ModeName = Annotated[str, AfterValidator(_mode_name), Field(json_schema_extra={"enum": list(mode_table.mode_names())})]
+EngineName = Annotated[str, AfterValidator(_engine_name), Field(json_schema_extra={"enum": list(mode_table.ENGINES)})]
 
 
 def _prefetch(value: object) -> object:
@@ -50,11 +59,6 @@ Prefetch = Annotated[
 ]
 
 
-def through_fuse(mode: str) -> bool:
-    """Whether bytes of a mode's root file system come over FUSE, also where a preset fetches all of them first."""
-    return mode != "overlay2"
-
-
 class LazyOptions(Table):
     """Policies of all lazy modes of a scenario; a mode's own table overrides them."""
 
@@ -67,7 +71,7 @@ class ModeChoice(Table):
     """One way to compare: a mode with its preset, and what it changes of the scenario's lazy options."""
 
     mode: ModeName
-    preset: str = Field(default="", description="A named set of policies; the mode's default when left out.")
+    preset: str = Field(default="", description="A named set of policies; each engine's default when left out.")
     label: str = Field(
         default="", pattern=r"^[a-z0-9-]*$", description="Tells apart two entries of the same mode and preset."
     )
@@ -75,26 +79,28 @@ class ModeChoice(Table):
     background: bool | None = None
     options: dict[str, Option] = Field(default_factory=dict)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_preset(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("mode") in PRESETS and not data.get("preset"):
-            return {**data, "preset": PRESETS[data["mode"]][0]}
-        return data
-
     @model_validator(mode="after")
     def _check_preset(self) -> ModeChoice:
-        presets = PRESETS[self.mode]
-        if self.preset not in presets:
-            raise ValueError(f"expected a preset of mode {self.mode} ({', '.join(presets)}), got {self.preset!r}")
-        if self.mode == "overlay2" and (self.prefetch is not None or self.background is not None):
-            raise ValueError("mode overlay2 fetches everything first: it has no prefetch and no background fetch")
+        known = mode_table.preset_names(self.mode)
+        if self.preset and self.preset not in known:
+            expected = f"expected a preset of mode {self.mode} ({', '.join(known)})"
+            raise ValueError(f"{expected}, got {self.preset!r}{near_miss(self.preset, known)}")
+        offered = [mode_table.offers(engine, self.mode, self.preset) for engine in mode_table.ENGINES]
+        fetches_lazily = any(isinstance(preset.policy, LazyPolicy) for preset in offered if preset)
+        if not fetches_lazily and (self.prefetch is not None or self.background is not None):
+            raise ValueError(f"mode {self.mode} fetches everything first: it has no prefetch and no background fetch")
         return self
+
+    def on(self, engine: str) -> ModeChoice | None:
+        """This entry as an engine runs it, the preset named; None where the engine has no such mode or preset."""
+        preset = mode_table.offers(engine, self.mode, self.preset)
+        return None if preset is None else self.model_copy(update={"preset": preset.name})
 
     @property
     def variant(self) -> str:
         """Preset, and label after a ``+``: what tells this choice from others of its mode."""
-        return f"{self.preset}+{self.label}" if self.label else self.preset
+        preset = self.preset or mode_table.default_preset(self.mode)
+        return f"{preset}+{self.label}" if self.label else preset
 
     @property
     def key(self) -> str:
@@ -110,8 +116,7 @@ def parse_mode(text: str) -> dict[str, str]:
     """
     mode, _, rest = text.partition(":")
     preset, _, label = rest.partition("+")
-    if mode not in PRESETS:
-        raise ValueError(f"expected a mode ({', '.join(PRESETS)}), got {mode!r}{near_miss(mode, PRESETS)}")
+    _mode_name(mode)
     return {"mode": mode, **({"preset": preset} if preset else {}), **({"label": label} if label else {})}
 
 
@@ -172,9 +177,9 @@ class Scenario(Table):
         default=Distance(), description="How far the registry is: a preset, or a definition."
     )
     modes: Many[Annotated[ModeChoice, BeforeValidator(_expand_mode, json_schema_input_type=str | ModeChoice)]] = Field(
-        default=(ModeChoice(mode="overlay2"),), min_length=1
+        default=(ModeChoice(mode=mode_table.OVERLAY2.name),), min_length=1
     )
-    engines: Many[EngineName] = Field(default=("embedded",), min_length=1)
+    engines: Many[EngineName] = Field(default=(mode_table.EMBEDDED,), min_length=1)
     blocks: int = Field(
         default=6, ge=1, le=10_000, description="Trials of every case; fewer than 6 never give a verdict."
     )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from harness.model.near_miss import near_miss
 
 #: The run-time workloads that come with the program, in the order they run.
 WORKLOADS = (
@@ -38,12 +36,6 @@ def refuse_repeats(names: list[str], what: str, hint: str = "") -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{what} {name!r} is there twice{hint}")
-
-
-def near_miss(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` when a known word is close to this one, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class ExitReadiness(Table):

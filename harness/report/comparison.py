@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from harness.model import modes
 from harness.stats.breakeven import BreakEven, break_even
 from harness.stats.paired import PairedRatio, paired_ratio
 from harness.stats.summary import Summary, summarise
@@ -18,10 +19,7 @@ from harness.stats.summary import Summary, summarise
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.model.observation import Observation
-
-#: Baselines in the order of preference; each that is present gets a ratio column of its own.
-BASELINES = (("overlay2", "docker-like"), ("overlay2", "tuned"))
+    from harness.model.observation import Case, Observation
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +55,16 @@ class CaseLine:
     median_trial: Observation | None = None
     ready_by_block: dict[int, float] = field(default_factory=dict)
     """Seconds to ready of the valid trials, by block: what pairs with another case's."""
+
+    @property
+    def style(self) -> modes.Style:
+        """How figures draw this case."""
+        return modes.style(self.engine, self.mode, self.preset.partition("+")[0])
+
+    @property
+    def lazy(self) -> bool:
+        """Whether the container started before its image was there."""
+        return modes.is_lazy(self.engine, self.mode, self.preset.partition("+")[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +103,17 @@ class Group:
 def label_of(observation: Observation) -> str:
     """``mode:preset``, with the engine when it is not the embedded one."""
     case = observation.case
-    engine = "" if case.engine == "embedded" else f" ({case.engine})"
+    engine = "" if case.engine == modes.EMBEDDED else f" ({case.engine})"
     return f"{case.mode}:{case.preset}{engine}"
+
+
+def _place(case: Case) -> tuple[int, int, int]:
+    return modes.place(case.engine, case.mode, case.preset.partition("+")[0])
+
+
+def _is_baseline(case: Case) -> bool:
+    """Full pulls that others are compared with; one that changes its preset's policies has a label and is none."""
+    return modes.is_baseline(case.engine, case.mode, case.preset)
 
 
 def compare(observations: Sequence[Observation]) -> list[Group]:
@@ -118,9 +135,9 @@ def _group(key: GroupKey, members: Sequence[Observation]) -> Group:
     by_label: dict[str, list[Observation]] = {}
     for o in members:
         by_label.setdefault(label_of(o), []).append(o)
-    order = {"overlay2": 0, "estargz": 1, "soci": 2, "erofs": 3}
-    labels = sorted(by_label, key=lambda name: (order[by_label[name][0].case.mode], name))
-    baselines = tuple(f"{mode}:{preset}" for mode, preset in BASELINES if f"{mode}:{preset}" in by_label)
+    cases = {label: trials[0].case for label, trials in by_label.items()}
+    labels = sorted(by_label, key=lambda label: (*_place(cases[label]), label))
+    baselines = tuple(label for label in labels if _is_baseline(cases[label]))
     if not baselines:
         # A group without a full pull still has a strongest line to stand against: its first one.
         baselines = tuple(labels[:1]) if len(labels) > 1 else ()

@@ -19,6 +19,7 @@ from harness.stats.breakeven import advantage_curve
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from harness.model.modes import Style
     from harness.model.observation import Observation
     from harness.report.comparison import Group, RuntimeLine
 
@@ -47,7 +48,6 @@ SPAN_COLOURS = {
     "ready": "#44AA66",
     "background": "#BBCCEE",
 }
-MODE_COLOURS = {"overlay2": "#666666", "estargz": "#0072B2", "soci": "#D55E00", "erofs": "#009E73"}
 
 
 def _svg(figure: Figure) -> str:
@@ -66,7 +66,7 @@ def timelines(group: Group, *, lazy_only: bool = False) -> str:
     shown = [
         (line.label, line.median_trial)
         for line in group.lines
-        if line.median_trial is not None and not (lazy_only and line.mode == "overlay2")
+        if line.median_trial is not None and (line.lazy or not lazy_only)
     ]
     if not shown or (lazy_only and len(shown) == len(group.lines)):
         return ""
@@ -160,10 +160,10 @@ def ready_times(group: Group) -> str:
     axes = figure.subplots()
     for row, line in enumerate(shown):
         assert line.ready is not None
-        colour = MODE_COLOURS[line.mode]
+        colour = line.style.colour
         axes.plot([line.ready.minimum, line.ready.maximum], [row, row], color=colour, linewidth=1)
         axes.plot([line.ready.q1, line.ready.q3], [row, row], color=colour, linewidth=5, solid_capstyle="butt")
-        axes.plot(line.ready.median, row, "o", color="white", markeredgecolor=colour, markersize=6)
+        axes.plot(line.ready.median, row, line.style.marker, color="white", markeredgecolor=colour, markersize=6)
         if line.bound_s:
             axes.plot(line.bound_s, row, "|", color="black", markersize=14)
     axes.set_yticks(range(len(shown)), [line.label for line in shown])
@@ -183,6 +183,7 @@ def runtime_ratios(group: Group) -> str:
     temperatures = [t for t in ("cold", "warm", "stale", "evicted") if any(r.temperature == t for r in lines)]
     workloads = list(dict.fromkeys(line.workload for line in lines))
     labels = list(dict.fromkeys(line.label for line in lines))
+    styles = {line.label: line.style for line in group.lines}
     figure = Figure(figsize=(8, 0.9 + 0.16 * len(workloads) * (len(labels) + 1)))
     all_axes = figure.subplots(1, len(temperatures), sharey=True, squeeze=False)[0]
     for axes, temperature in zip(all_axes, temperatures, strict=True):
@@ -191,7 +192,7 @@ def runtime_ratios(group: Group) -> str:
                 found = [r for r in lines if (r.workload, r.temperature, r.label) == (workload, temperature, label)]
                 if not found or found[0].ratio is None:
                     continue
-                _ratio_mark(axes, row + (number + 0.5) / (len(labels) + 1) - 0.5, found[0], label)
+                _ratio_mark(axes, row + (number + 0.5) / (len(labels) + 1) - 0.5, found[0], styles[label])
         axes.axvline(1, color="#999999", linewidth=0.8)
         axes.set_xscale("log")
         low, high = axes.get_xlim()
@@ -203,23 +204,17 @@ def runtime_ratios(group: Group) -> str:
         axes.set_title(temperature, fontsize=9)
         axes.set_yticks(range(len(workloads)), workloads)
         axes.set_ylim(len(workloads) - 0.5, -0.6)
-    _legend(all_axes[0], [(label, _colour(label)) for label in labels])
+    _legend(all_axes[0], [(label, styles[label].colour) for label in labels])
     return _svg(figure)
 
 
-def _colour(label: str) -> str:
-    return MODE_COLOURS[label.split(":", maxsplit=1)[0]]
-
-
-def _ratio_mark(axes: Axes, y: float, line: RuntimeLine, label: str) -> None:
+def _ratio_mark(axes: Axes, y: float, line: RuntimeLine, style: Style) -> None:
     ratio = line.ratio
     assert ratio is not None
-    hollow = "reference" in label
     if ratio.low is not None and ratio.high is not None:
-        axes.plot([ratio.low, ratio.high], [y, y], color=_colour(label), linewidth=1)
-    axes.plot(
-        ratio.ratio, y, "o", markersize=4, color="white" if hollow else _colour(label), markeredgecolor=_colour(label)
-    )
+        axes.plot([ratio.low, ratio.high], [y, y], color=style.colour, linewidth=1)
+    inside = "white" if style.hollow else style.colour
+    axes.plot(ratio.ratio, y, style.marker, markersize=4, color=inside, markeredgecolor=style.colour)
 
 
 def break_even_curves(group: Group, temperature: str = "warm") -> str:
@@ -256,19 +251,19 @@ def break_even_curves(group: Group, temperature: str = "warm") -> str:
 
 def credit_balance(group: Group) -> str:
     """CPU-credit balance over time of the median trials; empty where the shape has no credits."""
-    shown = [(r.label, r.median_trial) for r in group.lines if r.median_trial is not None and r.median_trial.credits]
+    shown = [(line, line.median_trial) for line in group.lines if line.median_trial is not None]
+    shown = [(line, trial) for line, trial in shown if trial.credits]
     if not shown:
         return ""
     figure = Figure(figsize=(8, 2.2))
     axes = figure.subplots()
-    for label, trial in shown:
-        style = "--" if "tuned" in label and label.startswith("overlay2") else "-"
+    for line, trial in shown:
         axes.plot(
             [c.t_s for c in trial.credits],
             [c.balance_core_s for c in trial.credits],
-            style,
-            label=label,
-            color=_colour(label),
+            line.style.line,
+            label=line.label,
+            color=line.style.colour,
         )
     axes.set_xlabel("seconds after T0")
     axes.set_ylabel("credit balance, core-seconds")

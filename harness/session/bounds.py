@@ -64,7 +64,7 @@ class Bounder:
         )
         if case.lazy:
             return model.lazy(setting, self._work(image, moved))
-        if case.choice.preset == "eager":  # unpacks no file
+        if not case.preset.unpacks:
             image = model.ImageSize(image.compressed_bytes, image.uncompressed_bytes, 0, image.compression)
         return model.full_pull(setting, image)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from harness.images.catalog import materialise
+from harness.model.modes import Form
 from harness.model.session import Preparation
 from harness.oci.layout import LayoutStore
 from harness.oci.location import copy_image, open_destination, open_source
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 #: Raised when a form is made differently, so that what is cached is made anew.
 FORMS_VERSION = 2
 TAG = "latest"
-#: The form each mode pulls.
-FORM_OF_MODE = {"overlay2": "image", "estargz": "estargz", "soci": "soci", "erofs": "erofs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class Preparer:
     record: Callable[[Preparation], None]
     progress: Progress
     _local: dict[str, LocalImage] = field(default_factory=dict)
-    _published: dict[tuple[str, str], Published] = field(default_factory=dict)
+    _published: dict[tuple[str, Form], Published] = field(default_factory=dict)
 
     def local(self, scenario: Scenario) -> LocalImage:
         """The scenario's image, built or copied to this disk unless it is there.
@@ -106,21 +105,20 @@ class Preparer:
             name = str(materialise(scenario.image, self.cache, report))
             with open_source(name) as source:
                 found = LocalImage(name, source.resolve())
-            self._note(scenario, "image", found.digest, found.compressed_bytes, None if not steps else cost)
+            self._note(scenario, Form.IMAGE, found.digest, found.compressed_bytes, None if not steps else cost)
             self._local[scenario.name] = found
         return self._local[scenario.name]
 
-    def publish(self, scenario: Scenario, mode: str) -> Published:
-        """The form of the image that a mode pulls, at the registry.
+    def publish(self, scenario: Scenario, form: Form) -> Published:
+        """One form of the scenario's image, at the registry.
 
         Raises:
             ColdbenchError: it cannot be made or pushed.
         """
-        form = FORM_OF_MODE[mode]
         key = (scenario.name, form)
         if key not in self._published:
             local = self.local(scenario)
-            name = local.name if form == "image" else self._form(scenario, local, form)
+            name = local.name if form is Form.IMAGE else self._form(scenario, local, form)
             self.progress.preparing(scenario.name, f"pushing {form}")
             self._published[key] = self._push(scenario, form, name)
         return self._published[key]
@@ -149,7 +147,7 @@ class Preparer:
 
     # -- forms
 
-    def _form(self, scenario: Scenario, local: LocalImage, form: str) -> str:
+    def _form(self, scenario: Scenario, local: LocalImage, form: Form) -> str:
         place = self.cache.root / "forms" / f"{form}-{FORMS_VERSION}" / local.digest.partition(":")[2]
         cost = Cost()
         self.progress.preparing(scenario.name, form)
@@ -213,8 +211,8 @@ class Preparer:
         return Published(repository, pushed.digest, size)
 
 
-_MAKERS: dict[str, Callable[[Preparer, ImageSource, Image, LayoutStore, Path], None]] = {
-    "estargz": Preparer.make_estargz,
-    "soci": Preparer.make_soci,
-    "erofs": Preparer.make_erofs,
+_MAKERS: dict[Form, Callable[[Preparer, ImageSource, Image, LayoutStore, Path], None]] = {
+    Form.ESTARGZ: Preparer.make_estargz,
+    Form.SOCI: Preparer.make_soci,
+    Form.EROFS: Preparer.make_erofs,
 }

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.engines.protocol import DeployRequest, Process
+from harness.model.policy import LazyPolicy
 
 if TYPE_CHECKING:
     from harness.machine.machine import Machine
     from harness.model.plan import PlannedCase
-    from harness.model.scenario import ModeChoice, Scenario
+    from harness.model.scenario import Scenario
     from harness.session.preparation import Published
     from harness.session.registry import Endpoint
 
@@ -23,9 +24,10 @@ class Choices:
     options: dict[str, Any]
 
 
-def choices_of(scenario: Scenario, choice: ModeChoice) -> Choices:
+def choices_of(scenario: Scenario, case: PlannedCase) -> Choices:
     """The mode's own options over the scenario's. Only what differs from a preset's own policy is set."""
-    if choice.mode == "overlay2":
+    choice = case.choice
+    if not isinstance(case.preset.policy, LazyPolicy):
         return Choices("none", {})
     prefetch = choice.prefetch if choice.prefetch is not None else scenario.lazy.prefetch
     background = choice.background if choice.background is not None else scenario.lazy.background
@@ -48,7 +50,7 @@ def make_request(
     trace: bool = False,
 ) -> DeployRequest:
     """The request for one trial; ``traced`` is the recorded prefetch list, ``trace`` asks for a new one."""
-    choices = choices_of(scenario, case.choice)
+    choices = choices_of(scenario, case)
     prefetch = choices.prefetch if isinstance(choices.prefetch, tuple) else traced
     options = {**choices.options, "prefetch": False} if trace else choices.options
     workload = scenario.workload

@@ -131,7 +131,7 @@ class SessionRun:
         return None
 
     def _rehearse(self, scenario: Scenario, cases: list[PlannedCase]) -> list[ColdbenchError]:
-        traced = [case for case in cases if choices_of(scenario, case.choice).prefetch == "trace"]
+        traced = [case for case in cases if choices_of(scenario, case).prefetch == "trace"]
         try:
             self.setups.rehearse(scenario, trace=bool(self._prepared(traced)))
         except Interrupted:

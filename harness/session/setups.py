@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ColdbenchError, Interrupted, WorkloadError
+from harness.model.modes import EMBEDDED, OVERLAY2, tracer
 from harness.model.observation import Case
 from harness.model.plan import PlannedCase, PlannedTrial
 from harness.model.scenario import ModeChoice
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from harness.engines.protocol import WorkloadRunner
     from harness.model.bound import ImageSize
+    from harness.model.modes import Form, Mode
     from harness.model.observation import Observation
     from harness.model.scenario import Scenario
     from harness.model.shape import Shape
@@ -35,10 +37,6 @@ if TYPE_CHECKING:
     from harness.session.preparation import Preparer, Published
     from harness.session.progress import Progress
     from harness.session.registry import Endpoint
-
-#: The mode that traces: it serves every layer, where ``soci`` has small ones unpacked and does not see what is read of
-#: them, and it sees files, where ``erofs`` sees blocks that several files share.
-TRACE_MODE = "estargz"
 
 
 @dataclass(slots=True)
@@ -59,15 +57,15 @@ def roomy_shape() -> Shape:
     return parse_shape("unlimited").model_copy(update={"memory_bytes": memory_bytes // 2})
 
 
-def side_case(scenario: Scenario, mode: str, preset: str = "tuned", shape: Shape | None = None) -> PlannedCase:
-    """A case that is in no plan: embedded engine, no distance, a roomy machine unless a shape is given."""
+def side_case(scenario: Scenario, mode: Mode, shape: Shape | None = None) -> PlannedCase:
+    """A case that is in no plan: the mode's best preset, no distance, a roomy machine unless a shape is given."""
     shape = shape or roomy_shape()
     distance = shape.distance or Distance()
-    case = Case.model_validate(
-        {"scenario": scenario.name, "mode": mode, "preset": preset, "engine": "embedded", "shape": shape.label,
-         "distance": distance.name}
+    choice = ModeChoice(mode=mode.name, preset=mode.best.name)
+    case = Case(
+        scenario=scenario.name, mode=choice.mode, preset=choice.preset, engine=EMBEDDED, shape=shape.label,
+        distance=distance.name,
     )  # fmt: skip
-    choice = ModeChoice.model_validate({"mode": mode, "preset": preset})
     return PlannedCase(case=case, choice=choice, shape=shape, distance=distance)
 
 
@@ -85,17 +83,17 @@ class Setups:
     bounder: Bounder | None = None
     with_workloads: bool = True
     _materials: dict[str, Material] = field(default_factory=dict)
-    _published: dict[tuple[str, str], Published] = field(default_factory=dict)
+    _published: dict[tuple[str, Form], Published] = field(default_factory=dict)
 
     # -- out of band
 
     def publish(self, case: PlannedCase) -> None:
         """Have the form of the image that a case pulls at the registry. Raises ColdbenchError."""
         scenario = self.scenarios[case.case.scenario]
-        key = (scenario.name, case.choice.mode)
+        key = (scenario.name, case.mode.form)
         if key not in self._published:
             with self.interrupts.allowed():
-                published = self.preparer.publish(scenario, case.choice.mode)
+                published = self.preparer.publish(scenario, case.mode.form)
                 self.endpoint.explore(published.repository, published.reference)
                 self._published[key] = published
 
@@ -186,7 +184,7 @@ class Setups:
         if paths is None:
             self.progress.preparing(scenario.name, "tracing a start")
             cost = Cost()
-            _observation, touches = self.trace(side_case(scenario, TRACE_MODE))
+            _observation, touches = self.trace(side_case(scenario, tracer()))
             paths = traces.paths_of(touches)
             traces.save(path, paths)
         self._note(scenario, "trace", material, cost, {"paths": len(paths)})
@@ -211,7 +209,7 @@ class Setups:
         if figure is None:
             self.progress.preparing(scenario.name, "measuring the workload's own CPU")
             cost = Cost()
-            case = side_case(scenario, "overlay2")
+            case = side_case(scenario, OVERLAY2)
             self.publish(case)
             measured = [
                 float(self._side_trial(case, "calibration").details.get(application.DETAIL, 0.0))
@@ -246,9 +244,9 @@ class Setups:
 
         scenario = self.scenarios[case.case.scenario]
         material = self._materials[scenario.name]
-        published = self._published[scenario.name, case.choice.mode]
+        published = self._published[scenario.name, case.mode.form]
         prefetch: tuple[str, ...] = ()
-        if not side and choices_of(scenario, case.choice).prefetch == "trace":
+        if not side and choices_of(scenario, case).prefetch == "trace":
             prefetch = traces.load(traces.place(self.preparer.cache, material.digest, scenario.workload)) or ()
         endpoint, size = self.endpoint, material.size
         bounder = None if side else self.bounder

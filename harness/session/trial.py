@@ -20,7 +20,6 @@ from harness import __version__
 from harness.errors import ColdbenchError, HostUnfit, Interrupted, MachineError, NotReady, UsageError
 from harness.machine import host
 from harness.model.observation import CreditSample, Failure, Observation
-from harness.model.scenario import through_fuse
 from harness.session import application, observing, validity
 from harness.session.bounds import Moved
 from harness.session.observing import Mark, PhaseMeter, WatchedRecorder
@@ -408,7 +407,7 @@ class _Trial:
         received = meter.traffic(self.ready_mark).received_bytes if meter is not None and self.ready_mark else 0
         return validity.Evidence(
             lazy=setup.case.lazy,
-            fuse_allowed=through_fuse(setup.case.choice.mode),
+            fuse_allowed=setup.case.mode.through_fuse,
             image_compressed_bytes=setup.image_compressed_bytes,
             received_before_ready_bytes=received,
             ready=self.ready_at_ns is not None,

@@ -15,6 +15,7 @@ import pytest
 
 from harness import scenarios
 from harness.lazyfs.compare import Facts, compare, survey
+from harness.model.modes import Form, find
 from harness.oci.cache import Cache
 from harness.oci.registry.server import RegistryServer
 from harness.session.preparation import Preparer
@@ -48,7 +49,7 @@ def unpacked(
 ) -> tuple[str, Tree]:
     """A scenario's name and its tree as mode overlay2 shows it."""
     name = str(request.param)
-    published = preparer.publish(scenarios.load(name), "overlay2")
+    published = preparer.publish(scenarios.load(name), Form.IMAGE)
     with shown(preparer.host, published, "overlay2", tmp_path_factory.mktemp("overlay2")) as image:
         return name, survey(str(image.root))
 
@@ -76,7 +77,7 @@ def test_unpacked_as_gnu_tar_does(unpacked: tuple[str, Tree], preparer: Preparer
 def test_served_lazily(unpacked: tuple[str, Tree], mode: str, preparer: Preparer, tmp_path: Path) -> None:
     """Every entry, type, mode, owner, size, link, time, device, attribute, target and byte; the kernel is content."""
     name, expected = unpacked
-    published = preparer.publish(scenarios.load(name), mode)
+    published = preparer.publish(scenarios.load(name), find(mode).form)
     log = KernelLog()
     try:
         started = time.monotonic()
@@ -95,7 +96,7 @@ def test_image_read_by_go_erofs(unpacked: tuple[str, Tree], preparer: Preparer, 
     if not program:
         pytest.skip("COLDBENCH_EROFS_CHECK names no independent reader (docs/formats.md)")
     name, expected = unpacked
-    published = preparer.publish(scenarios.load(name), "erofs")
+    published = preparer.publish(scenarios.load(name), Form.EROFS)
     started = time.monotonic()
     with shown(preparer.host, published, "erofs", tmp_path / "served") as image:
         assert image.client is not None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import scenarios
+from harness.model.modes import find
 from tests.equality.support import shown
 from tests.equality.test_scenarios import preparer  # noqa: F401 - a fixture
 
@@ -46,7 +47,7 @@ def touch(paths: list[str]) -> int:
 @pytest.mark.parametrize("mode", ["soci", "estargz", "erofs"])
 def test_second_touch_is_the_kernel_s_alone(mode: str, preparer: Preparer, tmp_path: Path) -> None:  # noqa: F811
     """No request at all, not even to open a file or to list a directory."""
-    published = preparer.publish(scenarios.load(SCENARIO), mode)
+    published = preparer.publish(scenarios.load(SCENARIO), find(mode).form)
     with shown(preparer.host, published, mode, tmp_path, background=False) as image:
         root = str(image.root)
         paths = list(islice(files_below(root), FILES))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
+from harness.model.modes import ENGINES, Form, Mode, Presentation, Preset
 from harness.model.plan import Plan, Selection, choose_modes, estimate_trial_s, make_plan, remaining_s
 from harness.model.scenario import Scenario
 from harness.model.shape import DISTANCES, parse_shape
@@ -106,13 +107,18 @@ def test_wrong_selection(modes: list[str], presets: list[str], message: str) -> 
         choose_modes(scenario(), modes, presets)
 
 
-def test_engines_run_what_they_implement() -> None:
-    """Docker has no lazy modes, and no presets of ours: one case per shape."""
-    plan = make_plan([scenario()], 1, Selection(engines=("docker",), modes=("overlay2:tuned", "overlay2", "soci")))
-    assert {c.case.preset for c in plan.cases} == {"as-shipped"}
-    assert len(plan.cases) == 2
+def test_engines_run_what_they_implement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each entry runs on the engines that have its mode and preset, and with each engine's own default preset."""
+    store = Preset("store", "images in a store", None)
+    full_pull = Mode("overlay2", Form.IMAGE, Presentation.NONE, (store,), "s", "red")
+    monkeypatch.setitem(ENGINES, "other", (full_pull,))
+    plan = make_plan([scenario(shapes=["cpu=0.5"])], 1, Selection(engines=("embedded", "other")))
+    assert [(c.case.engine, f"{c.case.mode}:{c.case.preset}") for c in plan.cases] == [
+        ("embedded", "overlay2:docker-like"), ("embedded", "soci:tuned"), ("embedded", "soci:tuned+traced"),
+        ("other", "overlay2:store"),
+    ]  # fmt: skip
     with pytest.raises(UsageError, match="nothing to run"):
-        make_plan([scenario()], 1, Selection(engines=("docker",), modes=("soci",)))
+        make_plan([scenario()], 1, Selection(engines=("other",), modes=("soci", "overlay2:tuned")))
 
 
 def test_estimates_are_ordered() -> None:

@@ -45,7 +45,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["run", "web.toml", "--preset", "tunde"], "did you mean 'tuned'"),
         (["run", "web.toml", "--shape", "gcp-e2-mico"], "did you mean gcp-e2-micro"),
         (["run", "web.toml", "--distance", "farr"], "did you mean far"),
-        (["run", "web.toml", "--engine", "dokcer"], "did you mean 'docker'"),
+        (["run", "web.toml", "--engine", "embeded"], "did you mean 'embedded'"),
         (["run", "web.toml", "--registry", "ftp://x"], "expected https://HOST"),
         (["run", "web.toml", "--registry", "http://registry.example"], "expected https; plain HTTP is for loopback"),
         (["scenarios", "check", "web.toml", "wep.toml"], "wep.toml: no such scenario file"),

@@ -9,7 +9,8 @@ import pytest
 
 from harness.formats.soci import image as soci_image
 from harness.lazyfs.plan import plan_layers
-from harness.session.setups import TRACE_MODE, roomy_shape
+from harness.model.modes import tracer
+from harness.session.setups import roomy_shape
 from tests.lazyfs.support import File, convert, noise, tar_of, write_image
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def test_a_trace_sees_what_is_read_of_small_layers(tmp_path: Path) -> None:
     least = soci_image.Options().min_layer_bytes
     source = write_image(tmp_path / "image", [tar_of(File("large", noise(least + 1000))), tar_of(File("small", b"x"))])
     unpacked = {}
-    for mode in ("soci", TRACE_MODE):
+    for mode in ("soci", tracer().name):
         options = {"min_layer_bytes": least} if mode == "soci" else {}
         converted = convert(source, tmp_path / mode, mode, **options)
         unpacked[mode] = plan_layers(converted, converted.resolve(), mode).unpack
-    assert unpacked == {"soci": [1], TRACE_MODE: []}
+    assert unpacked == {"soci": [1], tracer().name: []}

@@ -17,6 +17,8 @@ from harness.errors import ColdbenchError, MachineError
 from harness.lazyfs.control import DaemonClient
 from harness.lazyfs.mounting.mounts import Parts, mount_erofs, unmount
 from harness.lazyfs.plan import plan_blob, plan_layers
+from harness.model.modes import Presentation, find
+from harness.model.policy import PullPolicy
 from harness.oci.aside import Aside
 from harness.oci.store import ImageSource
 
@@ -49,7 +51,7 @@ class _Unpacker:
         self._outer.report_span(name, start_ns, end_ns, None if layer is None else self._numbers[layer], detail)
 
     def _unpack(self) -> tuple[str, ...]:
-        return overlay2.provide(self._context, self._image, "tuned", {}).lowerdirs
+        return overlay2.pull(self._context, self._image, PullPolicy()).lowerdirs
 
     def directories(self) -> tuple[dict[int, str], int]:
         """Layer number -> directory, and the lowest layer that shows (one may hide all below it); raises its error."""
@@ -73,7 +75,7 @@ def store_message(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def provide(context: Context, image: Image, preset: str, options: dict[str, Any]) -> Rootfs:
-    """Provider of the lazy modes (``harness.engines.embedded.modes``); ``options`` are those of ``lazyfs.policy``."""
+    """Provider of the lazy modes (``harness.engines.embedded.modes``); ``options`` are those of ``LazyPolicy``."""
     if context.daemon is None:
         raise MachineError("the lazyfs daemon was not started")
     mode = str(context.request["mode"])
@@ -90,7 +92,7 @@ def provide(context: Context, image: Image, preset: str, options: dict[str, Any]
         "trace": context.trace,
         "t0_ns": context.request.get("t0_ns") or time.monotonic_ns(),
     }
-    present = _provide_blob if mode == "erofs" else _provide_tree
+    present = _provide_blob if find(mode).presentation is Presentation.BLOB else _provide_tree
     return present(context, image, daemon, source, message)
 
 

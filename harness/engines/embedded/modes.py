@@ -1,4 +1,4 @@
-"""The embedded engine's modes: what puts the root file system there. The one place that maps a mode's name to code.
+"""The embedded engine's modes: what puts the root file system there, by the mode's presentation.
 
 A mode consists of up to three parts, each named here as ``module:attribute`` and imported only where it runs:
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.errors import UsageError
+from harness.model.modes import Presentation, find
 
 if TYPE_CHECKING:
     import socket
@@ -100,31 +100,26 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModeParts:
-    presets: tuple[str, ...]
-    """Names of its presets, the default first."""
     provide: str
     daemon: str | None = None
     observer: str | None = None
 
 
-_LAZY = ("harness.engines.embedded.lazy:provide", "harness.lazyfs.daemon", "harness.engines.embedded.lazy:Observer")
-
-MODES: dict[str, ModeParts] = {
-    "overlay2": ModeParts(("docker-like", "tuned"), "harness.engines.embedded.overlay2:provide"),
-    "estargz": ModeParts(("tuned", "reference"), *_LAZY),
-    "soci": ModeParts(("tuned", "reference"), *_LAZY),
-    "erofs": ModeParts(("tuned", "eager"), *_LAZY),
+_LAZY = ModeParts(
+    "harness.engines.embedded.lazy:provide", "harness.lazyfs.daemon", "harness.engines.embedded.lazy:Observer"
+)
+_PARTS = {
+    Presentation.NONE: ModeParts("harness.engines.embedded.overlay2:provide"),
+    Presentation.TREE: _LAZY,
+    Presentation.BLOB: _LAZY,
 }
 
 
-def parts_of(mode: str, preset: str | None = None) -> ModeParts:
+def parts_of(mode: str, preset: str = "") -> ModeParts:
     """The parts of ``mode``; UsageError when there is no such mode or preset."""
-    parts = MODES.get(mode)
-    if parts is None:
-        raise UsageError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
-    if preset is not None and preset not in parts.presets:
-        raise UsageError(f"preset {preset!r} of mode {mode}: expected one of {', '.join(parts.presets)}")
-    return parts
+    found = find(mode)
+    found.preset(preset)
+    return _PARTS[found.presentation]
 
 
 def load(name: str) -> Any:

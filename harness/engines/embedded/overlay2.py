@@ -32,6 +32,8 @@ from harness.engines.embedded.pipe import BytePipe
 from harness.engines.embedded.unpack import LayerUnpacker
 from harness.errors import ColdbenchError, DigestMismatch, FormatError, UnsupportedMediaType
 from harness.formats.gzip.inflate import inflate
+from harness.model.modes import policy_of
+from harness.model.policy import PullPolicy
 from harness.oci.batches import Batches
 
 if TYPE_CHECKING:
@@ -268,27 +270,25 @@ def _copy_up(lower_root: str, target: bytes, tree: DirectoryTree, name: bytes) -
 
 
 def provide(context: Context, image: Image, preset: str, options: dict[str, Any]) -> Rootfs:
-    """Provider of mode overlay2 (``harness.engines.embedded.modes``).
+    """Provider of mode overlay2 (``harness.engines.embedded.modes``); ``options`` are those of ``PullPolicy``."""
+    policy = policy_of(str(context.request["mode"]), preset, options)
+    assert isinstance(policy, PullPolicy), "the mode that unpacks has policies of a full pull"
+    return pull(context, image, policy)
 
-    ``options`` may override what the preset says: ``decoder`` (``isal``, ``zlib``) and ``verify_diff_ids``.
-    """
-    tuned = preset == "tuned"
-    pull = Pull(
-        context,
-        image,
-        verify_diff_ids=bool(options.get("verify_diff_ids", not tuned)),
-        decoder=str(options.get("decoder", "isal" if tuned else "zlib")),
-    )
+
+def pull(context: Context, image: Image, policy: PullPolicy) -> Rootfs:
+    """Fetch all layers, verify them, and unpack each into a directory. Raises ``harness.errors.ColdbenchError``."""
+    work = Pull(context, image, verify_diff_ids=policy.verify_diff_ids, decoder=policy.decoder)
     os.makedirs(os.path.join(context.scratch, "layers"), exist_ok=True)
     try:
-        unpacked = (_tuned if tuned else _docker_like)(pull)
+        unpacked = (_tuned if policy.overlapped else _docker_like)(work)
     except _Stopped:  # only if a failure was lost on the way
         raise ColdbenchError("the pull was stopped") from None
     for number, layer in enumerate(unpacked):
         if layer.links:
-            _resolve_links(pull, number, layer.links)
+            _resolve_links(work, number, layer.links)
     lowest = max((n for n, layer in enumerate(unpacked) if layer.opaque_root), default=0)
-    directories = [pull.layer_directory(number) for number in range(len(unpacked) - 1, lowest - 1, -1)]
+    directories = [work.layer_directory(number) for number in range(len(unpacked) - 1, lowest - 1, -1)]
     return Rootfs(
         tuple(directories),
         details={

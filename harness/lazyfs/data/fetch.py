@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.formats.table import RangeSource
     from harness.lazyfs.data.disk_cache import DiskCache
     from harness.lazyfs.data.units import Decoded, Units
-    from harness.lazyfs.policy import Policy
+    from harness.model.policy import LazyPolicy
 
 
 _side_loads = ThreadPoolExecutor(32, "side-load")
@@ -67,7 +67,7 @@ def fetch(
     chosen: Sequence[int],
     upto: Mapping[int, int],
     sink: Sink,
-    policy: Policy,
+    policy: LazyPolicy,
     *,
     keep_packed: bool = False,
 ) -> Fetched:

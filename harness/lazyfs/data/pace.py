@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.lazyfs.policy import Policy
+    from harness.model.policy import LazyPolicy
     from harness.oci.registry.link import Link
 
 _SECONDS_PER_REQUEST = 0.01
@@ -47,7 +47,7 @@ class Pace:
     """and of this size then."""
 
 
-def pace_of(policy: Policy, link: Link | None) -> Pace:
+def pace_of(policy: LazyPolicy, link: Link | None) -> Pace:
     """The policy's numbers, or wider ones where ``policy.adaptive`` and ``link`` says that the registry is far."""
     if link is None or not policy.adaptive or not link.far:
         return Pace(False, policy.prefetch_in_flight, policy.merge_gap, policy.block_bytes, policy.block_bytes)
@@ -71,7 +71,7 @@ def around_of(pace: Pace, allowance: int) -> int:
     return 1 << (block.bit_length() - 1) if block else 0
 
 
-def tail_of(policy: Policy, link: Link | None, blob_bytes: int, near_bytes: int) -> int:
+def tail_of(policy: LazyPolicy, link: Link | None, blob_bytes: int, near_bytes: int) -> int:
     """How much of an eStargz blob's end to read first: near the footer and a small TOC with it, far nearly any TOC."""
     if not pace_of(policy, link).far:
         return near_bytes

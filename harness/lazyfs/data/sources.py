@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from harness.formats.table import LayerTable, RangeSource
     from harness.lazyfs.data.disk_cache import SparseFile
     from harness.lazyfs.data.units import Units
-    from harness.lazyfs.policy import Policy
+    from harness.model.policy import LazyPolicy
     from harness.oci.registry.link import Link
     from harness.oci.store import BlobStore
 
@@ -72,7 +72,7 @@ def probe_layer(store: BlobStore, digest: str, kind: str) -> None:
 
 
 def open_layer(
-    store: BlobStore, message: dict[str, Any], policy: Policy | None = None, regions: SparseFile | None = None
+    store: BlobStore, message: dict[str, Any], policy: LazyPolicy | None = None, regions: SparseFile | None = None
 ) -> OpenedLayer:
     """Fetch and parse a layer's index (zTOC or eStargz TOC), verified; blocks, so it runs in a worker thread.
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from harness.lazyfs.data.memory_cache import Key
     from harness.lazyfs.data.units import Units
     from harness.lazyfs.fuse.kernel_pages import KernelPages
-    from harness.lazyfs.policy import Policy
+    from harness.model.policy import LazyPolicy
     from harness.oci.registry.link import Link
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Layer:
 class Store:
     """Reads of layers. ``nursery`` holds what outlives a read: read-ahead and eviction."""
 
-    def __init__(self, policy: Policy, counters: Counters, nursery: trio.Nursery, link: Link | None = None) -> None:
+    def __init__(self, policy: LazyPolicy, counters: Counters, nursery: trio.Nursery, link: Link | None = None) -> None:
         self.policy = policy
         self.link = link
         self.counters = counters

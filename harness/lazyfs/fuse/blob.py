@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from harness.lazyfs.counters import Counters
     from harness.lazyfs.data.store import Layer, Store
     from harness.lazyfs.fuse.connection import Handler, Reply
-    from harness.lazyfs.policy import Policy
     from harness.lazyfs.trace import BlockTrace
+    from harness.model.policy import LazyPolicy
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _read_in = fuse.READ_IN.unpack_from
 class BlobPresentation:
     """Read-only; ``parts`` are (start in the file, layer), ascending, behind the metadata."""
 
-    def __init__(self, policy: Policy, counters: Counters, trace: BlockTrace | None = None) -> None:
+    def __init__(self, policy: LazyPolicy, counters: Counters, trace: BlockTrace | None = None) -> None:
         self._policy = policy
         self._counters = counters
         self._trace = trace

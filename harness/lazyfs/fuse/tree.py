@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from harness.lazyfs.counters import Counters
     from harness.lazyfs.data.store import Layer, Store
     from harness.lazyfs.fuse.connection import Handler, Reply
-    from harness.lazyfs.policy import Policy
     from harness.lazyfs.trace import Trace
+    from harness.model.policy import LazyPolicy
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Subtree:
 class TreePresentation:
     """Read-only; anything else is refused by the mount's own ``ro`` first."""
 
-    def __init__(self, policy: Policy, counters: Counters, trace: Trace | None = None) -> None:
+    def __init__(self, policy: LazyPolicy, counters: Counters, trace: Trace | None = None) -> None:
         self.store: Store | None = None
         self.subtrees: list[Subtree] = []
         self._names: dict[bytes, Subtree] = {}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 
 from harness.lazyfs.data.pace import Pace, around_of, pace_of, tail_of
-from harness.lazyfs.policy import PRESETS, Policy
+from harness.model.modes import lazy_modes, lazy_policy
+from harness.model.policy import LazyPolicy
 from harness.oci.registry.link import Link
 
 FAR_S = 0.23
 LAN_S = 0.002
+
+PRESETS = [(mode.name, preset.name) for mode in lazy_modes() for preset in mode.presets]
 
 
 def link(latency_s: float, rate: float = 25e6) -> Link:
@@ -23,7 +26,8 @@ def link(latency_s: float, rate: float = 25e6) -> Link:
 @pytest.mark.parametrize("known", [None, Link(), link(LAN_S)], ids=["no network", "nothing known", "near"])
 def test_near_the_numbers_are_the_policys(known: Link | None) -> None:
     """Where requests are cheap nothing changes: each policy's numbers were tuned there."""
-    for policy in PRESETS.values():
+    for mode, preset in PRESETS:
+        policy = lazy_policy(mode, preset)
         pace = pace_of(policy, known)
         assert not pace.far
         assert (pace.in_flight, pace.merge_gap, pace.around) == (
@@ -33,7 +37,7 @@ def test_near_the_numbers_are_the_policys(known: Link | None) -> None:
 
 def test_far_more_is_asked_for_at_once() -> None:
     """A gap is worth what one connection brings in a request's share of the latency."""
-    policy = Policy()
+    policy = LazyPolicy()
     pace = pace_of(policy, link(FAR_S))
     assert pace.far
     assert pace.in_flight == 23
@@ -43,7 +47,7 @@ def test_far_more_is_asked_for_at_once() -> None:
 
 def test_far_never_asks_for_less_than_near() -> None:
     """A slow link makes no gap smaller than the policy's."""
-    policy = Policy()
+    policy = LazyPolicy()
     pace = pace_of(policy, link(FAR_S, rate=100e3))
     assert pace.far
     assert (pace.merge_gap, pace.around) == (policy.merge_gap, policy.block_bytes)
@@ -51,17 +55,17 @@ def test_far_never_asks_for_less_than_near() -> None:
 
 def test_farthest_is_bounded() -> None:
     """However far: in flight, gap and block have limits."""
-    policy = Policy()
+    policy = LazyPolicy()
     pace = pace_of(policy, link(30.0, rate=1e9))
     assert pace.in_flight == policy.far_in_flight
     assert pace.merge_gap == 1 << 20
     assert pace.around == 2 << 20
 
 
-@pytest.mark.parametrize(("mode", "preset"), [key for key in PRESETS if key[1] == "reference"])
+@pytest.mark.parametrize(("mode", "preset"), [names for names in PRESETS if names[1] == "reference"])
 def test_reference_presets_do_not_adapt(mode: str, preset: str) -> None:
     """Those daemons do not either."""
-    policy = PRESETS[mode, preset]
+    policy = lazy_policy(mode, preset)
     assert pace_of(policy, link(FAR_S)) == pace_of(policy, None)
 
 
@@ -80,19 +84,19 @@ def test_no_block_stays_none() -> None:
 
 def test_far_the_tail_holds_the_toc() -> None:
     """One round instead of two, within limits; near, the footer comes with a small TOC only."""
-    policy, near = Policy(), 64 << 10
+    policy, near = LazyPolicy(), 64 << 10
     assert tail_of(policy, link(LAN_S), 1 << 30, near) == near
     assert [tail_of(policy, link(FAR_S), size, near) for size in (1000, 128 << 20, 64 << 30)] == [
         near,
         1 << 20,
         4 << 20,
     ]
-    assert tail_of(PRESETS["estargz", "reference"], link(FAR_S), 128 << 20, near) == near
+    assert tail_of(lazy_policy("estargz", "reference"), link(FAR_S), 128 << 20, near) == near
 
 
 def test_a_little_way_off_a_miss_brings_little_more() -> None:
     """A tenth of the latency: what a round trip would carry is a tenth, and a tenth of that is worth its CPU."""
-    policy = Policy()
+    policy = LazyPolicy()
     near, far = pace_of(policy, link(0.02, rate=100e6)), pace_of(policy, link(0.2, rate=100e6))
     assert near.far
     assert policy.block_bytes < near.around < far.around // 4

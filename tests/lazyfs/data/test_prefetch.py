@@ -14,7 +14,7 @@ from harness.lazyfs.data.disk_cache import DiskCache
 from harness.lazyfs.data.pace import Pace
 from harness.lazyfs.data.store import Layer, Store
 from harness.lazyfs.data.units import Decoded
-from harness.lazyfs.policy import Policy
+from harness.model.policy import LazyPolicy
 from harness.oci.registry.link import Link
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def run(work: Callable[[Store, Layer, Source], Awaitable[None]], link: Link | No
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            store = Store(Policy(), Counters(), nursery, link)
+            store = Store(LazyPolicy(), Counters(), nursery, link)
             source = Source()
             layer = store.add_layer(Plain(), source, DiskCache(None, 0))
             await work(store, layer, source)

@@ -14,7 +14,7 @@ from harness.lazyfs.data.disk_cache import SparseFile
 from harness.lazyfs.data.regions import RegionSource
 from harness.lazyfs.data.sources import open_layer
 from harness.lazyfs.plan import plan_layers
-from harness.lazyfs.policy import PRESETS
+from harness.model.modes import lazy_policy
 from harness.oci.layout import LayoutStore
 from tests.lazyfs.support import File, convert, noise, tar_of, write_image
 
@@ -125,7 +125,7 @@ def test_reference_asks_what_the_real_daemons_ask_of_a_layer(mode: str, tmp_path
     store.asked = []
     digest, size = message["digest"], message["size"]
     with_regions = SparseFile(str(tmp_path), "regions")
-    open_layer(store, message, PRESETS[mode, "reference"], with_regions)
+    open_layer(store, message, lazy_policy(mode, "reference"), with_regions)
     if mode == "soci":
         assert store.asked == [(digest, 0, 2), (digest, 0, 10), (message["ztoc_digest"], 0, message["ztoc_size"])]
         return

@@ -22,7 +22,8 @@ from harness.lazyfs.data import prefetch
 from harness.lazyfs.data.disk_cache import DiskCache
 from harness.lazyfs.data.span_units import SpanInflater, SpanUnits
 from harness.lazyfs.data.store import PACKED, Layer, Store
-from harness.lazyfs.policy import PRESETS, Policy
+from harness.model.modes import lazy_policy
+from harness.model.policy import LazyPolicy
 from tests.lazyfs.support import GOLDEN, File, noise, tar_of, text
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Source:
 
 def run(
     work: Callable[[Store, Layer, Source], Awaitable[None]],
-    policy: Policy | None = None,
+    policy: LazyPolicy | None = None,
     directory: Path | None = None,
     units: SpanUnits | None = None,
 ) -> Counters:
@@ -73,7 +74,7 @@ def run(
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            store = Store(policy or Policy(readahead_units=0, block_bytes=0), counters, nursery)
+            store = Store(policy or LazyPolicy(readahead_units=0, block_bytes=0), counters, nursery)
             source = Source()
             disk = DiskCache(str(directory) if directory else None, 0)
             layer = store.add_layer(units or units_of(), source, disk)
@@ -94,7 +95,7 @@ def test_every_read_gives_the_right_bytes() -> None:
             size = min(rng.choice([1, 100, 4096, 70_000, 200_000]), layer.size - offset)
             assert bytes(await store.read(layer, offset, size, layer.size)) == TAR[offset : offset + size]
 
-    run(work, Policy(memory_bytes=200_000))
+    run(work, LazyPolicy(memory_bytes=200_000))
 
 
 def test_evicted_spans_come_back_from_disk(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_evicted_spans_come_back_from_disk(tmp_path: Path) -> None:
                 assert bytes(await store.read(layer, offset, size, layer.size)) == TAR[offset : offset + size]
         assert len(source.ranges) == len(set(source.ranges)) <= len(layer.state)
 
-    run(work, Policy(memory_bytes=100_000, readahead_units=0, block_bytes=0), tmp_path)
+    run(work, LazyPolicy(memory_bytes=100_000, readahead_units=0, block_bytes=0), tmp_path)
 
 
 def test_partial_inflate_stops_where_the_reader_does() -> None:
@@ -123,7 +124,7 @@ def test_partial_inflate_stops_where_the_reader_does() -> None:
         assert store.counters.bytes_inflated == layer.size
         assert len(source.ranges) == 1
 
-    run(work, Policy(inflate_step=32 << 10, block_bytes=0), units=units)
+    run(work, LazyPolicy(inflate_step=32 << 10, block_bytes=0), units=units)
 
 
 def test_whole_unit_policy_inflates_all() -> None:
@@ -134,7 +135,7 @@ def test_whole_unit_policy_inflates_all() -> None:
         await store.read(layer, 0, 10, layer.size)
         assert store.counters.bytes_inflated == layer.size
 
-    run(work, replace(PRESETS["soci", "reference"], background=False), units=units)
+    run(work, replace(lazy_policy("soci", "reference"), background=False), units=units)
 
 
 def test_parallel_readers_share_flights() -> None:
@@ -178,7 +179,7 @@ def test_walking_reader_is_read_ahead_of() -> None:
         assert not store.missing(layer, 3)
         assert store.missing(layer, 4)
 
-    run(work, Policy(readahead_units=8, block_bytes=0))
+    run(work, LazyPolicy(readahead_units=8, block_bytes=0))
 
 
 def test_flipped_bits_never_come_through() -> None:
@@ -238,7 +239,7 @@ def test_short_answers_are_refused() -> None:
 
 def test_background_keeps_stored_bytes_on_disk(tmp_path: Path) -> None:
     """Everything is local at the end, nothing was inflated for it, and reads give the right bytes."""
-    policy = Policy(background_after_s=0.0, background_interval_s=0.0, readahead_units=0)
+    policy = LazyPolicy(background_after_s=0.0, background_interval_s=0.0, readahead_units=0)
 
     async def work(store: Store, layer: Layer, source: Source) -> None:
         assert await prefetch.background(store)
@@ -253,7 +254,7 @@ def test_background_keeps_stored_bytes_on_disk(tmp_path: Path) -> None:
 
 def test_background_gives_up_on_a_registry_that_is_gone(tmp_path: Path) -> None:
     """It ends and says so; it does not try for ever."""
-    policy = Policy(background_after_s=0.0, background_interval_s=0.0, background_units=1)
+    policy = LazyPolicy(background_after_s=0.0, background_interval_s=0.0, background_units=1)
 
     async def work(store: Store, layer: Layer, source: Source) -> None:
         source.error = RegistryError("gone")
@@ -279,7 +280,7 @@ def test_bytes_that_do_not_fit_on_disk_stay_right(tmp_path: Path) -> None:
         while store.memory.used > store.memory.budget:
             await trio.sleep(0)
 
-    assert run(work, Policy(memory_bytes=100_000), tmp_path).disk_full
+    assert run(work, LazyPolicy(memory_bytes=100_000), tmp_path).disk_full
 
 
 def test_prefetch_does_not_ask_for_what_is_there() -> None:

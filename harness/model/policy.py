@@ -1,20 +1,21 @@
-"""Policies of the lazy modes: what the daemon promises the kernel, fetches, keeps and prefetches.
+"""Policies: what a preset has its mode do, as frozen values; each field that a scenario may change is an option.
 
-``reference`` copies the reference snapshotters' published defaults (stargz-snapshotter 0.19, soci-snapshotter 0.16:
-their configuration structures), so that a trial shows what those *policies* cost apart from the implementation;
-``tuned`` is the best this project knows; ``eager`` is the full pull that unpacks no file.
+A full pull's policy says how layers are fetched and unpacked. A lazy mode's policy says what the daemon promises the
+kernel, fetches, keeps and prefetches. Which preset has which values is in ``harness.model.modes``. The agent and the
+daemon inside the machine import this module, so it uses the standard library alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 from harness.errors import UsageError
+from harness.model.near_miss import near_miss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 FOREVER_S = float(1 << 31)
 """A timeout the kernel turns into "until evicted" (68 years; it saturates far above this)."""
@@ -23,9 +24,36 @@ KIB = 1 << 10
 MIB = 1 << 20
 
 
+T = TypeVar("T")
+P = TypeVar("P", "PullPolicy", "LazyPolicy")
+
+
+def fixed(default: T) -> T:
+    """A field of a policy that makes a preset what it is: no scenario may change it."""
+    return field(default=default, metadata={"fixed": True})
+
+
+def one_of(default: str, *choices: str) -> str:
+    """A field of a policy that takes one of a few words."""
+    return field(default=default, metadata={"choices": choices})
+
+
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """Every option by name, with the value of ``tuned``. Times in seconds, sizes in bytes."""
+class PullPolicy:
+    """Policies of a full pull, with the values of ``tuned``."""
+
+    overlapped: bool = fixed(True)
+    """Decode a layer while it is fetched, and unpack all layers at once; else one step and one layer after the other,
+    as Docker does."""
+    decoder: str = one_of("isal", "isal", "zlib")
+    """What inflates gzip."""
+    verify_diff_ids: bool = False
+    """Hash what was inflated and compare it with the image's diff IDs, beside the digest of what was fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class LazyPolicy:
+    """Every option of the lazy modes by name, with the value of ``tuned``. Times in seconds, sizes in bytes."""
 
     entry_timeout_s: float = FOREVER_S
     attr_timeout_s: float = FOREVER_S
@@ -93,7 +121,7 @@ class Policy:
     """Kernel read-ahead of the mount, and so the largest request of a cached read (up to 1 MiB), set through sysfs
     where that is writable; 0 leaves the kernel's 128. python-data, ``import pandas``, tree: 1 386 reads with 64,
     1 115 with 128, 934 with 256, 830 with 512, which begins to fetch spans that nobody needs."""
-    eager: bool = False
+    eager: bool = fixed(False)
     """Blob presentation: fetch all layers whole and inflate them into the disk cache before the mount. Streams need no
     windows, one digest, and no seeking: cheaper than fetching everything span by span."""
     handover: bool = True
@@ -106,7 +134,7 @@ class Policy:
     asks (``harness.lazyfs.fuse.kernel_pages``). A trace always does so: it must see what is read."""
 
 
-_STARGZ = Policy(
+STARGZ = LazyPolicy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=0.0, skip_xattrs=False, skip_open=False,
     partial_inflate=False,
     block_bytes=0, region_bytes=50_000, region_step=2 * MIB, probe_layers=True, merge_gap=0, merge_bytes=2 * MIB,
@@ -115,48 +143,51 @@ _STARGZ = Policy(
     background_in_flight=2, background_from_mount=True, read_ahead_kib=0, attempts=6, retry_first_s=0.03,
     adaptive=False,
 )  # fmt: skip
-_SOCI = Policy(
+"""The published defaults of stargz-snapshotter 0.19 (its configuration structures)."""
+SOCI = LazyPolicy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=1.0, skip_xattrs=False, skip_open=False,
     partial_inflate=False,
     block_bytes=0, probe_layers=True, merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True,
     background_after_s=30.0, background_quiet_s=0.0, background_interval_s=0.5, background_units=1,
     background_from_mount=True, attempts=9, retry_first_s=0.03, read_ahead_kib=0, adaptive=False,
 )  # fmt: skip
-_EAGER = Policy(eager=True, prefetch=False, background=False)
-
-PRESETS: dict[tuple[str, str], Policy] = {
-    ("estargz", "tuned"): Policy(),
-    # A span of 4 MiB is read-ahead enough: fetching the next one too costs 1 % more bytes and no less time.
-    ("soci", "tuned"): Policy(readahead_units=0, memory_bytes=52 * MIB),
-    # What is inflated costs no request any more, and a smaller step no less CPU; spans of 1 MiB: a quarter of SOCI's.
-    ("erofs", "tuned"): Policy(inflate_step=512 * KIB, readahead_units=4),
-    ("estargz", "reference"): _STARGZ,
-    ("soci", "reference"): _SOCI,
-    ("erofs", "eager"): _EAGER,
-}
-"""(mode, preset) -> policy."""
-
-_PARSE: dict[str, Callable[[Any], Any]] = {"bool": bool, "int": int, "float": float}
+"""The published defaults of soci-snapshotter 0.16 (its configuration structures)."""
 
 
-def policy_of(mode: str, preset: str, options: Mapping[str, Any] | None = None) -> Policy:
-    """The preset's policy with single options replaced; UsageError for an unknown preset, option or value type."""
-    policy = PRESETS.get((mode, preset))
-    if policy is None:
-        known = ", ".join(name for of, name in PRESETS if of == mode) or "none"
-        raise UsageError(f"preset {preset!r} of lazy mode {mode!r}: expected one of {known}")
-    if not options:
-        return policy
-    types = {field.name: str(field.type) for field in dataclasses.fields(Policy)}
-    changes: dict[str, Any] = {}
+def options_of(policy: type[PullPolicy] | type[LazyPolicy]) -> tuple[str, ...]:
+    """Names of the fields of a policy that a scenario may change."""
+    return tuple(item.name for item in dataclasses.fields(policy) if "fixed" not in item.metadata)
+
+
+def changed(policy: P, options: Mapping[str, object], whose: str) -> P:
+    """A policy with single options replaced; ``whose`` names the mode and preset in messages.
+
+    Raises:
+        UsageError: an unknown option, a value of the wrong type, or one out of range.
+    """
+    fields = {item.name: item for item in dataclasses.fields(policy)}
+    known = options_of(type(policy))
+    changes: dict[str, object] = {}
     for name, value in options.items():
-        if name not in types:
-            raise UsageError(f"option {name!r} of mode {mode}: expected one of {', '.join(types)}")
-        wanted = types[name]
-        if isinstance(value, bool) != (wanted == "bool") or not isinstance(value, (bool, int, float)):
-            raise UsageError(f"option {name} of mode {mode}: expected a value of type {wanted}, not {value!r}")
-        changes[name] = _PARSE[wanted](value)
-    for name, value in changes.items():
-        if value < 0:
-            raise UsageError(f"option {name} of mode {mode}: {value} is below 0")
-    return dataclasses.replace(policy, **changes)
+        if name not in known:
+            hint = near_miss(name, known) or f"; expected one of {', '.join(known)}"
+            raise UsageError(f"option {name!r}: {whose} has none of that name{hint}")
+        changes[name] = _value(fields[name], value, f"option {name} of {whose}")
+    return dataclasses.replace(policy, **changes)  # type: ignore[arg-type]
+
+
+def _value(item: dataclasses.Field[object], value: object, where: str) -> object:
+    """``value`` as the field's own type."""
+    kind = str(item.type)
+    if kind == "str":
+        choices = item.metadata["choices"]
+        if value not in choices:
+            raise UsageError(f"{where}: expected one of {', '.join(choices)}, got {value!r}")
+        return value
+    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, (bool, int, float)):
+        raise UsageError(f"{where}: expected a value of type {kind}, got {value!r}")
+    if kind == "int" and value != int(value):
+        raise UsageError(f"{where}: expected a whole number, got {value!r}")
+    if value < 0:
+        raise UsageError(f"{where}: {value} is below 0")
+    return {"bool": bool, "int": int, "float": float}[kind](value)

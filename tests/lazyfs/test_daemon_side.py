@@ -1,4 +1,4 @@
-"""Policies by preset and option, counters, and what mounting says where the kernel refuses."""
+"""Counters, imports, and what mounting says where the kernel refuses."""
 
 from __future__ import annotations
 
@@ -10,41 +10,11 @@ import time
 
 import pytest
 
-from harness.engines.embedded.modes import MODES
-from harness.errors import HostUnfit, MachineError, UsageError
+from harness.errors import HostUnfit, MachineError
 from harness.formats.erofs.index import INDEX_TYPE
 from harness.lazyfs import counters, plan
 from harness.lazyfs.mounting import mounts
-from harness.lazyfs.policy import PRESETS, policy_of
 from harness.model.observation import LazyUsage
-
-
-def test_every_preset_of_a_lazy_mode_has_a_policy() -> None:
-    """The engine's list and the policies agree."""
-    listed = {(mode, preset) for mode, parts in MODES.items() if parts.daemon for preset in parts.presets}
-    assert listed == set(PRESETS)
-
-
-def test_options_override_single_values() -> None:
-    """Each by its name, the rest as the preset has it."""
-    policy = policy_of("soci", "reference", {"background": False, "in_flight": 2, "retry_first_s": 1})
-    assert (policy.background, policy.in_flight, policy.retry_first_s) == (False, 2, 1.0)
-    assert policy.background_after_s == PRESETS["soci", "reference"].background_after_s
-
-
-@pytest.mark.parametrize(
-    "options", [{"prefech": True}, {"prefetch": 1}, {"in_flight": "4"}, {"in_flight": -1}, {"background": None}]
-)
-def test_wrong_options_are_refused(options: dict[str, object]) -> None:
-    """Unknown names, wrong types and negative numbers."""
-    with pytest.raises(UsageError):
-        policy_of("soci", "tuned", options)
-
-
-def test_unknown_preset_names_the_known_ones() -> None:
-    """Of that mode only."""
-    with pytest.raises(UsageError, match="tuned, eager"):
-        policy_of("erofs", "reference")
 
 
 def test_counters_have_the_stored_form() -> None:

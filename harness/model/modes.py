@@ -1,0 +1,276 @@
+"""The one table of modes and presets: whoever wants to know something about a mode asks here.
+
+Nobody else compares names of modes or presets (a test looks). A mode says how the root file system gets onto the
+machine. Modes and presets belong to an engine, since each engine offers its own. A new preset is one line in this table
+plus its implementation. Tables, figures and labels take their order, marker and colour from here too, so that a user's
+label changes nothing.
+
+The agent and the daemon inside the machine import this module, so it uses the standard library alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from harness.errors import UsageError
+from harness.model import policy
+from harness.model.near_miss import near_miss
+from harness.model.policy import KIB, MIB, LazyPolicy, PullPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+class Form(StrEnum):
+    """What the registry must hold for a mode."""
+
+    IMAGE = "image"
+    """The image as it is."""
+    ESTARGZ = "estargz"
+    SOCI = "soci"
+    EROFS = "erofs"
+
+
+class Presentation(StrEnum):
+    """How lazily served bytes become a file system."""
+
+    NONE = "none"
+    """They do not: layers are unpacked into directories."""
+    TREE = "tree"
+    """Every file comes over FUSE."""
+    BLOB = "blob"
+    """EROFS reads one file that comes over FUSE."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A named set of policies of one mode."""
+
+    name: str
+    does: str
+    """What it does, in a few words: for help and tables."""
+    policy: PullPolicy | LazyPolicy | None
+    """None where the engine is not ours and has policies of its own."""
+    pull_core_s_per_gb: float = 0.0
+    """Core-seconds of a full pull per compressed GB, for first guesses; measured trials replace them."""
+    baseline: bool = False
+    """Whether others are compared with it."""
+    unpacks: bool = True
+    """Whether a full pull makes every file of the image."""
+    line: str = "-"
+    """How figures draw it: a line style of matplotlib."""
+    hollow: bool = False
+    """Whether its markers are outlines only."""
+
+    @property
+    def lazy(self) -> bool:
+        """Whether the container starts before its image is there."""
+        return isinstance(self.policy, LazyPolicy) and not self.policy.eager
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One mode of one engine; its first preset is the default."""
+
+    name: str
+    form: Form
+    presentation: Presentation
+    presets: tuple[Preset, ...]
+    marker: str
+    """How figures mark it (matplotlib)."""
+    colour: str
+    tracer: bool = False
+    """Whether a start's reads are recorded through it."""
+
+    def preset(self, name: str) -> Preset:
+        """The preset called ``name``, the default one for an empty name. Raises UsageError."""
+        for preset in self.presets:
+            if preset.name == name:
+                return preset
+        if not name:
+            return self.presets[0]
+        names = [preset.name for preset in self.presets]
+        raise UsageError(f"expected a preset of mode {self.name} ({', '.join(names)}), got {name!r}")
+
+    @property
+    def best(self) -> Preset:
+        """The preset with the best policies this project knows."""
+        return self.preset("tuned")
+
+    @property
+    def through_fuse(self) -> bool:
+        """Whether bytes of the root file system come over FUSE, also where a preset fetches all of them first."""
+        return self.presentation is not Presentation.NONE
+
+
+EMBEDDED = "embedded"
+"""The engine of our own."""
+
+_DOCKER_LIKE = Preset(
+    "docker-like", "one step and one layer after the other, as Docker", PullPolicy(False, "zlib", True),
+    pull_core_s_per_gb=62.0, baseline=True,
+)  # fmt: skip
+_TUNED_PULL = Preset(
+    "tuned", "fetching, decoding and unpacking overlap", PullPolicy(), pull_core_s_per_gb=15.0, baseline=True, line="--"
+)
+_EAGER = Preset(
+    "eager", "full pull that unpacks no file", LazyPolicy(eager=True, prefetch=False, background=False),
+    pull_core_s_per_gb=8.0, unpacks=False, line="--",
+)  # fmt: skip
+
+
+def _tuned(policies: LazyPolicy) -> Preset:
+    return Preset("tuned", "the best policies known", policies)
+
+
+def _reference(policies: LazyPolicy) -> Preset:
+    return Preset("reference", "the reference snapshotter's published defaults", policies, line=":", hollow=True)
+
+
+OVERLAY2 = Mode("overlay2", Form.IMAGE, Presentation.NONE, (_DOCKER_LIKE, _TUNED_PULL), "s", "#666666")
+ESTARGZ = Mode(
+    "estargz", Form.ESTARGZ, Presentation.TREE, (_tuned(LazyPolicy()), _reference(policy.STARGZ)), "o", "#0072B2",
+    # It serves every layer, where soci has small ones unpacked and does not see what is read of them, and it sees
+    # files, where erofs sees blocks that several files share.
+    tracer=True,
+)  # fmt: skip
+SOCI = Mode(
+    "soci", Form.SOCI, Presentation.TREE,
+    # A span of 4 MiB is read-ahead enough: fetching the next one too costs 1 % more bytes and no less time.
+    (_tuned(LazyPolicy(readahead_units=0, memory_bytes=52 * MIB)), _reference(policy.SOCI)), "^", "#D55E00",
+)  # fmt: skip
+EROFS = Mode(
+    "erofs", Form.EROFS, Presentation.BLOB,
+    # What is inflated costs no request any more, and a smaller step no less CPU; spans of 1 MiB: a quarter of SOCI's.
+    (_tuned(LazyPolicy(inflate_step=512 * KIB, readahead_units=4)), _EAGER), "D", "#009E73",
+)  # fmt: skip
+
+#: Every engine and its modes, in the order of tables. Each engine's first mode is its full pull.
+ENGINES: dict[str, tuple[Mode, ...]] = {EMBEDDED: (OVERLAY2, ESTARGZ, SOCI, EROFS)}
+
+
+def engine_modes(engine: str) -> tuple[Mode, ...]:
+    """The modes of an engine. Raises UsageError for an engine that nothing implements."""
+    if engine not in ENGINES:
+        hint = near_miss(engine, ENGINES) or f"; expected {_either(ENGINES)}"
+        raise UsageError(f"no engine called {engine!r}{hint}")
+    return ENGINES[engine]
+
+
+def find(mode: str, engine: str = EMBEDDED) -> Mode:
+    """The mode of that name. Raises UsageError, which names the nearest."""
+    modes = {known.name: known for known in engine_modes(engine)}
+    if mode not in modes:
+        whose = "a mode" if engine == EMBEDDED else f"a mode of engine {engine}"
+        raise UsageError(f"expected {whose} ({', '.join(modes)}), got {mode!r}{near_miss(mode, modes)}")
+    return modes[mode]
+
+
+def offers(engine: str, mode: str, preset: str = "") -> Preset | None:
+    """The preset an engine runs for these names (its default for none), or None where it has no such thing."""
+    for known in engine_modes(engine):
+        if known.name == mode:
+            return next((p for p in known.presets if preset in {"", p.name}), None)
+    return None
+
+
+def mode_names() -> tuple[str, ...]:
+    """The names of all engines' modes, each once."""
+    return tuple(dict.fromkeys(mode.name for modes in ENGINES.values() for mode in modes))
+
+
+def preset_names(mode: str) -> tuple[str, ...]:
+    """The names of the presets that any engine has for a mode, each once."""
+    having = [known for modes in ENGINES.values() for known in modes if known.name == mode]
+    return tuple(dict.fromkeys(preset.name for known in having for preset in known.presets))
+
+
+def default_preset(mode: str) -> str:
+    """What an entry without a preset is called: the default of the first engine that has the mode."""
+    return preset_names(mode)[0]
+
+
+def lazy_modes() -> tuple[Mode, ...]:
+    """The embedded engine's modes whose bytes come over FUSE."""
+    return tuple(mode for mode in ENGINES[EMBEDDED] if mode.through_fuse)
+
+
+def tracer() -> Mode:
+    """The mode a start's reads are recorded through."""
+    return next(mode for mode in ENGINES[EMBEDDED] if mode.tracer)
+
+
+def policy_of(mode: str, preset: str, options: Mapping[str, object] | None = None) -> PullPolicy | LazyPolicy:
+    """The policy of an embedded preset with single options replaced.
+
+    Raises:
+        UsageError: an unknown mode, preset or option, or a value no option takes.
+    """
+    policies = find(mode).preset(preset).policy
+    assert policies is not None, "the embedded engine's presets all have policies"
+    whose = f"{mode}:{preset}"
+    if isinstance(policies, PullPolicy):
+        return policy.changed(policies, options or {}, whose)
+    return policy.changed(policies, options or {}, whose)
+
+
+def lazy_policy(mode: str, preset: str, options: Mapping[str, object] | None = None) -> LazyPolicy:
+    """``policy_of`` for what the daemon serves. Raises UsageError for a mode it does not serve, too."""
+    policies = policy_of(mode, preset, options)
+    if not isinstance(policies, LazyPolicy):
+        names = ", ".join(known.name for known in lazy_modes())
+        raise UsageError(f"mode {mode} serves nothing lazily; expected one of {names}")
+    return policies
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How figures draw a case, in matplotlib's words."""
+
+    colour: str = "#999999"
+    marker: str = "o"
+    line: str = "-"
+    hollow: bool = False
+
+
+def style(engine: str, mode: str, preset: str) -> Style:
+    """How figures draw a case; what is not listed here (a stored session of later days) looks plain."""
+    for known in ENGINES.get(engine, ()):
+        if known.name == mode:
+            found = next((p for p in known.presets if p.name == preset), None)
+            return Style(known.colour, known.marker, *((found.line, found.hollow) if found else ()))
+    return Style()
+
+
+def is_lazy(engine: str, mode: str, preset: str) -> bool:
+    """Whether a stored case's container started before its image was there."""
+    found = offers(engine, mode, preset) if engine in ENGINES else None
+    return found is not None and found.lazy
+
+
+def is_baseline(engine: str, mode: str, preset: str) -> bool:
+    """Whether others are compared with a case of these names."""
+    found = offers(engine, mode, preset) if engine in ENGINES else None
+    return found is not None and found.baseline
+
+
+def place(engine: str, mode: str, preset: str) -> tuple[int, int, int]:
+    """Where a case stands in tables: by engine, mode and preset as listed here; what is not listed comes last."""
+    rows = [(e, m.name, p.name) for e, modes in ENGINES.items() for m in modes for p in m.presets]
+
+    def rank(names: Iterator[str], name: str) -> int:
+        listed = list(dict.fromkeys(names))
+        return listed.index(name) if name in listed else len(listed)
+
+    return (
+        rank((row[1] for row in rows), mode),
+        rank((row[0] for row in rows), engine),
+        rank((row[2] for row in rows if row[:2] == (engine, mode)), preset),
+    )
+
+
+def _either(words: Mapping[str, object]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
