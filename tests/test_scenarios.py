@@ -40,7 +40,7 @@ margin = 0.1
 def test_good_file() -> None:
     """Shorthands are expanded, names resolved, defaults filled in."""
     scenario = scenarios.parse(GOOD, "web.toml")
-    assert [m.key for m in scenario.modes] == ["overlay2:docker-like", "soci:tuned", "soci:tuned+traced"]
+    assert [m.key for m in scenario.modes] == ["overlay2:sequential", "soci:tuned", "soci:tuned+traced"]
     assert [s.name for s in scenario.shapes] == ["gcp-e2-micro", "mine", "cpu=0.25,memory=1G"]
     assert scenario.distance.rtt_ms == 80
     assert [w.name for w in scenario.runtime.workloads] == ["stat-walk", "import"]

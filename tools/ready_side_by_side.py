@@ -146,7 +146,7 @@ def read_ours(session: Path) -> list[Row]:
     rows = []
     for line in (session / "observations.jsonl").read_text("utf-8").splitlines():
         seen = Observation.model_validate_json(line)
-        name = f"{seen.case.mode}:{seen.case.preset}"
+        name = f"{seen.case.mode}:{seen.case.variant}"
         if not seen.valid:
             print(f"{session.name}: {name} is left out: {seen.failure or seen.invalid}", file=sys.stderr)
             continue

@@ -140,7 +140,7 @@ def contestants(names: list[str], programs: Programs) -> dict[str, Callable[[Mac
     """Who takes part: name -> function of a machine."""
     chosen: dict[str, Callable[[Machine], Result]] = {}
     for name in names:
-        if name in ("docker-like", "tuned"):
+        if name in ("sequential", "tuned"):
             chosen[name] = partial(embedded, name, {})
         elif name == "docker" and programs.has("dockerd"):
             chosen[name] = partial(docker, programs)
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("image", help="as coldbench names images: oci:DIR:TAG, docker://..., scenario:NAME")
     parser.add_argument("--shape", default="cpu=0.25,memory=2G")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--contestants", default="docker,containerd,docker-like,tuned")
+    parser.add_argument("--contestants", default="docker,containerd,sequential,tuned")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="append one JSON line per pull to this file")
     parser.add_argument("--programs", type=Path, help="directory looked into before PATH for the real programs")

@@ -20,7 +20,7 @@ from harness.model.near_miss import near_miss
 from harness.model.policy import KIB, MIB, LazyPolicy, PullPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 class Form(StrEnum):
@@ -91,8 +91,7 @@ class Mode:
                 return preset
         if not name:
             return self.presets[0]
-        names = [preset.name for preset in self.presets]
-        raise UsageError(f"expected a preset of mode {self.name} ({', '.join(names)}), got {name!r}")
+        raise UsageError(unknown_preset(self.name, name, [preset.name for preset in self.presets]))
 
     @property
     def best(self) -> Preset:
@@ -108,8 +107,8 @@ class Mode:
 EMBEDDED = "embedded"
 """The engine of our own."""
 
-_DOCKER_LIKE = Preset(
-    "docker-like", "one step and one layer after the other, as Docker", PullPolicy(False, "zlib", True),
+_SEQUENTIAL = Preset(
+    "sequential", "one step and one layer after the other", PullPolicy(False, "zlib", True),
     pull_core_s_per_gb=62.0, baseline=True,
 )  # fmt: skip
 _TUNED_PULL = Preset(
@@ -129,7 +128,7 @@ def _reference(policies: LazyPolicy) -> Preset:
     return Preset("reference", "the reference snapshotter's published defaults", policies, line=":", hollow=True)
 
 
-OVERLAY2 = Mode("overlay2", Form.IMAGE, Presentation.NONE, (_DOCKER_LIKE, _TUNED_PULL), "s", "#666666")
+OVERLAY2 = Mode("overlay2", Form.IMAGE, Presentation.NONE, (_SEQUENTIAL, _TUNED_PULL), "s", "#666666")
 ESTARGZ = Mode(
     "estargz", Form.ESTARGZ, Presentation.TREE, (_tuned(LazyPolicy()), _reference(policy.STARGZ)), "o", "#0072B2",
     # It serves every layer, where soci has small ones unpacked and does not see what is read of them, and it sees
@@ -149,6 +148,23 @@ EROFS = Mode(
 
 #: Every engine and its modes, in the order of tables. Each engine's first mode is its full pull.
 ENGINES: dict[str, tuple[Mode, ...]] = {EMBEDDED: (OVERLAY2, ESTARGZ, SOCI, EROFS)}
+
+
+#: Presets by the names they had, which stored sessions and scenario files of others may still use.
+RENAMED = {(OVERLAY2.name, "docker-like"): "sequential"}
+
+
+def renamed(mode: str, preset: str) -> str:
+    """``; it is called 'x' now`` for a name that a preset had, else nothing."""
+    now = RENAMED.get((mode, preset))
+    return f"; it is called {now!r} now" if now else ""
+
+
+def unknown_preset(mode: str, name: str, known: Iterable[str]) -> str:
+    """What is said of a preset that a mode does not have: the known ones, and which one was probably meant."""
+    names = list(known)
+    hint = renamed(mode, name) or near_miss(name, names)
+    return f"expected a preset of mode {mode} ({', '.join(names)}), got {name!r}{hint}"
 
 
 def engine_modes(engine: str) -> tuple[Mode, ...]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from harness.model.timeline import Span
 
 #: Version of the stored form; a change of meaning raises it and adds a migration to ``harness.session.store``.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Frozen(BaseModel):
@@ -31,11 +31,18 @@ class Case(Frozen):
     engine: str
     shape: str
     distance: str = "none"
+    label: str = ""
+    """What the scenario calls this entry, to tell it from others of the same mode and preset."""
+
+    @property
+    def variant(self) -> str:
+        """Preset, and label after a ``+``: what tells this case from others of its mode."""
+        return f"{self.preset}+{self.label}" if self.label else self.preset
 
     @property
     def key(self) -> str:
-        """Stable text form, unique within a session: ``scenario/mode:preset/engine/shape@distance``."""
-        return f"{self.scenario}/{self.mode}:{self.preset}/{self.engine}/{self.shape}@{self.distance}"
+        """Stable text form, unique within a session: ``scenario/mode:preset[+label]/engine/shape@distance``."""
+        return f"{self.scenario}/{self.mode}:{self.variant}/{self.engine}/{self.shape}@{self.distance}"
 
 
 class Failure(Frozen):

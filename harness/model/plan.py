@@ -101,7 +101,8 @@ def choose_modes(scenario: Scenario, modes: Sequence[str], presets: Sequence[str
         known = {preset for mode in chosen for preset in mode_table.preset_names(mode.mode)}
         for preset in presets:
             if preset not in known:
-                hint = near_miss(preset, known) or f"; expected one of {', '.join(sorted(known))}"
+                old = next((hint for mode in chosen if (hint := mode_table.renamed(mode.mode, preset))), "")
+                hint = old or near_miss(preset, known) or f"; expected one of {', '.join(sorted(known))}"
                 raise UsageError(f"--preset {preset}: none of the chosen modes has it{hint}")
         chosen = [
             _entry(chosen, mode, preset)
@@ -171,7 +172,8 @@ def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
                     case = Case(
                         scenario=scenario.name,
                         mode=choice.mode,
-                        preset=choice.variant,
+                        preset=choice.preset,
+                        label=choice.label,
                         engine=engine,
                         shape=shape.label,
                         distance=distance.name,

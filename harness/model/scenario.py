@@ -83,8 +83,7 @@ class ModeChoice(Table):
     def _check_preset(self) -> ModeChoice:
         known = mode_table.preset_names(self.mode)
         if self.preset and self.preset not in known:
-            expected = f"expected a preset of mode {self.mode} ({', '.join(known)})"
-            raise ValueError(f"{expected}, got {self.preset!r}{near_miss(self.preset, known)}")
+            raise ValueError(mode_table.unknown_preset(self.mode, self.preset, known))
         offered = [mode_table.offers(engine, self.mode, self.preset) for engine in mode_table.ENGINES]
         fetches_lazily = any(isinstance(preset.policy, LazyPolicy) for preset in offered if preset)
         if not fetches_lazily and (self.prefetch is not None or self.background is not None):

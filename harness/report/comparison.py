@@ -51,20 +51,14 @@ class CaseLine:
     throttled: Summary | None
     memory: Summary | None
     bound_s: float | None
+    lazy: bool
+    """Whether the container started before its image was there."""
+    style: modes.Style
+    """How figures draw this case."""
     ratios: dict[str, PairedRatio] = field(default_factory=dict)
     median_trial: Observation | None = None
     ready_by_block: dict[int, float] = field(default_factory=dict)
     """Seconds to ready of the valid trials, by block: what pairs with another case's."""
-
-    @property
-    def style(self) -> modes.Style:
-        """How figures draw this case."""
-        return modes.style(self.engine, self.mode, self.preset.partition("+")[0])
-
-    @property
-    def lazy(self) -> bool:
-        """Whether the container started before its image was there."""
-        return modes.is_lazy(self.engine, self.mode, self.preset.partition("+")[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +98,16 @@ def label_of(observation: Observation) -> str:
     """``mode:preset``, with the engine when it is not the embedded one."""
     case = observation.case
     engine = "" if case.engine == modes.EMBEDDED else f" ({case.engine})"
-    return f"{case.mode}:{case.preset}{engine}"
+    return f"{case.mode}:{case.variant}{engine}"
 
 
 def _place(case: Case) -> tuple[int, int, int]:
-    return modes.place(case.engine, case.mode, case.preset.partition("+")[0])
+    return modes.place(case.engine, case.mode, case.preset)
 
 
 def _is_baseline(case: Case) -> bool:
     """Full pulls that others are compared with; one that changes its preset's policies has a label and is none."""
-    return modes.is_baseline(case.engine, case.mode, case.preset)
+    return not case.label and modes.is_baseline(case.engine, case.mode, case.preset)
 
 
 def compare(observations: Sequence[Observation]) -> list[Group]:
@@ -168,7 +162,7 @@ def _line(
     return CaseLine(
         label=name,
         mode=case.mode,
-        preset=case.preset,
+        preset=case.variant,
         engine=case.engine,
         trials=len(trials),
         excluded=tuple(f"{count} x {reason}" for reason, count in why.items()),
@@ -179,6 +173,8 @@ def _line(
         throttled=summarise([sum(p.throttled_s for p in o.phases if p.phase in {"pull", "start"}) for o in valid]),
         memory=summarise([float(o.memory_peak_bytes) for o in valid]),
         bound_s=min(bounds) if bounds else None,
+        lazy=modes.is_lazy(case.engine, case.mode, case.preset),
+        style=modes.style(case.engine, case.mode, case.preset),
         ratios=ratios,
         median_trial=ordered[(len(ordered) - 1) // 2] if ordered else None,
         ready_by_block=ready[name],

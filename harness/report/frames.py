@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _case(o: Observation, host: str) -> dict[str, Any]:
-    case = o.case.model_dump()
+    case = {**o.case.model_dump(exclude={"label"}), "preset": o.case.variant}
     return {"session": o.session, "host": host, **case, "case": o.case.key, "block": o.block, "trial": o.trial}
 
 

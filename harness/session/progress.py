@@ -56,7 +56,7 @@ class Silent:
 def summary(observation: Observation) -> str:
     """One line about one trial."""
     case = observation.case
-    where = f"{case.mode}:{case.preset} {case.shape}" + (f" {case.distance}" if case.distance != "none" else "")
+    where = f"{case.mode}:{case.variant} {case.shape}" + (f" {case.distance}" if case.distance != "none" else "")
     head = f"block {observation.block + 1}  {case.scenario}  {where}"
     if observation.failure is not None:
         at = f" in {observation.failure.phase}" if observation.failure.phase else ""

@@ -19,16 +19,14 @@ from pydantic import BaseModel, ValidationError
 from harness.errors import UsageError
 from harness.model.observation import SCHEMA_VERSION, Observation
 from harness.model.session import Preparation, SessionHeader
+from harness.session.migrations import MIGRATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 HEADER = "session.json"
 OBSERVATIONS = "observations.jsonl"
 PREPARATIONS = "preparations.jsonl"
-
-#: Migrations of a stored object from version N to N+1, applied in order when an older file is read.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -85,7 +85,7 @@ def test_changed_layer(bench: Bench) -> None:
     path = bench.registry.blob_file(f"sha256:{digest}")
     good = path.read_bytes()
     path.write_bytes(good[:1000] + bytes([good[1000] ^ 1]) + good[1001:])
-    code, _line, failures = bench.run(layout, "overlay2:docker-like", "soci", "erofs")
+    code, _line, failures = bench.run(layout, "overlay2:sequential", "soci", "erofs")
     path.write_bytes(good)
     assert code == 5
     assert len(failures) == 3
@@ -144,7 +144,7 @@ def test_tokens_and_blobs_elsewhere(bench: Bench) -> None:
 def test_full_disk(bench: Bench) -> None:
     """An image that is larger than the machine's disk; the message says what to change."""
     layout = bench.layout("large", [("big", {"data": bytes(80 << 20)})])
-    modes = ("overlay2:docker-like", "overlay2:tuned")
+    modes = ("overlay2:sequential", "overlay2:tuned")
     code, _line, failures = bench.run(layout, *modes, shape="cpu=1,memory=256M,disk-size=48M")
     assert (code, [f.kind for f in failures]) == (5, ["DiskFull"] * 2)
     assert all("disk-size=" in f.message for f in failures)

@@ -34,4 +34,4 @@ def test_cells_run(
     for source in cells(path):
         exec(compile(source, path.name, "exec"), names)
     assert len(names["trials"]) == 28
-    assert "erofs:tuned against overlay2:docker-like" in capsys.readouterr().out
+    assert "erofs:tuned against overlay2:sequential" in capsys.readouterr().out

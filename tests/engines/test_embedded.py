@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-PRESETS = ("docker-like", "tuned")
+PRESETS = ("sequential", "tuned")
 
 
 class Deployment:
@@ -243,9 +243,9 @@ def test_truncated_layer(machine: Machine, registry: TestRegistry, preset: str) 
 
 
 def test_wrong_diff_id(machine: Machine, registry: TestRegistry) -> None:
-    """docker-like checks the decompressed bytes against the configuration, as Docker does."""
+    """sequential checks the decompressed bytes against the configuration, as Docker does."""
     registry.push("other-diff-id", [base_layer()], diff_ids=["sha256:" + "0" * 64])
-    fails(machine, registry.request("other-diff-id", preset="docker-like"), ContentError, "decompressed")
+    fails(machine, registry.request("other-diff-id", preset="sequential"), ContentError, "decompressed")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -393,7 +393,7 @@ def test_killed_agent(machine: Machine, registry: TestRegistry) -> None:
 
 def test_unknown_mode_and_preset(machine: Machine, registry: TestRegistry) -> None:
     """Names that do not exist are told with those that do."""
-    with pytest.raises(UsageError, match="docker-like, tuned"):
+    with pytest.raises(UsageError, match="sequential, tuned"):
         make_engine("embedded").start(machine, registry.request("base", preset="fast"))
     with pytest.raises(UsageError, match="embedded"):
         make_engine("podman")

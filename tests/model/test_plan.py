@@ -47,7 +47,7 @@ def test_seed_decides_the_order() -> None:
     assert keys(plan) != keys(make_plan([scenario()], seed=2))
     assert keys(plan)[:6] != keys(plan)[6:12]
     small = make_plan([scenario(shapes=["cpu=0.5"])], seed=44)
-    assert [k.split("/")[1] for k in keys(small)[:3]] == ["overlay2:docker-like", "soci:tuned", "soci:tuned+traced"]
+    assert [k.split("/")[1] for k in keys(small)[:3]] == ["overlay2:sequential", "soci:tuned", "soci:tuned+traced"]
 
 
 def test_plan_survives_storage() -> None:
@@ -78,7 +78,7 @@ def test_inline_shape_brings_its_own_distance() -> None:
 @pytest.mark.parametrize(
     ("modes", "presets", "chosen"),
     [
-        ([], [], ["overlay2:docker-like", "soci:tuned", "soci:tuned+traced"]),
+        ([], [], ["overlay2:sequential", "soci:tuned", "soci:tuned+traced"]),
         (["soci"], [], ["soci:tuned", "soci:tuned+traced"]),
         (["soci:tuned+traced"], [], ["soci:tuned+traced"]),
         (["erofs"], [], ["erofs:tuned"]),
@@ -99,6 +99,8 @@ def test_choose_modes(modes: list[str], presets: list[str], chosen: list[str]) -
         (["soci:eager"], [], "expected a preset of mode soci"),
         (["soci:tuned+x"], [], "has no mode"),
         ([], ["tunde"], "did you mean 'tuned'"),
+        (["overlay2:docker-like"], [], "it is called 'sequential' now"),
+        ([], ["docker-like"], "it is called 'sequential' now"),
     ],
 )
 def test_wrong_selection(modes: list[str], presets: list[str], message: str) -> None:
@@ -113,8 +115,8 @@ def test_engines_run_what_they_implement(monkeypatch: pytest.MonkeyPatch) -> Non
     full_pull = Mode("overlay2", Form.IMAGE, Presentation.NONE, (store,), "s", "red")
     monkeypatch.setitem(ENGINES, "other", (full_pull,))
     plan = make_plan([scenario(shapes=["cpu=0.5"])], 1, Selection(engines=("embedded", "other")))
-    assert [(c.case.engine, f"{c.case.mode}:{c.case.preset}") for c in plan.cases] == [
-        ("embedded", "overlay2:docker-like"), ("embedded", "soci:tuned"), ("embedded", "soci:tuned+traced"),
+    assert [(c.case.engine, f"{c.case.mode}:{c.case.variant}") for c in plan.cases] == [
+        ("embedded", "overlay2:sequential"), ("embedded", "soci:tuned"), ("embedded", "soci:tuned+traced"),
         ("other", "overlay2:store"),
     ]  # fmt: skip
     with pytest.raises(UsageError, match="nothing to run"):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FACTORS = {
-    ("overlay2", "docker-like"): (80.0, 1.0),
+    ("overlay2", "sequential"): (80.0, 1.0),
     ("overlay2", "tuned"): (30.0, 1.0),
     ("soci", "tuned"): (4.5, 1.8),
     ("erofs", "tuned"): (3.4, 1.01),

@@ -31,7 +31,7 @@ def test_failed_and_invalid_trials_are_counted_not_averaged() -> None:
     assert erofs.excluded == ("1 x NotReady: not ready after 300 s",)
     soci = next(line for line in group.lines if line.label == "soci:tuned")
     assert soci.excluded == ("1 x not-lazy: fetched 99 % of the image",)
-    assert soci.ratios["overlay2:docker-like"].blocks == 6
+    assert soci.ratios["overlay2:sequential"].blocks == 6
 
 
 def test_case_without_a_valid_trial_has_no_number() -> None:

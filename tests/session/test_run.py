@@ -85,7 +85,7 @@ def test_bench_prints_the_comparison(command: Command, tmp_path: Path) -> None:
     assert code == 0, err
     document = json.loads(out)
     jsonschema.validate(document, schema("comparison"))
-    assert [line["label"] for line in document["groups"][0]["lines"]] == ["overlay2:docker-like"]
+    assert [line["label"] for line in document["groups"][0]["lines"]] == ["overlay2:sequential"]
     assert (tmp_path / document["report"]).is_file()
 
 
@@ -96,7 +96,7 @@ def test_whole_run(command: Command, tmp_path: Path) -> None:
         "--mode",
         "overlay2",
         "--preset",
-        "docker-like",
+        "sequential",
         "--preset",
         "tuned",
         "--seed",

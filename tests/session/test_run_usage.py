@@ -68,7 +68,7 @@ def test_listing(directory: Path) -> None:
     result = CliRunner().invoke(app, ["scenarios", "--json"])
     rows = {row["name"]: row for row in json.loads(result.stdout)}
     assert rows["web"]["readiness"] == "http"
-    assert rows["web"]["modes"] == ["overlay2:docker-like", "soci:tuned", "soci:tuned+traced"]
+    assert rows["web"]["modes"] == ["overlay2:sequential", "soci:tuned", "soci:tuned+traced"]
     assert rows["web"]["image"] == "docker://registry.example/web:1"
     (directory / "scenarios" / "bad.toml").write_text("name = 1", "utf-8")
     result = CliRunner().invoke(app, ["scenarios"])

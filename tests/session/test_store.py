@@ -14,6 +14,7 @@ from harness.model.plan import make_plan
 from harness.model.scenario import Scenario
 from harness.model.session import Preparation, SessionHeader
 from harness.session import store
+from harness.session.migrations import MIGRATIONS
 from harness.session.store import Store, load, load_preparations
 
 if TYPE_CHECKING:
@@ -117,11 +118,38 @@ def test_older_schema_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     with Store.create(tmp_path / "s", header()):
         pass
-    monkeypatch.setitem(store.MIGRATIONS, SCHEMA_VERSION - 1, migrate)
+    monkeypatch.setitem(MIGRATIONS, SCHEMA_VERSION - 1, migrate)
     data = observation(0).model_dump(mode="json") | {"schema_version": SCHEMA_VERSION - 1, "ready_ms": 1500}
     del data["time_to_ready_s"]
     (tmp_path / "s" / store.OBSERVATIONS).write_text(json.dumps(data) + "\n", "utf-8")
     assert load(tmp_path / "s")[1] == [observation(0)]
+
+
+def test_version_1_is_read_as_today(tmp_path: Path) -> None:
+    """Labels stood in the preset, and ``sequential`` was called otherwise: header, plan, keys and observations."""
+    modes = ["overlay2", {"mode": "overlay2", "label": "zlib", "options": {"decoder": "zlib"}}]
+    scenario = Scenario.model_validate(header().scenarios["web"].model_dump() | {"modes": modes})
+    plan = make_plan([scenario], seed=1)
+    today = header().model_copy(update={"plan": plan, "scenarios": {"web": scenario}})
+    case = plan.cases[1].case
+    seen = observation(0).model_copy(update={"case": case})
+    with Store.create(tmp_path / "s", today) as writer:
+        writer.append(seen)
+    for name in (store.HEADER, store.OBSERVATIONS):
+        path = tmp_path / "s" / name
+        data = json.loads(path.read_text("utf-8"))
+        data["schema_version"] = 1
+        for stored in [data["case"]] if "case" in data else [c["case"] for c in data["plan"]["cases"]]:
+            stored["preset"] = "docker-like" + ("+" + stored["label"] if stored["label"] else "")
+            del stored["label"]
+        text = json.dumps(data).replace("overlay2:sequential", "overlay2:docker-like")
+        path.write_text(text.replace('"preset": "sequential"', '"preset": "docker-like"') + "\n", "utf-8")
+        assert "docker-like" in text
+        assert "sequential" not in path.read_text("utf-8")
+    read, observations = load(tmp_path / "s")
+    assert read == today
+    assert observations == [seen]
+    assert observations[0].case.variant == "sequential+zlib"
 
 
 def test_repeated_trial_counts_once(tmp_path: Path) -> None:

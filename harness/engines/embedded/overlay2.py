@@ -2,7 +2,7 @@
 
 Presets:
 
-``docker-like``
+``sequential``
     Docker's order of things: three downloads at a time, each to a file and verified; layers unpacked one after the
     other, bottom first, while later ones still download; the decompressed bytes hashed as well (diff ID); zlib, the
     decoder that Docker uses through unpigz. It has Docker's policies, not its waste: about a third of Docker's CPU
@@ -161,7 +161,7 @@ def _chunks(file: RawIOBase) -> Iterator[bytes]:
         yield data
 
 
-def _docker_like(pull: Pull) -> list[_Unpacked]:
+def _sequential(pull: Pull) -> list[_Unpacked]:
     context, layers = pull.context, pull.image.layers
     blobs = os.path.join(context.scratch, "blobs")
     os.makedirs(blobs, exist_ok=True)
@@ -281,7 +281,7 @@ def pull(context: Context, image: Image, policy: PullPolicy) -> Rootfs:
     work = Pull(context, image, verify_diff_ids=policy.verify_diff_ids, decoder=policy.decoder)
     os.makedirs(os.path.join(context.scratch, "layers"), exist_ok=True)
     try:
-        unpacked = (_tuned if policy.overlapped else _docker_like)(work)
+        unpacked = (_tuned if policy.overlapped else _sequential)(work)
     except _Stopped:  # only if a failure was lost on the way
         raise ColdbenchError("the pull was stopped") from None
     for number, layer in enumerate(unpacked):
