@@ -11,6 +11,7 @@ import time
 CTL_GET_FREE = 0x4C82
 CONFIGURE = 0x4C0A
 CLR_FD = 0x4C01
+GET_STATUS64 = 0x4C05
 CHANGE_FD = 0x4C06
 SET_DIRECT_IO = 0x4C08
 READ_ONLY, AUTOCLEAR, DIRECT_IO = 1, 4, 16
@@ -75,3 +76,17 @@ def attach(file: int, name: bytes, flags: int, block_bytes: int = 0, offset: int
                     flags &= ~DIRECT_IO
                 elif error.errno != errno.EBUSY or time.monotonic() > deadline:
                     raise
+
+
+def name_of(device: str) -> str:
+    """The name that ``attach`` gave a device; empty when it is free, gone, or has none."""
+    info = _LoopInfo64()
+    try:
+        descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(descriptor, GET_STATUS64, info)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return ""
+    return bytes(info.lo_file_name).decode("utf-8", "replace")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from harness.machine import cgroup, host, shaping
+from harness.machine.records import Record, recorded_directory
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -61,7 +61,9 @@ def _cgroups(root: bool) -> Check:
             "mount cgroup2 on /sys/fs/cgroup (systemd does), or run the container privileged with the host's /sys",
         )  # fmt: skip
     if root:
-        driver = cgroup.make_driver(f"coldbench-doctor-{os.getpid()}", mounts)
+        record = Record.new("doctor")
+        record.save()
+        driver = cgroup.make_driver(record.name, mounts)
         try:
             driver.create()
             driver.set_cpu(cgroup.CpuLimit(25_000, 100_000))
@@ -71,13 +73,13 @@ def _cgroups(root: bool) -> Check:
             return Check("cgroups", "fail", str(error), "the control groups must be writable: not a read-only mount")
         finally:
             driver.remove()
+            record.remove()
     note = "" if mounts.version == 2 else "version 1 limits only unbuffered disk writes"
     return Check("cgroups", "ok", f"version {mounts.version}", note)
 
 
 def _mounts() -> list[Check]:
-    with tempfile.TemporaryDirectory(prefix="coldbench-doctor-") as directory:
-        top = Path(directory)
+    with recorded_directory("doctor") as top:
         (top / "mnt").mkdir()
         (top / "empty").mkdir()
         image = top / "erofs.img"

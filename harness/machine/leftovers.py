@@ -1,8 +1,10 @@
-"""Finds and removes what killed runs left: by their records, and by name where a record is missing.
+"""Finds and removes what killed runs left.
 
-What belongs to a live run is never touched: an ID whose record names a live owner is skipped wherever it turns up.
-A record is written before the first thing it stands for is made, and removed after the last has gone; so it is read
-after a thing was seen, never before.
+A thing is ours when a record vouches for it: by the ID in its name, by the name a loop device was given, by a path the
+record lists. What only looks like ours, and whatever belongs to a live run, is never touched. Records are read after a
+thing was seen, never before: they are written before the first thing they stand for and removed after the last.
+
+No file is executed in a namespace that somebody else may have shaped (``harness.machine.mount_table``).
 """
 
 from __future__ import annotations
@@ -13,22 +15,22 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.errors import MachineError
 from harness.kernel import loop
 from harness.machine import cgroup, records, shaping
+from harness.machine.mount_table import find_mounts, mounts_below
 from harness.machine.records import ENVIRONMENT_MARK, PREFIX, ProcessId, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_ID = re.compile(rf"{PREFIX}([0-9a-f]{{8}})(?![0-9a-f])")
-_INTERFACE_ID = re.compile(rf"{records.INTERFACE_PREFIX}([0-9a-f]{{8}})[a-z]$")
-_PATH_ID = re.compile(rf"(?:{re.escape(str(records.RUN_DIR))}/|{PREFIX})([0-9a-f]{{8}})")
+_NAME = re.compile(rf"{PREFIX}([0-9a-f]{{8}})")
+_INTERFACE_NAME = re.compile(rf"{records.INTERFACE_PREFIX}([0-9a-f]{{8}})[a-z]")
 
 _HALF_WRITTEN_S = 60.0
 """A record younger than this may be about to get its name."""
@@ -47,26 +49,43 @@ class Leftover:
         return f"{self.kind} {self.what}"
 
 
+class Titles:
+    """Which IDs belong to dead runs. With ``mine``, this very process counts as one of them."""
+
+    def __init__(self, mine: bool) -> None:
+        self._own = ProcessId.of(os.getpid()) if mine else None
+
+    def dead(self, found: str) -> Record | None:
+        """The record of a dead run with this ID; None for a live one's, and where nobody vouches for the ID."""
+        if not records.is_trusted(records.RUN_DIR):
+            return None
+        record = Record.load(records.RUN_DIR / f"{found}.json")
+        if record is None or (record.owner.alive and record.owner != self._own):
+            return None
+        return record
+
+    def match(self, pattern: re.Pattern[str], name: str) -> str:
+        """The ID of a dead run that ``name`` carries; empty for any other name."""
+        match = pattern.fullmatch(name)
+        return match[1] if match and self.dead(match[1]) is not None else ""
+
+
 def find_leftovers(mine: bool = False) -> list[Leftover]:
     """Everything dead runs left, in the order in which it has to go.
 
     With ``mine``, also what this very process still holds: for tests that look after tear-down. Needs root.
     """
-    own = ProcessId.of(os.getpid())
-
-    def is_dead(found: str) -> bool:
-        record = Record.load(records.RUN_DIR / f"{found}.json")
-        return record is None or not record.owner.alive or (mine and record.owner == own)
-
-    dead = [record for record in records.stored() if is_dead(record.id)]
+    titles = Titles(mine)
+    dead = [record for record in records.stored() if titles.dead(record.id) is not None]
     found: list[Leftover] = []
-    found += _processes(dead, is_dead)
-    found += _groups(is_dead)
-    found += _mounts(is_dead)
-    found += _loops(is_dead)
-    found += _interfaces(is_dead)
-    found += _files(dead, is_dead)
-    return found
+    found += _processes(dead, titles)
+    found += _groups(titles)
+    found += _mounts(dead)
+    found += _loops(titles)
+    found += _interfaces(titles)
+    found += _files(dead)
+    # A record goes after all that it vouches for: without it nothing of that would be found any more.
+    return [*found, *_records(dead, {leftover.id for leftover in found}), *_half_written()]
 
 
 def sweep() -> list[str]:
@@ -76,7 +95,7 @@ def sweep() -> list[str]:
         with records.host_lock():
             found = find_leftovers()
             for leftover in found:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, MachineError):
                     leftover.remove()
         removed += [text for text in map(str, found) if text not in removed]
         if not found:
@@ -85,26 +104,35 @@ def sweep() -> list[str]:
     return removed
 
 
-def _processes(dead: list[Record], is_dead: Callable[[str], bool]) -> Iterator[Leftover]:
-    seen: set[int] = set()
+def _processes(dead: list[Record], titles: Titles) -> Iterator[Leftover]:
+    seen: set[int] = {os.getpid()}
     for record in dead:
         for process in record.processes:
             if process.alive and process.pid not in seen:
                 seen.add(process.pid)
                 yield Leftover("process", _command(process.pid), record.id, _killer(process))
-    mark = f"{ENVIRONMENT_MARK}={PREFIX}".encode()
+    mark = f"{ENVIRONMENT_MARK}=".encode()
     for pid in _all_pids():
+        process_id = ProcessId.of(pid)
+        if pid in seen or process_id is None:
+            continue
         try:
             environment = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             continue
-        if mark not in environment or pid in seen or pid == os.getpid():
-            continue
         for variable in environment.split(b"\0"):
-            found = variable.removeprefix(mark).decode("ascii", "replace") if variable.startswith(mark) else ""
-            process_id = ProcessId.of(pid)
-            if found and is_dead(found) and process_id is not None:
+            if not variable.startswith(mark) or not _is_roots(pid):
+                continue
+            if found := titles.match(_NAME, variable.removeprefix(mark).decode("ascii", "replace")):
                 yield Leftover("process", _command(pid), found, _killer(process_id))
+
+
+def _is_roots(pid: int) -> bool:
+    """Whether a process is root's in every respect: anybody may give his own the environment he likes."""
+    for line in cgroup.read_text(Path(f"/proc/{pid}/status")).splitlines():
+        if line.startswith("Uid:"):
+            return set(line.split()[1:]) == {"0"}
+    return False
 
 
 def _command(pid: int) -> str:
@@ -128,12 +156,11 @@ def _all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def _groups(is_dead: Callable[[str], bool]) -> Iterator[Leftover]:
+def _groups(titles: Titles) -> Iterator[Leftover]:
     for root in cgroup.find_mounts().roots:
         for path in sorted(root.glob(f"{PREFIX}*")):
-            match = _ID.match(path.name)
-            if match and is_dead(match[1]):
-                yield Leftover("control group", str(path), match[1], _group_remover(path))
+            if found := titles.match(_NAME, path.name):
+                yield Leftover("control group", str(path), found, _group_remover(path))
 
 
 def _group_remover(path: Path) -> Callable[[], None]:
@@ -147,75 +174,64 @@ def _group_remover(path: Path) -> Callable[[], None]:
     return remove
 
 
-def _mounts(is_dead: Callable[[str], bool]) -> Iterator[Leftover]:
-    """Mounts at or of our names in any mount namespace, deepest first; one process stands for its namespace."""
-    seen: set[int] = set()
-    for pid in _all_pids():
-        try:
-            namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
-            if namespace in seen:
-                continue
-            lines = Path(f"/proc/{pid}/mountinfo").read_text("utf-8", errors="replace").splitlines()
-        except OSError:
-            continue
-        seen.add(namespace)
-        for line in reversed(lines):
-            match = _PATH_ID.search(line)
-            if match and is_dead(match[1]):
-                target = line.split()[4].encode().decode("unicode_escape")
-                yield Leftover("mount", f"{target} (namespace of {pid})", match[1], _unmounter(pid, target))
+def _mounts(dead: list[Record]) -> Iterator[Leftover]:
+    for found in find_mounts(dead):
+        yield Leftover("mount", str(found), found.record, found.unmount)
 
 
-def _unmounter(pid: int, target: str) -> Callable[[], None]:
-    def unmount() -> None:
-        subprocess.run(
-            ["nsenter", f"--mount=/proc/{pid}/ns/mnt", "umount", "-l", target], capture_output=True, check=False
-        )
-
-    return unmount
-
-
-def _loops(is_dead: Callable[[str], bool]) -> Iterator[Leftover]:
+def _loops(titles: Titles) -> Iterator[Leftover]:
     for path in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
-        match = _ID.search(cgroup.read_text(path))
-        if match and is_dead(match[1]):
-            device = f"/dev/{path.parent.parent.name}"
-            yield Leftover("loop device", device, match[1], _loop_clearer(device))
+        device = f"/dev/{path.parent.parent.name}"
+        if found := titles.match(_NAME, loop.name_of(device)):
+            yield Leftover("loop device", device, found, _loop_clearer(device, f"{PREFIX}{found}"))
 
 
-def _loop_clearer(device: str) -> Callable[[], None]:
+def _loop_clearer(device: str, name: str) -> Callable[[], None]:
     def clear() -> None:
         with open(device, "rb") as file:
-            fcntl.ioctl(file, loop.CLR_FD)
+            if loop.name_of(device) == name:
+                fcntl.ioctl(file, loop.CLR_FD)
 
     return clear
 
 
-def _interfaces(is_dead: Callable[[str], bool]) -> Iterator[Leftover]:
+def _interfaces(titles: Titles) -> Iterator[Leftover]:
     for name in shaping.interfaces():
-        match = _INTERFACE_ID.match(name)
-        if match and is_dead(match[1]):
-            yield Leftover("interface", name, match[1], lambda name=name: shaping.remove_interface(name))  # type: ignore[misc]
+        if found := titles.match(_INTERFACE_NAME, name):
+            yield Leftover("interface", name, found, lambda name=name: shaping.remove_interface(name))  # type: ignore[misc]
     for address, label in shaping.loopback_addresses().items():
-        match = _INTERFACE_ID.match(label)
-        if match and is_dead(match[1]):
+        if found := titles.match(_INTERFACE_NAME, label):
             yield Leftover(
-                "address", address, match[1], lambda address=address: shaping.remove_loopback_address(address)  # type: ignore[misc]
+                "address", address, found, lambda address=address: shaping.remove_loopback_address(address)  # type: ignore[misc]
             )  # fmt: skip
 
 
-def _files(dead: list[Record], is_dead: Callable[[str], bool]) -> Iterator[Leftover]:
+def _files(dead: list[Record]) -> Iterator[Leftover]:
     for record in dead:
         for file in record.files:
-            if os.path.lexists(file):
-                yield Leftover("file", file, record.id, _file_remover(Path(file)))
-    if records.RUN_DIR.is_dir():
-        for path in sorted(records.RUN_DIR.iterdir()):
-            found = path.name.partition(".")[0]
-            half_written = path.suffix == ".tmp" and time.time() - _modified(path) < _HALF_WRITTEN_S
-            if re.fullmatch("[0-9a-f]{8}", found) and not half_written and is_dead(found):
-                kind = "directory" if path.is_dir() else "record"
-                yield Leftover(kind, str(path), found, _file_remover(path))
+            with contextlib.suppress(OSError):
+                # The path is known to all once we are gone; what stands there may be another user's.
+                if os.lstat(file).st_uid == 0:
+                    yield Leftover("file", file, record.id, _file_remover(Path(file)))
+
+
+def _records(dead: list[Record], busy: set[str]) -> Iterator[Leftover]:
+    for record in dead:
+        if record.id in busy:
+            continue
+        if record.directory.is_dir():
+            yield Leftover("directory", str(record.directory), record.id, _file_remover(record.directory))
+        yield Leftover("record", str(record.path), record.id, _file_remover(record.path))
+
+
+def _half_written() -> Iterator[Leftover]:
+    """Records that were never finished: nothing had been made for them yet."""
+    if not records.is_trusted(records.RUN_DIR):
+        return
+    for path in sorted(records.RUN_DIR.glob("*.tmp")):
+        match = re.fullmatch(r"([0-9a-f]{8})\.[0-9]+\.tmp", path.name)
+        if match and time.time() - _modified(path) > _HALF_WRITTEN_S:
+            yield Leftover("record", str(path), match[1], _file_remover(path))
 
 
 def _modified(path: Path) -> float:
@@ -227,10 +243,9 @@ def _modified(path: Path) -> float:
 
 def _file_remover(path: Path) -> Callable[[], None]:
     def remove() -> None:
-        if path.is_dir() and not path.is_symlink():
-            if not any(os.path.ismount(entry) for entry in path.iterdir()):
-                shutil.rmtree(path, ignore_errors=True)
-        else:
+        if not path.is_dir() or path.is_symlink():
             path.unlink(missing_ok=True)
+        elif not mounts_below(path):
+            shutil.rmtree(path, ignore_errors=True)
 
     return remove

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-import tempfile
 import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.machine.records import recorded_directory
 from harness.model.bound import Rates
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _send(sender: socket.socket, data: bytes) -> None:
 
 def _write_core_s(sample: bytes) -> float:
     """Into a fresh file each time."""
-    with tempfile.TemporaryDirectory(prefix="coldbench-rates-", dir="/var/tmp") as directory:
+    with recorded_directory("rates") as directory:
         names = iter(range(_RUNS))
 
         def write() -> None:
@@ -179,7 +179,7 @@ def _write_core_s(sample: bytes) -> float:
 
 def _create_core_s() -> float:
     """Per file, in a directory that is open already."""
-    with tempfile.TemporaryDirectory(prefix="coldbench-rates-", dir="/var/tmp") as directory:
+    with recorded_directory("rates") as directory:
         top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         rounds = iter(range(_RUNS))
 

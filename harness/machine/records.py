@@ -3,6 +3,10 @@
 Every artefact carries the name ``coldbench-ID`` (interfaces, whose names are short: ``cbID`` and a letter), ID being
 eight hexadecimal digits. A record ``/run/coldbench/ID.json`` says which process owns that ID; a process is its pid
 *and* its start time, because pids come round again.
+
+A record is written before the first thing it stands for is made, and removed after the last has gone. It is the only
+title: a thing whose name looks like ours and that no record vouches for belongs to somebody else. Only records that
+root wrote count, in a directory that nobody else writes to.
 """
 
 from __future__ import annotations
@@ -12,6 +16,9 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
+import stat
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +34,12 @@ INTERFACE_PREFIX = "cb"
 RUN_DIR = Path(os.environ.get("COLDBENCH_RUN_DIR", "/run/coldbench"))
 """On a tmpfs on most systems, so that a reboot, which ends every run, takes the records with it."""
 
+_MOUNTS = "mounts"
+"""Directory of symlinks to mount points."""
+
+FORMAT = 1
+"""Kept as long as it can be: a version that does not know a record's form takes a live run for a dead one."""
+
 ENVIRONMENT_MARK = "COLDBENCH_MACHINE"
 """Variable set in every process spawned in a machine; finds those that left their control group."""
 
@@ -40,12 +53,13 @@ class ProcessId:
 
     @classmethod
     def of(cls, pid: int) -> ProcessId | None:
-        """The process that has this pid now, None if there is none."""
+        """The process that has this pid now, None if there is none, or only its exit status (a zombie)."""
         try:
-            stat = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
+            text = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
         except OSError:
             return None
-        return cls(pid, int(stat.rpartition(")")[2].split()[19]))
+        fields = text.rpartition(")")[2].split()
+        return None if fields[0] in ("Z", "X") else cls(pid, int(fields[19]))
 
     @property
     def alive(self) -> bool:
@@ -63,6 +77,7 @@ class Record:
     addresses: list[str] = field(default_factory=list)
     processes: list[ProcessId] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    """Files and directories outside of ``directory``."""
 
     @classmethod
     def new(cls, kind: str, label: str = "") -> Record:
@@ -97,11 +112,29 @@ class Record:
             self.processes.append(process)
             self.save()
 
+    def add_mount(self, target: str) -> None:
+        """Note a mount point outside of ``directory``, before anything is mounted there."""
+        noted = self.directory / _MOUNTS
+        noted.mkdir(mode=0o755, parents=True, exist_ok=True)
+        (noted / str(len(self.mounts()))).symlink_to(os.path.abspath(target))
+
+    def mounts(self) -> list[str]:
+        """Mount points outside of ``directory``, in the order in which they were noted."""
+        try:
+            names = sorted(os.listdir(self.directory / _MOUNTS), key=int)
+            return [os.readlink(self.directory / _MOUNTS / name) for name in names]
+        except (OSError, ValueError):
+            return []
+
     def save(self) -> None:
         """Write the record so that a reader sees the old or the new state, never half of one."""
-        RUN_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_run_directory()
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"format": 1, **asdict(self)}), "utf-8")
+        # One writer at a time, so an older one of this name is a killed writer's whose pid came round again.
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump({"format": FORMAT, **asdict(self)}, file)
         temporary.rename(self.path)
 
     def remove(self) -> None:
@@ -109,10 +142,16 @@ class Record:
 
     @classmethod
     def load(cls, path: Path) -> Record | None:
-        """A stored record; None if it is not one (cut, or of a later format)."""
+        """A stored record; None if it is not one (cut, or of another format), or if somebody else could have written
+        it."""
         try:
-            data: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            if data.pop("format") != 1:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(descriptor, encoding="utf-8") as file:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode) or not _is_ours(status):
+                    return None
+                data: dict[str, Any] = json.load(file)
+            if data.pop("format") != FORMAT or data["id"] != path.name.partition(".")[0]:
                 return None
             data["owner"] = ProcessId(**data["owner"])
             data["processes"] = [ProcessId(**p) for p in data["processes"]]
@@ -121,17 +160,59 @@ class Record:
             return None
 
 
+def _is_ours(status: os.stat_result) -> bool:
+    """Whether only root, or this very user where that is not root, can have changed a file."""
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def make_run_directory() -> None:
+    """Make ``RUN_DIR`` if it is not there; MachineError when it is open to other users."""
+    RUN_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not is_trusted(RUN_DIR):
+        raise MachineError(
+            f"{RUN_DIR} belongs to another user or can be written by others; remove it, or set COLDBENCH_RUN_DIR"
+        )
+
+
+def is_trusted(directory: Path) -> bool:
+    """Whether nobody but root can put records into a directory."""
+    try:
+        status = directory.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and _is_ours(status)
+
+
 def stored() -> list[Record]:
     """All records of this host, of live and of dead runs."""
-    if not RUN_DIR.is_dir():
+    if not is_trusted(RUN_DIR):
         return []
     return [r for path in sorted(RUN_DIR.glob("*.json")) if (r := Record.load(path)) is not None]
 
 
 @contextlib.contextmanager
+def recorded_directory(kind: str, parent: Path = Path("/var/tmp")) -> Iterator[Path]:
+    """A directory for the caller alone, gone at the end, or after a kill by ``coldbench clean`` (if root made it)."""
+    if os.geteuid() != 0:
+        with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{kind}-", dir=parent) as made:
+            yield Path(made)
+        return
+    record = Record.new(kind)
+    path = parent / record.name
+    record.files.append(str(path))
+    record.save()
+    try:
+        path.mkdir(mode=0o700)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        record.remove()
+
+
+@contextlib.contextmanager
 def host_lock() -> Iterator[None]:
     """Serialises what must not happen twice at once on this host: taking addresses, cleaning up."""
-    RUN_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with open(RUN_DIR / "lock", "w", encoding="ascii") as file:
+    make_run_directory()
+    with open(os.open(RUN_DIR / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

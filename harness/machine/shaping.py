@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,10 +192,14 @@ def _takes(kind: str, **parameters: int) -> bool:
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
-    name = f"cbtry{random.randrange(1 << 24):06x}"
+    from harness.machine.records import Record
+
+    record = Record.new("probe", f"does the kernel have {kind}")
+    record.save()
+    name = record.interface("t")
     with IPRoute() as ipr:
         try:
-            ipr.link("add", ifname=name, kind="veth", peer={"ifname": f"{name}p"})
+            ipr.link("add", ifname=name, kind="veth", peer={"ifname": record.interface("u")})
             index = ipr.link_lookup(ifname=name)[0]
             ipr.tc("add", kind, index, handle=0x10000, parent=0xFFFFFFFF, **parameters)
         except NetlinkError as error:
@@ -206,4 +209,5 @@ def _takes(kind: str, **parameters: int) -> bool:
         finally:
             for index in ipr.link_lookup(ifname=name):
                 ipr.link("del", index=index)
+            record.remove()
     return True

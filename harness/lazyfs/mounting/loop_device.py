@@ -12,6 +12,9 @@ import os
 
 from harness.kernel import loop
 
+OWNER_VARIABLE = "COLDBENCH_MACHINE"
+"""Names the run a process belongs to; a device carries that name, so that it is found when the run was killed."""
+
 _BLOCK_BYTES = 512
 LAZY_READ_AHEAD_KIB = 128
 """While bytes come over the network; the kernel's 2.5 MB for loop devices would fetch what nobody reads."""
@@ -27,7 +30,11 @@ class LoopDevice:
         backing = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._fd, self.path = loop.attach(
-                backing, os.fsencode(path)[:63], loop.READ_ONLY | loop.AUTOCLEAR, _BLOCK_BYTES, offset
+                backing,
+                os.fsencode(os.environ.get(OWNER_VARIABLE) or path)[:63],
+                loop.READ_ONLY | loop.AUTOCLEAR,
+                _BLOCK_BYTES,
+                offset,
             )
         finally:
             os.close(backing)
