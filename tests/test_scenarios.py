@@ -44,7 +44,7 @@ def test_good_file() -> None:
     assert [s.name for s in scenario.shapes] == ["gcp-e2-micro", "mine", "cpu=0.25,memory=1G"]
     assert scenario.distance.rtt_ms == 80
     assert [w.name for w in scenario.runtime.workloads] == ["stat-walk", "import"]
-    assert scenario.engines == ("embedded",)
+    assert [e.engine for e in scenario.engines] == ["embedded"]
 
 
 @pytest.mark.parametrize(

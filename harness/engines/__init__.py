@@ -6,23 +6,30 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.engines.protocol import Engine
+    from harness.model.engine import EngineChoice
 
-ENGINES = {
+ENGINES: dict[str, str] = {
     "embedded": "harness.engines.embedded.engine:EmbeddedEngine",
     "docker": "harness.engines.docker:DockerEngine",
     "containerd": "harness.engines.containerd:ContainerdEngine",
 }
 
 
-def make_engine(name: str) -> Engine:
-    """A fresh engine for one trial; UsageError when there is none of that name (or it cannot be loaded here)."""
+def make_engine(choice: EngineChoice) -> Engine:
+    """A fresh engine for one trial; UsageError when this program has none of that name."""
     from importlib import import_module, util
 
     from harness.errors import UsageError
 
-    module, _, attribute = ENGINES.get(name, "").partition(":")
-    if not module or util.find_spec(module) is None:
-        known = [engine for engine, where in ENGINES.items() if util.find_spec(where.partition(":")[0])]
-        raise UsageError(f"engine {name!r}: expected one of {', '.join(known)}")
-    engine: Engine = getattr(import_module(module), attribute)()
+    module, _, attribute = ENGINES[choice.engine].partition(":")
+    if util.find_spec(module) is None:
+        raise UsageError(f"engine {choice.engine!r}: expected one of {', '.join(known_engines())}")
+    engine: Engine = getattr(import_module(module), attribute)(choice)
     return engine
+
+
+def known_engines() -> tuple[str, ...]:
+    """Names of the engines that this program has."""
+    from importlib import util
+
+    return tuple(name for name, where in ENGINES.items() if util.find_spec(where.partition(":")[0]))

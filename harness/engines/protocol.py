@@ -1,8 +1,9 @@
-"""The engine seam: deploy(machine, request) -> a running container, and tear-down.
+"""The engine seam: what a container engine says, is told and reports, whichever it is.
 
-An engine brings its daemons up inside the machine *before* T0 (a VM boots with them), is told at T0 what to deploy,
-reports spans as they happen, and gives its counters. It never decides readiness: the probes do, from outside the
-machine's CPU quota, so that watching costs the machine nothing.
+An engine says what it can do and whether it can run here, before anything is planned. It brings its daemons up inside
+the machine *before* T0 (a VM boots with them), is told at T0 what to deploy, says which phase it is in, reports spans
+as they happen, and gives what counters it has. It never decides readiness: the probes do, from outside the machine's
+CPU quota, so that watching costs the machine nothing.
 """
 
 from __future__ import annotations
@@ -11,11 +12,73 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from harness.machine.machine import Machine
-    from harness.model.observation import LazyUsage, WorkloadResult
+    from harness.model.modes import Mode
+    from harness.model.observation import Invalidity, LazyUsage, Phase, WorkloadResult
     from harness.model.timeline import Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program an engine runs: where it was found and its version; empty where it was not, or does not tell."""
+
+    name: str
+    path: str = ""
+    version: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version or 'of unknown version'}" if self.path else f"{self.name} (not found)"
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether an engine can run here.
+
+    ``reason`` is empty when it can; else one line that says what is missing or wrong, with the version found, and how
+    to install or build what is wanted.
+    """
+
+    programs: tuple[Program, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an engine has to say about its trial so far; None stands for what it cannot know.
+
+    ``phase`` names what it was at when ``deploy`` raised (finer than the phases that are charged: ``resolve`` …).
+    ``requests`` counts what its own clients sent to the registry. ``details`` are further figures for the
+    observation, ``log_tail`` the end of what its processes wrote to stderr. ``invalid`` holds reasons of its own why
+    the trial does not count, such as a snapshotter that unpacked what it should have served.
+    """
+
+    phase: str = ""
+    requests: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    log_tail: str = ""
+    invalid: tuple[Invalidity, ...] = ()
+
+
+class Watch(Protocol):
+    """Whoever watches a deployment is told of it as it happens, from the thread that runs ``deploy``."""
+
+    def phase(self, name: Phase) -> None:
+        """This phase begins now (``pull`` has begun at T0); counters are read at this moment."""
+        ...
+
+    def created(self, container: Container) -> None:
+        """The container exists and its process does not run yet: watchers are there from the first instant."""
+        ...
+
+
+class Unwatched:
+    """A ``Watch`` for deployments that nobody measures."""
+
+    def phase(self, name: Phase) -> None: ...
+
+    def created(self, container: Container) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +117,11 @@ class DeployRequest:
 
 
 class Container(Protocol):
-    """A started container. File descriptors and pids are valid in the harness's own namespaces."""
+    """A container, from its creation on. File descriptors and pids are valid in the harness's own namespaces."""
 
     @property
     def pid(self) -> int:
-        """Pid of the container's init process."""
+        """Pid of the container's init process; 0 where an engine does not know it before the process runs."""
         ...
 
     @property
@@ -86,21 +149,25 @@ class Container(Protocol):
 class Engine(Protocol):
     """Implements modes. One object serves one trial; every method may raise ``harness.errors.ColdbenchError``."""
 
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes it implements, its full pull first (``harness.model.modes``)."""
+        ...
+
+    def available(self, mode: str = "", preset: str = "") -> Availability:
+        """Whether it can run here at all, or this mode and preset of it; quick, and asked before anything is planned.
+
+        An empty ``preset`` stands for the mode's default one.
+        """
+        ...
+
     def start(self, machine: Machine, request: DeployRequest) -> None:
         """Bring the daemons up inside and wait until they can be told to deploy; nothing of the image yet."""
         ...
 
-    def deploy(
-        self,
-        machine: Machine,
-        request: DeployRequest,
-        timeline: Recorder,
-        created: Callable[[Container], None] = lambda _container: None,
-    ) -> Container:
+    def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder, watch: Watch) -> Container:
         """T0 is now: get the root file system there and start the container; returns once its process runs.
 
-        ``created`` is told when the container exists and its process does not run yet, so that whoever watches it is
-        there from the first instant.
+        ``watch`` hears when the phases ``create`` and ``start`` begin, and of the container when it exists.
         """
         ...
 
@@ -113,15 +180,19 @@ class Engine(Protocol):
         ...
 
     def lazy_usage(self) -> LazyUsage | None:
-        """Counters of the lazy-pulling daemon; None for a mode that has none."""
+        """Counters of the lazy-pulling daemon, as far as it tells; None for a mode that has none."""
         ...
 
     def daemon_pids(self) -> tuple[int, ...]:
-        """Pids (harness's namespace) of the daemons that serve the root file system; empty for overlay2."""
+        """Pids (harness's namespace) of the daemons that serve the root file system; empty for a full pull."""
         ...
 
     def first_touches(self) -> list[dict[str, Any]]:
         """Reads in first-touch order, ``{"path", "layer", "offset", "size", "t_s"}``, if the request asked for them."""
+        ...
+
+    def report(self) -> Report:
+        """What there is to say so far; asked after a failure, too, and never raises."""
         ...
 
     def tear_down(self) -> None:

@@ -62,11 +62,17 @@ class Invalidity(Frozen):
     reason: str
 
 
+#: What an engine goes through until the container is ready, as it says itself (``harness.engines.protocol.Watch``).
+Phase = Literal["pull", "create", "start"]
+BEFORE_READY: tuple[Phase, ...] = ("pull", "create", "start")
+
+
 class PhaseUsage(Frozen):
     """CPU charged to the machine within one phase (cgroup counters at its two ends)."""
 
-    phase: Literal["pull", "start", "background", "workloads"]
-    """``pull``: T0 until the root file system is mounted; ``start``: until ready; then background and workloads."""
+    phase: Literal[Phase, "background", "workloads"]
+    """``pull``: T0 until the root file system is there; ``create``: until the container exists; ``start``: until ready;
+    then background and workloads. Sessions from before 2027 count ``create`` to ``start``."""
     wall_s: float
     cpu_user_s: float
     cpu_system_s: float
@@ -80,11 +86,11 @@ class PhaseUsage(Frozen):
 
 
 class Wire(Frozen):
-    """Traffic of the machine's network interface (bytes, both directions) and registry requests."""
+    """Traffic of the machine's network interface (bytes, both directions) and registry requests (None: not known)."""
 
     received_bytes: int = 0
     sent_bytes: int = 0
-    requests: int = 0
+    requests: int | None = 0
 
 
 class Histogram(Frozen):
@@ -104,26 +110,31 @@ class FuseOpcode(Frozen):
 
 
 class LazyUsage(Frozen):
-    """What the lazy-pulling daemon did, up to ready and in all."""
+    """What the lazy-pulling daemon did, up to ready and in all. None stands for what its engine cannot know."""
 
-    layers_lazy: int
-    layers_unpacked: int
-    bytes_fetched_before_ready: int
-    bytes_fetched: int
-    requests_before_ready: int
-    requests: int
-    spans_fetched: int
-    spans_total: int
-    bytes_inflated: int
-    digest_mismatches: int
-    retries: int
-    fuse: dict[str, FuseOpcode] = Field(default_factory=dict)
-    memory_peak_bytes: int = 0
-    cpu_s: float = 0.0
+    layers_lazy: int | None = None
+    layers_unpacked: int | None = None
+    bytes_fetched_before_ready: int | None = None
+    bytes_fetched: int | None = None
+    requests_before_ready: int | None = None
+    requests: int | None = None
+    spans_fetched: int | None = None
+    spans_total: int | None = None
+    bytes_inflated: int | None = None
+    digest_mismatches: int | None = None
+    retries: int | None = None
+    fuse: dict[str, FuseOpcode] | None = Field(default_factory=dict)
+    memory_peak_bytes: int | None = 0
+    cpu_s: float | None = 0.0
     handed_over: bool = False
     """Mode erofs: from then on the kernel reads the local file, and FUSE is out of the way."""
     bytes_pushed: int = 0
     """Mode erofs: inflated bytes handed to the kernel's page cache without a request for them."""
+
+    @property
+    def fuse_requests(self) -> int | None:
+        """FUSE requests of all opcodes; None where they were not counted."""
+        return None if self.fuse is None else sum(opcode.count for opcode in self.fuse.values())
 
 
 class CreditSample(Frozen):
@@ -147,8 +158,8 @@ class WorkloadResult(Frozen):
     bytes: int = 0
     cpu_workload_s: float = 0.0
     cpu_daemon_s: float = 0.0
-    fuse_requests: int = 0
-    """Of one pass, rounded up, so that 0 means that there was none in any."""
+    fuse_requests: int | None = 0
+    """Of one pass, rounded up, so that 0 means that there was none in any; None where they were not counted."""
     passes: int = 1
     failure: Failure | None = None
 
@@ -197,4 +208,4 @@ class Observation(Frozen):
     @property
     def cpu_to_ready_s(self) -> float:
         """CPU seconds charged to the machine from T0 until ready."""
-        return sum(p.cpu_s for p in self.phases if p.phase in {"pull", "start"})
+        return sum(p.cpu_s for p in self.phases if p.phase in BEFORE_READY)

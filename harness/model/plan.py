@@ -14,9 +14,10 @@ from pydantic import Field
 
 from harness.errors import UsageError
 from harness.model import modes as mode_table
+from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, default_choice
 from harness.model.near_miss import near_miss
 from harness.model.observation import Case, Frozen
-from harness.model.scenario import EngineName, ModeChoice, Scenario, parse_mode
+from harness.model.scenario import ModeChoice, Scenario, parse_mode
 from harness.model.shape import Distance, Shape
 
 #: Core-seconds of a lazy start beside the workload's own (mount, first reads), and of making and unmaking a machine.
@@ -44,6 +45,7 @@ class PlannedCase(Frozen):
     choice: ModeChoice
     shape: Shape
     distance: Distance
+    engine: EngineChoice = EmbeddedChoice()
 
     @property
     def mode(self) -> mode_table.Mode:
@@ -135,6 +137,12 @@ def _entry(entries: Sequence[ModeChoice], mode: str, preset: str) -> ModeChoice:
     return found.model_copy(update={"preset": preset})
 
 
+def choose_engines(scenario: Scenario, names: Sequence[str]) -> tuple[EngineChoice, ...]:
+    """The scenario's engine entries that a selection names; one it does not name is taken as it is found."""
+    own: dict[str, EngineChoice] = {entry.engine: entry for entry in scenario.engines}
+    return tuple(own.get(name) or default_choice(name) for name in dict.fromkeys(names)) or scenario.engines
+
+
 def make_plan(scenarios: Sequence[Scenario], seed: int, selection: Selection | None = None) -> Plan:
     """Lay out a session: blocks x cases, each block shuffled by a generator seeded with ``seed`` and its number.
 
@@ -164,9 +172,9 @@ def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
     cases: dict[str, PlannedCase] = {}
     for shape in selection.shapes or scenario.shapes:
         for distance in [shape.distance] if shape.distance else selection.distances or (scenario.distance,):
-            for engine in selection.engines or scenario.engines:
+            for engine in choose_engines(scenario, selection.engines):
                 for entry in choose_modes(scenario, selection.modes, selection.presets):
-                    choice = entry.on(engine)
+                    choice = entry.on(engine.engine)
                     if choice is None:
                         continue
                     case = Case(
@@ -174,11 +182,11 @@ def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
                         mode=choice.mode,
                         preset=choice.preset,
                         label=choice.label,
-                        engine=engine,
+                        engine=engine.engine,
                         shape=shape.label,
                         distance=distance.name,
                     )
-                    planned = PlannedCase(case=case, choice=choice, shape=shape, distance=distance)
+                    planned = PlannedCase(case=case, choice=choice, shape=shape, distance=distance, engine=engine)
                     cases.setdefault(case.key, planned)
     return list(cases.values())
 

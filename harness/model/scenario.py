@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from harness.errors import UsageError
 from harness.model import modes as mode_table
+from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, expand_engines
 from harness.model.image import ImageSpec  # noqa: TC001 - pydantic reads it at run time
 from harness.model.near_miss import near_miss
 from harness.model.policy import LazyPolicy
@@ -30,17 +31,7 @@ def _mode_name(name: str) -> str:
     return name
 
 
-def _engine_name(name: str) -> str:
-    """Refuse an engine that nothing implements."""
-    try:
-        mode_table.engine_modes(name)
-    except UsageError as error:
-        raise ValueError(str(error)) from None
-    return name
-
-
 ModeName = Annotated[str, AfterValidator(_mode_name), Field(json_schema_extra={"enum": list(mode_table.mode_names())})]
-EngineName = Annotated[str, AfterValidator(_engine_name), Field(json_schema_extra={"enum": list(mode_table.ENGINES)})]
 
 
 def _prefetch(value: object) -> object:
@@ -178,7 +169,13 @@ class Scenario(Table):
     modes: Many[Annotated[ModeChoice, BeforeValidator(_expand_mode, json_schema_input_type=str | ModeChoice)]] = Field(
         default=(ModeChoice(mode=mode_table.OVERLAY2.name),), min_length=1
     )
-    engines: Many[EngineName] = Field(default=(mode_table.EMBEDDED,), min_length=1)
+    engines: Annotated[
+        Many[EngineChoice],
+        BeforeValidator(
+            expand_engines,
+            json_schema_input_type=list[EngineName | EngineChoice] | dict[EngineName, dict[str, str]],
+        ),
+    ] = Field(default=(EmbeddedChoice(),), min_length=1, description="A list of names, or a table for each engine.")
     blocks: int = Field(
         default=6, ge=1, le=10_000, description="Trials of every case; fewer than 6 never give a verdict."
     )
@@ -190,6 +187,6 @@ class Scenario(Table):
     @model_validator(mode="after")
     def _check_repeats(self) -> Scenario:
         refuse_repeats([m.key for m in self.modes], "mode", "; give one of them a label")
-        refuse_repeats(list(self.engines), "engine")
+        refuse_repeats([e.engine for e in self.engines], "engine")
         refuse_repeats([s.label for s in self.shapes], "shape")
         return self

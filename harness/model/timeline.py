@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 #: Span names a timeline may hold, in the order a report draws them.
 SPAN_NAMES = (
-    "resolve", "index", "fetch", "unpack", "inflate", "mount", "create", "start", "ready", "prefetch", "background",
+    "resolve", "index", "wait", "fetch", "verify", "unpack", "inflate", "mount", "create", "start", "ready",
+    "prefetch", "background",
 )  # fmt: skip
 
 

@@ -210,7 +210,8 @@ class FileWorkloads:
         cpu_before = machine.counters().cpu_total_s
         answer = process.request({"go": True}, name)
         cpu_s = machine.counters().cpu_total_s - cpu_before
-        fuse = _fuse_requests(engine) - fuse_before
+        fuse_after = _fuse_requests(engine)
+        fuse = None if fuse_before is None or fuse_after is None else fuse_after - fuse_before
         failure = None
         if "error" in answer:
             failure = Failure(kind="WorkloadError", message=f"{name}: {answer['error']}", phase="workloads")
@@ -223,12 +224,12 @@ class FileWorkloads:
             bytes=answer["bytes"],
             cpu_workload_s=answer["cpu_s"],
             cpu_daemon_s=max(0.0, cpu_s / passes - answer["cpu_s"]) if engine.daemon_pids() and not failure else 0.0,
-            fuse_requests=-(-fuse // passes),
+            fuse_requests=None if fuse is None else -(-fuse // passes),
             passes=passes,
             failure=failure,
         )
 
 
-def _fuse_requests(engine: Engine) -> int:
+def _fuse_requests(engine: Engine) -> int | None:
     usage = engine.lazy_usage()
-    return 0 if usage is None else sum(opcode.count for opcode in usage.fuse.values())
+    return 0 if usage is None else usage.fuse_requests

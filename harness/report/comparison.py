@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from harness.model import modes
+from harness.model.observation import BEFORE_READY
 from harness.stats.breakeven import BreakEven, break_even
 from harness.stats.paired import PairedRatio, paired_ratio
 from harness.stats.summary import Summary, summarise
@@ -73,7 +74,8 @@ class RuntimeLine:
     cpu: Summary
     cpu_ratio: PairedRatio | None
     """CPU seconds of workload and daemon against the baseline's: what a CFS quota's periods cannot blur."""
-    fuse: Summary
+    fuse: Summary | None
+    """FUSE requests of one pass; None where they were not counted."""
     break_even: BreakEven | None
 
 
@@ -169,8 +171,10 @@ def _line(
         ready=summarise([o.time_to_ready_s for o in valid if o.time_to_ready_s is not None]),
         cpu=summarise([o.cpu_to_ready_s for o in valid]),
         received=summarise([float(o.wire_before_ready.received_bytes) for o in valid]),
-        requests=summarise([float(o.wire_before_ready.requests) for o in valid]),
-        throttled=summarise([sum(p.throttled_s for p in o.phases if p.phase in {"pull", "start"}) for o in valid]),
+        requests=summarise(
+            [float(o.wire_before_ready.requests) for o in valid if o.wire_before_ready.requests is not None]
+        ),
+        throttled=summarise([sum(p.throttled_s for p in o.phases if p.phase in BEFORE_READY) for o in valid]),
         memory=summarise([float(o.memory_peak_bytes) for o in valid]),
         bound_s=min(bounds) if bounds else None,
         lazy=modes.is_lazy(case.engine, case.mode, case.preset),
@@ -201,7 +205,8 @@ def _runtime(
                 wall.setdefault((w.workload, w.temperature), {}).setdefault(name, {})[o.block] = w.wall_s
                 used = w.cpu_workload_s + w.cpu_daemon_s
                 cpu.setdefault((w.workload, w.temperature), {}).setdefault(name, {})[o.block] = used
-                fuse.setdefault((w.workload, w.temperature, name), []).append(float(w.fuse_requests))
+                if w.fuse_requests is not None:
+                    fuse.setdefault((w.workload, w.temperature, name), []).append(float(w.fuse_requests))
     lines = []
     baseline = baselines[0] if baselines else None
     for (workload, temperature), per_label in wall.items():
@@ -211,10 +216,9 @@ def _runtime(
             walls = summarise(list(per_label[name].values()))
             used_cpu = cpu[workload, temperature]
             cpus = summarise(list(used_cpu[name].values()))
-            requests = summarise(fuse[workload, temperature, name])
+            requests = summarise(fuse.get((workload, temperature, name), []))
             assert walls is not None
             assert cpus is not None
-            assert requests is not None
             ratio = cpu_ratio = None
             point = None
             if baseline is not None and name != baseline and baseline in per_label:

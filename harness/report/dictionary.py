@@ -49,7 +49,7 @@ TRIALS = (
     Column("throttled_s", _REAL, "s", "Time the machine was held back by its CPU quota until readiness."),
     Column("received_before_ready_bytes", _COUNT, "bytes", "Bytes received until readiness."),
     Column("received_bytes", _COUNT, "bytes", "Bytes received in the whole trial."),
-    Column("requests_before_ready", _COUNT, "", "Registry requests until readiness."),
+    Column("requests_before_ready", _COUNT, "", "Registry requests until readiness; empty where they are not known."),
     Column("memory_peak_bytes", _COUNT, "bytes", "Peak memory of the machine, page cache included."),
     Column("disk_written_bytes", _COUNT, "bytes", "Bytes written to the machine's disk."),
     Column("fuse_requests", _COUNT, "", "FUSE requests in the whole trial; empty where no daemon counts them."),
@@ -96,7 +96,7 @@ WORKLOADS = (
     Column("bytes", _COUNT, "bytes", "Bytes read or written in one pass."),
     Column("cpu_s", _REAL, "core-seconds", "CPU of the workload and the daemon in one pass."),
     Column("cpu_daemon_s", _REAL, "core-seconds", "CPU of the daemon in one pass."),
-    Column("fuse_requests", _COUNT, "", "FUSE requests of one pass, rounded up."),
+    Column("fuse_requests", _COUNT, "", "FUSE requests of one pass, rounded up; empty where nobody counts them."),
     Column("passes", _COUNT, "", "How many passes were made."),
 )
 

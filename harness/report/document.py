@@ -105,8 +105,8 @@ class RuntimePart(_Part):
     ratio: RatioPart | None
     cpu: SummaryPart
     cpu_ratio: RatioPart | None
-    fuse: SummaryPart
-    """FUSE requests of one pass."""
+    fuse: SummaryPart | None
+    """FUSE requests of one pass; null where they were not counted."""
     break_even: BreakEvenPart | None
 
 

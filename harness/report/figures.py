@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from harness.model.observation import BEFORE_READY
 from harness.stats.breakeven import advantage_curve
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ mpl.rcParams.update(
 #: Colour-blind safe (Okabe & Ito), one per span name.
 SPAN_COLOURS = {
     "resolve": "#999999",
+    "wait": "#DDDDDD",
     "index": "#CC79A7",
     "fetch": "#0072B2",
+    "verify": "#332288",
     "inflate": "#56B4E9",
     "unpack": "#E69F00",
     "prefetch": "#009E73",
@@ -135,8 +138,8 @@ def cpu_by_phase(group: Group) -> str:
         return ""
     figure = Figure(figsize=(8, 0.9 + 0.32 * len(shown)))
     axes = figure.subplots()
-    parts = [("pull", "user"), ("pull", "system"), ("start", "user"), ("start", "system")]
-    colours = ["#0072B2", "#56B4E9", "#D55E00", "#E69F00"]
+    parts = [(phase, kind) for phase in BEFORE_READY for kind in ("user", "system")]
+    colours = ["#0072B2", "#56B4E9", "#999933", "#DDCC77", "#D55E00", "#E69F00"]
     for row, (_, trial) in enumerate(shown):
         left = 0.0
         for (phase, kind), colour in zip(parts, colours, strict=True):

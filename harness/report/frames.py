@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from harness.model.observation import BEFORE_READY
 from harness.report.dictionary import FRAMES
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ def _trials(o: Observation) -> Rows:
         "ready_s": o.time_to_ready_s if o.valid else None,
         "bound_s": o.bound.seconds if o.bound else None,
         "cpu_s": o.cpu_to_ready_s,
-        "throttled_s": sum(p.throttled_s for p in o.phases if p.phase in {"pull", "start"}),
+        "throttled_s": sum(p.throttled_s for p in o.phases if p.phase in BEFORE_READY),
         "received_before_ready_bytes": o.wire_before_ready.received_bytes,
         "received_bytes": o.wire.received_bytes,
         "requests_before_ready": o.wire_before_ready.requests,
         "memory_peak_bytes": o.memory_peak_bytes,
         "disk_written_bytes": o.disk_written_bytes,
-        "fuse_requests": sum(op.count for op in o.lazy.fuse.values()) if o.lazy else None,
+        "fuse_requests": o.lazy.fuse_requests if o.lazy else None,
     }
 
 
@@ -57,7 +58,7 @@ def _phases(o: Observation) -> Rows:
 
 
 def _fuse(o: Observation) -> Rows:
-    for opcode, used in (o.lazy.fuse if o.lazy else {}).items():
+    for opcode, used in ((o.lazy.fuse if o.lazy else None) or {}).items():
         yield {
             "valid": o.valid,
             "opcode": opcode,

@@ -42,7 +42,7 @@ def _row(group: Group, line: CaseLine) -> list[str]:
         wording.NO_NUMBER if over is None else f"{over:.1f}x",
         wording.NO_NUMBER if line.cpu is None else f"{line.cpu.median:.2f}",
         wording.size(line.received.median if line.received else None),
-        wording.NO_NUMBER if line.requests is None else f"{line.requests.median:.0f}",
+        wording.count(line.requests.median if line.requests else None, measured=ready is not None),
         wording.seconds(line.throttled.median if line.throttled else None),
         wording.size(line.memory.median if line.memory else None),
     ]
@@ -88,7 +88,7 @@ def _runtime_rows(group: Group) -> list[list[str]]:
             "baseline" if group.baselines and line.label == group.baselines[0] else wording.ratio(line.ratio),
             f"{line.cpu.median:.3f}",
             "baseline" if group.baselines and line.label == group.baselines[0] else wording.ratio(line.cpu_ratio),
-            f"{line.fuse.median:.0f}",
+            wording.count(line.fuse.median if line.fuse else None),
             wording.meeting(line.break_even, line.ratio),
         ]
         for line in group.runtime

@@ -14,6 +14,17 @@ if TYPE_CHECKING:
 NO_NUMBER = "\u2013"
 
 
+#: Stands where there is a number that nobody here can know, such as a foreign daemon's counters.
+NOT_KNOWN = "not known"
+
+
+def count(value: float | None, *, measured: bool = True) -> str:
+    """A whole number; ``NOT_KNOWN`` where something was measured, but not this."""
+    if value is None:
+        return NOT_KNOWN if measured else NO_NUMBER
+    return f"{value:.0f}"
+
+
 def seconds(value: float | None) -> str:
     """``3.42 s``, ``85.1 s``, ``4 min 05 s``; ``NO_NUMBER`` where there is none."""
     if value is None or math.isnan(value):

@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harness.model.observation import PhaseUsage, Wire
-from harness.model.timeline import Recorder
+from harness.model.observation import Phase, PhaseUsage, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from harness.machine.cgroup import Counters
     from harness.machine.machine import Machine, Traffic
-
-Phase = Literal["pull", "start", "background", "workloads"]
-
-
-@dataclass
-class WatchedRecorder(Recorder):
-    """A recorder that tells of every span as it arrives, so that counters can be read at that moment."""
-
-    on_span: Callable[[str], None] = lambda _name: None
-
-    def add(self, name: str, start_ns: int, end_ns: int, layer: int | None = None, detail: str = "") -> None:
-        """Record one finished span, then tell of it."""
-        super().add(name, start_ns, end_ns, layer, detail)
-        self.on_span(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +24,8 @@ class Mark:
     at_ns: int
     counters: Counters
     wire: Traffic
-    requests: int = 0
+    requests: int | None = 0
+    """Registry requests so far; None where they are not known."""
 
 
 @dataclass
@@ -47,51 +34,48 @@ class PhaseMeter:
 
     machine: Machine
     clock_ns: Callable[[], int]
-    requests: Callable[[], int] = lambda: 0
+    requests: Callable[[], int] | None = lambda: 0
     begin: Mark = field(init=False)
-    mounted: Mark | None = None
-    created: Mark | None = None
     phases: list[PhaseUsage] = field(default_factory=list)
+    _begun: dict[Phase, Mark] = field(default_factory=dict)
     _last: Mark = field(init=False)
 
     def start(self, t0_ns: int, before: Mark) -> None:
         """T0 was at ``t0_ns``; ``before`` was read just before it, since reading takes a millisecond."""
         self.begin = self._last = replace(before, at_ns=t0_ns)
+        self._begun = {"pull": self.begin}
 
     def mark(self) -> Mark:
         """Read the counters now."""
-        return Mark(self.clock_ns(), self.machine.counters(), self.machine.wire(), self.requests())
+        requests = self.requests() if self.requests else None
+        return Mark(self.clock_ns(), self.machine.counters(), self.machine.wire(), requests)
 
-    def span_seen(self, name: str) -> None:
-        """The root file system is there when the last mount is: the phase ``pull`` ends with it."""
-        if name == "mount":
-            self.mounted = self.mark()
+    def phase(self, name: Phase) -> None:
+        """The engine says that this phase begins now."""
+        self._begun[name] = self.mark()
 
     def ready(self, at_ns: int) -> Mark:
-        """Readiness was at ``at_ns``: closes ``pull`` (at the mount, where one was seen) and ``start``."""
+        """Readiness was at ``at_ns``: closes the phases that the engine named, each where the next one began."""
         now = replace(self.mark(), at_ns=at_ns)
-        if self.mounted is not None and self.mounted.at_ns <= at_ns:
-            self._close("pull", self.mounted)
-        self._close("start", now)
+        names = list(self._begun)
+        for name, following in pairwise(names):
+            end = self._begun[following]
+            self._close(name, end if end.at_ns <= at_ns else now)
+        self._close(names[-1], now)
         return now
 
-    def container_created(self) -> None:
-        """The container exists, and its process does not run yet."""
-        self.created = self.mark()
-
     def cpu_from_start_s(self, ready: Mark) -> float | None:
-        """CPU seconds of the machine from the container's creation until readiness; None when that was not seen."""
-        if self.created is None:
-            return None
-        return ready.counters.since(self.created.counters).cpu_total_s
+        """CPU seconds of the machine from where the phase ``start`` began until readiness; None if it was not named."""
+        begun = self._begun.get("start")
+        return None if begun is None else ready.counters.since(begun.counters).cpu_total_s
 
-    def close(self, phase: Phase) -> Mark:
+    def close(self, phase: Literal["background", "workloads"]) -> Mark:
         """The phase ends now."""
         now = self.mark()
         self._close(phase, now)
         return now
 
-    def _close(self, phase: Phase, end: Mark) -> None:
+    def _close(self, phase: Literal[Phase, "background", "workloads"], end: Mark) -> None:
         used = end.counters.since(self._last.counters)
         self.phases.append(
             PhaseUsage(
@@ -109,7 +93,8 @@ class PhaseMeter:
     def traffic(self, end: Mark) -> Wire:
         """Traffic from T0 until a mark."""
         used = end.wire.since(self.begin.wire)
-        requests = end.requests - self.begin.requests
+        known = end.requests is not None and self.begin.requests is not None
+        requests = (end.requests or 0) - (self.begin.requests or 0) if known else None
         return Wire(received_bytes=used.received_bytes, sent_bytes=used.sent_bytes, requests=requests)
 
 

@@ -270,7 +270,7 @@ class Setups:
                 registry_upstream=endpoint.upstream,
                 further_upstreams=tuple(endpoint.neighbours.values()),
             ),
-            make_engine=lambda: make_engine(case.case.engine),
+            make_engine=lambda: make_engine(case.engine),
             make_probe=make_probe,
             interrupts=self.interrupts,
             progress=self.progress,

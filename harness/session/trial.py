@@ -20,9 +20,10 @@ from harness import __version__
 from harness.errors import ColdbenchError, HostUnfit, Interrupted, MachineError, NotReady, UsageError
 from harness.machine import host
 from harness.model.observation import CreditSample, Failure, Observation
+from harness.model.timeline import Recorder
 from harness.session import application, observing, validity
 from harness.session.bounds import Moved
-from harness.session.observing import Mark, PhaseMeter, WatchedRecorder
+from harness.session.observing import Mark, PhaseMeter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from harness.engines.protocol import Container, DeployRequest, Engine, WorkloadRunner
     from harness.machine.machine import Machine
-    from harness.model.observation import Bound, LazyUsage, WorkloadResult
+    from harness.model.observation import Bound, Invalidity, LazyUsage, Phase, WorkloadResult
     from harness.model.plan import PlannedCase, PlannedTrial
     from harness.model.workload import Readiness
     from harness.session.interrupts import Interrupts
@@ -94,7 +95,7 @@ class _Trial:
         self.phase = ""
         self.inner_phase = ""
         self.failure: Failure | None = None
-        self.recorder: WatchedRecorder | None = None
+        self.recorder: Recorder | None = None
         self.meter: PhaseMeter | None = None
         self.ready_at_ns: int | None = None
         self.ready_mark: Mark | None = None
@@ -113,6 +114,7 @@ class _Trial:
         self.wrong_limits: tuple[str, ...] = ()
         self.steal = 0.0
         self.limited_s = 0.0
+        self.found_invalid: tuple[Invalidity, ...] = ()
         self.details: dict[str, Any] = {}
 
     def enter(self, phase: str) -> None:
@@ -152,7 +154,7 @@ class _Trial:
         engine.start(machine, request)
         machine.reset()
         ticks = host.cpu_ticks()
-        meter = self.meter = PhaseMeter(machine, setup.clock_ns, setup.requests or (lambda: 0))
+        meter = self.meter = PhaseMeter(machine, setup.clock_ns, setup.requests)
         limited_ns = machine.throttle(True)
         self.enter("pull")
         try:
@@ -161,17 +163,12 @@ class _Trial:
             t0_ns = setup.clock_ns()
             meter.start(t0_ns, before)
             self.limited_s = (t0_ns - limited_ns) / 1e9
-            self.recorder = WatchedRecorder(t0_ns, on_span=meter.span_seen)
-
-            def watch(made: Container) -> None:
-                self._probe = setup.make_probe(setup.readiness, made, machine, self._daemons_alive)
-                meter.container_created()
-
+            self.recorder = Recorder(t0_ns)
             try:
                 with self._deadline(machine):
-                    container = engine.deploy(machine, request, self.recorder, watch)
+                    container = engine.deploy(machine, request, self.recorder, _Watch(self, machine, meter))
             except ColdbenchError:
-                self.inner_phase = str(getattr(engine, "phase", ""))
+                self.inner_phase = engine.report().phase
                 raise
             self.enter("start")
             self.daemons = engine.daemon_pids()
@@ -202,10 +199,12 @@ class _Trial:
         usage = self.at_ready = engine.lazy_usage()
         if usage is not None:
             late = meter.mark().counters.since(ready.counters).cpu_total_s
+            received = meter.traffic(ready).received_bytes
+            fetched = usage.bytes_fetched_before_ready
             self.moved = Moved(
-                received_bytes=min(usage.bytes_fetched_before_ready, meter.traffic(ready).received_bytes),
-                inflated_bytes=usage.bytes_inflated,
-                fuse_requests=sum(opcode.count for opcode in usage.fuse.values()),
+                received_bytes=received if fetched is None else min(fetched, received),
+                inflated_bytes=usage.bytes_inflated or 0,
+                fuse_requests=usage.fuse_requests or 0,
                 late_core_s=late,
             )
         if self.setup.workloads is None:
@@ -319,12 +318,13 @@ class _Trial:
         except (ColdbenchError, OSError) as error:
             if self.failure is None:
                 self.failure = self.failure_of(error)
-        self.details.update(getattr(engine, "details", {}))
-        log_tail = getattr(engine, "log_tail", None)
-        if log_tail is not None and (text := log_tail()):
-            self.details["engine_log"] = text
+        report = engine.report()
+        self.details.update(report.details)
+        if report.log_tail:
+            self.details["engine_log"] = report.log_tail
+        self.found_invalid = report.invalid
         if self.setup.requests is None:
-            self._count_requests()
+            self._count_requests(report.requests)
 
     def _usage(self, last: LazyUsage | None) -> LazyUsage | None:
         """The last counters, with what they were at readiness as it was read then."""
@@ -338,15 +338,18 @@ class _Trial:
             }
         )
 
-    def _count_requests(self) -> None:
-        """A registry whose log is not ours: what the clients in the machine say they sent."""
-        agent = int(self.details.get("agent_requests", 0))
+    def _count_requests(self, clients: int | None) -> None:
+        """A registry whose log is not ours: what the clients in the machine say they sent, where they do."""
+        if self.meter is None or not hasattr(self.meter, "begin"):
+            return
         first, last = self.at_ready, self.lazy
+        before = first.requests_before_ready if first else 0
+        in_all = last.requests if last else 0
+        self.meter.begin = replace(self.meter.begin, requests=0)
         if self.ready_mark is not None:
-            before = agent + (first.requests_before_ready if first else 0)
-            self.ready_mark = replace(self.ready_mark, requests=before)
+            self.ready_mark = replace(self.ready_mark, requests=_sum(clients, before))
         if self.end_mark is not None:
-            self.end_mark = replace(self.end_mark, requests=agent + (last.requests if last else 0))
+            self.end_mark = replace(self.end_mark, requests=_sum(clients, in_all))
 
     def _check_limits(self, machine: Machine) -> None:
         wrong: list[str] = []
@@ -386,7 +389,7 @@ class _Trial:
             image_digest=setup.image_digest,
             status="ok" if ok else "failed",
             failure=self.failure,
-            invalid=validity.check(self._evidence(ready_s, bound)),
+            invalid=(*validity.check(self._evidence(ready_s, bound)), *self.found_invalid),
             time_to_ready_s=ready_s if ok else None,
             timeline=self.recorder.sorted() if self.recorder else (),
             phases=tuple(meter.phases) if meter else (),
@@ -423,6 +426,28 @@ class _Trial:
             daemons_died=self.died,
             oom_kills=used.oom_kills if used else 0,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """What an engine tells while it deploys (``harness.engines.protocol.Watch``)."""
+
+    trial: _Trial
+    machine: Machine
+    meter: PhaseMeter
+
+    def phase(self, name: Phase) -> None:
+        self.meter.phase(name)
+
+    def created(self, container: Container) -> None:
+        trial = self.trial
+        trial._probe = trial.setup.make_probe(trial.setup.readiness, container, self.machine, trial._daemons_alive)
+
+
+def _sum(*counts: int | None) -> int | None:
+    """The sum of what is known; None as soon as one count is not."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.engines.protocol import DeployRequest, Process
+from harness.engines.protocol import DeployRequest, Process, Unwatched
 from harness.oci.descriptor import (
     DOCKER_INDEX,
     DOCKER_LAYER_GZIP,
@@ -30,7 +30,10 @@ from harness.oci.registry.push import RegistryDestination
 from tests.support.images import Layer, put_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from harness.engines.protocol import Container
+    from harness.model.observation import Phase
 
 Member = tuple[str, dict[str, Any]]
 """A tar member: its name and the ``TarInfo`` fields to set; ``data`` makes a regular file."""
@@ -177,3 +180,17 @@ def run_registry(address: str, directory: Path, tls: tuple[Path, Path] | None = 
     finally:
         process.terminate()
         process.wait()
+
+
+class Watching(Unwatched):
+    """Hands each container to ``created`` and keeps the names of the phases."""
+
+    def __init__(self, created: Callable[[Container], object]) -> None:
+        self._created = created
+        self.phases: list[str] = []
+
+    def phase(self, name: Phase) -> None:
+        self.phases.append(name)
+
+    def created(self, container: Container) -> None:
+        self._created(container)

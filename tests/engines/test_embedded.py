@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.engines import make_engine
-from harness.engines.protocol import Process
+from harness.engines.protocol import Process, Unwatched
 from harness.errors import (
     ColdbenchError,
     ContentError,
@@ -38,14 +38,15 @@ from harness.errors import (
 )
 from harness.machine.cgroup import find_mounts
 from harness.machine.machine import Machine
+from harness.model.engine import EmbeddedChoice
 from harness.model.shape import parse_shape
 from harness.model.timeline import Recorder
-from tests.engines.support import base_layer, directory, tar_bytes
+from tests.engines.support import Watching, base_layer, directory, tar_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from harness.engines.embedded.container import EmbeddedContainer
+    from harness.engines.container import RunningContainer
     from harness.engines.protocol import Container, DeployRequest
     from tests.engines.support import Member, TestRegistry
 
@@ -57,7 +58,7 @@ PRESETS = ("sequential", "tuned")
 class Deployment:
     """What a test looks at: the container, the timeline, the engine."""
 
-    def __init__(self, engine: Any, container: EmbeddedContainer, timeline: Recorder) -> None:
+    def __init__(self, engine: Any, container: RunningContainer, timeline: Recorder) -> None:
         self.engine, self.container, self.timeline = engine, container, timeline
 
     def output(self, timeout_s: float = 10.0) -> str:
@@ -79,11 +80,11 @@ class Deployment:
 @contextmanager
 def deployed(machine: Machine, request: DeployRequest) -> Iterator[Deployment]:
     """Deploy, and take everything away at the end, twice."""
-    engine = make_engine("embedded")
+    engine = make_engine(EmbeddedChoice())
     try:
         engine.start(machine, request)
         timeline = Recorder(time.monotonic_ns())
-        container = engine.deploy(machine, request, timeline)
+        container = engine.deploy(machine, request, timeline, Unwatched())
         yield Deployment(engine, container, timeline)  # type: ignore[arg-type]
     finally:
         engine.tear_down()
@@ -181,7 +182,7 @@ def test_everything_is_charged_to_the_machine(machine: Machine, registry: TestRe
 def test_who_watches_is_told_before_the_process_runs(machine: Machine, registry: TestRegistry) -> None:
     """``created`` comes once, with the container, before anything of it can be seen."""
     told: list[tuple[object, list[str], int | None]] = []
-    engine = make_engine("embedded")
+    engine = make_engine(EmbeddedChoice())
     request = registry.request("base", "exit", "0")
     timeline = Recorder(time.monotonic_ns())
 
@@ -191,7 +192,7 @@ def test_who_watches_is_told_before_the_process_runs(machine: Machine, registry:
 
     try:
         engine.start(machine, request)
-        container = engine.deploy(machine, request, timeline, created)
+        container = engine.deploy(machine, request, timeline, Watching(created))
         assert [what for what, _names, _ended in told] == [container]
         assert told[0][1][-1] == "create"
         assert "start" not in told[0][1]
@@ -309,7 +310,7 @@ def test_full_disk(small_machine: Callable[..., Machine], registry: TestRegistry
 def test_out_of_memory(small_machine: Callable[..., Machine], registry: TestRegistry) -> None:
     """A machine whose memory does not suffice: the kernel kills the agent, and that is said."""
     machine = small_machine("cpu=1,memory=32M")
-    engine = make_engine("embedded")
+    engine = make_engine(EmbeddedChoice())
     request = registry.request("base")
     hog = f"import time; held = bytearray({30 << 20}); print(flush=True); time.sleep(100)"
     try:
@@ -320,7 +321,7 @@ def test_out_of_memory(small_machine: Callable[..., Machine], registry: TestRegi
         assert other.stdout is not None
         other.stdout.readline()
         with pytest.raises(OutOfMemory, match="out of memory"):
-            engine.deploy(machine, request, Recorder(time.monotonic_ns()))
+            engine.deploy(machine, request, Recorder(time.monotonic_ns()), Unwatched())
         other.kill()
         other.communicate()
     finally:
@@ -359,7 +360,7 @@ def test_groups_of_a_killed_runc_go_with_the_machine(
     assert found, "runc is not installed; apt-get install runc"
     (tmp_path / "runc").symlink_to(found)
     upstream = (registry.address, registry.port)
-    engine = make_engine("embedded")
+    engine = make_engine(EmbeddedChoice())
     with Machine(parse_shape("unlimited"), name="test", registry_upstream=upstream) as machine:
         name = machine.cgroup_parent.lstrip("/")
         spawn = machine.spawn
@@ -369,7 +370,7 @@ def test_groups_of_a_killed_runc_go_with_the_machine(
         try:
             request = registry.request("base", "wait")
             engine.start(machine, request)
-            engine.deploy(machine, request, Recorder(time.monotonic_ns()))
+            engine.deploy(machine, request, Recorder(time.monotonic_ns()), Unwatched())
             for pid in machine.pids():
                 os.kill(pid, signal.SIGKILL)
         finally:
@@ -379,14 +380,14 @@ def test_groups_of_a_killed_runc_go_with_the_machine(
 
 def test_killed_agent(machine: Machine, registry: TestRegistry) -> None:
     """An agent that dies takes nothing down with it but the trial."""
-    engine = make_engine("embedded")
+    engine = make_engine(EmbeddedChoice())
     request = registry.request("base", "wait")
     try:
         engine.start(machine, request)
         for pid in machine.pids():
             os.kill(pid, 9)
         with pytest.raises(MachineError, match="agent"):
-            engine.deploy(machine, request, Recorder(time.monotonic_ns()))
+            engine.deploy(machine, request, Recorder(time.monotonic_ns()), Unwatched())
     finally:
         engine.tear_down()
 
@@ -394,9 +395,7 @@ def test_killed_agent(machine: Machine, registry: TestRegistry) -> None:
 def test_unknown_mode_and_preset(machine: Machine, registry: TestRegistry) -> None:
     """Names that do not exist are told with those that do."""
     with pytest.raises(UsageError, match="sequential, tuned"):
-        make_engine("embedded").start(machine, registry.request("base", preset="fast"))
-    with pytest.raises(UsageError, match="embedded"):
-        make_engine("podman")
+        make_engine(EmbeddedChoice()).start(machine, registry.request("base", preset="fast"))
 
 
 def test_interrupted_deployment(small_machine: Callable[..., Machine], registry: TestRegistry) -> None:
@@ -404,13 +403,13 @@ def test_interrupted_deployment(small_machine: Callable[..., Machine], registry:
     registry.push("slow", [tar_bytes([("f", {"data": os.urandom(4 << 20)})])])
     machine = small_machine("cpu=1,memory=256M,bandwidth=1Mbit")
     request = registry.request("slow")
-    engine = make_engine("embedded")
+    engine = make_engine(EmbeddedChoice())
     engine.start(machine, request)
     caught: list[BaseException] = []
 
     def deploy() -> None:
         try:
-            engine.deploy(machine, request, Recorder(time.monotonic_ns()))
+            engine.deploy(machine, request, Recorder(time.monotonic_ns()), Unwatched())
         except ColdbenchError as error:
             caught.append(error)
 

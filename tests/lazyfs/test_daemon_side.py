@@ -27,8 +27,10 @@ def test_counters_have_the_stored_form() -> None:
     found.bytes_fetched = 30
     usage = LazyUsage.model_validate(found.as_dict())
     assert (usage.bytes_fetched_before_ready, usage.bytes_fetched) == (10, 30)
+    assert usage.fuse is not None
     assert usage.fuse["read"].count == 1
     assert usage.fuse["read"].queueing.counts[2] == 1  # 5 us lie in [4, 8)
+    assert usage.memory_peak_bytes is not None
     assert usage.memory_peak_bytes > 1 << 20
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.engines import make_engine
-from harness.engines.protocol import Process
+from harness.engines.protocol import Process, Unwatched
 from harness.errors import ContentError, ImageNotFound
 from harness.formats.erofs import image as erofs_image
 from harness.formats.estargz import image as estargz_image
@@ -18,6 +18,7 @@ from harness.formats.estargz.writer import EstargzOptions
 from harness.formats.soci import image as soci_image
 from harness.machine.machine import Machine
 from harness.machine.network import SimulatedNetwork
+from harness.model.engine import EmbeddedChoice
 from harness.model.shape import parse_shape
 from harness.model.timeline import Recorder
 from harness.oci.registry.push import RegistryDestination
@@ -60,7 +61,7 @@ def start(
 ) -> tuple[LazyUsage, Recorder, list[str], bytes]:
     """Deploy, wait for the end of the program, and give what the engine saw."""
     with Machine(parse_shape("unlimited"), registry_upstream=(registry.address, registry.port)) as machine:
-        engine = make_engine("embedded")
+        engine = make_engine(EmbeddedChoice())
         process = Process(args=("/bin/probe", "who"))
         request = dataclasses.replace(
             registry.request(tag, registry=machine.registry, process=process), mode=mode, trace=trace
@@ -68,7 +69,7 @@ def start(
         try:
             engine.start(machine, request)
             timeline = Recorder(time.monotonic_ns())
-            container = engine.deploy(machine, request, timeline)
+            container = engine.deploy(machine, request, timeline, Unwatched())
             assert container.exit_code(20) == 0
             output = os.read(container.stdout, 10_000)
             engine.mark_ready()
@@ -90,8 +91,11 @@ def test_container_runs_from_a_lazy_root(registry: TestRegistry, mode: str) -> N
     assert "/bin/probe" in paths
     assert usage.layers_lazy == (1 if mode == "soci" else 2)
     assert usage.layers_unpacked == (1 if mode == "soci" else 0)
+    assert usage.bytes_fetched is not None
+    assert usage.bytes_fetched_before_ready is not None
     assert 0 < usage.bytes_fetched_before_ready <= usage.bytes_fetched
     assert usage.spans_fetched == usage.spans_total
+    assert usage.fuse is not None
     assert usage.fuse["read"].count > 0
 
 

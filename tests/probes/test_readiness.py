@@ -12,10 +12,12 @@ import pytest
 
 from harness.engines import make_engine
 from harness.errors import DiskFull, MachineError, NotReady, OutOfMemory, WorkloadExited
+from harness.model.engine import EmbeddedChoice
 from harness.model.timeline import Recorder
 from harness.model.workload import ExitReadiness, HttpReadiness, LineReadiness, TcpReadiness
 from harness.probes.output import TAIL_BYTES, OutputReader
 from harness.probes.readiness import ReadinessProbe
+from tests.engines.support import Watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +32,7 @@ def probing(
     where: Machine, images: TestRegistry, readiness: Readiness, *args: str, alive: Callable[[], bool] = lambda: True
 ) -> Iterator[ReadinessProbe]:
     """A container that runs the test program with ``args``, and a probe on it."""
-    engine = make_engine("embedded")
+    engine = make_engine(EmbeddedChoice())
     request = images.request("base", *args)
     try:
         engine.start(where, request)
@@ -39,7 +41,7 @@ def probing(
             where,
             request,
             Recorder(time.monotonic_ns()),
-            lambda made: probes.append(ReadinessProbe(readiness, made, where, alive)),
+            Watching(lambda made: probes.append(ReadinessProbe(readiness, made, where, alive))),
         )
         (probe,) = probes
         try:

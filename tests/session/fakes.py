@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.engines.protocol import Availability, Report
 from harness.errors import ColdbenchError, MachineError
 from harness.machine.cgroup import Counters
 from harness.machine.machine import Traffic
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator
 
+    from harness.model.modes import Mode
     from harness.model.observation import LazyUsage
     from harness.model.timeline import Recorder
 
@@ -103,25 +105,34 @@ class FakeEngine:
     calls: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     log: str = ""
+    requests: int | None = None
 
-    def log_tail(self) -> str:
-        return self.log
+    def report(self) -> Report:
+        return Report(requests=self.requests, details=self.details, log_tail=self.log)
+
+    def modes(self) -> tuple[Mode, ...]:
+        return ()
+
+    def available(self, mode: str = "", preset: str = "") -> Availability:
+        return Availability()
 
     def start(self, machine: Any, request: Any) -> None:
         self.calls.append("start")
 
-    def deploy(self, machine: Any, request: Any, timeline: Recorder, created: Any = None) -> Any:
+    def deploy(self, machine: Any, request: Any, timeline: Recorder, watch: Any = None) -> Any:
         begin = self.machine.clock()
         self.machine.use(1.5, cpu_s=0.5, received=self.received)
         self.machine.used_requests += 4
-        timeline.add("mount", begin, self.machine.clock())
+        timeline.add("unpack", begin, self.machine.clock())
+        watch.phase("create")
         self.machine.use(0.5, cpu_s=0.1)
         if self.wait_for is not None:
             self.wait_for.wait(10)
         if self.fail is not None:
             raise self.fail
         container = FakeContainer()
-        created(container)
+        watch.created(container)
+        watch.phase("start")
         return container
 
     def mark_ready(self) -> None:

@@ -66,13 +66,17 @@ class Bench:
 
 
 def test_full_pull() -> None:
-    """Phases end at mount and readiness, counters go to the phase they fell in, and nothing is left."""
+    """Phases end where the engine says and at readiness, counters go to the phase they fell in, and nothing is left."""
     bench = Bench()
     seen = bench.run(bound=lambda _fetched: Bound(seconds=0.5))
     assert (seen.status, seen.invalid, seen.failure) == ("ok", (), None)
     assert seen.time_to_ready_s == 3.0
-    assert [(p.phase, p.wall_s, round(p.cpu_s, 3)) for p in seen.phases] == [("pull", 1.5, 0.5), ("start", 1.5, 0.4)]
-    assert [(s.name, s.start_s, s.end_s) for s in seen.timeline] == [("mount", 0.0, 1.5), ("ready", 2.0, 3.0)]
+    assert [(p.phase, p.wall_s, round(p.cpu_s, 3)) for p in seen.phases] == [
+        ("pull", 1.5, 0.5),
+        ("create", 0.5, 0.1),
+        ("start", 1.0, 0.3),
+    ]
+    assert [(s.name, s.start_s, s.end_s) for s in seen.timeline] == [("unpack", 0.0, 1.5), ("ready", 2.0, 3.0)]
     assert seen.wire_before_ready.received_bytes == 1000
     assert seen.output_tail == "hello\n"
     assert bench.machine.calls == ["reset", "throttle True"]
@@ -87,7 +91,7 @@ def test_lazy_start_waits_for_background() -> None:
     bench = Bench("soci")
     bench.engine.lazy = LAZY
     seen = bench.run(requests=lambda: bench.machine.used_requests)
-    assert [p.phase for p in seen.phases] == ["pull", "start", "background"]
+    assert [p.phase for p in seen.phases] == ["pull", "create", "start", "background"]
     assert seen.wire.received_bytes == 1500
     assert (seen.wire_before_ready.requests, seen.wire.requests) == (4, 6)
     assert seen.details == {"background_finished": True, "cpu_from_start_s": pytest.approx(0.3)}
@@ -104,7 +108,7 @@ def test_failed_deploy_is_recorded() -> None:
     assert seen.failure is not None
     assert (seen.failure.kind, seen.failure.phase) == ("ContentError", "pull")
     assert seen.failure.message == "layer 2: digest is a, expected b"
-    assert [s.name for s in seen.timeline] == ["mount"]
+    assert [s.name for s in seen.timeline] == ["unpack"]
     assert bench.engine.torn_down
     assert bench.machine.gone
     assert "failed in pull: ContentError" in summary(seen)
@@ -215,7 +219,7 @@ def test_workloads_run_before_the_background_fetch() -> None:
     seen = bench.run(workloads=workloads)
     assert "ready" not in workloads.engine_calls
     assert "ready" in bench.engine.calls
-    assert [p.phase for p in seen.phases] == ["pull", "start", "workloads", "background", "workloads"]
+    assert [p.phase for p in seen.phases] == ["pull", "create", "start", "workloads", "background", "workloads"]
     assert workloads.evicted == [False, True]
     assert seen.details["runtime_quota"] == "shape"
 
@@ -248,7 +252,7 @@ def test_requests_without_the_registrys_log() -> None:
     """A registry of somebody else is asked nothing: the clients in the machine say what they sent."""
     bench = Bench("soci")
     bench.engine.lazy = LAZY
-    bench.engine.details = {"agent_requests": 5}
+    bench.engine.requests = 5
     seen = bench.run(requests=None)
     assert (seen.wire_before_ready.requests, seen.wire.requests) == (8, 9)
 

@@ -1,9 +1,9 @@
 """The process inside the machine that is told to deploy: resolve, let the mode bring the layers, mount, create, start.
 
 Started before T0 with everything imported (a VM's container daemon is up, too), it then waits on its control socket.
-``deploy`` is answered by events: ``span``, ``created`` (pid), ``started``, or ``failed`` (kind, message, phase); later
-``exited`` (code); ``stop`` is answered by ``stopped``. The end of the socket means ``stop``. Imports stay light: the
-process shares a small machine with the workload.
+``deploy`` is answered by events: ``phase``, ``span``, ``created`` (pid), ``started``, or ``failed`` (kind, message,
+phase); later ``exited`` (code); ``stop`` is answered by ``stopped``. The end of the socket means ``stop``. Imports stay
+light: the process shares a small machine with the workload.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Agent:
         with context.span("mount", detail=f"{len(self._rootfs.lowerdirs)} layers"):
             mount_overlay(scratch, self._rootfs.lowerdirs, root)
             self._root = root
-        self._phase = "create"
+        self._enter("create")
         with context.span("create"):
             bundle = os.path.join(scratch, "bundle")
             cgroup = f"{self._cgroup}/container" if makes_groups(self._program) else ""
@@ -117,11 +117,15 @@ class Agent:
                 os.close(descriptor)
         details = {**self._rootfs.details, "agent_requests": client.counters.requests}
         self._control.send({"event": "created", "pid": pid, "root": root, "details": details})
-        self._phase = "start"
+        self._enter("start")
         threading.Thread(target=self._reap, args=(pid,), daemon=True).start()
         with context.span("start"):
             self._runtime.start()
         self._control.send({"event": "started", "time_ns": time.monotonic_ns(), "image": image.descriptor.digest})
+
+    def _enter(self, phase: str) -> None:
+        self._phase = phase
+        self._control.send({"event": "phase", "name": phase})
 
     def _reap(self, pid: int) -> None:
         """Wait for the container's init, which became this process's child when crun ended."""

@@ -14,16 +14,20 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from harness.engines.embedded.container import EmbeddedContainer
+from harness.engines.container import RunningContainer
 from harness.engines.embedded.control import Control
 from harness.engines.embedded.modes import Observer, load, parts_of
-from harness.errors import ColdbenchError, ContentError, MachineError, OutOfMemory, from_kind
+from harness.engines.embedded.runtime import find_runtime
+from harness.engines.programs import find_program
+from harness.engines.protocol import Availability, Report
+from harness.errors import ColdbenchError, ContentError, MachineError, MissingTool, OutOfMemory, from_kind
+from harness.model.modes import EMBEDDED, engine_modes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from harness.engines.protocol import Container, DeployRequest
+    from harness.engines.protocol import Container, DeployRequest, Watch
     from harness.machine.machine import Machine
+    from harness.model.engine import EngineChoice
+    from harness.model.modes import Mode
     from harness.model.observation import LazyUsage
     from harness.model.timeline import Recorder
 
@@ -36,13 +40,13 @@ _AGENT = "harness.engines.embedded.agent"
 class EmbeddedEngine:
     """Implements ``harness.engines.protocol.Engine`` for the modes of ``harness.engines.embedded.modes``.
 
-    ``phase`` names what failed (``resolve``, ``pull``, ``mount``, ``create``, ``start``) after ``deploy`` raised, and
-    ``details`` holds what the mode had to say (numbers for the observation).
+    The report's ``phase`` is one of ``resolve``, ``pull``, ``mount``, ``create`` and ``start``; its ``details`` are
+    what the mode had to say (numbers for the observation).
     """
 
-    def __init__(self) -> None:
-        self.phase = ""
-        self.details: dict[str, Any] = {}
+    def __init__(self, _choice: EngineChoice) -> None:
+        self._phase = ""
+        self._details: dict[str, Any] = {}
         self.image_digest = ""
         self._machine: Machine | None = None
         self._control: Control | None = None
@@ -51,13 +55,24 @@ class EmbeddedEngine:
         self._observer: Observer | None = None
         self._pipes: list[int] = []
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by tear_down
-        self._container: EmbeddedContainer | None = None
+        self._container: RunningContainer | None = None
         self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._reader: threading.Thread | None = None
         self._deploying = False
         self._exit_code: int | None = None
         self._exited = threading.Event()
         self._stopped = threading.Event()
+
+    def modes(self) -> tuple[Mode, ...]:
+        return engine_modes(EMBEDDED)
+
+    def available(self, mode: str = "", preset: str = "") -> Availability:
+        """It runs wherever crun or runc does; what a mode needs of the kernel, ``coldbench doctor`` tries out."""
+        try:
+            program = find_runtime()
+        except MissingTool as error:
+            return Availability(reason=str(error))
+        return Availability((find_program(os.path.basename(program), program),))
 
     def start(self, machine: Machine, request: DeployRequest) -> None:
         """Start the processes and wait until they are up. Raises MissingTool, UsageError or MachineError."""
@@ -138,17 +153,11 @@ class EmbeddedEngine:
             else:
                 self._events.put(message)
 
-    def deploy(
-        self,
-        machine: Machine,
-        request: DeployRequest,
-        timeline: Recorder,
-        created: Callable[[Container], None] = lambda _container: None,
-    ) -> Container:
+    def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder, watch: Watch) -> Container:
         """See ``protocol.Engine``. Spans reach ``timeline`` when they end, so a caller may sample counters then."""
         assert self._control is not None
         scratch = str(machine.scratch / "embedded")
-        self.phase = "resolve"
+        self._phase = "resolve"
         self._deploying = True
         told = {**asdict(request), "t0_ns": timeline.t0_ns}
         self._control.send({"do": "deploy", "request": told, "scratch": scratch})
@@ -160,20 +169,22 @@ class EmbeddedEngine:
             event = message["event"]
             if event == "span":
                 timeline.add_message(message)
+            elif event == "phase":
+                watch.phase(message["name"])
             elif event == "created":
                 pid = int(message["pid"])
-                self.details = dict(message["details"])
+                self._details = dict(message["details"])
                 output = (self._pipes[0], self._pipes[1])
-                self._container = EmbeddedContainer(pid, output, message["root"], self._wait_code)
+                self._container = RunningContainer(pid, output, message["root"], self._wait_code)
                 self._pipes = []
-                created(self._container)
+                watch.created(self._container)
             elif event == "started":
                 self.image_digest = message["image"]
                 assert self._container is not None
                 self._deploying = False
                 return self._container
             elif event == "failed":
-                self.phase = message["phase"]
+                self._phase = message["phase"]
                 self._deploying = False
                 raise self._explain(from_kind(message["kind"], message["message"]))
 
@@ -235,7 +246,11 @@ class EmbeddedEngine:
     def first_touches(self) -> list[dict[str, Any]]:
         return [] if self._observer is None else self._observer.first_touches()
 
-    def log_tail(self) -> str:
+    def report(self) -> Report:
+        requests = self._details.get("agent_requests")
+        return Report(phase=self._phase, requests=requests, details=self._details, log_tail=self._log_tail())
+
+    def _log_tail(self) -> str:
         """The end of what agent and daemon have written to stderr so far."""
         if self._log.closed:
             return ""

@@ -6,7 +6,7 @@ Presets:
     Docker's order of things: three downloads at a time, each to a file and verified; layers unpacked one after the
     other, bottom first, while later ones still download; the decompressed bytes hashed as well (diff ID); zlib, the
     decoder that Docker uses through unpigz. It has Docker's policies, not its waste: about a third of Docker's CPU
-    seconds and half of containerd's (tools/side_by_side.py). Docker as it is: the ``docker`` engine.
+    seconds and half of containerd's (docs/performance.md). Docker as it is: the ``docker`` engine.
 ``tuned``
     The best full pull we know: bytes go from the socket through one hash, the fastest decoder (ISA-L) and the
     unpacker straight into files, nothing compressed touches the disk; three layers at once, largest first, since

@@ -1,4 +1,4 @@
-"""A started container seen from the harness: pidfd for its end, pipes for its output."""
+"""A container seen from the harness, whichever engine made it: pidfd for its end, pipes for its output."""
 
 from __future__ import annotations
 
@@ -14,25 +14,39 @@ if TYPE_CHECKING:
 _MIN_CODE_WAIT_S = 0.05
 
 
-class EmbeddedContainer:
+class RunningContainer:
     """Implements ``harness.engines.protocol.Container``.
 
     The exit is *seen* through a pidfd by a thread of the harness, outside the machine's quota, from before the
-    container starts; the exit *code* comes from the agent, whose child the container is (``code`` waits for it), and
-    may be a moment late.
+    container starts; the exit *code* comes from the engine (``code`` waits for it), and may be a moment late. An engine
+    that learns the pid after it has told of the container gives 0 at first, and the pid by ``watch`` then.
     """
 
     def __init__(self, pid: int, output: tuple[int, int], root: str, code: Callable[[float], int | None]) -> None:
-        self._pid = pid
+        self._pid = 0
         self._stdout, self._stderr = output
         self._root = root
         self._code = code
         self._exited_ns: int | None = None
         self._exited = threading.Event()
-        self._pidfd = os.pidfd_open(pid)
+        self._pidfd = -1
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
+        self._watcher: threading.Thread | None = None
+        if pid:
+            self.watch(pid)
+
+    def watch(self, pid: int) -> None:
+        """The container's process is this one: see when it ends. ProcessLookupError when it is gone already."""
+        self._pidfd = os.pidfd_open(pid)
+        self._pid = pid
         self._watcher = threading.Thread(target=self._watch, name="container-pidfd", daemon=True)
         self._watcher.start()
+
+    def ended(self, at_ns: int) -> None:
+        """The process ended at this CLOCK_MONOTONIC time, says the engine: for one that no pidfd saw."""
+        if self._exited_ns is None:
+            self._exited_ns = at_ns
+        self._exited.set()
 
     @property
     def pid(self) -> int:
@@ -65,9 +79,11 @@ class EmbeddedContainer:
         if self._stop_writer < 0:
             return
         os.close(self._stop_writer)
-        self._watcher.join()
+        if self._watcher is not None:
+            self._watcher.join()
         for descriptor in (self._stop_reader, self._pidfd, self._stdout, self._stderr):
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
         self._stop_writer = self._stdout = self._stderr = -1
 
     def _watch(self) -> None:

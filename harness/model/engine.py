@@ -1,0 +1,84 @@
+"""Engines as a scenario names them: which one, and which of the programs found on this host it is to use.
+
+``engines = ["docker", "embedded"]`` takes each as it is found; tables name programs: ``[engines.docker]`` with
+``dockerd = "/opt/docker/dockerd"``. Both become the same list of choices on the way in.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from harness.errors import UsageError
+from harness.model import modes
+from harness.model.workload import Table
+
+
+def engine_name(name: str) -> str:
+    """Refuse an engine that nothing implements, as pydantic wants it (ValueError)."""
+    try:
+        modes.engine_modes(name)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+EngineName = Annotated[str, AfterValidator(engine_name), Field(json_schema_extra={"enum": list(modes.ENGINES)})]
+
+
+class EmbeddedChoice(Table):
+    """Our own engine: it needs nothing but crun or runc."""
+
+    engine: Literal["embedded"] = "embedded"
+
+
+class DockerChoice(Table):
+    """Docker: a dockerd of the harness's own inside the machine, or the user's running one."""
+
+    engine: Literal["docker"] = "docker"
+    dockerd: str = Field(
+        default="", description="Path of the dockerd to run; else COLDBENCH_DOCKERD, else the one on the PATH."
+    )
+    containerd: str = Field(
+        default="", description="Path of the containerd beside it; else the one beside dockerd, else the PATH's."
+    )
+
+
+class ContainerdChoice(Table):
+    """containerd with its snapshotters, inside the machine."""
+
+    engine: Literal["containerd"] = "containerd"
+    containerd: str = Field(default="", description="Path of the containerd to run; else the one found.")
+
+
+EngineChoice = Annotated[EmbeddedChoice | DockerChoice | ContainerdChoice, Field(discriminator="engine")]
+
+
+_CHOICES: dict[str, type[EmbeddedChoice | DockerChoice | ContainerdChoice]] = {
+    "embedded": EmbeddedChoice, "docker": DockerChoice, "containerd": ContainerdChoice,
+}  # fmt: skip
+
+
+def default_choice(name: str) -> EngineChoice:
+    """An engine as it is found on this host."""
+    return _CHOICES[name]()
+
+
+def expand_engines(value: object) -> object:
+    """A list of names or tables, or a table of tables by name, as the list of tables it stands for.
+
+    Raises:
+        ValueError: an engine that there is not (the message names the nearest).
+    """
+    if isinstance(value, dict):
+        value = [{"engine": name, **(table if isinstance(table, dict) else {})} for name, table in value.items()]
+    elif isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        return value
+    entries = [{"engine": entry} if isinstance(entry, str) else entry for entry in value]
+    for entry in entries:
+        if isinstance(entry, dict):
+            engine_name(str(entry.get("engine")))
+    return entries
