@@ -107,12 +107,13 @@ def _benchmark(key: str, seen: list[Observation]) -> dict[str, Any]:
 def extra_info(seen: list[Observation]) -> dict[str, Any]:
     """Medians over the trials of what a start cost besides time: phases, CPU, bytes and requests before ready."""
 
-    def median(value: Callable[[Observation], float]) -> float:
-        summary = summarise([float(value(o)) for o in seen])
-        assert summary is not None
-        return summary.median
+    def median(value: Callable[[Observation], float | None]) -> float | None:
+        """None where no trial knows its value: an engine that does not count its requests."""
+        known = [float(found) for o in seen if (found := value(o)) is not None]
+        summary = summarise(known)
+        return None if summary is None else summary.median
 
-    def wall_s(name: str) -> float:
+    def wall_s(name: str) -> float | None:
         return median(lambda o: sum(p.wall_s for p in o.phases if p.phase == name))
 
     names = {p.phase: None for o in seen for p in o.phases}
