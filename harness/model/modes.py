@@ -44,6 +44,17 @@ class Presentation(StrEnum):
     """EROFS reads one file that comes over FUSE."""
 
 
+class Role(StrEnum):
+    """What a preset is compared for."""
+
+    OFFER = "offer"
+    """It is a way to start containers that the answer may recommend."""
+    YARDSTICK = "yardstick"
+    """It shows what something costs, or imitates somebody else's policies; nobody is told to use it."""
+    FLOOR = "floor"
+    """It starts with the image already on the machine: what a lazy start can hope for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Preset:
     """A named set of policies of one mode."""
@@ -63,6 +74,7 @@ class Preset:
     """How figures draw it: a line style of matplotlib."""
     hollow: bool = False
     """Whether its markers are outlines only."""
+    role: Role = Role.OFFER
 
     @property
     def lazy(self) -> bool:
@@ -109,7 +121,7 @@ EMBEDDED = "embedded"
 
 _SEQUENTIAL = Preset(
     "sequential", "one step and one layer after the other", PullPolicy(False, "zlib", True),
-    pull_core_s_per_gb=62.0, baseline=True,
+    pull_core_s_per_gb=62.0, baseline=True, role=Role.YARDSTICK,
 )  # fmt: skip
 _TUNED_PULL = Preset(
     "tuned", "fetching, decoding and unpacking overlap", PullPolicy(), pull_core_s_per_gb=15.0, baseline=True, line="--"
@@ -125,7 +137,14 @@ def _tuned(policies: LazyPolicy) -> Preset:
 
 
 def _reference(policies: LazyPolicy) -> Preset:
-    return Preset("reference", "the reference snapshotter's published defaults", policies, line=":", hollow=True)
+    return Preset(
+        "reference",
+        "the reference snapshotter's published defaults",
+        policies,
+        line=":",
+        hollow=True,
+        role=Role.YARDSTICK,
+    )
 
 
 OVERLAY2 = Mode("overlay2", Form.IMAGE, Presentation.NONE, (_SEQUENTIAL, _TUNED_PULL), "s", "#666666")
@@ -264,6 +283,12 @@ def is_lazy(engine: str, mode: str, preset: str) -> bool:
     """Whether a stored case's container started before its image was there."""
     found = offers(engine, mode, preset) if engine in ENGINES else None
     return found is not None and found.lazy
+
+
+def role(engine: str, mode: str, preset: str) -> Role:
+    """What a stored case was compared for; what is not listed here is a yardstick: nobody is told to use it."""
+    found = offers(engine, mode, preset) if engine in ENGINES else None
+    return found.role if found is not None else Role.YARDSTICK
 
 
 def is_baseline(engine: str, mode: str, preset: str) -> bool:

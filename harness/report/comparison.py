@@ -8,19 +8,24 @@ and say why they have no number.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from harness.model import modes
 from harness.model.observation import BEFORE_READY
 from harness.stats.breakeven import BreakEven, break_even
-from harness.stats.paired import PairedRatio, paired_ratio
+from harness.stats.correction import holm
+from harness.stats.paired import MIN_BLOCKS, PairedRatio, paired_ratio
 from harness.stats.summary import Summary, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.model.observation import Case, Observation
+
+
+#: A difference is called proven when it would be found by chance in one table of twenty.
+ALPHA = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +61,24 @@ class CaseLine:
     """Whether the container started before its image was there."""
     style: modes.Style
     """How figures draw this case."""
+    role: modes.Role
+    """What this case is compared for."""
     ratios: dict[str, PairedRatio] = field(default_factory=dict)
     median_trial: Observation | None = None
     ready_by_block: dict[int, float] = field(default_factory=dict)
     """Seconds to ready of the valid trials, by block: what pairs with another case's."""
+    proven: frozenset[str] = frozenset()
+    """The baselines it differs from after the correction over all ratios of its table."""
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether the image was on the machine already."""
+        return self.role is modes.Role.FLOOR
+
+    @property
+    def offered(self) -> bool:
+        """Whether the answer may recommend this case."""
+        return self.role is modes.Role.OFFER
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +96,8 @@ class RuntimeLine:
     fuse: Summary | None
     """FUSE requests of one pass; None where they were not counted."""
     break_even: BreakEven | None
+    proven: bool = False
+    """Whether the ratio differs from 1 after the correction over all ratios of its table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +106,13 @@ class Group:
     baselines: tuple[str, ...]
     lines: tuple[CaseLine, ...]
     runtime: tuple[RuntimeLine, ...]
+    failed_workloads: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By workload: under which cases it failed in a valid trial, and with what message."""
+
+    @property
+    def floor(self) -> str:
+        """Label of the case whose image was on the machine already; empty where none was measured."""
+        return next((line.label for line in self.lines if line.is_floor and line.ready is not None), "")
 
     def line(self, label: str) -> CaseLine | None:
         """The case's line, None where the group has no such case."""
@@ -141,7 +169,42 @@ def _group(key: GroupKey, members: Sequence[Observation]) -> Group:
         name: {o.block: o.time_to_ready_s for o in by_label[name] if o.valid and o.time_to_ready_s} for name in labels
     }
     lines = tuple(_line(name, by_label[name], baselines, ready) for name in labels)
-    return Group(key, baselines, lines, tuple(_runtime(by_label, labels, baselines, ready)))
+    runtime = _marked_runtime(_runtime(by_label, labels, baselines, ready))
+    return Group(key, baselines, _marked_lines(lines), runtime, _failed_workloads(by_label, labels))
+
+
+def _survivors(ratios: dict[str, PairedRatio]) -> frozenset[str]:
+    """Which of a table's ratios differ from 1 at 5 % after Holm's correction over all of them.
+
+    A bare 95 % interval in every cell of a large table is a promise of false alarms. Fewer blocks than a verdict
+    needs prove nothing.
+    """
+    adjusted = holm({name: ratio.p_value for name, ratio in ratios.items() if ratio.p_value is not None})
+    return frozenset(name for name, p in adjusted.items() if p < ALPHA and ratios[name].blocks >= MIN_BLOCKS)
+
+
+def _marked_lines(lines: Sequence[CaseLine]) -> tuple[CaseLine, ...]:
+    cells = {f"{line.label}\n{base}": ratio for line in lines for base, ratio in line.ratios.items()}
+    proven = _survivors(cells)
+    return tuple(
+        replace(line, proven=frozenset(base for base in line.ratios if f"{line.label}\n{base}" in proven))
+        for line in lines
+    )
+
+
+def _marked_runtime(lines: Sequence[RuntimeLine]) -> tuple[RuntimeLine, ...]:
+    proven = _survivors({str(number): line.ratio for number, line in enumerate(lines) if line.ratio is not None})
+    return tuple(replace(line, proven=str(number) in proven) for number, line in enumerate(lines))
+
+
+def _failed_workloads(by_label: dict[str, list[Observation]], labels: Sequence[str]) -> dict[str, dict[str, str]]:
+    failed: dict[str, dict[str, str]] = {}
+    for label in labels:
+        for o in by_label[label]:
+            for w in o.workloads:
+                if o.valid and w.failure is not None:
+                    failed.setdefault(w.workload, {}).setdefault(label, w.failure.message)
+    return failed
 
 
 def _line(
@@ -179,6 +242,7 @@ def _line(
         bound_s=min(bounds) if bounds else None,
         lazy=modes.is_lazy(case.engine, case.mode, case.preset),
         style=modes.style(case.engine, case.mode, case.preset),
+        role=modes.role(case.engine, case.mode, case.preset),
         ratios=ratios,
         median_trial=ordered[(len(ordered) - 1) // 2] if ordered else None,
         ready_by_block=ready[name],

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from harness.report.answer import answer
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.report.comparison import Group
 
 #: Version of this document; a change of meaning raises it.
-DOCUMENT_VERSION = 1
+DOCUMENT_VERSION = 2
 
 
 def _finite(value: Any) -> Any:
@@ -93,6 +95,8 @@ class CasePart(_Part):
     """Physical lower bound, the lowest of the valid trials'."""
     ratios: dict[str, RatioPart]
     """Time to ready against each baseline, by its label."""
+    proven: frozenset[str]
+    """The baselines it differs from after Holm's correction over all ratios of the group."""
 
 
 class RuntimePart(_Part):
@@ -108,6 +112,8 @@ class RuntimePart(_Part):
     fuse: SummaryPart | None
     """FUSE requests of one pass; null where they were not counted."""
     break_even: BreakEvenPart | None
+    proven: bool
+    """Whether the ratio differs from 1 after Holm's correction over all run-time ratios of the group."""
 
 
 class KeyPart(_Part):
@@ -118,10 +124,50 @@ class KeyPart(_Part):
     distance: str
 
 
+class CostPart(_Part):
+    """A run-time workload that is proven to be slower than under the baseline."""
+
+    workload: str
+    temperature: str
+    ratio: RatioPart
+    break_even_s: OrNever
+    """Seconds of nothing but this workload after which the sooner start is used up; null: never."""
+
+
+class AnswerPart(_Part):
+    """The decision, as data and in words."""
+
+    use: str | None
+    """Label of the mode to use; null where nothing was ready."""
+    ready_s: float | None
+    against: str | None
+    """What one has now: Docker where it was measured, else the first full pull."""
+    against_ready_s: float | None
+    sooner: RatioPart | None
+    """Time to ready of ``use`` over that of ``against``."""
+    first_touch: CostPart | None
+    """The worst proven cost with cold files."""
+    later: CostPart | None
+    """The worst proven cost with files that were read before."""
+    break_even_s: OrNever
+    """The earliest of all workloads that can be repeated; null: never, or no workload was measured."""
+    floor: str | None
+    """The case whose image was on the machine already."""
+    floor_ready_s: float | None
+    over_floor: RatioPart | None
+    blocks: int
+    sure: str
+    """``sure``, ``unsure`` or ``too few blocks``."""
+    findings: tuple[str, ...]
+    """What failed under some modes only."""
+    sentences: tuple[str, ...]
+
+
 class GroupPart(_Part):
     """Cases that are compared: one scenario on one shape at one distance."""
 
     key: KeyPart
+    answer: AnswerPart
     baselines: tuple[str, ...]
     lines: tuple[CasePart, ...]
     runtime: tuple[RuntimePart, ...]
@@ -140,5 +186,15 @@ class Comparison(_Part):
 
 def make_document(session: str, report: str, groups: Sequence[Group]) -> Comparison:
     """The document of a comparison."""
-    parts = tuple(GroupPart.model_validate(group) for group in groups)
+    parts = tuple(_group(group) for group in groups)
     return Comparison(session=session, report=report, groups=parts)
+
+
+def _group(group: Group) -> GroupPart:
+    return GroupPart(
+        key=KeyPart.model_validate(group.key),
+        answer=AnswerPart.model_validate(answer(group)),
+        baselines=group.baselines,
+        lines=tuple(CasePart.model_validate(line) for line in group.lines),
+        runtime=tuple(RuntimePart.model_validate(line) for line in group.runtime),
+    )

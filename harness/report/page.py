@@ -1,4 +1,4 @@
-"""One self-contained HTML file and one Markdown summary from a session's observations."""
+"""One self-contained HTML page from a session's observations: read in a minute, without script or request."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from harness import __version__
-from harness.report import figures, wording
+from harness.report import figures, tables
+from harness.report.answer import answer
+from harness.report.figures import canvas
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from matplotlib.figure import Figure
 
     from harness.model.observation import Observation
-    from harness.report.comparison import CaseLine, Group
+    from harness.report.comparison import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,142 +32,96 @@ class Context:
     facts: Mapping[str, Any]
 
 
-def _row(group: Group, line: CaseLine) -> list[str]:
-    ready = line.ready
-    over = None if ready is None or not line.bound_s else ready.median / line.bound_s
-    valid = 0 if ready is None else ready.n
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A figure as the page holds it: once for a wide screen and once for a phone, and what it shows in words."""
+
+    title: str
+    words: str
+    wide: str
+    narrow: str
+
+
+def _draw(title: str, words: str, draw: Callable[..., Figure | None], group: Group, **options: Any) -> list[Drawn]:
+    wide, narrow = draw(group, **options), draw(group, narrow=True, **options)
+    if wide is None or narrow is None:
+        return []
+    alternative = f"{title}: {group.key.title}. {words} The numbers are in the tables."
+    return [Drawn(title, words, canvas.svg(wide, alternative), canvas.svg(narrow, alternative))]
+
+
+def _start_figures(group: Group) -> list[Drawn]:
+    lazy = "The lazy starts on a scale of their own."
     return [
-        line.label,
-        f"{valid} of {line.trials}",
-        wording.seconds(ready.median if ready else None),
-        wording.spread(ready),
-        *("baseline" if b == line.label else wording.ratio(line.ratios.get(b)) for b in group.baselines),
-        wording.seconds(line.bound_s),
-        wording.NO_NUMBER if over is None else f"{over:.1f}x",
-        wording.NO_NUMBER if line.cpu is None else f"{line.cpu.median:.2f}",
-        wording.size(line.received.median if line.received else None),
-        wording.count(line.requests.median if line.requests else None, measured=ready is not None),
-        wording.seconds(line.throttled.median if line.throttled else None),
-        wording.size(line.memory.median if line.memory else None),
-    ]
+        *_draw(
+            "Time to ready", "Mean and 95 % interval of each mode, every trial as a thin mark, the physical lower "
+            "bound, and the same start with the image already on the machine.", figures.ready_times, group,
+        ),
+        *_draw(
+            "The start, taken apart", "Spans as seen from where they happen; what runs in parallel overlaps. Until "
+            "the black line the workload is not ready.", figures.timelines, group,
+        ),
+        *_draw("Lazy starts, taken apart", lazy, figures.timelines, group, lazy_only=True),
+    ]  # fmt: skip
 
 
-def sentences(group: Group) -> list[str]:
-    """What a reader should take away, in words; says nothing that has no interval."""
-    said = []
-    measured = [line for line in group.lines if line.ready is not None]
-    for number, baseline in enumerate(group.baselines):
-        base = next((line for line in measured if line.label == baseline), None)
-        # The baselines before this one were compared with it from their side already.
-        others = [m for m in measured if baseline in m.ratios and m.label not in group.baselines[:number]]
-        if base is None or base.ready is None or not others:
-            continue
-        best = min(others, key=lambda line: line.ratios[baseline].ratio)
-        assert best.ready is not None
-        sooner = wording.times_sooner(best.ratios[baseline])
-        if sooner:
-            said.append(
-                f"{best.label} is ready in {wording.seconds(best.ready.median)} where {baseline} takes "
-                f"{wording.seconds(base.ready.median)}: {sooner}."
-            )
-        else:
-            said.append(
-                f"{best.label} was ready in {wording.seconds(best.ready.median)} where {baseline} took "
-                f"{wording.seconds(base.ready.median)}; too few blocks for an interval, so this is no comparison yet."
-            )
-    return said
-
-
-def _excluded(group: Group) -> list[str]:
-    return [f"{line.label}: {reason}" for line in group.lines for reason in line.excluded]
-
-
-def _runtime_rows(group: Group) -> list[list[str]]:
+def _runtime_figures(group: Group) -> list[Drawn]:
+    base = group.baselines[0] if group.baselines else "the baseline"
     return [
-        [
-            line.workload,
-            line.temperature,
-            line.label,
-            wording.seconds(line.wall.median),
-            "baseline" if group.baselines and line.label == group.baselines[0] else wording.ratio(line.ratio),
-            f"{line.cpu.median:.3f}",
-            "baseline" if group.baselines and line.label == group.baselines[0] else wording.ratio(line.cpu_ratio),
-            wording.count(line.fuse.median if line.fuse else None),
-            wording.meeting(line.break_even, line.ratio),
-        ]
-        for line in group.runtime
-    ]
+        *_draw(
+            "What it costs afterwards", f"Wall time of the same file system work after ready, as a ratio to {base}: "
+            "above 1 is slower. A grey field is not proven to differ.", figures.runtime_heat, group,
+        ),
+        *_draw(
+            "Break-even", f"Seconds ahead of {base} after that much time spent in nothing but the (warm) workload: "
+            "where a curve crosses zero, the sooner start is used up.", figures.break_even_curves, group,
+        ),
+    ]  # fmt: skip
 
 
-def _counts(observations: Sequence[Observation]) -> str:
-    valid = sum(o.valid for o in observations)
-    failed = sum(o.status == "failed" for o in observations)
-    invalid = len(observations) - valid - failed
-    return f"{len(observations)} trials: {valid} valid, {invalid} invalid, {failed} failed"
-
-
-def _title(groups: Sequence[Group]) -> str:
-    scenarios = list(dict.fromkeys(g.key.scenario for g in groups))
-    return "Cold start of " + ", ".join(scenarios) if scenarios else "No trials yet"
+def _resource_figures(group: Group) -> list[Drawn]:
+    return [
+        *_draw("Bytes", "Received before ready, and in all.", figures.received_bytes, group),
+        *_draw(
+            "CPU", "Everything the engine, its daemons and the container used inside the machine until ready.",
+            figures.cpu_by_phase, group,
+        ),
+        *_draw("CPU credits", "What the machine had left to spend above its baseline.", figures.credit_balance, group),
+        *_draw("All trials", "Every valid trial, block by block.", figures.all_trials, group),
+        *_draw(
+            "Run-time ratios with their intervals", "The same as the heat map, with 95 % intervals; grey is not "
+            "proven.", figures.runtime_ratios, group,
+        ),
+    ]  # fmt: skip
 
 
 def html(observations: Sequence[Observation], groups: Sequence[Group], context: Context) -> str:
-    """The report as one self-contained page: no script, no request, figures as inline SVG; ``groups`` is their
-    comparison."""
+    """The report as one page: no script, no request, figures as inline SVG; ``groups`` is their comparison."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     source = resources.files("harness.report").joinpath("templates/report.html").read_text()
     return environment.from_string(source).render(
-        title=_title(groups),
+        title=tables.title(groups),
         version=__version__,
         session=context.session,
         created=context.created,
-        counts=_counts(observations),
+        counts=tables.counts(observations),
         command=context.command,
         facts=[(name, value) for name, value in context.facts.items() if value not in (None, "", [], {})],
+        light=canvas.scheme(dark=False),
+        dark=canvas.scheme(dark=True),
         groups=[
             {
                 "title": g.key.title,
-                "sentences": sentences(g),
-                "baselines": g.baselines,
-                "rows": [_row(g, line) for line in g.lines],
-                "excluded": _excluded(g),
-                "timeline": figures.timelines(g),
-                "lazy_timeline": figures.timelines(g, lazy_only=True),
-                "ready_times": figures.ready_times(g),
-                "cpu": figures.cpu_by_phase(g),
-                "credits": figures.credit_balance(g),
-                "runtime_rows": _runtime_rows(g),
-                "runtime_baseline": g.baselines[0] if g.baselines else "",
-                "runtime_figure": figures.runtime_ratios(g),
-                "break_even": figures.break_even_curves(g),
+                "answer": answer(g).sentences,
+                "cold": tables.cold_start(g),
+                "runtime": tables.runtime(g),
+                "excluded": tables.excluded(g),
+                "start_figures": _start_figures(g),
+                "runtime_figures": _runtime_figures(g),
+                "resource_figures": _resource_figures(g),
             }
             for g in groups
         ],
     )
-
-
-def markdown(observations: Sequence[Observation], groups: Sequence[Group], context: Context) -> str:
-    """The same tables as GitHub Markdown, for a pull request or a terminal."""
-    out = [f"# {_title(groups)}", "", f"Session {context.session}, {context.created}. {_counts(observations)}.", ""]
-    for g in groups:
-        out += [f"## {g.key.title}", ""]
-        out += [f"{s}\n" for s in sentences(g)]
-        against = [f"against {b}" for b in g.baselines]
-        header = ["mode", "valid", "ready, median", "middle half", *against, "bound", "over bound", "CPU s to ready"]
-        header += ["received before ready", "requests", "throttled", "memory peak"]
-        out += _table(header, [_row(g, line) for line in g.lines])
-        out += [f"- left out: {reason}" for reason in _excluded(g)]
-        if g.runtime:
-            base = g.baselines[0] if g.baselines else "the baseline"
-            out += ["", "### Run-time workloads", ""]
-            header = ["workload", "temperature", "mode", "wall, median", f"against {base}", "CPU s", "CPU against it"]
-            out += _table([*header, "FUSE requests", "break-even"], _runtime_rows(g))
-        out.append("")
-    return "\n".join(out)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(header) + " |", "|" + "|".join(" --- " for _ in header) + "|"]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import NothingToCompare
-from harness.report import figures, page
+from harness.report import figures, page, tables
 from harness.report.comparison import Group, compare
 from harness.report.document import make_document
+from harness.report.figures.canvas import svg
 from harness.session import store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from matplotlib.figure import Figure
 
     from harness.model.session import SessionHeader
 
@@ -45,7 +49,7 @@ def publish(session: Path, out: Path | None = None) -> Published:
     folder = out or session
     folder.mkdir(parents=True, exist_ok=True)
     groups = compare(observations)
-    markdown = page.markdown(observations, groups, context)
+    markdown = tables.markdown(observations, groups, context)
     html_path, markdown_path = folder / "report.html", folder / "report.md"
     for path, text in ((html_path, page.html(observations, groups, context)), (markdown_path, markdown)):
         temporary = path.with_name(path.name + ".part")
@@ -54,25 +58,31 @@ def publish(session: Path, out: Path | None = None) -> Published:
     return Published(session, html_path, markdown_path, markdown, tuple(groups))
 
 
+_FIGURES: dict[str, Callable[[Group], Figure | None]] = {
+    "timelines": figures.timelines,
+    "timelines-lazy": partial(figures.timelines, lazy_only=True),
+    "ready": figures.ready_times,
+    "trials": figures.all_trials,
+    "cpu": figures.cpu_by_phase,
+    "bytes": figures.received_bytes,
+    "credits": figures.credit_balance,
+    "runtime": figures.runtime_ratios,
+    "runtime-heat": figures.runtime_heat,
+    "break-even": figures.break_even_curves,
+}
+
+
 def write_figures(groups: Sequence[Group], folder: Path) -> list[Path]:
     """Each figure of each group as an SVG file of its own, ``SCENARIO-SHAPE-FIGURE.svg``; the paths written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for group in groups:
-        drawn = {
-            "timelines": figures.timelines(group),
-            "timelines-lazy": figures.timelines(group, lazy_only=True),
-            "ready": figures.ready_times(group),
-            "cpu": figures.cpu_by_phase(group),
-            "credits": figures.credit_balance(group),
-            "runtime": figures.runtime_ratios(group),
-            "break-even": figures.break_even_curves(group),
-        }
         prefix = re.sub(r"[^a-z0-9.]+", "-", f"{group.key.scenario}-{group.key.shape}".lower()).strip("-")
-        for name, svg in drawn.items():
-            if svg:
+        for name, draw in _FIGURES.items():
+            figure = draw(group)
+            if figure is not None:
                 path = folder / f"{prefix}-{name}.svg"
-                path.write_text(svg)
+                path.write_text(svg(figure, f"{name}: {group.key.title}"))
                 written.append(path)
     return written
 

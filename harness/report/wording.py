@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,6 +55,18 @@ def ratio(result: PairedRatio | None) -> str:
         return f"{result.ratio:.2g}x (n={result.blocks}: no interval)"
     digits = 3 if result.ratio < 10 else 2
     return f"{_figures(result.ratio, digits)}x [{_figures(result.low, digits)}, {_figures(result.high, digits)}]"
+
+
+_MARKUP = re.compile(r"[\\`*<>#|~&]|(?<!\w)_|_(?!\w)|(?<=\])\(|(?<=https):|(?<=http):|(?<=www)\.", re.IGNORECASE)
+
+
+def markdown(text: str) -> str:
+    """Text from outside as plain text in GitHub Markdown: one line, no row, heading, tag, link, picture or mention.
+
+    A mention needs its ``@`` beside the name, which no backslash prevents: a character of no width stands between.
+    """
+    line = " ".join(text.split())
+    return _MARKUP.sub(lambda found: "\\" + found[0], line).replace("@", "@\u200b")
 
 
 def _figures(value: float, digits: int) -> str:

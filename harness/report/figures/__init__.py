@@ -1,0 +1,25 @@
+"""The report's figures: each is a function that takes a group of cases and returns a matplotlib figure, or None.
+
+None means that the group has nothing for the figure to show. ``narrow`` draws for a phone's width. A notebook shows
+the figure as it is; the report turns it into inline SVG (``harness.report.figures.canvas``).
+"""
+
+from __future__ import annotations
+
+from harness.report.figures.breakeven import break_even_curves
+from harness.report.figures.ready import all_trials, ready_times
+from harness.report.figures.resources import cpu_by_phase, credit_balance, received_bytes
+from harness.report.figures.runtime import runtime_heat, runtime_ratios
+from harness.report.figures.timeline import timelines
+
+__all__ = [
+    "all_trials",
+    "break_even_curves",
+    "cpu_by_phase",
+    "credit_balance",
+    "ready_times",
+    "received_bytes",
+    "runtime_heat",
+    "runtime_ratios",
+    "timelines",
+]

@@ -1,0 +1,157 @@
+"""The report's tables, and the whole report as Markdown and as text for a terminal.
+
+A table is made once, as cells; page, Markdown and terminal each show the same cells. A ratio that does not survive the
+correction over everything its table shows is *not proven*, and each output says so in its way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.report import wording
+from harness.report.answer import answer, worst_first
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.model.observation import Observation
+    from harness.report.comparison import CaseLine, Group
+    from harness.report.page import Context
+    from harness.stats.paired import PairedRatio
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What stands in a cell; ``proven`` is False for a ratio that may be chance."""
+
+    text: str
+    proven: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Column heads and rows; the first cell of a row says what it is about."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def _cells(*said: str | Cell) -> tuple[Cell, ...]:
+    return tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in said)
+
+
+def cold_start(group: Group) -> Table:
+    """One row per mode, the soonest first."""
+    floor = (f"of {group.floor}",) if group.floor else ()
+    head = (
+        "mode", "valid", "ready, median", *(f"against {b}" for b in group.baselines), *floor, "CPU s to ready",
+        "received before ready", "requests", "throttled", "memory peak", "over bound",
+    )  # fmt: skip
+    lines = sorted(group.lines, key=lambda line: line.ready.median if line.ready else float("inf"))
+    return Table(head, tuple(_cold_row(group, line) for line in lines))
+
+
+def _against(group: Group, line: CaseLine, baseline: str) -> Cell:
+    if line.label == baseline:
+        return Cell("baseline")
+    ratio = line.ratios.get(baseline)
+    return Cell(wording.ratio(ratio), proven=ratio is None or baseline in line.proven)
+
+
+def _of_floor(group: Group, line: CaseLine) -> tuple[Cell, ...]:
+    if not group.floor:
+        return ()
+    if line.label == group.floor:
+        return (Cell("floor"),)
+    return (Cell(wording.ratio(group.ratio(line.label, group.floor))),)
+
+
+def _cold_row(group: Group, line: CaseLine) -> tuple[Cell, ...]:
+    ready = line.ready
+    over = None if ready is None or not line.bound_s else ready.median / line.bound_s
+    return _cells(
+        line.label,
+        f"{0 if ready is None else ready.n} of {line.trials}",
+        wording.seconds(ready.median if ready else None),
+        *(_against(group, line, b) for b in group.baselines),
+        *_of_floor(group, line),
+        wording.NO_NUMBER if line.cpu is None else f"{line.cpu.median:.2f}",
+        wording.size(line.received.median if line.received else None),
+        wording.count(line.requests.median if line.requests else None, measured=ready is not None),
+        wording.seconds(line.throttled.median if line.throttled else None),
+        wording.size(line.memory.median if line.memory else None),
+        wording.NO_NUMBER if over is None else f"{over:.1f}x",
+    )
+
+
+def _ratio(ratio: PairedRatio | None, *, baseline: bool, proven: bool) -> Cell:
+    if baseline:
+        return Cell("baseline")
+    return Cell(wording.ratio(ratio), proven=ratio is None or proven)
+
+
+def runtime(group: Group) -> Table:
+    """One row per run-time workload, temperature and mode: proven slow-downs first."""
+    base = group.baselines[0] if group.baselines else "the baseline"
+    head = (
+        "workload", "temperature", "mode", "wall, median", f"against {base}", "CPU s", "CPU against it",
+        "FUSE requests", "break-even",
+    )  # fmt: skip
+    rows = []
+    for line in worst_first(group.runtime):
+        is_base = bool(group.baselines) and line.label == group.baselines[0]
+        rows.append(
+            _cells(
+                line.workload,
+                line.temperature,
+                line.label,
+                wording.seconds(line.wall.median),
+                _ratio(line.ratio, baseline=is_base, proven=line.proven),
+                f"{line.cpu.median:.3f}",
+                _ratio(line.cpu_ratio, baseline=is_base, proven=line.proven),
+                wording.count(line.fuse.median if line.fuse else None),
+                wording.meeting(line.break_even, line.ratio) if line.proven or is_base else wording.NO_NUMBER,
+            )
+        )
+    return Table(head, tuple(rows))
+
+
+def excluded(group: Group) -> list[str]:
+    """What is in no number, and why."""
+    return [f"{line.label}: {reason}" for line in group.lines for reason in line.excluded]
+
+
+def counts(observations: Sequence[Observation]) -> str:
+    """How many trials there are, and how many of them count."""
+    valid = sum(o.valid for o in observations)
+    failed = sum(o.status == "failed" for o in observations)
+    return f"{len(observations)} trials: {valid} valid, {len(observations) - valid - failed} invalid, {failed} failed"
+
+
+def title(groups: Sequence[Group]) -> str:
+    """The report's title."""
+    scenarios = list(dict.fromkeys(g.key.scenario for g in groups))
+    return "Cold start of " + ", ".join(scenarios) if scenarios else "No trials yet"
+
+
+def markdown(observations: Sequence[Observation], groups: Sequence[Group], context: Context) -> str:
+    """The answer and the tables as GitHub Markdown; what is not proven is in parentheses."""
+    out = [f"# {title(groups)}", "", f"Session {context.session}, {context.created}. {counts(observations)}.", ""]
+    for g in groups:
+        out += [f"## {g.key.title}", "", *(f"{wording.markdown(s)}\n" for s in answer(g).sentences)]
+        out += [*_markdown_table(cold_start(g)), ""]
+        out += [f"- left out: {wording.markdown(reason)}" for reason in excluded(g)]
+        if g.runtime:
+            out += ["", "### Run-time workloads", "", *_markdown_table(runtime(g)), ""]
+    if any(not cell.proven for g in groups for t in (cold_start(g), runtime(g)) for row in t.rows for cell in row):
+        out += ["Ratios in parentheses are not proven: they do not survive Holm's correction over their table.", ""]
+    return "\n".join(out)
+
+
+def _markdown_table(table: Table) -> list[str]:
+    lines = ["| " + " | ".join(table.head) + " |", "|" + "|".join(" --- " for _ in table.head) + "|"]
+    for row in table.rows:
+        cells = (wording.markdown(cell.text if cell.proven else f"({cell.text})") for cell in row)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
