@@ -46,15 +46,7 @@ def run(
     """
     from harness.cli.progress import make_progress
     from harness.errors import ColdbenchError, UsageError
-    from harness.machine import rates
-    from harness.machine.host import require_root, usable_cores
-    from harness.oci.cache import Cache
-    from harness.session.bounds import Bounder
-    from harness.session.interrupts import Interrupts
-    from harness.session.preparation import Preparer
-    from harness.session.registry import named_endpoint, own_endpoint
-    from harness.session.run import SessionRun
-    from harness.session.setups import Setups
+    from harness.session.launching import Launcher
 
     if retry_failed and not resume:
         raise UsageError("--retry-failed goes with --resume --out DIR")
@@ -68,32 +60,14 @@ def run(
         raise UsageError("name a scenario (`coldbench scenarios` lists them)")
     selection = None if resume else _selection(mode, preset, engine, shape, distance, blocks)
     header = None if selection is None else _header(scenario or [], selection, seed, registry, not no_workloads)
-    named = registry if header is not None else ""
-    endpoint = named_endpoint(named) if named else None
-    require_root("running a scenario")
-    cache = Cache.default()
     with ExitStack() as stack:
-        store = stack.enter_context(_open(out, header, retry_failed))
-        interrupts = stack.enter_context(Interrupts())
         progress = stack.enter_context(make_progress(sys.stderr))
-        if endpoint is None:
-            named = store.header.registry
-            endpoint = named_endpoint(named) if named else own_endpoint(stack, cache.registry)
-        preparer = Preparer(cache, endpoint.host, endpoint.prefix, store.append_preparation, progress)
-        setups = Setups(
-            session=store.header.session,
-            seed=store.header.seed,
-            scenarios=store.header.scenarios,
-            preparer=preparer,
-            endpoint=endpoint,
-            interrupts=interrupts,
-            progress=progress,
-            bounder=Bounder(rates.ensure(), usable_cores()),
-            with_workloads=store.header.workloads,
-        )
-        session = SessionRun(store, setups, interrupts, progress, keep_going)
+        launcher = stack.enter_context(Launcher(progress))
+        if registry and header is not None:
+            launcher.endpoint(registry)  # before a directory is made: it may not be there at all
+        store = stack.enter_context(_open(out, header, retry_failed))
         try:
-            outcome = session.run()
+            outcome = launcher.run(store, keep_going=keep_going)
         except ColdbenchError as error:
             if error.exit_code == 130:
                 print(f"coldbench: {len(store.finished)} of {len(store.header.plan.trials)} trials are recorded; "

@@ -15,6 +15,8 @@ from harness.session.requests import choices_of
 from harness.session.trial import run_trial
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.model.scenario import Scenario
     from harness.session.interrupts import Interrupts
     from harness.session.progress import Progress
@@ -44,6 +46,10 @@ class SessionRun:
     interrupts: Interrupts
     progress: Progress
     keep_going: bool = False
+    takes: Callable[[PlannedTrial], bool] = lambda _trial: True
+    """Which trials of the plan are this run's: a shard has some of the blocks."""
+    goes_on: Callable[[int, tuple[Observation, ...]], bool] = lambda _block, _seen: True
+    """Asked before each block after the first of this run, with all that is recorded: a gate may have seen enough."""
     _unprepared: dict[str, Failure] = field(default_factory=dict)
     _seconds: dict[str, list[float]] = field(default_factory=dict)
     _guesses: dict[str, float] = field(default_factory=dict)
@@ -59,11 +65,11 @@ class SessionRun:
                 on this host.
         """
         plan = self.store.header.plan
-        left = [trial for trial in plan.trials if trial.trial not in self.store.finished]
+        left = [trial for trial in plan.trials if trial.trial not in self.store.finished and self.takes(trial)]
         cases = {case.case.key: case for case in plan.cases}
         needed = [cases[key] for key in dict.fromkeys(trial.case for trial in left)]
         self._guess({})
-        self.progress.session(plan, len(plan.trials) - len(left), self._remaining())
+        self.progress.session(plan, len(self.store.finished), self._remaining())
         try:
             self._prepare(needed)
         except (HostUnfit, Interrupted, UsageError):
@@ -73,7 +79,11 @@ class SessionRun:
                 if trial.case in self._unprepared:
                     self.store.append(self._run_one(trial, cases[trial.case]))
             raise
+        block = left[0].block if left else 0
         for trial in left:
+            if trial.block != block and not self.goes_on(trial.block, tuple(self.store.observations)):
+                break
+            block = trial.block
             position = len(self.store.finished) + 1
             self.progress.trial(trial, position, self._remaining())
             started = time.monotonic()
@@ -180,7 +190,9 @@ class SessionRun:
             self._guesses[case.case.key] = guess + (passes - limited) * UNLIMITED_PASS_S
 
     def _remaining(self) -> float:
-        return remaining_s(self.store.header.plan, self._seconds, self.store.finished, self._guesses)
+        plan = self.store.header.plan
+        others = (trial.trial for trial in plan.trials if not self.takes(trial))
+        return remaining_s(plan, self._seconds, self.store.finished.union(others), self._guesses)
 
 
 def versions() -> dict[str, str]:
