@@ -182,6 +182,8 @@ class Observation(Frozen):
     case: Case
     started_at: str
     """UTC, ISO 8601."""
+    host: str = ""
+    """Which of a campaign's hosts ran it; empty where the session has only one."""
     image_digest: str = ""
     status: Literal["ok", "failed"]
     failure: Failure | None = None

@@ -15,6 +15,7 @@ from harness.errors import UsageError
 from harness.model import modes as mode_table
 from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, expand_engines
 from harness.model.image import ImageSpec  # noqa: TC001 - pydantic reads it at run time
+from harness.model.metrics import METRICS, check_name, family
 from harness.model.near_miss import near_miss
 from harness.model.policy import LazyPolicy
 from harness.model.shape import Distance, Shape, parse_distance, parse_shape
@@ -124,15 +125,35 @@ class Timeouts(Table):
     teardown_s: Seconds = Field(default=60.0, description="For stopping the container and the daemons.")
 
 
+MetricKey = Annotated[str, AfterValidator(check_name)]
+
+
 class Gate(Table):
     """When a comparison fails a build."""
 
     margin: float = Field(default=0.05, gt=0, lt=1, description="Relative change that matters.")
-    metrics: Many[Literal["time-to-ready", "runtime-overhead"]] = ("time-to-ready", "runtime-overhead")
+    metrics: Many[MetricKey] = Field(
+        default=("time-to-ready", "cpu-to-ready", "runtime-overhead"),
+        min_length=1,
+        description="Times that decide; they are corrected together. Image metrics and counters are always looked at.",
+    )
+    thresholds: dict[MetricKey, Annotated[float, Field(ge=0, lt=10)]] = Field(
+        default_factory=dict, description="Relative change of a metric, or of a part of it, that is let pass."
+    )
+    ignore: Many[MetricKey] = Field(default=(), description="Metrics that are shown and never fail a build.")
+    alpha: float = Field(default=0.01, gt=0, le=0.2, description="Rate of false alarms of one session.")
     baseline: str = Field(
         default="", description="mode[:preset] the others are compared with; the first mode by default."
     )
     confirm: bool = Field(default=True, description="A regression fails only when a second session finds it again.")
+
+    @model_validator(mode="after")
+    def _check_metrics(self) -> Gate:
+        refuse_repeats(list(self.metrics), "metric")
+        for key in self.metrics:
+            if METRICS[family(key)].kind != "time":
+                raise ValueError(f"metric {key!r} does not scatter and needs no interval: leave it out of metrics")
+        return self
 
 
 def _expand_shape(value: object) -> object:

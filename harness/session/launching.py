@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from harness.machine import rates
 from harness.machine.host import require_root, usable_cores
 from harness.oci.cache import Cache
+from harness.session import inventory
 from harness.session.bounds import Bounder
 from harness.session.interrupts import Interrupts
 from harness.session.preparation import Preparer
@@ -44,6 +45,7 @@ class Launcher:
     cache: Cache = field(default_factory=Cache.default)
     interrupts: Interrupts = field(default_factory=Interrupts)
     ask: bool = True
+    trace_starts: bool = False
     _stack: ExitStack = field(default_factory=ExitStack)
     _endpoints: dict[str, Endpoint] = field(default_factory=dict)
 
@@ -84,6 +86,8 @@ class Launcher:
             progress=self.progress,
             bounder=Bounder(rates.ensure(), usable_cores()),
             with_workloads=header.workloads,
+            trace_starts=self.trace_starts,
+            keep_inventory=lambda found: inventory.save(store.directory, found),
         )
         run = SessionRun(store, setups, self.interrupts, self.progress, keep_going)
         if takes is not None:

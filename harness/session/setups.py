@@ -18,12 +18,13 @@ from harness.model.scenario import ModeChoice
 from harness.model.session import Preparation
 from harness.model.shape import Distance, parse_shape
 from harness.session import application, traces
+from harness.session.inventory import Inventory
 from harness.session.preparation import Cost
 from harness.session.requests import choices_of, make_request
 from harness.session.trial import TrialSetup, run_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from harness.engines.protocol import WorkloadRunner
     from harness.model.bound import ImageSize
@@ -45,6 +46,7 @@ class Material:
 
     digest: str
     compressed_bytes: int
+    layers: tuple[int, ...] = ()
     files: list[ListedFile] = field(default_factory=list)
     size: ImageSize | None = None
     application_core_s: float = 0.0
@@ -82,6 +84,9 @@ class Setups:
     progress: Progress
     bounder: Bounder | None = None
     with_workloads: bool = True
+    trace_starts: bool = False
+    """Trace a start also where no case and no workload needs it: a gate names the files that it reads."""
+    keep_inventory: Callable[[Inventory], None] = lambda _inventory: None
     _materials: dict[str, Material] = field(default_factory=dict)
     _published: dict[tuple[str, Form], Published] = field(default_factory=dict)
 
@@ -110,7 +115,7 @@ class Setups:
         from harness.session.image_files import list_files
 
         local = self.preparer.local(scenario)
-        material = Material(local.digest, local.compressed_bytes)
+        material = Material(local.digest, local.compressed_bytes, tuple(layer.size for layer in local.image.layers))
         if self.bounder is not None or self._workloads(scenario):
             self.progress.preparing(scenario.name, "listing files")
             with open_source(local.name) as source:
@@ -129,8 +134,8 @@ class Setups:
                 more, and the calibration, they are done without: the preparation says why.
         """
         material = self.material(scenario)
-        touched: tuple[str, ...] = ()
-        if trace or self._workloads(scenario):
+        touched: tuple[str, ...] | None = None
+        if trace or self.trace_starts or self._workloads(scenario):
             try:
                 touched = self._trace(scenario, material)
             except Interrupted:
@@ -147,7 +152,10 @@ class Setups:
             except ColdbenchError as error:
                 self._note(scenario, "application", material, None, {"error": str(error)})
         if self._workloads(scenario):
-            material.workloads = self._make_workloads(scenario, material, touched)
+            material.workloads = self._make_workloads(scenario, material, touched or ())
+        if material.files:
+            listed = {file.path: file.size for file in material.files}
+            self.keep_inventory(Inventory(material.digest, material.layers, listed, touched))
 
     def _make_workloads(self, scenario: Scenario, material: Material, touched: tuple[str, ...]) -> WorkloadRunner:
         from harness.probes.selection import select

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from scipy import stats
 
+from harness.stats.paired import PairedRatio, from_log
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from harness.stats.paired import PairedRatio
 
 Model = Literal["random effects over hosts", "these hosts only"]
 #: With fewer hosts the interval speaks of these hosts only.
@@ -45,6 +45,12 @@ class HostsRatio:
     tau_log: float = 0.0
     inconsistency: float = 0.0
     heterogeneity_p: float | None = None
+    se_log: float | None = None
+    degrees: float = 0.0
+
+    def as_ratio(self) -> PairedRatio:
+        """The overall ratio in the form of one host's, for verdicts."""
+        return from_log(math.log(self.ratio), self.se_log, self.degrees, self.blocks)
 
 
 def across_hosts(ratios: Mapping[str, PairedRatio], *, alpha: float = 0.05) -> HostsRatio:
@@ -82,4 +88,6 @@ def across_hosts(ratios: Mapping[str, PairedRatio], *, alpha: float = 0.05) -> H
     p = float(2 * stats.t.sf(abs(center) / se, degrees))
     low, high = math.exp(center - half), math.exp(center + half)
     tau = math.sqrt(tau2)
-    return HostsRatio(math.exp(center), low, high, p, k, blocks, model, tau, inconsistency, heterogeneity_p)
+    return HostsRatio(
+        math.exp(center), low, high, p, k, blocks, model, tau, inconsistency, heterogeneity_p, se, degrees
+    )

@@ -1,0 +1,1 @@
+"""From two sides of trials to verdicts, and from verdicts to an exit code with its reasons."""

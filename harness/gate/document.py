@@ -1,0 +1,77 @@
+"""Comparisons and gates as JSON: what ``compare --json`` prints and ``gate.json`` holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.report.document import RatioPart
+from harness.stats.paired import Verdict
+
+if TYPE_CHECKING:
+    from harness.gate.comparing import Compared
+
+DOCUMENT_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True, use_attribute_docstrings=True)
+
+
+class DifferencePart(_Part):
+    """One thing that is not the same on both sides; decisive ones make times incomparable."""
+
+    what: str
+    baseline: str
+    candidate: str
+    decisive: bool
+
+
+class HostsPart(_Part):
+    """Where several hosts took part: the overall ratio's model, and how much they differ."""
+
+    hosts: int
+    model: Literal["random effects over hosts", "these hosts only"]
+    tau_log: float
+    inconsistency: float
+    heterogeneity_p: float | None
+
+
+class LinePart(_Part):
+    """Candidate over baseline of one metric of one case."""
+
+    case: str
+    metric: str
+    ratio: RatioPart
+    candidate: float
+    """Median of the valid trials."""
+    baseline: float
+    margin: float
+    adjusted_p: float | None
+    """Corrected by Holm for all lines that decide together; null for what only informs."""
+    proven: bool
+    """Whether the difference, whatever its size, survives that correction."""
+    verdict: Verdict | None
+    hosts: HostsPart | None
+
+
+class ComparedPart(_Part):
+    """What ``coldbench compare --json`` prints."""
+
+    schema_version: int = DOCUMENT_VERSION
+    baseline: str
+    candidate: str
+    host: str
+    differences: tuple[DifferencePart, ...]
+    anyway: bool
+    """True where decisive differences were overruled: these numbers compare what is not comparable."""
+    side_by_side: bool
+    lines: tuple[LinePart, ...]
+    alone: tuple[str, ...]
+    excluded: tuple[str, ...]
+
+
+def document(compared: Compared) -> str:
+    """A comparison as JSON."""
+    return ComparedPart.model_validate(compared).model_dump_json(indent=2)
