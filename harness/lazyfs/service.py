@@ -338,8 +338,8 @@ def connect(message: dict[str, Any], policy: LazyPolicy) -> BlobStore:
         from harness.oci.layout import LayoutStore
 
         return LayoutStore(str(message["layout"]))
-    from harness.oci.registry.auth import Credentials
     from harness.oci.registry.client import RegistryClient, Retries
+    from harness.oci.registry.logins import Credentials
 
     given = message.get("credentials") or {}
     credentials = (

@@ -137,8 +137,8 @@ def named_endpoint(url: str) -> Endpoint:
         UsageError: not such a URL.
         RegistryError: the host's name cannot be resolved.
     """
-    from harness.oci.registry.auth import find_credentials
     from harness.oci.registry.client import plain_http
+    from harness.oci.registry.logins import find_credentials
 
     parts = urllib.parse.urlsplit(url if "://" in url else f"https://{url}")
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from harness.oci.descriptor import Platform
-from harness.oci.registry.auth import Credentials
 from harness.oci.registry.client import RegistryClient
+from harness.oci.registry.logins import Credentials
 from harness.oci.store import ImageSource
 
 if TYPE_CHECKING:

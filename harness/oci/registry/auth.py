@@ -1,131 +1,57 @@
-"""Credentials of registries: Docker's config.json and credential helpers, Basic and Bearer authentication.
+"""Basic and Bearer authentication (RFC 9110, 7617, 6750; the distribution project's "Token Authentication
+Specification").
 
-Sources: docker docs "docker login" (config.json, credHelpers, credsStore, the helper protocol) and the distribution
-project's "Token Authentication Specification".
+A login goes to the registry it is for, and to the token server that this registry names; over https, if the registry is
+spoken to over https.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 import re
-import subprocess
 import threading
 import time
 import urllib.parse
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import pycurl
 
 from harness.errors import AuthError, RegistryError
+from harness.oci.registry.curl_pool import TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.oci.registry.curl_pool import CurlPool
+    from harness.oci.registry.curl_pool import CurlPool, Response
+    from harness.oci.registry.logins import Credentials
     from harness.oci.registry.places import Places
 
-_PARAMETER = re.compile(r'([A-Za-z_]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))')
-_HELPER_TIMEOUT_S = 30
+_PART = re.compile(
+    r"""(?P<name>[A-Za-z_-]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<token>[^\s,"]+))"""
+    r"""|(?P<scheme>[A-Za-z][A-Za-z0-9!#$%&'*+.^_`|~-]*)(?=\s|,|$)"""
+)
+"""A parameter, or the name of a scheme, which no equals sign follows."""
+_MAX_TOKEN_BYTES = 1 << 20
+_PASSING = frozenset({429, 500, 502, 503, 504})
 _RENEW_BEFORE_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """A user and secret; with ``identity`` the secret is an OAuth2 refresh token."""
-
-    user: str
-    secret: str
-    identity: bool = False
-
-    def __repr__(self) -> str:
-        return f"Credentials({self.user!r}, ...)"
-
-    @property
-    def basic(self) -> str:
-        return "Basic " + base64.b64encode(f"{self.user}:{self.secret}".encode()).decode()
-
-
-def find_credentials(host: str, config_dir: str | None = None) -> Credentials | None:
-    """What ``docker login`` left for ``host``: its credential helper, the default store, or config.json itself."""
-    directory = config_dir or os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-    path = os.path.join(directory, "config.json")
-    try:
-        with open(path, "rb") as file:
-            config: Any = json.load(file)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise AuthError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise AuthError(f"{path}: is not a JSON object")
-    names = ["https://index.docker.io/v1/", "index.docker.io", "docker.io"] if host == "docker.io" else []
-    names += [host, f"https://{host}", f"http://{host}", f"https://{host}/v1/", f"https://{host}/v2/"]
-    helpers = config.get("credHelpers") or {}
-    for name in names:
-        if name in helpers:
-            return _ask_helper(str(helpers[name]), name)
-    auths = config.get("auths") or {}
-    for name in names:
-        entry = auths.get(name)
-        if isinstance(entry, dict) and entry.get("identitytoken"):
-            return Credentials("", str(entry["identitytoken"]), identity=True)
-        if isinstance(entry, dict) and entry.get("auth"):
-            return _decode(str(entry["auth"]), path, name)
-        if isinstance(entry, dict) and entry.get("username"):
-            return Credentials(str(entry["username"]), str(entry.get("password", "")))
-    store = config.get("credsStore")
-    if store:
-        for name in names[:2]:
-            found = _ask_helper(str(store), name)
-            if found is not None:
-                return found
-    return None
-
-
-def _decode(text: str, path: str, name: str) -> Credentials:
-    try:
-        user, _, secret = base64.b64decode(text, validate=True).decode().partition(":")
-    except ValueError:
-        raise AuthError(f"{path}: auths[{name!r}].auth is not base64 of user:password") from None
-    return Credentials(user, secret.rstrip("\0"))
-
-
-def _ask_helper(helper: str, server: str) -> Credentials | None:
-    command = f"docker-credential-{helper}"
-    try:
-        done = subprocess.run(
-            [command, "get"], input=server.encode(), capture_output=True, timeout=_HELPER_TIMEOUT_S, check=False
-        )
-    except FileNotFoundError:
-        raise AuthError(
-            f"{command}: Docker's config.json names this credential helper, but it is not installed"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise AuthError(f"{command}: no answer within {_HELPER_TIMEOUT_S} s") from None
-    if done.returncode != 0:
-        message = (done.stdout or done.stderr).decode(errors="replace").strip()
-        if "credentials not found" in message:
-            return None
-        raise AuthError(f"{command}: failed for {server}: {message[:200]}")
-    try:
-        answer = json.loads(done.stdout)
-        user, secret = str(answer["Username"]), str(answer["Secret"])
-    except (ValueError, KeyError, TypeError):
-        raise AuthError(f"{command}: its answer is not the JSON of the helper protocol") from None
-    return Credentials(user, secret, identity=user == "<token>")
-
-
 def parse_challenges(values: list[str]) -> dict[str, dict[str, str]]:
-    """WWW-Authenticate headers by lower-case scheme: ``{"bearer": {"realm": …, "service": …, "scope": …}}``."""
+    """WWW-Authenticate headers by lower-case scheme: ``{"bearer": {"realm": …, "service": …, "scope": …}}``.
+
+    One header may hold several challenges, in any order (RFC 9110, section 11.6.1). The first of a scheme counts.
+    """
     found: dict[str, dict[str, str]] = {}
     for value in values:
-        scheme, _, rest = value.strip().partition(" ")
-        parameters = {
-            match[1].lower(): re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else match[3]
-            for match in _PARAMETER.finditer(rest)
-        }
-        found.setdefault(scheme.lower(), parameters)
+        parameters: dict[str, str] = {}
+        for match in _PART.finditer(value):
+            scheme, name, quoted, token = match.group("scheme", "name", "quoted", "token")
+            if scheme is not None:
+                parameters = found.setdefault(scheme.lower(), {})
+                if parameters:
+                    parameters = {}  # a second challenge of this scheme
+            elif name is not None:
+                parameters[name.lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else token
     return found
 
 
@@ -139,18 +65,25 @@ class Authenticator:
         credentials: Callable[[], Credentials | None],
         clock: Callable[[], float] = time.monotonic,
         places: Places | None = None,
+        *,
+        secure: bool = False,
     ) -> None:
+        """``secure``: the registry is spoken to over https, so its login never travels over http."""
         self._pool = pool
         self._host = host
         self._find = credentials
         self._clock = clock
         self._places = places
+        self._secure = secure
         self._lock = threading.Lock()
         self._found = False
         self._credentials: Credentials | None = None
         self._challenge: dict[str, str] | None = None
         self._header = ""
+        self._proven = False
         self._expires = float("inf")
+        self.trouble = ""
+        """Why no login was offered though there may be one, as the end of a message."""
 
     def header(self) -> str:
         """The header line to send now, '' for none; renews a token that is about to expire."""
@@ -160,34 +93,73 @@ class Authenticator:
                     self._fetch_token(self._challenge)
         return self._header
 
+    def accepted(self, line: str) -> None:
+        """The registry did what was asked with this header line."""
+        if line and line == self._header:
+            self._proven = True
+
+    def renew(self, refused: str) -> bool:
+        """Get another token after a 400 or 403; False where that cannot help.
+
+        Some registries answer so, and not 401, when a token has ended: a token that was accepted before is replaced
+        once.
+        """
+        with self._lock:
+            if not refused or self._challenge is None:
+                return False
+            if self._header != refused:
+                return True  # another thread has renewed it meanwhile
+            if not self._proven:
+                return False
+            self._fetch_token(self._challenge)
+            return True
+
     def answer(self, challenges: list[str], refused: str) -> None:
         """React to a 401 that ``refused`` the given header line; AuthError when there is nothing left to offer."""
         with self._lock:
             if self._header != refused:
                 return  # another thread has renewed it meanwhile
             offered = parse_challenges(challenges)
-            if "bearer" in offered:
-                if self._challenge == offered["bearer"] and refused and self._clock() < self._expires:
-                    # A token that was just accepted may have been revoked: one new token, then give up.
-                    self._expires = 0.0
-                self._challenge = offered["bearer"]
-                self._fetch_token(offered["bearer"])
-                return
-            if "basic" in offered:
-                credentials = self._known()
-                if credentials is None:
-                    raise AuthError(f"{self._host}: needs a login; run docker login {self._host}")
-                if refused:
-                    raise AuthError(
-                        f"{self._host}: refused the login of {credentials.user or 'the token'}; run docker login"
-                    )
-                self._header = f"Authorization: {credentials.basic}"
-                return
-            raise AuthError(f"{self._host}: refuses access and offers neither Basic nor Bearer authentication")
+            unproven = bool(refused) and not self._proven
+            if "bearer" in offered and not ("basic" in offered and unproven and self._known() is not None):
+                try:
+                    self._answer_bearer(offered["bearer"], refused)
+                except (AuthError, RegistryError):
+                    if "basic" not in offered or self._known() is None:
+                        raise
+                else:
+                    return
+            if "basic" not in offered:
+                raise AuthError(f"{self._host}: refuses access and offers neither Basic nor Bearer authentication")
+            self._answer_basic(refused)
+
+    def _answer_bearer(self, challenge: dict[str, str], refused: str) -> None:
+        if self._challenge == challenge and refused and self._clock() < self._expires:
+            # A token that was just accepted may have been revoked: one new token, then give up.
+            self._expires = 0.0
+        self._challenge = challenge
+        self._fetch_token(challenge)
+
+    def _answer_basic(self, refused: str) -> None:
+        credentials = self._known()
+        if credentials is None:
+            raise AuthError(f"{self._host}: needs a login; run docker login {self._host}{self.trouble}")
+        header = f"Authorization: {credentials.basic}"
+        if refused == header or credentials.identity:
+            raise AuthError(f"{self._host}: refused the login of {credentials.user or 'the token'}; run docker login")
+        self._set(header, float("inf"))
+        self._challenge = None
+
+    def _set(self, header: str, expires: float) -> None:
+        self._header, self._expires, self._proven = header, expires, False
 
     def _known(self) -> Credentials | None:
         if not self._found:
-            self._credentials = self._find()
+            try:
+                self._credentials = self._find()
+            except AuthError as error:
+                # What is public needs no login, so this stops nobody yet.
+                self.trouble = f"; no login was offered: {error}"
             self._found = True
         return self._credentials
 
@@ -198,32 +170,49 @@ class Authenticator:
         if self._places is not None:
             self._places.visit(realm, f"{self._host}: its token server")
         credentials = self._known()
+        if credentials is not None and self._secure and not realm.startswith("https://"):
+            raise AuthError(
+                f"{self._host}: its token server {realm.split('?')[0]!r} is spoken to without TLS; the login is not "
+                "sent there"
+            )
+        response = self._ask_for_token(realm, challenge, credentials)
+        if response.status in _PASSING:
+            raise TransferError(pycurl.E_OPERATION_TIMEDOUT, f"the token server answered {response.status}")
+        if response.status in {400, 401, 403}:
+            hint = f"run docker login {self._host}" if credentials is None else "the login was refused; log in again"
+            raise AuthError(
+                f"{self._host}: no token for {challenge.get('scope') or 'this access'}: {hint}{self.trouble}"
+            )
+        if response.status != 200 or response.too_long:
+            raise RegistryError(
+                f"{self._host}: the token server answered {response.status}"
+                + (f" with more than {_MAX_TOKEN_BYTES} bytes" if response.too_long else "")
+            )
+        try:
+            answer = json.loads(response.body)
+            token = str(answer.get("token") or answer["access_token"])
+            lifetime_s = float(answer.get("expires_in") or 60)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise AuthError(f"{self._host}: the token server's answer holds no token") from None
+        if not token.isascii() or not token.isprintable():
+            raise AuthError(f"{self._host}: the token server's token cannot be sent in a header")
+        expires = self._clock() + max(lifetime_s - min(_RENEW_BEFORE_S, lifetime_s / 4), 0.0)
+        self._set(f"Authorization: Bearer {token}", expires)
+
+    def _ask_for_token(self, realm: str, challenge: dict[str, str], credentials: Credentials | None) -> Response:
         fields = {key: challenge[key] for key in ("service", "scope") if challenge.get(key)}
         if credentials is not None and credentials.identity:
             fields |= {"grant_type": "refresh_token", "refresh_token": credentials.secret, "client_id": "coldbench"}
             body = urllib.parse.urlencode(fields).encode()
             pieces = [body]
-            response = self._pool.send(
+            return self._pool.send(
                 "POST",
                 realm,
                 ["Content-Type: application/x-www-form-urlencoded"],
                 read=lambda _: pieces.pop() if pieces else b"",
                 size=len(body),
+                limit=_MAX_TOKEN_BYTES,
             )
-        else:
-            headers = [] if credentials is None else [f"Authorization: {credentials.basic}"]
-            joint = "&" if "?" in realm else "?"
-            response = self._pool.get(realm + joint + urllib.parse.urlencode(fields), headers, limit=1 << 20)
-        if response.status in {401, 403}:
-            hint = "run docker login" if credentials is None else "the login was refused; run docker login again"
-            raise AuthError(f"{self._host}: no token for {challenge.get('scope') or 'this access'}: {hint}")
-        if response.status != 200:
-            raise RegistryError(f"{self._host}: the token server answered {response.status}")
-        try:
-            answer = json.loads(response.body)
-            token = answer.get("token") or answer["access_token"]
-            lifetime_s = float(answer.get("expires_in") or 60)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise AuthError(f"{self._host}: the token server's answer holds no token") from None
-        self._header = f"Authorization: Bearer {token}"
-        self._expires = self._clock() + max(lifetime_s - min(_RENEW_BEFORE_S, lifetime_s / 4), 0.0)
+        headers = [] if credentials is None else [f"Authorization: {credentials.basic}"]
+        joint = "&" if "?" in realm else "?"
+        return self._pool.get(realm + joint + urllib.parse.urlencode(fields), headers, limit=_MAX_TOKEN_BYTES)

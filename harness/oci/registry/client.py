@@ -10,42 +10,43 @@ from __future__ import annotations
 
 import ipaddress
 import random
-import re
 import time
 import urllib.parse
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from harness.errors import AuthError, ContentError, DigestMismatch, FormatError, ImageNotFound, RegistryError
-from harness.oci.aside import Aside
+from harness.errors import ContentError, DigestMismatch, FormatError, ImageNotFound, RegistryError
 from harness.oci.descriptor import (
     DOCKER_INDEX,
     DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_MANIFEST,
-    Descriptor,
     digest_bytes,
     is_digest,
 )
-from harness.oci.image import MAX_MANIFEST_BYTES, parse_json
-from harness.oci.registry.auth import Authenticator, Credentials, find_credentials
+from harness.oci.image import MAX_MANIFEST_BYTES
+from harness.oci.registry.auth import Authenticator
 from harness.oci.registry.curl_pool import ERROR_BODY_BYTES, CurlPool, Response, Timeouts, TransferError
+from harness.oci.registry.failures import failure, hint
+from harness.oci.registry.logins import Credentials, find_credentials
 from harness.oci.registry.places import Places
-from harness.oci.store import RangeIgnored, referrers_tag
+from harness.oci.registry.referrers import Referrers
+from harness.oci.store import RangeIgnored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from harness.oci.descriptor import Descriptor
     from harness.oci.registry.curl_pool import Counters
     from harness.oci.registry.link import Link
 
 _ACCEPT_MANIFEST = "Accept: " + ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX))
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 _STALE_REDIRECT = frozenset({400, 401, 403, 404, 410})
 _MAX_REDIRECTS = 5
+_RANGE_TRIES = 3
 _REDIRECT_LIFE_S = 60.0
 _SIMULATED = ipaddress.ip_network("198.18.0.0/15")
 
@@ -88,6 +89,7 @@ class RegistryClient:
         *,
         plain: bool | None = None,
         credentials: Credentials | None = None,
+        anonymous: bool = False,
         timeouts: Timeouts | None = None,
         retries: Retries | None = None,
         ca_file: str | None = None,
@@ -100,16 +102,25 @@ class RegistryClient:
         self.repository = repository
         self.retries = retries or Retries()
         self.pool = CurlPool(timeouts, ca_file, routes)
-        self.places = Places(routes)
+        self.places = Places(routes, address_of(host))
         self._clock = clock
         self._sleep = sleep
         self._random = rng or random.Random()
         self._scheme = "http" if (plain_http(host) if plain is None else plain) else "https"
         self._base = f"{self._scheme}://{address_of(host)}"
         self._root = f"{self._base}/v2/{repository}"
-        self._auth = Authenticator(self.pool, host, lambda: credentials or find_credentials(host), clock, self.places)
+        self._auth = Authenticator(
+            self.pool,
+            host,
+            (lambda: None) if anonymous else lambda: credentials or find_credentials(host, repository),
+            clock,
+            self.places,
+            secure=self._scheme == "https",
+        )
+        self.remarks: list[str] = []
         self._redirects: dict[str, tuple[str, float]] = {}
-        self._referrers_api: bool | None = None
+        self._referrers = Referrers(self)
+        self._has_answered = False
 
     @property
     def where(self) -> str:
@@ -164,9 +175,9 @@ class RegistryClient:
         """Content-Length of a HEAD request, None when the blob is absent."""
         response = self.send("HEAD", f"{self._root}/blobs/{digest}")
         for _ in range(_MAX_REDIRECTS):
-            if response.status not in _REDIRECTS:
+            if not response.is_redirect:
                 break
-            response = self.send("HEAD", self._target(self._base, response))
+            response = self.send("HEAD", self.redirect_target(self._base, response))
         if response.status == 404:
             return None
         if response.status != 200:
@@ -180,7 +191,13 @@ class RegistryClient:
             return b""
         last = offset + size - 1
         limit = max(size, ERROR_BODY_BYTES)
-        response = self._retrying(lambda: self._get_blob(digest, f"{offset}-{last}", limit, None))
+        # Some caches in front of a store answer the first range with all they have, and later ones as asked.
+        for _ in range(_RANGE_TRIES):
+            response = self._retrying(lambda: self._get_blob(digest, f"{offset}-{last}", limit, None))
+            if response.status != 200:
+                break
+            if offset == 0 and len(response.body) == size and not response.too_long:
+                return response.body
         if response.status == 206 and not response.too_long:
             stated = response.header("Content-Range")
             if not stated.startswith(f"bytes {offset}-{last}/"):
@@ -217,10 +234,10 @@ class RegistryClient:
             try:
                 response = self._get_blob(digest, f"{start}-" if start else "", 0, count, skip=start)
             except TransferError as error:
-                attempt = self._pause(0 if done > start else attempt, str(error), error.may_pass)
+                attempt = self._failed(0 if done > start else attempt, error)
                 continue
             if response.status in _PASSING:
-                attempt = self._pause(attempt, f"status {response.status}", True, response.header("Retry-After"))
+                attempt = self._refused(attempt, response)
                 continue
             if response.status == 206 and start and not response.header("Content-Range").startswith(f"bytes {start}-"):
                 raise RangeIgnored(f"{self.where}: resumed {digest} at {start}, got {response.header('Content-Range')}")
@@ -235,53 +252,19 @@ class RegistryClient:
         return None
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
-        """From the referrers API where the registry has it, else from the fallback tag (distribution spec 1.1).
+        """From the referrers API where the registry has it, else from the fallback tag (distribution spec 1.1)."""
+        return self._referrers.find(digest, artifact_type)
 
-        Far from a registry of which it is not known which of the two it has, both are asked at once.
-        """
-        entries: list[Descriptor] = []
-        response = None
-        fallback = None
-        if self._referrers_api is None and self.link.far:
-            fallback = Aside(lambda: self._fallback_referrers(digest))
-        if self._referrers_api is not False:
-            query = f"?artifactType={urllib.parse.quote(artifact_type, safe='')}" if artifact_type else ""
-            response = self.get(f"{self._root}/referrers/{digest}{query}", limit=MAX_MANIFEST_BYTES)
-            if response.status == 200 and response.header("Content-Type").startswith(OCI_INDEX):
-                self._referrers_api = True
-            elif response.status in {200, 400, 404, 405, 406, 415, 501}:
-                self._referrers_api, response = False, None
-            else:
-                raise self.failure(response, f"{self.where}: referrers of {digest}")
-        pages = 0
-        while response is not None:
-            entries += self._index_entries(response.body)
-            link = response.header("Link")
-            pages += 1
-            more = re.match(r'\s*<([^>]+)>.*rel="?next\b', link)
-            if more is None or pages == 64:
-                break
-            url = urllib.parse.urljoin(self._base, more[1])
-            response = self.get(url, limit=MAX_MANIFEST_BYTES)
-        if not self._referrers_api:
-            entries = self._fallback_referrers(digest) if fallback is None else fallback.result()
-        return [entry for entry in entries if artifact_type in {None, entry.artifact_type}]
-
-    def _fallback_referrers(self, digest: str) -> list[Descriptor]:
-        try:
-            data, _ = self.manifest(referrers_tag(digest))
-        except ImageNotFound:
-            return []
-        return self._index_entries(data)
-
-    def _index_entries(self, data: bytes) -> list[Descriptor]:
-        where = f"{self.where}: referrers"
-        return Descriptor.list_from_json(parse_json(data, where).get("manifests"), where)
+    def tagged_referrers(self, digest: str) -> list[Descriptor]:
+        """What the fallback tag lists; empty when it is absent or somebody's own."""
+        return self._referrers.by_tag(digest)
 
     # requests
 
-    def get(self, url: str, headers: Sequence[str] = (), *, limit: int = 0) -> Response:
-        """GET on the registry itself, with authentication, redirects and retries."""
+    def get(self, url: str, headers: Sequence[str] = (), *, limit: int = 0, follow: bool = True) -> Response:
+        """GET on the registry itself, with authentication, redirects (with ``follow``) and retries."""
+        if not follow:
+            return self._retrying(lambda: self._get(url, headers, limit))
         return self._retrying(lambda: self._follow(self._get(url, headers, limit), headers, limit))
 
     def send(
@@ -302,14 +285,19 @@ class RegistryClient:
     def _authorised(self, url: str, headers: Sequence[str], once: Callable[[Sequence[str]], Response]) -> Response:
         """What ``once`` answers given the headers to send. Only our registry gets our login, and only its challenges
         are answered: another host's may name any place to send the login to."""
-        ours = self._is_ours(url)
+        if not self.is_ours(url):
+            return once(headers)
         response = Response(401, [], b"")
         for _ in range(3):
-            line = self._auth.header() if ours else ""
+            line = self._auth.header()
             response = once([*headers, line] if line else headers)
-            if response.status != 401 or not ours:
+            if response.status == 401:
+                self._auth.answer(response.headers("WWW-Authenticate"), line)
+            elif response.status not in {400, 403} or not self._auth.renew(line):
                 break
-            self._auth.answer(response.headers("WWW-Authenticate"), line)
+        self._has_answered = True
+        if response.status < 400:
+            self._auth.accepted(line)
         return response
 
     def _get(self, url: str, headers: Sequence[str] = (), limit: int = 0) -> Response:
@@ -331,39 +319,45 @@ class RegistryClient:
                 if response.status not in _STALE_REDIRECT:
                     return response
             self._redirects.pop(digest, None)
-        url = f"{self._root}/blobs/{digest}"
+        url = self.blob_url(digest)
         response = self._authorised(url, (), partial(once, url))
         for _ in range(_MAX_REDIRECTS):
-            if response.status not in _REDIRECTS:
+            if not response.is_redirect:
                 return response
-            url = self._target(url, response)
+            url = self.redirect_target(url, response)
             asked_at = self._clock()
             response = self._authorised(url, (), partial(once, url))
             if response.status in {200, 206}:
                 self._redirects[digest] = (url, asked_at + _life_s(url))
-        if response.status in _REDIRECTS:
+        if response.is_redirect:
             raise RegistryError(f"{self.where}: blob {digest} is redirected more than {_MAX_REDIRECTS} times")
         return response
 
     def _follow(self, response: Response, headers: Sequence[str], limit: int) -> Response:
         url = self._base
         for _ in range(_MAX_REDIRECTS):
-            if response.status not in _REDIRECTS:
+            if not response.is_redirect:
                 return response
-            url = self._target(url, response)
+            url = self.redirect_target(url, response)
             response = self._get(url, headers, limit)
         return response
 
-    def _target(self, url: str, response: Response) -> str:
+    def redirect_target(self, url: str, response: Response) -> str:
+        """Where an answer for ``url`` leads; RegistryError for places that nobody follows it to."""
         target = urllib.parse.urljoin(url, response.header("Location"))
         if not target.startswith(("http://", "https://")) or (self._scheme == "https" and target.startswith("http://")):
             raise RegistryError(f"{self.where}: refuses to follow a redirect to {target.split('?')[0]!r}")
-        if not self._is_ours(target):
+        if not self.is_ours(target):
             self.places.visit(target, f"{self.where}: what it redirects to")
         return target
 
-    def _is_ours(self, url: str) -> bool:
+    def is_ours(self, url: str) -> bool:
+        """Whether a URL is the registry's own, so that its login goes there."""
         return url.startswith(self._base + "/")
+
+    def blob_url(self, digest: str) -> str:
+        """Where a blob is asked for first."""
+        return f"{self._root}/blobs/{digest}"
 
     def _retrying(self, once: Callable[[], Response]) -> Response:
         attempt = 0
@@ -371,18 +365,28 @@ class RegistryClient:
             try:
                 response = once()
             except TransferError as error:
-                attempt = self._pause(attempt, str(error), error.may_pass)
+                attempt = self._failed(attempt, error)
                 continue
             if response.status not in _PASSING:
                 return response
-            attempt = self._pause(attempt, f"status {response.status}", True, response.header("Retry-After"))
+            attempt = self._refused(attempt, response)
 
-    def _pause(self, attempt: int, reason: str, may_pass: bool, retry_after: str = "") -> int:
-        """Sleep before the next attempt and return its number; RegistryError when there is none left."""
-        if not may_pass or attempt + 1 >= self.retries.attempts:
-            tries = f" after {attempt + 1} attempts" if attempt else ""
-            hint = "; check that the registry is up and reachable from here" if may_pass else ""
-            raise RegistryError(f"{self._base}: {reason}{tries}{hint}")
+    def _failed(self, attempt: int, error: TransferError) -> int:
+        """Pause after a transfer that failed; RegistryError when another try is of no use, or was the last."""
+        # A name that was never found stays unknown; one that was found before may be found again.
+        if (error.may_pass or (error.is_lookup and self._has_answered)) and attempt + 1 < self.retries.attempts:
+            return self._pause(attempt)
+        tries = f" after {attempt + 1} attempts" if attempt else ""
+        raise RegistryError(f"{self._base}: {error}{tries}{hint(str(error))}")
+
+    def _refused(self, attempt: int, response: Response) -> int:
+        """Pause after an answer that may be another one later; RegistryError when it was the last try."""
+        if attempt + 1 < self.retries.attempts:
+            return self._pause(attempt, response.header("Retry-After"))
+        raise self.failure(response, f"{self._base} after {attempt + 1} attempts")
+
+    def _pause(self, attempt: int, retry_after: str = "") -> int:
+        """Sleep before the next attempt and return its number."""
         pause_s = min(self.retries.first_s * 2**attempt, self.retries.longest_s) * (0.5 + self._random.random())
         if retry_after.isdigit():
             pause_s = min(float(retry_after), self.retries.longest_retry_after_s)
@@ -391,16 +395,8 @@ class RegistryClient:
         return attempt + 1
 
     def failure(self, response: Response, what: str) -> RegistryError:
-        """The error for a status nobody expected, with the registry's own words."""
-        words = ""
-        try:
-            errors = parse_json(response.body, what).get("errors") or []
-            words = "; ".join(f"{e.get('code', '')} {e.get('message', '')}".strip() for e in errors)
-        except (ContentError, AttributeError):
-            pass
-        if response.status in {401, 403}:
-            return AuthError(f"{what}: access denied{f' ({words})' if words else ''}; run docker login {self.host}")
-        return RegistryError(f"{what}: the registry answered {response.status}{f' ({words})' if words else ''}")
+        """The error for a status nobody expected, with the registry's own words and how to mend it."""
+        return failure(response, what, self.host, self._auth.trouble)
 
 
 def _life_s(url: str) -> float:

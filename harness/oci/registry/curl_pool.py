@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 512 << 10
 ERROR_BODY_BYTES = 64 << 10
+MAX_HEAD_BYTES = 256 << 10
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_IDLE = 32
 _AGENT = f"coldbench/{__version__}"
 _CA_FILES = (
@@ -63,12 +65,17 @@ class Counters:
 
 @dataclass(slots=True)
 class Response:
-    """``body`` is empty when a sink took it. ``too_long``: the transfer was stopped at the limit that was set."""
+    """``body`` is empty when a sink took it. ``too_long``: it was stopped at the limit, and ``body`` is a part."""
 
     status: int
     header_lines: list[bytes]
     body: bytes
     too_long: bool = False
+
+    @property
+    def is_redirect(self) -> bool:
+        """Whether the answer is that the thing is somewhere else."""
+        return self.status in _REDIRECTS
 
     def header(self, name: str) -> str:
         """Value of the last header of this name, '' when absent."""
@@ -95,13 +102,22 @@ class TransferError(Exception):
 
     @property
     def may_pass(self) -> bool:
-        """Whether trying again can help: connection refused or reset, timeouts, truncated answers, name service."""
+        """Whether trying again can help: connection refused or reset, timeouts, truncated answers.
+
+        A handshake of TLS that fails will fail again, unless the connection was lost under it.
+        """
+        if self.code == pycurl.E_SSL_CONNECT_ERROR:
+            return any(words in str(self) for words in ("reset", "SSL_ERROR_SYSCALL", "unexpected eof"))
         return self.code in _PASSING
+
+    @property
+    def is_lookup(self) -> bool:
+        """Whether the host's name was not found."""
+        return self.code == int(pycurl.E_COULDNT_RESOLVE_HOST)
 
 
 _PASSING = frozenset(
     {
-        pycurl.E_COULDNT_RESOLVE_HOST,
         pycurl.E_COULDNT_CONNECT,
         pycurl.E_PARTIAL_FILE,
         pycurl.E_OPERATION_TIMEDOUT,
@@ -110,7 +126,6 @@ _PASSING = frozenset(
         # An idle connection that the server closed just then, noticed with the body on its way: it is opened anew.
         pycurl.E_SEND_FAIL_REWIND,
         pycurl.E_RECV_ERROR,
-        pycurl.E_SSL_CONNECT_ERROR,
     }
 )
 
@@ -147,9 +162,10 @@ class CurlPool:
         sink: Callable[[bytes], object] | None = None,
         skip: int = 0,
     ) -> Response:
-        """GET; with ``limit`` the transfer stops once the body proves longer than that many bytes.
+        """GET; it stops once a body that is kept proves longer than ``limit`` bytes (0: ``ERROR_BODY_BYTES``).
 
-        ``sink`` takes the body of a 200 or 206 in pieces (libcurl's have up to 16 KiB); other bodies are kept.
+        ``sink`` takes the body of a 200 or 206 in pieces (libcurl's have up to 16 KiB), however long, so that whoever
+        gave it has to know when it is enough; other bodies are kept, ``ERROR_BODY_BYTES`` of them at most.
         ``skip`` bytes of a 200 (not of a 206) are left out: what a resumed transfer has had already.
         """
         if not self._routes and may_take(url):
@@ -158,8 +174,9 @@ class CurlPool:
             except Unusual:
                 pass
         handle = self._take()
-        lines: list[bytes] = []
-        kept: list[bytes] = []
+        limit = limit or ERROR_BODY_BYTES
+        lines = _Lines()
+        kept = _Kept(limit)
         handle.setopt(pycurl.URL, url)
         # Never an empty list: pycurl ignores one, and the last request's Authorization would go along.
         handle.setopt(pycurl.HTTPHEADER, list(headers) or ["Accept: */*"])
@@ -167,10 +184,10 @@ class CurlPool:
             handle.setopt(pycurl.RANGE, byte_range)
         else:
             handle.unsetopt(pycurl.RANGE)
-        handle.setopt(pycurl.MAXFILESIZE_LARGE, limit)
-        handle.setopt(pycurl.HEADERFUNCTION, lines.append)
+        handle.setopt(pycurl.MAXFILESIZE_LARGE, limit if sink is None else 0)
+        handle.setopt(pycurl.HEADERFUNCTION, lines.take)
         router = None if sink is None else _Router(lines, sink, kept, skip)
-        handle.setopt(pycurl.WRITEFUNCTION, kept.append if router is None else router)
+        handle.setopt(pycurl.WRITEFUNCTION, kept.take if router is None else router)
         too_long = False
         try:
             handle.perform()
@@ -179,7 +196,7 @@ class CurlPool:
             if router is not None and router.error is not None:
                 handle.close()
                 raise router.error from None
-            if code != pycurl.E_FILESIZE_EXCEEDED:
+            if code != pycurl.E_FILESIZE_EXCEEDED and not kept.full:
                 self.counters.add(sum(map(len, kept)) + (router.received if router else 0))
                 self._discard(handle)
                 raise TransferError(code, _reason(error)) from None
@@ -214,10 +231,10 @@ class CurlPool:
         began = time.perf_counter()
         announced = answer.left
         body = b""
-        too_long = 0 < limit < announced
+        good = answer.status in {200, 206}
+        too_long = (sink is None or not good) and announced > (limit or ERROR_BODY_BYTES)
         try:
             if not too_long:
-                good = answer.status in {200, 206}
                 body = read_body(answer, sink if good else None, skip if answer.status == 200 else 0)
         except Broken as error:
             self.counters.add(announced - answer.left)
@@ -237,14 +254,18 @@ class CurlPool:
         *,
         read: Callable[[int], bytes] | None = None,
         size: int = 0,
+        limit: int = ERROR_BODY_BYTES,
     ) -> Response:
-        """Any other method; ``read(n)`` gives the body's next at most n bytes, ``size`` bytes in all."""
+        """Any other method; ``read(n)`` gives the body's next at most n bytes, ``size`` bytes in all.
+
+        At most ``limit`` bytes of the answer's body are kept; the transfer stops at more.
+        """
         handle = self._take()
-        lines: list[bytes] = []
-        kept: list[bytes] = []
+        lines = _Lines()
+        kept = _Kept(limit)
         handle.setopt(pycurl.URL, url)
-        handle.setopt(pycurl.HEADERFUNCTION, lines.append)
-        handle.setopt(pycurl.WRITEFUNCTION, kept.append)
+        handle.setopt(pycurl.HEADERFUNCTION, lines.take)
+        handle.setopt(pycurl.WRITEFUNCTION, kept.take)
         # No "Expect: 100-continue": it costs a round trip, and some servers never answer it.
         handle.setopt(pycurl.HTTPHEADER, [*headers, "Expect:"])
         # A GET before may have left its own of these.
@@ -267,15 +288,17 @@ class CurlPool:
             handle.perform()
             status = handle.getinfo(pycurl.RESPONSE_CODE)
         except pycurl.error as error:
-            self.counters.add(0, size)
-            self._discard(handle)
-            raise TransferError(error.args[0], _reason(error)) from None
+            if not kept.full:
+                self.counters.add(0, size)
+                self._discard(handle)
+                raise TransferError(error.args[0], _reason(error)) from None
+            status = handle.getinfo(pycurl.RESPONSE_CODE)
         handle.reset()
         self._prepare(handle)
         self._idle.append(handle)
         body = b"".join(kept)
         self.counters.add(len(body), size)
-        return Response(status, lines, body)
+        return Response(status, lines, body, kept.full)
 
     def _take(self) -> Any:
         try:
@@ -310,12 +333,42 @@ class CurlPool:
             handle.setopt(pycurl.CONNECT_TO, self._routes)
 
 
+class _Lines(list[bytes]):
+    """The lines of an answer's head, up to a bound that no honest answer comes near."""
+
+    _left = MAX_HEAD_BYTES
+
+    def take(self, line: bytes) -> int:
+        self._left -= len(line)
+        if self._left < 0:
+            return -1
+        self.append(line)
+        return len(line)
+
+
+class _Kept(list[bytes]):
+    """The pieces of a body that is kept; ``full`` once they are more than ``limit`` bytes, which ends the transfer."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._left = limit
+        self.full = False
+
+    def take(self, piece: bytes) -> int:
+        self._left -= len(piece)
+        if self._left < 0:
+            self.full = True
+            return -1
+        self.append(piece)
+        return len(piece)
+
+
 class _Router:
     """Hands a good answer's body to the sink, keeps any other, and remembers what the sink raised."""
 
     __slots__ = ("_good", "_kept", "_lines", "_sink", "_skip", "error", "received")
 
-    def __init__(self, lines: list[bytes], sink: Callable[[bytes], object], kept: list[bytes], skip: int) -> None:
+    def __init__(self, lines: list[bytes], sink: Callable[[bytes], object], kept: _Kept, skip: int) -> None:
         self._lines = lines
         self._sink = sink
         self._kept = kept
@@ -346,8 +399,7 @@ class _Router:
                 self.error = error
                 return 0
             return size
-        self._kept.append(piece)
-        return len(piece)
+        return self._kept.take(piece)
 
 
 def _no_proxy() -> str:

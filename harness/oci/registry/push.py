@@ -7,7 +7,7 @@ import os
 import urllib.parse
 from typing import TYPE_CHECKING
 
-from harness.errors import FormatError, ImageNotFound, RegistryError
+from harness.errors import FormatError, RegistryError
 from harness.oci.descriptor import OCI_INDEX, Descriptor, go_json
 from harness.oci.image import parse_json
 from harness.oci.layout import referrer_descriptor
@@ -26,6 +26,8 @@ PIECE_BYTES = 16 << 20
 
 class RegistryDestination:
     """Writes to one repository through a client."""
+
+    takes_partial_indexes = False
 
     def __init__(self, client: RegistryClient, tag: str = "") -> None:
         self.client = client
@@ -88,14 +90,7 @@ class RegistryDestination:
 
     def _update_fallback_tag(self, subject: Descriptor, entry: Descriptor) -> None:
         tag = referrers_tag(subject.digest)
-        entries: list[Descriptor] = []
-        try:
-            current, _ = self.client.manifest(tag)
-        except ImageNotFound:
-            pass
-        else:
-            entries = Descriptor.list_from_json(parse_json(current, tag).get("manifests"), self.where)
-        entries = [e for e in entries if e.digest != entry.digest]
+        entries = [e for e in self.client.tagged_referrers(subject.digest) if e.digest != entry.digest]
         index = {
             "schemaVersion": 2,
             "mediaType": OCI_INDEX,
@@ -173,7 +168,15 @@ class RegistryDestination:
         location = response.header("Location")
         if not location:
             raise RegistryError(f"{self.where}: the registry accepts an upload but does not say where to")
-        return urllib.parse.urljoin(self._root, location)
+        target = urllib.parse.urljoin(self._root, location)
+        if self._root.startswith("https:") and not target.startswith("https:"):
+            raise RegistryError(
+                f"{self.where}: the registry wants uploads at {target.split('?')[0]!r}, without TLS; refused. A proxy "
+                "before it must say that it is reached by https (X-Forwarded-Proto)"
+            )
+        if not self.client.is_ours(target):
+            self.client.places.visit(target, f"{self.where}: where uploads go")
+        return target
 
 
 class _Reader:

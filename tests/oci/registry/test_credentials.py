@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import AuthError
-from harness.oci.registry.auth import Credentials, find_credentials, parse_challenges
+from harness.oci.registry.auth import parse_challenges
+from harness.oci.registry.logins import Credentials, find_credentials
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +32,7 @@ def helper(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Non
 
 def test_no_config(tmp_path: Path) -> None:
     """Without a config.json there is no login, and that is no error."""
-    assert find_credentials("h", str(tmp_path)) is None
+    assert find_credentials("h", "", str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("key", ["h:5000", "https://h:5000", "https://h:5000/v2/"])
@@ -39,43 +40,43 @@ def test_plain_auth(tmp_path: Path, key: str) -> None:
     """base64 of user:password, under the host however docker login wrote it."""
     auth = base64.b64encode(b"me:pa:ss").decode()
     directory = write(tmp_path, {"auths": {key: {"auth": auth}}})
-    assert find_credentials("h:5000", directory) == Credentials("me", "pa:ss")
-    assert find_credentials("other", directory) is None
+    assert find_credentials("h:5000", "", directory) == Credentials("me", "pa:ss")
+    assert find_credentials("other", "", directory) is None
 
 
 def test_docker_hub_and_identity_token(tmp_path: Path) -> None:
     """docker.io's login stands under its old index address; an identity token is told apart from a password."""
     directory = write(tmp_path, {"auths": {"https://index.docker.io/v1/": {"identitytoken": "tok"}}})
-    assert find_credentials("docker.io", directory) == Credentials("", "tok", identity=True)
+    assert find_credentials("docker.io", "", directory) == Credentials("", "tok", identity=True)
 
 
 def test_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """credHelpers of the host come first, then auths, then credsStore; the helper is asked by server."""
     helper(tmp_path, monkeypatch, 'read server; echo "{\\"Username\\": \\"u\\", \\"Secret\\": \\"$server\\"}"')
     directory = write(tmp_path, {"credHelpers": {"h": "test"}})
-    assert find_credentials("h", directory) == Credentials("u", "h")
+    assert find_credentials("h", "", directory) == Credentials("u", "h")
     directory = write(tmp_path, {"credsStore": "test", "auths": {"k": {"username": "a", "password": "b"}}})
-    assert find_credentials("k", directory) == Credentials("a", "b")
-    assert find_credentials("h", directory) == Credentials("u", "h")
+    assert find_credentials("k", "", directory) == Credentials("a", "b")
+    assert find_credentials("h", "", directory) == Credentials("u", "h")
 
 
 def test_helper_without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A helper that knows no login is no error."""
     helper(tmp_path, monkeypatch, "echo credentials not found in native keychain; exit 1")
-    assert find_credentials("h", write(tmp_path, {"credsStore": "test"})) is None
+    assert find_credentials("h", "", write(tmp_path, {"credsStore": "test"})) is None
 
 
 def test_broken_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged config.json, a missing helper and one that fails are AuthErrors that name the culprit."""
     with pytest.raises(AuthError, match=r"config\.json"):
-        find_credentials("h", write(tmp_path, "{"))
+        find_credentials("h", "", write(tmp_path, "{"))
     with pytest.raises(AuthError, match="base64"):
-        find_credentials("h", write(tmp_path, {"auths": {"h": {"auth": "?"}}}))
+        find_credentials("h", "", write(tmp_path, {"auths": {"h": {"auth": "?"}}}))
     with pytest.raises(AuthError, match=r"docker-credential-none: .*not installed"):
-        find_credentials("h", write(tmp_path, {"credsStore": "none"}))
+        find_credentials("h", "", write(tmp_path, {"credsStore": "none"}))
     helper(tmp_path, monkeypatch, "echo locked >&2; exit 2")
     with pytest.raises(AuthError, match="locked"):
-        find_credentials("h", write(tmp_path, {"credsStore": "test"}))
+        find_credentials("h", "", write(tmp_path, {"credsStore": "test"}))
 
 
 def test_secrets_are_not_shown() -> None:

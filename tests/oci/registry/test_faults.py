@@ -30,9 +30,9 @@ from harness.oci.descriptor import (
     digest_bytes,
     go_json,
 )
-from harness.oci.registry.auth import Credentials
 from harness.oci.registry.client import RegistryClient, Retries
 from harness.oci.registry.curl_pool import TransferError
+from harness.oci.registry.logins import Credentials
 from harness.oci.store import Blob, ImageSource, RangeIgnored
 from tests.oci.registry.fault_server import Answer, FaultServer, Request, serve_range
 
@@ -138,7 +138,7 @@ def test_retry_after_is_honoured() -> None:
 def test_gives_up_with_the_reason() -> None:
     """After the last attempt the error names the place and the status."""
     with FaultServer(lambda request: Answer(503)) as server:
-        with pytest.raises(RegistryError, match=rf"{server.host}: status 503 after 4 attempts"):
+        with pytest.raises(RegistryError, match=rf"{server.host} after 4 attempts: .*503"):
             client(server).manifest("latest")
         assert len(server.requests) == 4
 
@@ -462,9 +462,9 @@ def test_far_both_ways_to_the_referrers_are_asked_at_once(has_api: bool, far: bo
 
 def test_far_errors_of_the_fallback_tag_come_through() -> None:
     """What went wrong beside the caller is raised to it."""
-    answers = {True: Answer(404), False: Answer(403)}
+    answers = {True: Answer(404), False: Answer(500)}
     with FaultServer(lambda request: answers["/referrers/" in request.path]) as server:
         made_client = client(server)
         made_client.link.hint(0.2)
-        with pytest.raises(AuthError):
+        with pytest.raises(RegistryError, match="500"):
             made_client.referrers(DIGEST)

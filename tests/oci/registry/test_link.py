@@ -69,7 +69,7 @@ def test_requests_are_noted() -> None:
     pool = CurlPool()
     with FaultServer(lambda request: Answer(200, b"x" * (1 << 20))) as server:
         for _ in range(2):
-            assert pool.get(f"http://{server.host}/blob").status == 200
+            assert pool.get(f"http://{server.host}/blob", limit=1 << 20).status == 200
     pool.close()
     assert pool.link.latency_s > 0.0
     assert pool.link.rate(DEFAULT) != DEFAULT

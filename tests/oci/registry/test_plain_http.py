@@ -79,7 +79,7 @@ def test_one_connection_serves_many_requests() -> None:
     with scripted([whole(BODY[:9], "206 Partial Content"), whole(BODY, "206 Partial Content")]) as script:
         pool = CurlPool()
         first = pool.get(script.url, byte_range="0-8")
-        second = pool.get(script.url, ["X-One: 1"], byte_range=f"0-{len(BODY) - 1}")
+        second = pool.get(script.url, ["X-One: 1"], byte_range=f"0-{len(BODY) - 1}", limit=len(BODY))
         pool.close()
     assert (first.status, first.body, second.body) == (206, BODY[:9], BODY)
     assert pool.counters.requests == 2
@@ -146,7 +146,7 @@ def test_cut_head(answer: bytes) -> None:
 def test_silence_ends() -> None:
     """A server that says nothing more is given up after the time limit."""
     with scripted([whole(BODY)[:-1]], closing=False) as script, pytest.raises(TransferError) as caught:
-        CurlPool(Timeouts(stall_s=0.05)).get(script.url)
+        CurlPool(Timeouts(stall_s=0.05)).get(script.url, limit=len(BODY))
     assert caught.value.may_pass
 
 
