@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,7 +72,10 @@ def count_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], No
 
 @contextlib.contextmanager
 def open_named(name: str, quiet: bool = False) -> Iterator[ImageSource]:
-    """An image source; a scenario's image is built first, with a progress bar."""
+    """An image source; a scenario's image is built first, with a progress bar.
+
+    What the store has to remark is printed at the end.
+    """
     from harness.images.catalog import locate
     from harness.oci.location import open_source
     from harness.oci.reference import parse_reference
@@ -81,7 +85,12 @@ def open_named(name: str, quiet: bool = False) -> Iterator[ImageSource]:
         with build_progress(quiet) as report:
             reference = locate(reference, report=report)
     with open_source(reference) as source:
-        yield source
+        try:
+            yield source
+        finally:
+            for remark in dict.fromkeys(source.store.remarks):
+                print(f"coldbench: {remark}", file=sys.stderr)
+            source.store.remarks.clear()
 
 
 def megabytes(count: int) -> str:

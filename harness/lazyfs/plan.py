@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import ContentError, DigestMismatch, ImageNotFound
+from harness.errors import ContentError, ImageNotFound
 from harness.formats.estargz.toc import TOC_DIGEST_ANNOTATION
 from harness.formats.soci.index import find_index
 from harness.model.modes import Form, find
-from harness.oci.descriptor import digest_bytes
+from harness.oci.store import referring
 
 if TYPE_CHECKING:
     from harness.oci.image import Image
@@ -32,13 +32,10 @@ class Plan:
 
 def plan_blob(source: ImageSource, image: Image) -> dict[str, Any]:
     """The index of mode ``erofs`` for a mount request (``BlobImage.open``); ImageNotFound when there is none."""
-    found = source.referrers(image.descriptor.digest, EROFS_INDEX_TYPE)
-    if not found:
+    found = next(referring(source, image.descriptor.digest, EROFS_INDEX_TYPE, last_first=True), None)
+    if found is None:
         raise ImageNotFound(f"{source.where}: the image has no EROFS index; make one: coldbench index erofs")
-    digest = found[-1].digest
-    manifest, _ = source.manifest(digest)
-    if digest_bytes(manifest) != digest:
-        raise DigestMismatch(f"{source.where}: EROFS index", digest, digest_bytes(manifest))
+    _, manifest = found
     return {
         "manifest": manifest.decode(),
         "image": image.descriptor.to_json(),

@@ -1,22 +1,28 @@
 """Images in one file: OCI archives (a layout in a tar) and what ``docker save`` writes; read in place, not unpacked.
 
-Archives are uncompressed tars, so a blob is an extent of the file and ranges of it are plain reads. ``docker save``
-before 25.0 stores uncompressed layers and no manifest: one is made here, with the layers' diff IDs as their digests.
+A blob is an extent of the tar, and ranges of it are plain reads; an archive that somebody compressed is unpacked into a
+temporary file first. ``docker save`` before 25.0 stores uncompressed layers and no manifest: one is made here, with the
+layers' diff IDs as their digests. From 25.0 on it writes both forms; where the OCI one is empty, manifest.json counts.
 """
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from harness.errors import FormatError, ImageNotFound, UsageError
+from harness.errors import ColdbenchError, FormatError, ImageNotFound, UsageError
+from harness.oci.cache import writing
 from harness.oci.descriptor import (
     OCI_CONFIG,
     OCI_LAYER,
@@ -28,13 +34,14 @@ from harness.oci.descriptor import (
     is_digest,
 )
 from harness.oci.image import MAX_MANIFEST_BYTES, checked_diff_ids, parse_json
-from harness.oci.layout import LayoutStore, manifest_referrers, select_entry
+from harness.oci.layout import LayoutStore, manifest_referrers, numbered, select_entry
+from harness.oci.reference import Reference, canonical_name
 from harness.oci.store import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import BinaryIO
 
-    from harness.oci.reference import Reference
     from harness.oci.store import BlobStore
 
 _COMPRESSED = {b"\x1f\x8b": OCI_LAYER_GZIP, b"\x28\xb5": OCI_LAYER_ZSTD}
@@ -42,32 +49,139 @@ _COMPRESSED = {b"\x1f\x8b": OCI_LAYER_GZIP, b"\x28\xb5": OCI_LAYER_ZSTD}
 
 def detect_archive(path: str) -> str:
     """The name (``oci-archive:…`` or ``docker-archive:…``) of a file, told by what is in it."""
-    members = _members(path)
-    if "index.json" in members:
-        return f"oci-archive:{path}"
-    if "manifest.json" in members:
-        return f"docker-archive:{path}"
-    raise FormatError(path, "neither an OCI archive (no index.json) nor made by docker save (no manifest.json)")
+    store = open_detected(path)
+    store.close()
+    return store.where
+
+
+def open_detected(path: str) -> TarStore:
+    """The store of an archive of either kind, told by what is in it.
+
+    Where both forms are there, the OCI one keeps the image's digest and is preferred, unless it is empty.
+    """
+    file = _plain_file(path)
+    try:
+        members = _members(path, file)
+        docker = "manifest.json" in members
+        if "index.json" in members:
+            store = _open_oci(Reference("oci-archive", path=path), file, members)
+            if not docker or _is_complete(store):
+                return store
+        if docker:
+            return _open_docker(Reference("docker-archive", path=path), file, members)
+        raise FormatError(path, "neither an OCI archive (no index.json) nor made by docker save (no manifest.json)")
+    except BaseException:
+        os.close(file)
+        raise
 
 
 def open_archive(reference: Reference) -> TarStore:
     """The store of an ``oci-archive:`` or ``docker-archive:`` reference."""
-    if reference.transport == "oci-archive":
-        return _open_oci(reference)
-    return _open_docker(reference)
+    file = _plain_file(reference.path)
+    try:
+        members = _members(reference.path, file)
+        if reference.transport == "docker-archive":
+            return _open_docker(reference, file, members)
+        store = _open_oci(reference, file, members)
+        if not store.entries and "manifest.json" in members:
+            raise ImageNotFound(f"{reference}: its OCI form lists no image; name it docker-archive:{reference.path}")
+        return store
+    except BaseException:
+        os.close(file)
+        raise
+
+
+def _is_complete(store: TarStore) -> bool:
+    """Whether the OCI form holds images: Docker 25.0 wrote manifests without layers, or no manifest at all."""
+    images = 0
+    for entry in store.entries:
+        if not (entry.is_manifest or entry.is_index) or store.blob_size(entry.digest) is None:
+            continue
+        images += 1
+        if entry.is_index:
+            continue
+        try:
+            document = parse_json(store.manifest(entry.digest)[0], store.where)
+            config = Descriptor.from_json(document.get("config"), store.where)
+            rootfs = parse_json(store.get_range(config.digest, 0, config.size), store.where).get("rootfs")
+        except ColdbenchError:
+            return False
+        diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+        if len(document.get("layers") or []) != len(diff_ids or []):
+            return False
+    return images > 0
+
+
+def _plain_file(path: str) -> int:
+    """A descriptor of the uncompressed tar: the file itself, or a temporary file with what it unpacks to."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ImageNotFound(f"{path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        head = os.pread(file, 6, 0)
+    except OSError as error:
+        os.close(file)
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    unpack = next((unpack for magic, unpack in _UNPACKERS.items() if head.startswith(magic)), None)
+    if unpack is None:
+        return file
+    directory = os.environ.get("TMPDIR") or "/var/tmp"
+    with os.fdopen(file, "rb") as packed, writing(Path(directory)):
+        with tempfile.TemporaryFile(dir=directory) as plain:
+            try:
+                unpack(packed, plain)
+            except (EOFError, ValueError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+                raise FormatError(path, f"its compression is damaged or cut ({error})") from None
+            plain.flush()
+            return os.dup(plain.fileno())
+
+
+def _unpack_zstd(packed: BinaryIO, plain: IO[bytes]) -> None:
+    """Unpack frame after frame; ValueError when one is damaged or ends early, which zstandard's reader passes over."""
+    import zstandard
+
+    frames, data = zstandard.ZstdDecompressor(), b""
+    while data or (data := packed.read(CHUNK_BYTES)):
+        frame = frames.decompressobj()
+        try:
+            plain.write(frame.decompress(data))
+            while not frame.eof and (data := packed.read(CHUNK_BYTES)):
+                plain.write(frame.decompress(data))
+        except zstandard.ZstdError as error:
+            raise ValueError(str(error)) from None
+        if not frame.eof:
+            raise EOFError("a zstd frame ends early")
+        data = frame.unused_data
+
+
+def _unpack_xz(packed: BinaryIO, plain: IO[bytes]) -> None:
+    with lzma.LZMAFile(packed) as unpacked:
+        shutil.copyfileobj(unpacked, plain, CHUNK_BYTES)
+
+
+_UNPACKERS: dict[bytes, Callable[[BinaryIO, IO[bytes]], None]] = {
+    b"\x1f\x8b": lambda packed, plain: shutil.copyfileobj(gzip.GzipFile(fileobj=packed), plain, CHUNK_BYTES),
+    b"BZh": lambda packed, plain: shutil.copyfileobj(bz2.BZ2File(packed), plain, CHUNK_BYTES),
+    b"\xfd7zXZ\0": _unpack_xz,
+    b"\x28\xb5\x2f\xfd": _unpack_zstd,
+}
+"""What people compress archives with, by the first bytes; docker load and skopeo take the same ones."""
 
 
 class TarStore:
-    """Blobs as extents (offset, size) of one file, and small documents made on the fly."""
+    """Blobs as extents (offset, size) of one open file, and small documents made on the fly."""
 
-    def __init__(self, path: str, name: str) -> None:
-        self.path = path
+    def __init__(self, file: int, name: str) -> None:
         self.where = name
+        self.remarks: list[str] = []
         self.tag = ""
         self.extents: dict[str, tuple[int, int]] = {}
         self.made: dict[str, bytes] = {}
         self.entries: list[Descriptor] = []
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = file
 
     def close(self) -> None:
         if self._file >= 0:
@@ -124,21 +238,20 @@ class TarStore:
         return data
 
 
-def _members(path: str) -> dict[str, tarfile.TarInfo]:
+def _members(path: str, file: int) -> dict[str, tarfile.TarInfo]:
+    os.lseek(file, 0, os.SEEK_SET)  # a duplicate shares its place with the descriptor that wrote a temporary file
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open(os.dup(file), "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             return {member.name.removeprefix("./"): member for member in archive}
-    except FileNotFoundError:
-        raise ImageNotFound(f"{path}: no such file") from None
     except (OSError, tarfile.TarError) as error:
-        raise FormatError(path, f"cannot be read as an uncompressed tar ({error})") from None
+        raise FormatError(path, f"cannot be read as a tar ({error})") from None
 
 
-def _open_oci(reference: Reference) -> TarStore:
-    members = _members(reference.path)
+def _open_oci(reference: Reference, file: int, members: dict[str, tarfile.TarInfo]) -> TarStore:
     if "index.json" not in members:
-        raise FormatError(reference.path, "is not an OCI archive (no index.json)")
-    store = TarStore(reference.path, str(reference))
+        hint = f"; did you mean docker-archive:{reference.path}?" if "manifest.json" in members else ""
+        raise FormatError(reference.path, f"is not an OCI archive (no index.json){hint}")
+    store = TarStore(file, str(reference))
     store.tag = reference.tag
     for name, member in members.items():
         parts = name.split("/")
@@ -150,17 +263,17 @@ def _open_oci(reference: Reference) -> TarStore:
     return store
 
 
-def _open_docker(reference: Reference) -> TarStore:
-    members = _members(reference.path)
+def _open_docker(reference: Reference, file: int, members: dict[str, tarfile.TarInfo]) -> TarStore:
     if "manifest.json" not in members:
-        raise FormatError(reference.path, "was not made by docker save (no manifest.json)")
-    store = TarStore(reference.path, str(reference))
+        hint = f"; did you mean oci-archive:{reference.path}?" if "index.json" in members else ""
+        raise FormatError(reference.path, f"was not made by docker save (no manifest.json){hint}")
+    store = TarStore(file, str(reference))
     listing = members["manifest.json"]
     try:
         images = json.loads(store.read_at(listing.offset_data, listing.size))
         image = _select_docker(images, reference)
         config_member = _target(members, str(image["Config"]), store.where)
-        layer_members = [_target(members, str(name), store.where) for name in image["Layers"]]
+        layer_members = [_target(members, str(name), store.where) for name in image["Layers"] or []]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{store.where}: manifest.json", f"is not what docker save writes ({error!r})") from None
     config = store.read_at(config_member.offset_data, config_member.size)
@@ -196,16 +309,19 @@ def _select_docker(images: Any, reference: Reference) -> dict[str, Any]:
     if not isinstance(images, list) or not images:
         raise FormatError(f"{reference}: manifest.json", "lists no image")
     wanted = reference.tag
+    if wanted.startswith("@") and wanted[1:].isdigit():
+        return dict(numbered(images, wanted, str(reference)))
     if wanted:
+        canonical = canonical_name(wanted)
         for image in images:
             tags = image.get("RepoTags") or []
-            if wanted in tags or f"{wanted}:latest" in tags:
+            if wanted in tags or canonical in map(canonical_name, tags):
                 return dict(image)
     names = ", ".join(tag for image in images for tag in image.get("RepoTags") or []) or "none"
     if wanted:
         raise ImageNotFound(f"{reference}: no image of this name; names there: {names}")
     if len(images) > 1:
-        raise UsageError(f"{reference}: several images; append :REF with one of {names}")
+        raise UsageError(f"{reference}: several images; append :REF with one of {names}, or :@0 and so on")
     return dict(images[0])
 
 
@@ -235,6 +351,8 @@ def _hash_extent(store: TarStore, member: tarfile.TarInfo) -> str:
 
 class ArchiveDestination:
     """An OCI archive for writing: a layout beside the target, packed and renamed into place by ``close``."""
+
+    takes_partial_indexes = True
 
     def __init__(self, path: str, tag: str = "") -> None:
         self._path = Path(path)

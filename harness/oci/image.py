@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from harness.errors import FormatError, ImageNotFound, UnsupportedMediaType
+from harness.errors import FormatError, UnsupportedMediaType
 from harness.oci.descriptor import (
     CONFIG_TYPES,
     INDEX_TYPES,
@@ -19,6 +19,8 @@ from harness.oci.descriptor import (
     text_map,
 )
 
+MAX_CONFIG_BYTES = 16 << 20
+"""Configurations are read into memory and parsed; real ones have some tens of kilobytes."""
 MAX_MANIFEST_BYTES = 4 << 20
 """Registries must take manifests of at least this size (distribution spec); larger ones are refused unread."""
 
@@ -88,22 +90,37 @@ def media_type_of(document: dict[str, Any], stated: str = "") -> str:
     return stated or "unknown"
 
 
-def select_platform(index: dict[str, Any], platform: Platform, where: str) -> Descriptor:
-    """The entry of an index that runs on ``platform``: an exact variant before an open one, first wins (OCI 1.1).
+MAX_INDEX_DEPTH = 4
+"""Indexes inside indexes that are followed; deeper ones are refused, since nobody makes them but to harm."""
+_MAX_NAMELESS = 16
 
-    Entries for other purposes (attestations with platform unknown/unknown, artefacts) never match.
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Entries of an index that may run on a platform, in the order in which to try them.
+
+    ``fitting`` say so themselves. ``nameless`` name no platform, so their configuration has to say it. ``offered`` are
+    all platforms of the index, for messages.
+    """
+
+    fitting: tuple[Descriptor, ...]
+    nameless: tuple[Descriptor, ...]
+    offered: str
+
+
+def platform_candidates(index: dict[str, Any], platform: Platform, where: str) -> Candidates:
+    """The entries of an index to try for ``platform``: an exact variant before an open one, else in order (OCI 1.1).
+
+    Entries for other purposes (attestations with platform unknown/unknown, artefacts) are never among them.
     """
     entries = Descriptor.list_from_json(index.get("manifests"), f"{where}: manifests")
     images = [entry for entry in entries if entry.is_manifest or entry.is_index]
-    fitting = [entry for entry in images if entry.platform is not None and platform.accepts(entry.platform)]
+    named = [entry for entry in images if entry.platform is not None and str(entry.platform)]
+    fitting = [entry for entry in named if entry.platform is not None and platform.accepts(entry.platform)]
     fitting.sort(key=lambda entry: entry.platform is None or entry.platform.variant != platform.variant)
-    if fitting:
-        return fitting[0]
-    nameless = [entry for entry in images if entry.platform is None and not entry.artifact_type]
-    if len(nameless) == 1 and len(images) == 1:
-        return nameless[0]
-    offered = ", ".join(sorted({str(entry.platform) for entry in images if entry.platform is not None})) or "none"
-    raise ImageNotFound(f"{where}: no image for platform {platform}; the index offers {offered}")
+    nameless = [entry for entry in images if entry not in named and not entry.artifact_type]
+    offered = sorted({str(entry.platform) for entry in named} - {"unknown/unknown"})
+    return Candidates(tuple(fitting), tuple(nameless[:_MAX_NAMELESS]), ", ".join(offered) or "none")
 
 
 def check_manifest(document: dict[str, Any], media_type: str, where: str) -> tuple[Descriptor, tuple[Descriptor, ...]]:

@@ -12,39 +12,74 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.errors import ContentError, FormatError, ImageNotFound, UsageError
 from harness.oci.cache import writing
 from harness.oci.descriptor import OCI_INDEX, REF_NAME, Descriptor, digest_bytes, go_json, is_digest, text_map
 from harness.oci.image import MAX_MANIFEST_BYTES, media_type_of, parse_json
+from harness.oci.reference import canonical_name
 from harness.oci.store import CHUNK_BYTES, Verifier, referrers_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from harness.oci.store import BlobStore
 
 
 def select_entry(entries: list[Descriptor], selector: str, where: str) -> Descriptor:
-    """The entry of an index.json that a tag or digest names; without one, the only image."""
+    """The entry of an index.json that a digest, a name or ``@NUMBER`` chooses; without one, the only image.
+
+    A name is the entry's own (``org.opencontainers.image.ref.name``) or the image's whole name, which containerd and
+    Docker write beside it; ``b:2`` means ``docker.io/library/b:2``, as in containers-transports(5).
+    """
     if is_digest(selector):
         return next((e for e in entries if e.digest == selector), Descriptor("", selector, 0))
+    if selector.startswith("@") and selector[1:].isdigit():
+        return numbered(entries, selector, where)
     if selector:
-        for entry in entries:
-            if entry.annotations.get(REF_NAME) == selector:
-                return entry
-        tags = ", ".join(sorted(e.annotations[REF_NAME] for e in entries if REF_NAME in e.annotations)) or "none"
-        raise ImageNotFound(f"{where}: no image is named {selector!r}; names there: {tags}")
+        wanted = canonical_name(selector)
+        found = [e for e in entries if e.annotations.get(REF_NAME) == selector]
+        found = found or [
+            e for e in entries if wanted in {canonical_name(e.annotations[key]) for key in _NAMES & set(e.annotations)}
+        ]
+        if len({e.digest for e in found}) > 1:
+            names = ", ".join(_name_of(e) for e in found)
+            raise UsageError(f"{where}: several images are named {selector!r}; say which: {names}")
+        if found:
+            return found[0]
+        raise ImageNotFound(f"{where}: no image is named {selector!r}; names there: {_names_of(entries)}")
     images = [e for e in entries if not e.artifact_type and (e.is_index or e.is_manifest)]
     named = [e for e in images if REF_NAME in e.annotations and not e.annotations[REF_NAME].startswith("sha256-")]
     candidates = images if len(images) == 1 else named
     if not candidates:
         raise ImageNotFound(f"{where}: the layout holds no image")
     if len({e.digest for e in candidates}) > 1:
-        tags = ", ".join(sorted(e.annotations.get(REF_NAME, e.digest) for e in candidates))
+        tags = ", ".join(sorted(map(_name_of, candidates)))
         raise UsageError(f"{where}: several images; append :TAG with one of {tags}")
     return candidates[0]
+
+
+_IMAGE_NAME = "io.containerd.image.name"
+_NAMES = frozenset({REF_NAME, _IMAGE_NAME})
+T = TypeVar("T")
+
+
+def numbered(things: Sequence[T], selector: str, where: str) -> T:
+    """The image that ``@NUMBER`` chooses, counted from 0 (containers-transports(5): source-index)."""
+    number = int(selector[1:])
+    if number >= len(things):
+        raise ImageNotFound(f"{where}: there is no image {selector}; it holds {len(things)}, counted from @0")
+    return things[number]
+
+
+def _name_of(entry: Descriptor) -> str:
+    notes = entry.annotations
+    return notes.get(_IMAGE_NAME) or notes.get(REF_NAME) or entry.digest
+
+
+def _names_of(entries: list[Descriptor]) -> str:
+    return ", ".join(sorted({_name_of(e) for e in entries if _NAMES & set(e.annotations)})) or "none"
 
 
 def manifest_referrers(
@@ -89,9 +124,18 @@ def referrer_descriptor(digest: str, size: int, document: dict[str, Any], media_
 class LayoutStore:
     """Reads and writes one layout directory. Blobs appear complete by rename; index.json changes under a lock."""
 
-    def __init__(self, directory: str | os.PathLike[str], tag: str = "", *, create: bool = False) -> None:
+    takes_partial_indexes = True
+
+    def __init__(
+        self, directory: str | os.PathLike[str], tag: str = "", *, create: bool = False, called: str = ""
+    ) -> None:
+        """``called``: what the user calls the image, where the directory is a copy that only we know of."""
         self.directory = Path(directory)
         self.tag = tag
+        self.remarks: list[str] = []
+        self._called = called
+        if create and tag.startswith("@"):
+            raise UsageError(f"{self.where}:{tag}: a new image is named by a tag")
         if create:
             with writing(self.directory):
                 (self.directory / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
@@ -104,7 +148,7 @@ class LayoutStore:
 
     @property
     def where(self) -> str:
-        return f"oci:{self.directory}"
+        return self._called or f"oci:{self.directory}"
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from harness.errors import UsageError
 from harness.oci.descriptor import is_digest
@@ -26,6 +27,7 @@ class Reference:
     """One parsed name. ``host`` and ``repository`` for docker, ``path`` for files, ``name`` for a scenario.
 
     ``host`` is the registry as written (``docker.io`` where a name has none); who connects maps it to an address.
+    ``called`` is what the user calls an image whose place here is a copy in the cache; messages use it.
     """
 
     transport: str
@@ -35,6 +37,7 @@ class Reference:
     name: str = ""
     tag: str = ""
     digest: str = ""
+    called: str = field(default="", compare=False)
 
     @property
     def selector(self) -> str:
@@ -61,8 +64,7 @@ def parse_reference(text: str) -> Reference:
     """Parse an image name; UsageError names the accepted forms."""
     transport, colon, rest = text.partition(":")
     if not colon or transport not in TRANSPORTS:
-        hint = f"; did you mean docker://{text}?" if "/" in text and not colon.startswith("/") else ""
-        raise UsageError(f"image {text!r}: expected {ACCEPTED}{hint}")
+        raise UsageError(f"image {text!r}: expected {ACCEPTED}{_hint(text)}")
     if transport == "docker":
         if not rest.startswith("//"):
             raise UsageError(f"image {text!r}: expected docker://HOST[:PORT]/NAME[:TAG][@DIGEST]")
@@ -77,10 +79,33 @@ def parse_reference(text: str) -> Reference:
         raise UsageError(f"image {text!r}: the path is missing; expected {ACCEPTED}")
     if transport == "docker-archive":
         return Reference(transport, path=path, tag=selector)
-    selector = selector.removeprefix("@")
-    if is_digest(selector):
-        return Reference(transport, path=path, digest=selector)
+    if is_digest(selector.removeprefix("@")):
+        return Reference(transport, path=path, digest=selector.removeprefix("@"))
     return Reference(transport, path=path, tag=selector)
+
+
+def _hint(text: str) -> str:
+    """What a name without a transport may have meant: a file or directory that is there, a registry's image."""
+    if os.path.isfile(text):
+        return f"; did you mean docker-archive:{text} or oci-archive:{text}?"
+    if os.path.isdir(text.partition(":")[0]):
+        return f"; did you mean oci:{text}?"
+    bare = text.split("://", 1)[1] if text.startswith(("http://", "https://")) else text
+    try:
+        _parse_docker(text, bare)
+    except UsageError:
+        return ""
+    other = f" or scenario:{text}" if _SCENARIO.match(text) else ""
+    return f"; did you mean docker://{bare}{other}?"
+
+
+def canonical_name(text: str) -> str:
+    """A name as registries know it: ``b`` becomes ``docker.io/library/b:latest``; what is no such name stays."""
+    try:
+        reference = _parse_docker(text, text)
+    except UsageError:
+        return text
+    return str(reference).removeprefix("docker://")
 
 
 def _parse_docker(text: str, rest: str) -> Reference:

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from typing import TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
-from harness.errors import ContentError, DigestMismatch, FormatError, UnsupportedMediaType
+from harness.errors import ContentError, DigestMismatch, FormatError, ImageNotFound, UnsupportedMediaType
 from harness.oci.descriptor import INDEX_TYPES, Descriptor, Platform, digest_bytes, is_digest
-from harness.oci.image import Image, build_image, check_manifest, media_type_of, parse_json, select_platform
+from harness.oci.image import (
+    MAX_CONFIG_BYTES,
+    MAX_INDEX_DEPTH,
+    Image,
+    build_image,
+    check_manifest,
+    media_type_of,
+    parse_json,
+    platform_candidates,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +29,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 CHUNK_BYTES = 1 << 20
+MAX_READ_BYTES = 512 << 20
+"""Blobs that are read whole into memory (zTOCs, heads of EROFS indexes) have at most this many bytes."""
 _RANGED_CHUNK_BYTES = 8 << 20
-_MAX_INDEX_DEPTH = 4
 
 
 class RangeIgnored(ContentError):
@@ -34,6 +44,11 @@ class BlobStore(Protocol):
     @property
     def where(self) -> str:
         """The place's name, for messages."""
+        ...
+
+    @property
+    def remarks(self) -> list[str]:
+        """What its user should be told once, though it is no error; whoever reads it may empty it."""
         ...
 
     def manifest(self, reference: str) -> tuple[bytes, str]:
@@ -68,6 +83,11 @@ class ImageDestination(Protocol):
 
     @property
     def where(self) -> str: ...
+
+    @property
+    def takes_partial_indexes(self) -> bool:
+        """Whether an index may list manifests that are not there; registries refuse that."""
+        ...
 
     def has_blob(self, digest: str) -> bool: ...
 
@@ -151,13 +171,33 @@ class Blob:
             if offset:
                 raise
             with tempfile.TemporaryFile() as file:
-                self.store.stream_blob(self.descriptor.digest, file.write)
-                file.seek(0)
+                self._spool(file)
                 while piece := file.read(chunk_bytes):
                     yield piece
 
-    def read(self) -> bytes:
-        """The whole blob, verified."""
+    def _spool(self, file: IO[bytes]) -> None:
+        """Fetch the whole blob into a file: no more of it than it has, whatever the server sends."""
+        left = self.size
+
+        def take(piece: bytes) -> None:
+            nonlocal left
+            left -= len(piece)
+            if left < 0:
+                raise ContentError(
+                    f"{self.store.where}: blob {self.descriptor.digest} is longer than its {self.size} bytes"
+                )
+            file.write(piece)
+
+        self.store.stream_blob(self.descriptor.digest, take)
+        file.seek(0)
+
+    def read(self, limit_bytes: int = MAX_READ_BYTES) -> bytes:
+        """The whole blob, verified; FormatError when it has more than ``limit_bytes``, of which none is fetched."""
+        if self.size > limit_bytes:
+            raise FormatError(
+                f"{self.store.where}: blob {self.descriptor.digest}",
+                f"has {self.size} bytes, more than the {limit_bytes} that are read into memory",
+            )
         pieces: list[bytes] = []
         self.copy_to(pieces.append)
         return b"".join(pieces)
@@ -232,31 +272,87 @@ class ImageSource:
         return Descriptor(media_type, digest, len(data)), data
 
     def resolve(self, platform: Platform | None = None) -> Image:
-        """Walk indexes to the image for ``platform`` (this host's by default); ImageNotFound when there is none."""
-        wanted = platform or Platform.of_host()
+        """Walk indexes to the image for ``platform`` (this host's by default); ImageNotFound when there is none.
+
+        An entry whose content is not there is passed over: ``docker save`` and containerd write the whole index beside
+        the one platform that was pulled. An entry without a platform is judged by its configuration.
+        """
         descriptor, data = self.head()
-        chain: list[tuple[Descriptor, bytes]] = []
-        while descriptor.media_type in INDEX_TYPES:
-            if len(chain) == _MAX_INDEX_DEPTH:
-                raise FormatError(self.where, f"indexes nested deeper than {_MAX_INDEX_DEPTH}")
-            chain.append((descriptor, data))
-            chosen = select_platform(parse_json(data, self.where), wanted, self.where)
-            data, media_type = self.manifest(chosen.digest)
-            if chosen.media_type and media_type != chosen.media_type:
-                raise UnsupportedMediaType(
-                    f"{self.where}: {chosen.digest} is a {media_type}, the index says {chosen.media_type}"
-                )
-            descriptor = chosen
-        config, _ = check_manifest(parse_json(data, self.where), descriptor.media_type, self.where)
-        return build_image(descriptor, data, self.open_blob(config).read(), self.where, tuple(chain))
+        return self._resolve(descriptor, data, platform or Platform.of_host(), ())
+
+    def _resolve(
+        self, descriptor: Descriptor, data: bytes, wanted: Platform, chain: tuple[tuple[Descriptor, bytes], ...]
+    ) -> Image:
+        if descriptor.media_type not in INDEX_TYPES:
+            config, _ = check_manifest(parse_json(data, self.where), descriptor.media_type, self.where)
+            config_bytes = self.open_blob(config).read(MAX_CONFIG_BYTES)
+            return build_image(descriptor, data, config_bytes, self.where, chain)
+        if len(chain) == MAX_INDEX_DEPTH:
+            raise FormatError(self.where, f"indexes nested deeper than {MAX_INDEX_DEPTH}")
+        chain = (*chain, (descriptor, data))
+        candidates = platform_candidates(parse_json(data, self.where), wanted, self.where)
+        absent = ""
+        for entry in (*candidates.fitting, *candidates.nameless):
+            try:
+                nested, media_type = self.manifest(entry.digest)
+                if entry.media_type and media_type != entry.media_type:
+                    raise UnsupportedMediaType(
+                        f"{self.where}: {entry.digest} is a {media_type}, the index says {entry.media_type}"
+                    )
+                image = self._resolve(entry, nested, wanted, chain)
+            except ImageNotFound:
+                if entry in candidates.fitting:
+                    absent = absent or entry.digest
+                continue
+            if entry in candidates.fitting or not str(image.platform) or wanted.accepts(image.platform):
+                return image
+        if absent:
+            raise ImageNotFound(
+                f"{self.where}: the index lists {wanted}, but the content of {absent} is not there; it lists "
+                f"{candidates.offered} (docker save and containerd export write only what was pulled)"
+            )
+        raise ImageNotFound(
+            f"{self.where}: no image for platform {wanted}; the index offers {candidates.offered}; choose by --platform"
+        )
 
     def open_blob(self, descriptor: Descriptor) -> Blob:
-        """Access to one blob's bytes; nothing is fetched yet."""
+        """Access to one blob's bytes; nothing is fetched yet.
+
+        A foreign layer that is not in the store is read from the URLs that its descriptor names (OCI image spec,
+        descriptor.md: ``urls``).
+        """
+        if descriptor.urls and self.store.blob_size(descriptor.digest) is None:
+            from harness.oci.registry.foreign import ForeignBlobs
+
+            return Blob(ForeignBlobs(self.store, descriptor), descriptor)
         return Blob(self.store, descriptor)
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
         """Manifests that have ``digest`` as their subject (referrers API, else the fallback tag)."""
         return self.store.referrers(digest, artifact_type)
+
+
+def referring(
+    store: BlobStore | ImageSource, subject: str, artifact_type: str | None = None, *, last_first: bool = False
+) -> Iterator[tuple[Descriptor, bytes]]:
+    """The referrers of ``subject`` with their manifests, whose digests are checked; each is fetched in its turn.
+
+    A list of referrers is only a claim: registries and fallback tags list manifests that are gone, or that have another
+    subject. Those are passed over.
+    """
+    entries = store.referrers(subject, artifact_type)
+    for entry in reversed(entries) if last_first else entries:
+        try:
+            data, _ = store.manifest(entry.digest)
+        except ImageNotFound:
+            continue
+        algorithm = entry.digest.partition(":")[0]
+        actual = f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+        if actual != entry.digest:
+            raise DigestMismatch(f"{store.where}: referrer", entry.digest, actual)
+        stated = parse_json(data, f"{store.where}: referrer {entry.digest}").get("subject")
+        if isinstance(stated, dict) and stated.get("digest") == subject:
+            yield entry, data
 
 
 def referrers_tag(digest: str) -> str:

@@ -29,7 +29,7 @@ from harness.formats.soci.ztoc_build import LayerIndexer
 from harness.formats.table import Kind
 from harness.formats.tar.scanner import TarScanner, TarStream
 from harness.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, Descriptor, Platform, digest_bytes, go_json
-from harness.oci.image import build_image, parse_json, select_platform
+from harness.oci.image import build_image, parse_json, platform_candidates
 from harness.oci.location import copy_image, open_destination, open_source
 from tests.formats.erofs.layers import image_of
 from tests.formats.erofs.layers import table_of as erofs_table
@@ -281,7 +281,7 @@ def test_image_documents(fuzz: Fuzz) -> None:
                 assert str(image.platform)
                 assert all(isinstance(value, str) for value in image.annotations.values())
         with suppress(ColdbenchError):
-            select_platform(parse_json(data, "index"), Platform(), "index")
+            platform_candidates(parse_json(data, "index"), Platform(), "index")
         with suppress(ColdbenchError):
             index_parts(data, layer.digest)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from harness.errors import FormatError, ImageNotFound
+from harness.errors import FormatError
 from harness.oci.descriptor import OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, Platform, go_json, is_digest
-from harness.oci.image import select_platform
+from harness.oci.image import platform_candidates
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -73,18 +73,21 @@ def test_platform_selection() -> None:
             entry(Platform("linux", "amd64"), "3"),
         ],
     }
-    assert select_platform(index, Platform("linux", "arm64", "v8"), "x").hex[0] == "2"
-    assert select_platform(index, Platform("linux", "arm64", "v7"), "x").hex[0] == "1"
-    assert select_platform(index, Platform("linux", "amd64"), "x").hex[0] == "3"
-    with pytest.raises(ImageNotFound, match="no image for platform linux/s390x; the index offers linux/amd64"):
-        select_platform(index, Platform("linux", "s390x"), "x")
+    assert platform_candidates(index, Platform("linux", "arm64", "v8"), "x").fitting[0].hex[0] == "2"
+    assert platform_candidates(index, Platform("linux", "arm64", "v7"), "x").fitting[0].hex[0] == "1"
+    assert platform_candidates(index, Platform("linux", "amd64"), "x").fitting[0].hex[0] == "3"
+    missed = platform_candidates(index, Platform("linux", "s390x"), "x")
+    assert not missed.fitting
+    assert missed.offered == "linux/amd64, linux/arm64, linux/arm64/v8"
 
 
 def test_single_entry_without_platform() -> None:
-    """An index with one image that names no platform stands for that image; an artefact beside it does not count."""
-    assert select_platform({"manifests": [entry(None, "1")]}, Platform(), "x").hex[0] == "1"
-    with pytest.raises(ImageNotFound):
-        select_platform({"manifests": [entry(None, "1", artifact_type="a/b")]}, Platform(), "x")
+    """An entry that names no platform is tried after those that do; an artefact beside it does not count."""
+    attested = entry(Platform("unknown", "unknown"), "0")
+    artefact = entry(None, "2", artifact_type="a/b")
+    found = platform_candidates({"manifests": [attested, entry(None, "1"), artefact]}, Platform(), "x")
+    assert not found.fitting
+    assert [one.hex[0] for one in found.nameless] == ["1"]
 
 
 def test_client_import_is_light() -> None:

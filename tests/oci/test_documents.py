@@ -22,7 +22,7 @@ from harness.oci.descriptor import (
     digest_bytes,
     go_json,
 )  # fmt: skip
-from harness.oci.image import build_image, parse_json, select_platform
+from harness.oci.image import build_image, parse_json, platform_candidates
 from harness.oci.layout import referrer_descriptor
 from harness.oci.location import open_source
 from tests.oci.samples import make_tar
@@ -109,7 +109,7 @@ def as_soci(data: bytes) -> None:
     [
         (MANIFEST, lambda data: as_image(data, go_json(CONFIG))),
         (CONFIG, lambda data: as_image(go_json(MANIFEST), data)),
-        (INDEX, lambda data: select_platform(parse_json(data, "index"), Platform(), "index")),
+        (INDEX, lambda data: platform_candidates(parse_json(data, "index"), Platform(), "index")),
         (MANIFEST, as_referrer),
         (json.loads(SOCI.to_bytes()), as_soci),
         (json.loads(soci_index.prefetch_bytes([(0, 3)])), lambda data: soci_index.parse_prefetch(data, 10)),

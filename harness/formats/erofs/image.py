@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import ContentError, FormatError, ImageNotFound, UnsafePath, UsageError
+from harness.errors import FormatError, ImageNotFound, UnsafePath, UsageError
 from harness.formats.erofs import index as form
 from harness.formats.erofs.build import BuiltLayer, build_layer
 from harness.formats.erofs.merge import merge_layers
@@ -17,7 +17,7 @@ from harness.formats.gzip.checkpoints import file_pieces
 from harness.formats.table import Kind
 from harness.oci.descriptor import OCI_EMPTY, OCI_MANIFEST, Descriptor
 from harness.oci.location import copy_image
-from harness.oci.store import Verifier
+from harness.oci.store import Verifier, referring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -202,13 +202,8 @@ def find_erofs_index(store: BlobStore | ImageSource, image: Descriptor) -> tuple
 
     ImageNotFound when there is none; the manifest's bytes are those of its digest.
     """
-    found = store.referrers(image.digest, form.INDEX_TYPE)
-    if not found:
-        raise ImageNotFound(
-            f"{store.where}: no EROFS index refers to {image.digest}; write one with: coldbench index erofs IMAGE"
-        )
-    descriptor = found[-1]
-    data, _ = store.manifest(descriptor.digest)
-    if Descriptor.of(data, OCI_MANIFEST).digest != descriptor.digest:
-        raise ContentError(f"{store.where}: the EROFS index {descriptor.digest} is not what its digest says")
-    return descriptor, data
+    for found in referring(store, image.digest, form.INDEX_TYPE, last_first=True):
+        return found
+    raise ImageNotFound(
+        f"{store.where}: no EROFS index refers to {image.digest}; write one with: coldbench index erofs IMAGE"
+    )

@@ -113,6 +113,7 @@ class _Job:
     def layer(self, number: int) -> LayerConversion:
         source, diff_id = self.image.layers[number], self.image.diff_ids[number]
         if "nondistributable" in source.media_type or "foreign" in source.media_type:
+            copy_blob(self.source, self.destination, source)
             self.progress(number, source.size)
             return LayerConversion(source, source, diff_id, unchanged="not distributable")
         toc_digest = self._toc_digest(source)

@@ -22,6 +22,7 @@ from harness.oci.descriptor import (
     text_map,
 )
 from harness.oci.image import Image, parse_json
+from harness.oci.store import referring
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -157,8 +158,7 @@ def find_index(source: ImageSource, image: Image, *, v1: bool = True) -> tuple[D
         data, media_type = source.manifest(digest)
         return Descriptor(media_type, digest, len(data)), parse_index(data, f"{source.where}: SOCI index {digest}")
     if v1:
-        for referrer in source.referrers(image.descriptor.digest, V1):
-            data, _ = source.manifest(referrer.digest)
+        for referrer, data in referring(source, image.descriptor.digest, V1):
             return referrer, parse_index(data, f"{source.where}: SOCI index {referrer.digest}")
     return None
 
