@@ -59,7 +59,7 @@ def _start_figures(group: Group) -> list[Drawn]:
         ),
         *_draw(
             "The start, taken apart", "Spans as seen from where they happen; what runs in parallel overlaps. Until "
-            "the black line the workload is not ready.", figures.timelines, group,
+            "the upright line the workload is not ready.", figures.timelines, group,
         ),
         *_draw("Lazy starts, taken apart", lazy, figures.timelines, group, lazy_only=True),
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,13 @@ from tests.report.observations import observation, session
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+@functools.cache
+def made_up_page() -> str:
+    """The page of the made-up session; drawing its figures takes seconds, so the tests share it."""
+    return html(session(), compare(session()), CONTEXT)
+
 
 CONTEXT = Context("s1", "2026-01-01", "coldbench run x", {"kernel": "6.1", "note": "<b>&"})
 
@@ -45,7 +53,7 @@ def test_case_without_a_valid_trial_has_no_number() -> None:
 
 def test_html_is_self_contained_and_escaped() -> None:
     """No script, no external reference, figures inline, host facts escaped."""
-    page = html(session(), compare(session()), CONTEXT)
+    page = made_up_page()
     assert "<script" not in page
     assert not re.search(r'(src|href)="https?:', page)
     assert page.count("<svg") >= 5
@@ -107,3 +115,13 @@ def test_large_ratios_have_all_their_digits() -> None:
     """Three figures, two from ten on, and never an exponent."""
     result = dataclasses.replace(paired_ratio([1.0] * 3, [1.0] * 3), ratio=54.4, low=9.96, high=132.6)
     assert wording.ratio(result) == "54x [10, 133]"
+
+
+def test_no_text_of_a_figure_is_black_on_a_dark_page() -> None:
+    """Every word in a figure takes the page's ink, which follows the reader's colour scheme."""
+    page = made_up_page()
+    assert page.count("var(--c1b1f24,#1b1f24)") > 50
+    assert not re.search(r"<text[^>]*fill: (#000|black)", page)
+    texts = re.findall(r"<text[^>]*>", page)
+    assert texts
+    assert all("fill: var(" in text for text in texts)
