@@ -49,3 +49,19 @@ def test_shipped_files_name_no_private_path_or_host() -> None:
         if name and path.is_file() and not path.is_symlink() and path.suffix in {".md", ".py", ".toml", ".json", ""}:
             found = private.search(path.read_bytes())
             assert found is None, f"{name}: {found}"
+
+
+def test_the_reference_names_every_command_and_option() -> None:
+    """The site's page of commands is made from the program: each command has its section, each option its row."""
+    from typer.main import get_command
+
+    from harness.cli import reference
+    from harness.cli.main import app, load_commands
+
+    page = reference.markdown()
+    load_commands()
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert f"`coldbench {name}" in page
+        for option in command.params:
+            if option.param_type_name == "option" and not option.hidden and not hasattr(command, "commands"):
+                assert option.opts[0] in page, f"{name} {option.opts[0]}"

@@ -68,10 +68,10 @@ def axes_of(figure: Figure, rows: int = 1, columns: int = 1, *, share_x: bool = 
 
 def svg(figure: Figure, alternative: str) -> str:
     """The figure as an ``<svg>`` element with a text alternative; the same figure gives the same text."""
-    for text in figure.findobj(Text):
+    for word in figure.findobj(Text):
         # What was written outside the style has matplotlib's black, which a dark page would swallow.
-        if isinstance(text, Text) and text.get_color() == "black":
-            text.set_color(INK)
+        if isinstance(word, Text) and word.get_color() == "black":
+            word.set_color(INK)
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
