@@ -13,10 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from harness.errors import ScenarioError, UsageError
 from harness.model.keylines import key_lines
-from harness.model.modes import EMBEDDED, policy_of
 from harness.model.near_miss import near_miss
-from harness.model.policy import LazyPolicy
 from harness.model.scenario import Scenario
+from harness.model.settings import WrongSetting, check
 
 #: What each kind of pydantic error expects, in a reader's words.
 _EXPECTED = {
@@ -117,25 +116,13 @@ def parse(text: str, file: str) -> Scenario:
         scenario = Scenario.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         raise ScenarioError("\n".join(_messages(error, data, text, file))) from None
-    _check_options(scenario, text, file)
+    try:
+        check(scenario)
+    except WrongSetting as error:
+        lines, path = key_lines(text), error.path
+        line = next(lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in lines)
+        raise ScenarioError(f"{file}:{line}: {_dotted(path)}: {error}") from None
     return scenario
-
-
-def _check_options(scenario: Scenario, text: str, file: str) -> None:
-    """Policies are known to the presets alone, so the models cannot check their names."""
-    for number, choice in enumerate(scenario.modes):
-        entry = choice.on(EMBEDDED)
-        if entry is None:
-            continue
-        lazy = isinstance(policy_of(entry.mode, entry.preset), LazyPolicy)
-        shared = (("lazy", "options"), scenario.lazy.options) if lazy else ((), {})
-        for where, options in (shared, (("modes", number), choice.options)):
-            try:
-                policy_of(entry.mode, entry.preset, options)
-            except UsageError as error:
-                lines = key_lines(text)
-                line = next(lines[where[:end]] for end in (2, 1, 0) if where[:end] in lines)
-                raise ScenarioError(f"{file}:{line}: {_dotted(where)}: {error}") from None
 
 
 def _messages(error: ValidationError, data: dict[str, Any], text: str, file: str) -> list[str]:

@@ -103,6 +103,44 @@ def check(
 
 
 @group.command()
+def options(
+    mode: str = typer.Argument(..., metavar="MODE[:PRESET]", help="A mode, with a preset or its default one."),
+    as_json: bool = typer.Option(False, "--json", help="Print the options as JSON."),
+) -> None:
+    """List the options of a mode and preset: what each takes, the preset's own value, and what it means."""
+    from harness.errors import UsageError
+    from harness.model.modes import find
+    from harness.model.option_table import rows_of
+    from harness.model.scenario import parse_mode
+
+    try:
+        wanted = parse_mode(mode)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    found = find(wanted["mode"])
+    preset = found.preset(wanted.get("preset", ""))
+    name = f"{found.name}:{preset.name}"
+    rows = [
+        {"option": row.name, "takes": row.takes, "default": row.defaults[name], "meaning": row.meaning}
+        for row in rows_of(found, preset)
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    from harness.cli.tables import console
+
+    table = Table(box=None, header_style="bold")
+    for column in ("option", "takes", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(text) for text in row.values()))
+    console().print(table)
+
+
+@group.command()
 def schema(
     what: str = typer.Argument("scenario", help="scenario, observation, session, preparation or comparison."),
 ) -> None:

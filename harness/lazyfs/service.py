@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from harness.errors import ColdbenchError, UsageError
+from harness.errors import ColdbenchError, ContentError, UsageError
 from harness.formats.erofs.device import head_with_second_device
 from harness.formats.erofs.spans import WHOLE
 from harness.lazyfs.counters import Counters
@@ -202,7 +202,7 @@ class Service:
         start = time.monotonic_ns()
         sink = layer.disk.inflated
         if sink is None:
-            raise UsageError("a layer that is fetched whole needs the disk cache: leave option disk_cache on")
+            raise ContentError("a layer that is fetched whole needs the disk cache: leave option disk_cache on")
         fill = partial(fetch_whole, client, indexed.digest, indexed.kind, indexed.size, sink, layer=indexed)
         received = await trio.to_thread.run_sync(fill, abandon_on_cancel=True)
         layer.state[:] = bytes([INFLATED]) * len(layer.state)

@@ -10,38 +10,20 @@ The agent and the daemon inside the machine import this module, so it uses the s
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
 from harness.model import policy
+from harness.model.forms import Form as Form  # noqa: PLC0414 - exported from here
+from harness.model.forms import Presentation as Presentation  # noqa: PLC0414 - exported from here
 from harness.model.near_miss import near_miss
-from harness.model.policy import KIB, MIB, LazyPolicy, PullPolicy
+from harness.model.policy import KIB, MIB, LazyPolicy, Option, PullPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-
-
-class Form(StrEnum):
-    """What the registry must hold for a mode."""
-
-    IMAGE = "image"
-    """The image as it is."""
-    ESTARGZ = "estargz"
-    SOCI = "soci"
-    EROFS = "erofs"
-
-
-class Presentation(StrEnum):
-    """How lazily served bytes become a file system."""
-
-    NONE = "none"
-    """They do not: layers are unpacked into directories."""
-    TREE = "tree"
-    """Every file comes over FUSE."""
-    BLOB = "blob"
-    """EROFS reads one file that comes over FUSE."""
 
 
 class Role(StrEnum):
@@ -70,15 +52,24 @@ class Preset:
     """Whether others are compared with it."""
     unpacks: bool = True
     """Whether a full pull makes every file of the image."""
+    only_options: tuple[str, ...] | None = None
+    """The options it takes, where these are not all that its mode has."""
     line: str = "-"
     """How figures draw it: a line style of matplotlib."""
     hollow: bool = False
     """Whether its markers are outlines only."""
     role: Role = Role.OFFER
+    shipped_lazy: bool = False
+    """Whether an engine that is not ours starts the container before its image is there."""
 
     @property
     def lazy(self) -> bool:
         """Whether the container starts before its image is there."""
+        return self.takes_prefetch or self.shipped_lazy
+
+    @property
+    def takes_prefetch(self) -> bool:
+        """Whether a scenario's prefetch list and background fetch mean anything to it."""
         return isinstance(self.policy, LazyPolicy) and not self.policy.eager
 
 
@@ -105,6 +96,18 @@ class Mode:
             return self.presets[0]
         raise UsageError(unknown_preset(self.name, name, [preset.name for preset in self.presets]))
 
+    def options(self, preset: Preset) -> dict[str, Option]:
+        """The options that do something in this mode and preset, by name; none where the engine is not ours."""
+        if preset.policy is None:
+            return {}
+        about = {*Form, *Presentation} - {self.form, self.presentation}
+        return {
+            name: option
+            for name, option in policy.options_of(type(preset.policy)).items()
+            if not (option.limits.only and about.issuperset(option.limits.only))
+            and (preset.only_options is None or name in preset.only_options)
+        }
+
     @property
     def best(self) -> Preset:
         """The preset with the best policies this project knows."""
@@ -129,6 +132,9 @@ _TUNED_PULL = Preset(
 _EAGER = Preset(
     "eager", "full pull that unpacks no file", LazyPolicy(eager=True, prefetch=False, background=False),
     pull_core_s_per_gb=8.0, unpacks=False, line="--",
+    only_options=(
+        "entry_timeout_s", "attr_timeout_s", "attempts", "retry_first_s", "read_ahead_kib", "handover", "direct_io"
+    ),
 )  # fmt: skip
 
 
@@ -241,14 +247,38 @@ def policy_of(mode: str, preset: str, options: Mapping[str, object] | None = Non
     """The policy of an embedded preset with single options replaced.
 
     Raises:
-        UsageError: an unknown mode, preset or option, or a value no option takes.
+        UsageError: an unknown mode, preset or option, or a value that an option does not take.
     """
-    policies = find(mode).preset(preset).policy
-    assert policies is not None, "the embedded engine's presets all have policies"
-    whose = f"{mode}:{preset}"
-    if isinstance(policies, PullPolicy):
-        return policy.changed(policies, options or {}, whose)
-    return policy.changed(policies, options or {}, whose)
+    found = find(mode)
+    chosen = found.preset(preset)
+    assert chosen.policy is not None, "the embedded engine's presets all have policies"
+    keys = policy.keys_of(type(chosen.policy))
+    given = options or {}
+    changes = {name: Option(name, "bool", policy.Limits()).value(given[name]) for name in keys if name in given}
+    changes |= checked_options(found, chosen, {name: value for name, value in given.items() if name not in keys})
+    return dataclasses.replace(chosen.policy, **changes)  # type: ignore[arg-type]
+
+
+def checked_options(mode: Mode, preset: Preset, options: Mapping[str, object]) -> dict[str, bool | int | float | str]:
+    """The options a scenario gives, each as the type it has. Raises UsageError for the first that is wrong."""
+    known = mode.options(preset)
+    for name in options:
+        if name not in known:
+            raise UsageError(_unknown_option(mode, preset, name, known))
+    return {name: known[name].value(value) for name, value in options.items()}
+
+
+def _unknown_option(mode: Mode, preset: Preset, name: str, known: Mapping[str, Option]) -> str:
+    whose = f"{mode.name}:{preset.name}"
+    if preset.policy is None:
+        return f"option {name!r}: {whose} takes no options, since its policies are the engine's"
+    if name in policy.keys_of(type(preset.policy)):
+        return f"option {name!r}: expected the key {name} beside options"
+    if name in policy.options_of(type(preset.policy)):
+        return f"option {name!r} does nothing in {whose}; it takes {', '.join(known)}"
+    keys = policy.keys_of(type(preset.policy)) if preset.takes_prefetch else ()
+    hint = near_miss(name, [*keys, *known]) or f"; it takes {', '.join(known)}"
+    return f"option {name!r}: {whose} has none of that name{hint}"
 
 
 def lazy_policy(mode: str, preset: str, options: Mapping[str, object] | None = None) -> LazyPolicy:

@@ -185,6 +185,10 @@ class Observation(Frozen):
     host: str = ""
     """Which of a campaign's hosts ran it; empty where the session has only one."""
     image_digest: str = ""
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """What differed from the preset's own policy, as the engine was told."""
+    prefetch: str = "none"
+    """What was fetched before it was asked for: ``image``, ``trace``, ``list`` or ``none``."""
     status: Literal["ok", "failed"]
     failure: Failure | None = None
     invalid: tuple[Invalidity, ...] = ()

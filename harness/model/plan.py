@@ -18,6 +18,7 @@ from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, defau
 from harness.model.near_miss import near_miss
 from harness.model.observation import Case, Frozen
 from harness.model.scenario import ModeChoice, Scenario, parse_mode
+from harness.model.settings import settings_of
 from harness.model.shape import Distance, Shape
 
 #: Core-seconds of a lazy start beside the workload's own (mount, first reads), and of making and unmaking a machine.
@@ -177,6 +178,7 @@ def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
                     choice = entry.on(engine.engine)
                     if choice is None:
                         continue
+                    _check(scenario, choice, engine.engine)
                     case = Case(
                         scenario=scenario.name,
                         mode=choice.mode,
@@ -189,6 +191,14 @@ def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
                     planned = PlannedCase(case=case, choice=choice, shape=shape, distance=distance, engine=engine)
                     cases.setdefault(case.key, planned)
     return list(cases.values())
+
+
+def _check(scenario: Scenario, choice: ModeChoice, engine: str) -> None:
+    """Refuse what would be dropped, now and not in the first trial: the selection may add entries to a scenario's."""
+    try:
+        settings_of(scenario, choice, engine)
+    except UsageError as error:
+        raise UsageError(f"scenario {scenario.name}, mode {choice.key}: {error}") from None
 
 
 def estimate_trial_s(case: PlannedCase, compressed_bytes: int, workloads: int = 0) -> float:

@@ -9,23 +9,44 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from harness.errors import UsageError
-from harness.model.near_miss import near_miss
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from harness.model.forms import Form, Presentation
 
 FOREVER_S = float(1 << 31)
 """A timeout the kernel turns into "until evicted" (68 years; it saturates far above this)."""
 
 KIB = 1 << 10
 MIB = 1 << 20
+GIB = 1 << 30
 
 
 T = TypeVar("T")
 P = TypeVar("P", "PullPolicy", "LazyPolicy")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What values an option takes, and in which modes it does anything."""
+
+    least: float = 0.0
+    most: float = FOREVER_S
+    choices: tuple[str, ...] = ()
+    only: tuple[Form | Presentation, ...] = ()
+    """Modes of these forms or presentations; empty: every mode that has this kind of policy."""
+
+
+def option(
+    default: T,
+    least: float = 0.0,
+    most: float = FOREVER_S,
+    *,
+    choices: tuple[str, ...] = (),
+    only: tuple[Form | Presentation, ...] = (),
+) -> T:
+    """A field of a policy that a scenario may change, within limits."""
+    return field(default=default, metadata={"limits": Limits(least, most, choices, only)})
 
 
 def fixed(default: T) -> T:
@@ -33,9 +54,9 @@ def fixed(default: T) -> T:
     return field(default=default, metadata={"fixed": True})
 
 
-def one_of(default: str, *choices: str) -> str:
-    """A field of a policy that takes one of a few words."""
-    return field(default=default, metadata={"choices": choices})
+def key(default: T) -> T:
+    """A field of a policy that a scenario changes by a key of its own, and not among ``options``."""
+    return field(default=default, metadata={"key": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +66,7 @@ class PullPolicy:
     overlapped: bool = fixed(True)
     """Decode a layer while it is fetched, and unpack all layers at once; else one step and one layer after the other,
     as Docker does."""
-    decoder: str = one_of("isal", "isal", "zlib")
+    decoder: str = option("isal", choices=("isal", "zlib"))
     """What inflates gzip."""
     verify_diff_ids: bool = False
     """Hash what was inflated and compare it with the image's diff IDs, beside the digest of what was fetched."""
@@ -56,80 +77,85 @@ class LazyPolicy:
     """Every option of the lazy modes by name, with the value of ``tuned``. Times in seconds, sizes in bytes."""
 
     entry_timeout_s: float = FOREVER_S
+    """How long the kernel believes that a name is what it was."""
     attr_timeout_s: float = FOREVER_S
-    negative_timeout_s: float = FOREVER_S
-    """0: failed lookups are asked again every time."""
-    skip_xattrs: bool = True
+    """How long the kernel believes that a file's attributes are what they were."""
+    negative_timeout_s: float = option(FOREVER_S, only=(Presentation.TREE,))
+    """How long the kernel believes that a name is not there; 0: it asks again every time."""
+    skip_xattrs: bool = option(True, only=(Presentation.TREE,))
     """Answer xattr calls with ENOSYS where no file of any layer has one, so that the kernel stops asking."""
-    skip_open: bool = True
+    skip_open: bool = option(True, only=(Presentation.TREE,))
     """Leave opening files and directories to the kernel, which then keeps what a directory lists, too."""
     partial_inflate: bool = True
     """Inflate a unit only as far as it is read, where its digest allows that; else always to its end."""
-    inflate_step: int = 256 * KIB
+    inflate_step: int = option(256 * KIB, most=GIB)
     """What is read ahead inside a unit: inflated at the least per step."""
-    block_bytes: int = 128 * KIB
+    block_bytes: int = option(128 * KIB, most=GIB)
     """Small units that lie in the same aligned block of the blob as a missing one come along with it, as stored bytes:
     neighbours in a tar are read together. python-data, ``import pandas``, eStargz: 637 requests and 34 MB without,
     286 and 38 MB with 64 KiB, 209 and 41 MB with 128 KiB, 149 and 45 MB with 256 KiB."""
-    region_bytes: int = 0
+    region_bytes: int = option(0, most=GIB, only=(Form.ESTARGZ,))
     """eStargz: the blob is fetched in aligned regions of this size, each once (0: just the ranges that are wanted)."""
-    region_step: int = 0
+    region_step: int = option(0, most=GIB, only=(Form.ESTARGZ,))
     """With regions, a longer range is read in steps of this size (0: at once)."""
-    probe_layers: bool = False
+    probe_layers: bool = option(False, only=(Presentation.TREE,))
     """Ask what the reference daemons ask of each layer before its index: see ``sources.probe_layer``."""
-    merge_gap: int = 64 * KIB
+    merge_gap: int = option(64 * KIB, most=GIB)
     """Missing units of one request that lie at most this far apart in the blob share one range request."""
-    merge_bytes: int = 4 * MIB
+    merge_bytes: int = option(4 * MIB, most=GIB)
     """A merged range request stays below this unless one unit alone is larger."""
     adaptive: bool = True
     """Where the registry is far, merge over larger gaps, fetch more around a miss and more at a time
     (``harness.lazyfs.data.pace``); near, the numbers hold as they are."""
-    far_in_flight: int = 24
+    far_in_flight: int = option(24, 1, 256)
     """Prefetch requests at a time when the registry is as far as it gets."""
-    readahead_units: int = 2
+    readahead_units: int = option(2, most=1024)
     """Units fetched ahead of a reader that has walked from one unit into the next, together, whenever half of them are
     not there yet; 0 switches it off."""
-    in_flight: int = 4
+    in_flight: int = option(4, 1, 256)
     """Range requests at a time for reads that wait."""
-    attempts: int = 5
+    attempts: int = option(5, 1, 100)
     """Tries of a request in all, on resets, timeouts, 429 and 5xx."""
-    retry_first_s: float = 0.1
+    retry_first_s: float = option(0.1, most=60.0)
     """Pause before the second try; it doubles from there."""
-    memory_bytes: int = 64 * MIB
+    memory_bytes: int = option(64 * MIB, MIB, 1024 * GIB)
     """Inflated and compressed bytes kept in memory; the coldest go to the disk cache."""
     disk_cache: bool = True
+    """Keep on the machine's disk what memory has no room for; without it, that is fetched again."""
     cache_inflated: bool = False
     """Write every inflated unit to the disk cache at once (the reference daemons do), not only what memory loses."""
-    prefetch: bool = True
+    prefetch: bool = key(True)
     """Follow the prefetch list of the request, or the image's own (landmark, prefetch artefact)."""
-    prefetch_in_flight: int = 3
-    prefetch_wait_s: float = 0.0
+    prefetch_in_flight: int = option(3, 1, 256)
+    """Range requests at a time for a prefetch list."""
+    prefetch_wait_s: float = option(0.0, most=3600.0)
     """The mount answers only when the prefetch is done, or after this long."""
-    background: bool = True
-    background_after_s: float = 1.0
+    background: bool = key(True)
+    background_after_s: float = option(1.0, most=86_400.0)
     """After readiness (``reference``: after the mount)."""
-    background_quiet_s: float = 0.05
+    background_quiet_s: float = option(0.05, most=3600.0)
     """No background request begins sooner after a foreground fetch."""
-    background_interval_s: float = 0.05
+    background_interval_s: float = option(0.05, most=3600.0)
     """Pause between two background requests."""
-    background_units: int = 0
+    background_units: int = option(0, most=1 << 20)
     """Units per background request; 0: as many as ``merge_bytes`` holds."""
-    background_in_flight: int = 1
+    background_in_flight: int = option(1, 1, 256)
+    """Background requests at a time."""
     background_from_mount: bool = False
     """Count ``background_after_s`` from the mount, whether the container is ready or not."""
-    read_ahead_kib: int = 256
+    read_ahead_kib: int = option(256, most=1024.0 * 1024)
     """Kernel read-ahead of the mount, and so the largest request of a cached read (up to 1 MiB), set through sysfs
     where that is writable; 0 leaves the kernel's 128. python-data, ``import pandas``, tree: 1 386 reads with 64,
     1 115 with 128, 934 with 256, 830 with 512, which begins to fetch spans that nobody needs."""
     eager: bool = fixed(False)
     """Blob presentation: fetch all layers whole and inflate them into the disk cache before the mount. Streams need no
     windows, one digest, and no seeking: cheaper than fetching everything span by span."""
-    handover: bool = True
+    handover: bool = option(True, only=(Presentation.BLOB,))
     """Blob presentation: mount through a loop device where there is one; when all bytes are local, inflate them into
     the cache file and let the kernel read that (docs/how-it-works.md)."""
-    inflate_share: float = 0.5
+    inflate_share: float = option(0.5, 0.01, 1.0, only=(Presentation.BLOB,))
     """Of that inflating: the share of time spent in it, at most."""
-    direct_io: bool = False
+    direct_io: bool = option(False, only=(Presentation.BLOB,))
     """Blob presentation: the FUSE file's bytes are not cached below EROFS, and so not handed to the kernel before it
     asks (``harness.lazyfs.fuse.kernel_pages``). A trace always does so: it must see what is read."""
 
@@ -154,40 +180,60 @@ SOCI = LazyPolicy(
 """The published defaults of soci-snapshotter 0.16 (its configuration structures)."""
 
 
-def options_of(policy: type[PullPolicy] | type[LazyPolicy]) -> tuple[str, ...]:
-    """Names of the fields of a policy that a scenario may change."""
-    return tuple(item.name for item in dataclasses.fields(policy) if "fixed" not in item.metadata)
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option as a scenario sees it."""
+
+    name: str
+    kind: str
+    """``bool``, ``int``, ``float`` or ``str``."""
+    limits: Limits
+
+    @property
+    def takes(self) -> str:
+        """The values it takes, in words."""
+        if self.kind == "bool":
+            return "true or false"
+        if self.kind == "str":
+            return f"one of {', '.join(self.limits.choices)}"
+        most = "" if self.limits.most >= FOREVER_S else f" to {self.limits.most:.12g}"
+        number = "a whole number" if self.kind == "int" else "a number"
+        return f"{number} from {self.limits.least:.12g}{most}"
+
+    def value(self, given: object) -> bool | int | float | str:
+        """``given`` as this option's type. Raises UsageError, which says what it takes."""
+        if self.kind == "str":
+            fits = isinstance(given, str) and given in self.limits.choices
+        elif self.kind == "bool":
+            fits = isinstance(given, bool)
+        else:
+            fits = (
+                isinstance(given, int | float)
+                and not isinstance(given, bool)
+                and self.limits.least <= given <= self.limits.most
+                and (self.kind == "float" or given == int(given))
+            )
+        if not fits:
+            raise UsageError(f"option {self.name}: expected {self.takes}, got {_shown(given)}")
+        assert isinstance(given, bool | int | float | str)
+        if self.kind == "float":
+            return float(given)
+        return int(given) if self.kind == "int" else given
 
 
-def changed(policy: P, options: Mapping[str, object], whose: str) -> P:
-    """A policy with single options replaced; ``whose`` names the mode and preset in messages.
-
-    Raises:
-        UsageError: an unknown option, a value of the wrong type, or one out of range.
-    """
-    fields = {item.name: item for item in dataclasses.fields(policy)}
-    known = options_of(type(policy))
-    changes: dict[str, object] = {}
-    for name, value in options.items():
-        if name not in known:
-            hint = near_miss(name, known) or f"; expected one of {', '.join(known)}"
-            raise UsageError(f"option {name!r}: {whose} has none of that name{hint}")
-        changes[name] = _value(fields[name], value, f"option {name} of {whose}")
-    return dataclasses.replace(policy, **changes)  # type: ignore[arg-type]
+def options_of(policy: type[PullPolicy] | type[LazyPolicy]) -> dict[str, Option]:
+    """The options of a kind of policy, by name."""
+    return {
+        item.name: Option(item.name, str(item.type), item.metadata.get("limits", Limits()))
+        for item in dataclasses.fields(policy)
+        if not {"fixed", "key"} & set(item.metadata)
+    }
 
 
-def _value(item: dataclasses.Field[object], value: object, where: str) -> object:
-    """``value`` as the field's own type."""
-    kind = str(item.type)
-    if kind == "str":
-        choices = item.metadata["choices"]
-        if value not in choices:
-            raise UsageError(f"{where}: expected one of {', '.join(choices)}, got {value!r}")
-        return value
-    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, (bool, int, float)):
-        raise UsageError(f"{where}: expected a value of type {kind}, got {value!r}")
-    if kind == "int" and value != int(value):
-        raise UsageError(f"{where}: expected a whole number, got {value!r}")
-    if value < 0:
-        raise UsageError(f"{where}: {value} is below 0")
-    return {"bool": bool, "int": int, "float": float}[kind](value)
+def keys_of(policy: type[PullPolicy] | type[LazyPolicy]) -> tuple[str, ...]:
+    """The fields of a kind of policy that a scenario changes by keys of their own."""
+    return tuple(item.name for item in dataclasses.fields(policy) if "key" in item.metadata)
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -17,7 +17,6 @@ from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, expan
 from harness.model.image import ImageSpec  # noqa: TC001 - pydantic reads it at run time
 from harness.model.metrics import METRICS, check_name, family
 from harness.model.near_miss import near_miss
-from harness.model.policy import LazyPolicy
 from harness.model.shape import Distance, Shape, parse_distance, parse_shape
 from harness.model.workload import Many, Name, Runtime, Seconds, Table, Workload, refuse_repeats
 
@@ -76,10 +75,6 @@ class ModeChoice(Table):
         known = mode_table.preset_names(self.mode)
         if self.preset and self.preset not in known:
             raise ValueError(mode_table.unknown_preset(self.mode, self.preset, known))
-        offered = [mode_table.offers(engine, self.mode, self.preset) for engine in mode_table.ENGINES]
-        fetches_lazily = any(isinstance(preset.policy, LazyPolicy) for preset in offered if preset)
-        if not fetches_lazily and (self.prefetch is not None or self.background is not None):
-            raise ValueError(f"mode {self.mode} fetches everything first: it has no prefetch and no background fetch")
         return self
 
     def on(self, engine: str) -> ModeChoice | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.engines.protocol import DeployRequest, Process
-from harness.model.policy import LazyPolicy
+from harness.model.settings import Settings, settings_of
 
 if TYPE_CHECKING:
     from harness.machine.machine import Machine
@@ -16,27 +15,11 @@ if TYPE_CHECKING:
     from harness.session.registry import Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """Lazy options of one mode entry, the scenario's defaults filled in."""
-
-    prefetch: str | tuple[str, ...]
-    options: dict[str, Any]
-
-
-def choices_of(scenario: Scenario, case: PlannedCase) -> Choices:
-    """The mode's own options over the scenario's. Only what differs from a preset's own policy is set."""
-    choice = case.choice
-    if not isinstance(case.preset.policy, LazyPolicy):
-        return Choices("none", {})
-    prefetch = choice.prefetch if choice.prefetch is not None else scenario.lazy.prefetch
-    background = choice.background if choice.background is not None else scenario.lazy.background
-    options: dict[str, Any] = {**scenario.lazy.options, **choice.options}
-    if prefetch == "none":
-        options["prefetch"] = False
-    if not background:
-        options["background"] = False
-    return Choices(prefetch, options)
+def settings_of_case(scenario: Scenario, case: PlannedCase) -> Settings:
+    """What a planned case runs with."""
+    settings = settings_of(scenario, case.choice, case.case.engine)
+    assert settings is not None, "a plan holds what an engine runs"
+    return settings
 
 
 def make_request(
@@ -50,9 +33,9 @@ def make_request(
     trace: bool = False,
 ) -> DeployRequest:
     """The request for one trial; ``traced`` is the recorded prefetch list, ``trace`` asks for a new one."""
-    choices = choices_of(scenario, case)
-    prefetch = choices.prefetch if isinstance(choices.prefetch, tuple) else traced
-    options = {**choices.options, "prefetch": False} if trace else choices.options
+    settings = settings_of_case(scenario, case)
+    prefetch = settings.prefetch if isinstance(settings.prefetch, tuple) else traced
+    options = {**settings.options, "prefetch": False} if trace else settings.options
     workload = scenario.workload
     return DeployRequest(
         registry=endpoint.inside(machine),

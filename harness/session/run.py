@@ -11,7 +11,7 @@ from harness import __version__
 from harness.errors import ColdbenchError, HostUnfit, Interrupted, UsageError
 from harness.model.observation import Failure, Observation
 from harness.model.plan import PlannedCase, PlannedTrial, estimate_trial_s, remaining_s
-from harness.session.requests import choices_of
+from harness.session.requests import settings_of_case
 from harness.session.trial import run_trial
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class SessionRun:
         return None
 
     def _rehearse(self, scenario: Scenario, cases: list[PlannedCase]) -> list[ColdbenchError]:
-        traced = [case for case in cases if choices_of(scenario, case).prefetch == "trace"]
+        traced = [case for case in cases if settings_of_case(scenario, case).prefetch == "trace"]
         try:
             self.setups.rehearse(scenario, trace=bool(self._prepared(traced)))
         except Interrupted:
@@ -162,12 +162,15 @@ class SessionRun:
     def _run_one(self, trial: PlannedTrial, case: PlannedCase) -> Observation:
         failure = self._unprepared.get(trial.case)
         if failure is not None:
+            settings = settings_of_case(self.store.header.scenarios[case.case.scenario], case)
             return Observation(
                 coldbench_version=__version__,
                 session=self.store.header.session,
                 trial=trial.trial,
                 block=trial.block,
                 case=case.case,
+                options=settings.options,
+                prefetch=settings.prefetch_kind,
                 started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 status="failed",
                 failure=failure,

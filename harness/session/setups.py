@@ -20,7 +20,7 @@ from harness.model.shape import Distance, parse_shape
 from harness.session import application, traces
 from harness.session.inventory import Inventory
 from harness.session.preparation import Cost
-from harness.session.requests import choices_of, make_request
+from harness.session.requests import make_request, settings_of_case
 from harness.session.trial import TrialSetup, run_trial
 
 if TYPE_CHECKING:
@@ -254,7 +254,8 @@ class Setups:
         material = self._materials[scenario.name]
         published = self._published[scenario.name, case.mode.form]
         prefetch: tuple[str, ...] = ()
-        if not side and choices_of(scenario, case).prefetch == "trace":
+        settings = settings_of_case(scenario, case)
+        if not side and settings.prefetch == "trace":
             prefetch = traces.load(traces.place(self.preparer.cache, material.digest, scenario.workload)) or ()
         endpoint, size = self.endpoint, material.size
         bounder = None if side else self.bounder
@@ -266,6 +267,7 @@ class Setups:
                 scenario, case, published, endpoint, machine, traced=prefetch, trace=touches is not None
             ),
             readiness=scenario.workload.readiness,
+            settings=settings,
             image_digest=material.digest,
             image_compressed_bytes=published.compressed_bytes,
             deploy_timeout_s=scenario.timeouts.deploy_s,

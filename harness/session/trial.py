@@ -20,6 +20,7 @@ from harness import __version__
 from harness.errors import ColdbenchError, HostUnfit, Interrupted, MachineError, NotReady, UsageError
 from harness.machine import host
 from harness.model.observation import CreditSample, Failure, Observation
+from harness.model.settings import Settings
 from harness.model.timeline import Recorder
 from harness.session import application, observing, validity
 from harness.session.bounds import Moved
@@ -75,6 +76,8 @@ class TrialSetup:
     make_probe: Callable[[Readiness, Container, Machine, Callable[[], bool]], ReadinessProbe]
     interrupts: Interrupts
     progress: Progress
+    #: What the case runs with beside mode and preset, for the record.
+    settings: Settings = field(default_factory=Settings)
     workloads: WorkloadRunner | None = None
     #: Whether the shape's CPU limit is lifted while run-time workloads run.
     lift_quota: bool = False
@@ -387,6 +390,8 @@ class _Trial:
             case=setup.case.case,
             started_at=started_at,
             image_digest=setup.image_digest,
+            options=setup.settings.options,
+            prefetch=setup.settings.prefetch_kind,
             status="ok" if ok else "failed",
             failure=self.failure,
             invalid=(*validity.check(self._evidence(ready_s, bound)), *self.found_invalid),

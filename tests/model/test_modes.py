@@ -19,6 +19,7 @@ from harness.model.scenario import ModeChoice
 
 #: Words of the table that mean something else in a file or a room of ``harness``, and what.
 ALLOWED: dict[str, tuple[str, set[str]]] = {
+    "model/forms.py": ("forms speak of themselves", {"estargz", "soci", "erofs"}),
     "machine": ("file systems of the kernel", {"erofs"}),
     "lazyfs/mounting/mounts.py": ("the kernel's file system", {"erofs"}),
     "session/observing.py": ("a file system in the kernel's mount table", {"erofs"}),
@@ -101,11 +102,14 @@ def test_options_override_single_values() -> None:
     ("options", "message"),
     [
         ({"prefech": True}, "did you mean 'prefetch'"),
-        ({"prefetch": 1}, "type bool, got 1"),
-        ({"in_flight": "4"}, "type int, got '4'"),
-        ({"in_flight": 1.5}, "whole number, got 1.5"),
-        ({"in_flight": -1}, "-1 is below 0"),
-        ({"background": None}, "type bool, got None"),
+        ({"prefetch": 1}, "option prefetch: expected true or false, got 1"),
+        ({"skip_open": 1}, "option skip_open: expected true or false, got 1"),
+        ({"in_flight": "4"}, "expected a whole number from 1 to 256, got '4'"),
+        ({"in_flight": 1.5}, "whole number from 1 to 256, got 1.5"),
+        ({"in_flight": -1}, "whole number from 1 to 256, got -1"),
+        ({"in_flight": True}, "whole number from 1 to 256, got true"),
+        ({"retry_first_s": float("nan")}, "a number from 0 to 60, got nan"),
+        ({"background": None}, "expected true or false, got None"),
         ({"eager": True}, "none of that name"),
     ],
 )

@@ -1,0 +1,26 @@
+"""What the registry holds for a mode, and how served bytes become a file system."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Form(StrEnum):
+    """What the registry must hold for a mode."""
+
+    IMAGE = "image"
+    """The image as it is."""
+    ESTARGZ = "estargz"
+    SOCI = "soci"
+    EROFS = "erofs"
+
+
+class Presentation(StrEnum):
+    """How lazily served bytes become a file system."""
+
+    NONE = "none"
+    """They do not: layers are unpacked into directories."""
+    TREE = "tree"
+    """Every file comes over FUSE."""
+    BLOB = "blob"
+    """EROFS reads one file that comes over FUSE."""
