@@ -6,13 +6,14 @@ import os
 import signal
 import tempfile
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import typer
 
 from harness.model.modes import SOCI, lazy_modes, lazy_policy
 
 if TYPE_CHECKING:
+    from harness.lazyfs.messages import StoreAddress
     from harness.oci.store import ImageSource
 
 
@@ -43,6 +44,7 @@ def mount(
     from harness.engines.embedded.lazy import provide
     from harness.engines.embedded.modes import Context
     from harness.lazyfs.control import spawn
+    from harness.lazyfs.messages import GetUsage, MarkReady
     from harness.lazyfs.mounting.stack import stacked
     from harness.machine.host import require_root
     from harness.oci.descriptor import Platform
@@ -61,40 +63,42 @@ def mount(
         cleanups.callback(client.close)
         context = Context(
             client=source.store,
-            repository="",
+            mode=mode,
+            store=_address(source),
+            reference=source.selector,
             scratch=scratch,
             report_span=lambda *_: None,
-            daemon=cast("Any", client),
-            request={"mode": mode, "reference": source.selector, "store": _store_message(source)},
+            daemon=client,
         )
         rootfs = provide(context, resolved, preset, {})
         cleanups.callback(rootfs.cleanup)
         cleanups.enter_context(stacked(rootfs.lowerdirs, os.path.abspath(directory)))
-        client.call("ready")
+        client.call(MarkReady())
         typer.echo(f"{image} is mounted on {directory} (mode {mode}); Ctrl-C unmounts it")
         try:
             while process.poll() is None:
                 signal.sigtimedwait([signal.SIGCHLD], 1.0)
         except KeyboardInterrupt:
             pass
-        stats = client.call("stats")["stats"]
+        usage = client.call(GetUsage())
         typer.echo(
-            f"fetched {stats['bytes_fetched'] / 1e6:.1f} of {resolved.compressed_bytes / 1e6:.1f} MB in "
-            f"{stats['requests']} requests; {stats['spans_fetched']} of {stats['spans_total']} spans"
+            f"fetched {usage.bytes_fetched / 1e6:.1f} of {resolved.compressed_bytes / 1e6:.1f} MB in "
+            f"{usage.requests} requests; {usage.spans_fetched} of {usage.spans_total} spans"
         )
 
 
-def _store_message(source: ImageSource) -> dict[str, Any]:
-    """How the daemon finds what ``source`` reads."""
+def _address(source: ImageSource) -> StoreAddress:
+    """Where the daemon finds what ``source`` reads."""
     from harness.errors import UsageError
+    from harness.lazyfs.messages import StoreAddress
     from harness.oci.layout import LayoutStore
     from harness.oci.registry.client import RegistryClient, plain_http
 
     store = source.store
     if isinstance(store, RegistryClient):
-        return {"registry": store.host, "repository": store.repository, "plain": plain_http(store.host)}
+        return StoreAddress(registry=store.host, repository=store.repository, plain=plain_http(store.host))
     if isinstance(store, LayoutStore):
-        return {"layout": str(store.directory.resolve())}
+        return StoreAddress(layout=str(store.directory.resolve()))
     raise UsageError(f"{source.where}: archives cannot be read by range; copy it to oci:DIR first")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import secrets
 import sys
@@ -16,6 +17,7 @@ from harness.model.modes import lazy_modes, tracer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from harness.lazyfs.messages import Touch
     from harness.model.observation import Observation
     from harness.model.plan import PlannedCase
     from harness.model.session import Preparation
@@ -105,7 +107,7 @@ def _ignore(_preparation: Preparation) -> None:
     """There is no session to record preparations in."""
 
 
-def _run(setups: Setups, case: PlannedCase) -> tuple[Observation, list[dict[str, Any]], Reads]:
+def _run(setups: Setups, case: PlannedCase) -> tuple[Observation, list[Touch], Reads]:
     from harness.oci.location import open_source
     from harness.session import reads
     from harness.session.image_files import list_files
@@ -119,7 +121,7 @@ def _run(setups: Setups, case: PlannedCase) -> tuple[Observation, list[dict[str,
     return observation, touches, reads.analyse(files, touches, len(local.image.layers))
 
 
-def _document(observation: Observation, found: Reads, touches: list[dict[str, Any]]) -> dict[str, object]:
+def _document(observation: Observation, found: Reads, touches: list[Touch]) -> dict[str, object]:
     return {
         "scenario": observation.case.scenario,
         "mode": observation.case.mode,
@@ -132,7 +134,7 @@ def _document(observation: Observation, found: Reads, touches: list[dict[str, An
         "packages": [part.as_dict() for part in found.packages],
         "unread": [part.as_dict() for part in found.unread],
         "replaced_files_read": list(found.unknown),
-        "first_touches": touches,
+        "first_touches": [dataclasses.asdict(touch) for touch in touches],
     }
 
 

@@ -11,9 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from harness.lazyfs.messages import Option  # noqa: TC001 - msgspec reads the annotations
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from harness.lazyfs.messages import Touch
     from harness.machine.machine import Machine
     from harness.model.modes import Mode
     from harness.model.observation import Invalidity, LazyUsage, Phase, WorkloadResult
@@ -108,7 +111,7 @@ class DeployRequest:
     process: Process
     scheme: str = "http"
     platform: str = "linux/amd64"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Option] = field(default_factory=dict)
     prefetch: tuple[str, ...] = ()
     trace: bool = False
     credentials: dict[str, str] = field(default_factory=dict)
@@ -187,8 +190,8 @@ class Engine(Protocol):
         """Pids (harness's namespace) of the daemons that serve the root file system; empty for a full pull."""
         ...
 
-    def first_touches(self) -> list[dict[str, Any]]:
-        """Reads in first-touch order, ``{"path", "layer", "offset", "size", "t_s"}``, if the request asked for them."""
+    def first_touches(self) -> list[Touch]:
+        """Reads in first-touch order, if the request asked for them."""
         ...
 
     def report(self) -> Report:

@@ -2,79 +2,79 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar, cast
 
-from harness.errors import ColdbenchError, MachineError, from_kind
+from harness.errors import ColdbenchError, FormatError, MachineError, from_kind
+from harness.lazyfs.channel import Channel
+from harness.lazyfs.messages import ANSWERS, End, Refused, Up
+
+if TYPE_CHECKING:
+    from harness.lazyfs.channel import Received
+    from harness.lazyfs.messages import Request
+
+A = TypeVar("A")
+
+END_TIMEOUT_S = 10.0
 
 
 class DaemonClient:
-    """One end of a control socket. Calls are answered in any order by the daemon, one at a time here."""
+    """One end of a control socket. The daemon answers in any order; here one call at a time waits."""
 
     def __init__(self, end: socket.socket) -> None:
-        self._socket = end
+        self._channel = Channel(end, ANSWERS)
         self._lock = threading.Lock()
-        self._buffer = b""
-        self._id = 0
-        self._up: dict[str, Any] | None = None
+        self._number = 0
+        self._up: Up | None = None
 
-    def wait_up(self, timeout_s: float = 30.0) -> dict[str, Any]:
-        """The daemon's greeting (``pid``, ``root``); MachineError when it does not come."""
+    def wait_up(self, timeout_s: float = 30.0) -> Up:
+        """The daemon's greeting; MachineError when it does not come."""
         if self._up is None:
-            self._up = self._receive(time.monotonic() + timeout_s)
+            greeting = self._receive(time.monotonic() + timeout_s).message
+            if not isinstance(greeting, Up):
+                raise MachineError(f"the lazyfs daemon began with {type(greeting).__name__}")
+            self._up = greeting
         return self._up
 
-    def call(self, kind: str, timeout_s: float = 600.0, **fields: Any) -> dict[str, Any]:
+    def call(self, request: Request[A], timeout_s: float = 600.0) -> A:
         """One request and its answer. Raises what the daemon raised; MachineError when it is gone or late."""
         with self._lock:
             deadline = time.monotonic() + timeout_s
             self.wait_up(timeout_s)
-            self._id += 1
-            data = json.dumps({"do": kind, "id": self._id, **fields}, separators=(",", ":")).encode() + b"\n"
-            try:
-                self._socket.settimeout(timeout_s)
-                self._socket.sendall(data)
-            except OSError as error:
-                raise MachineError(f"the lazyfs daemon is gone ({error.strerror or error})") from None
-            while True:
-                answer = self._receive(deadline)
-                if answer.get("id") == self._id:
-                    break
-            if "error" in answer:
-                raise from_kind(answer["error"]["kind"], answer["error"]["message"])
-            return answer
-
-    def _receive(self, deadline: float) -> dict[str, Any]:
-        while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise MachineError("the lazyfs daemon does not answer")
-            self._socket.settimeout(left)
-            try:
-                data = self._socket.recv(1 << 20)
-            except TimeoutError:
-                raise MachineError("the lazyfs daemon does not answer") from None
-            except OSError as error:
-                raise MachineError(f"the lazyfs daemon is gone ({error.strerror or error})") from None
-            if not data:
+            self._number += 1
+            if not self._channel.send(request, self._number):
                 raise MachineError("the lazyfs daemon is gone (it ended or was killed)")
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+            while (answer := self._receive(deadline)).number != self._number:
+                pass  # the answer to a call that was given up
+        message = answer.message
+        if isinstance(message, Refused):
+            raise from_kind(message.kind, message.message)
+        if not isinstance(message, request.answer):
+            raise MachineError(f"the lazyfs daemon answered with {type(message).__name__}")
+        return cast("A", message)
+
+    def _receive(self, deadline: float) -> Received:
+        try:
+            received = self._channel.receive(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise MachineError("the lazyfs daemon does not answer") from None
+        except (OSError, FormatError) as error:
+            raise MachineError(f"the lazyfs daemon is gone ({error})") from None
+        if received is None:
+            raise MachineError("the lazyfs daemon is gone (it ended or was killed)")
+        return received
 
     def close(self) -> None:
         """Ask the daemon to end and close the socket; silent when it is gone."""
         try:
-            self.call("end", timeout_s=10.0)
+            self.call(End(), timeout_s=END_TIMEOUT_S)
         except ColdbenchError:
             pass
-        self._socket.close()
+        self._channel.close()
 
 
 def spawn(mountpoint: str | None = None) -> tuple[subprocess.Popen[bytes], DaemonClient]:

@@ -8,7 +8,12 @@ from __future__ import annotations
 import resource
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+from harness.lazyfs.messages import Histogram, OpcodeUsage, Usage
+
+if TYPE_CHECKING:
+    from harness.lazyfs.data.fetch import Fetched
 
 BUCKETS = 40
 
@@ -47,13 +52,12 @@ class Opcode:
             self.queue_max_ns = queued
         self.queueing[(queued // 2000).bit_length()] += 1
 
-    def as_dict(self) -> dict[str, Any]:
-        """In the stored form (``harness.model.observation.FuseOpcode``)."""
-        return {
-            "count": self.count,
-            "service": _histogram(self.service, self.service_ns, self.service_max_ns),
-            "queueing": _histogram(self.queueing, self.queue_ns, self.queue_max_ns),
-        }
+    def usage(self) -> OpcodeUsage:
+        return OpcodeUsage(
+            self.count,
+            _histogram(self.service, self.service_ns, self.service_max_ns),
+            _histogram(self.queueing, self.queue_ns, self.queue_max_ns),
+        )
 
 
 def memory_peak_bytes() -> int:
@@ -65,9 +69,9 @@ def memory_peak_bytes() -> int:
     return 0
 
 
-def _histogram(counts: list[int], total_ns: int, max_ns: int) -> dict[str, Any]:
+def _histogram(counts: list[int], total_ns: int, max_ns: int) -> Histogram:
     last = max((i for i, count in enumerate(counts) if count), default=-1)
-    return {"counts": counts[: last + 1], "total_s": total_ns / 1e9, "max_s": max_ns / 1e9}
+    return Histogram(tuple(counts[: last + 1]), total_ns / 1e9, max_ns / 1e9)
 
 
 @dataclass(slots=True)
@@ -86,9 +90,20 @@ class Counters:
     digest_mismatches: int = 0
     read_errors: int = 0
     disk_full: bool = False
+    layers_refetched: int = 0
+    """Layers fetched a second time because the index and the stream did not agree (``harness.lazyfs.data.whole``)."""
     handed_over: bool = False
     bytes_pushed: int = 0
     before_ready: tuple[int, int] | None = None
+
+    def count(self, fetched: Fetched) -> None:
+        """Count one range request and what it brought."""
+        self.requests += 1
+        self.bytes_fetched += fetched.received_bytes
+        self.bytes_inflated += fetched.inflated_bytes
+        self.spans_fetched += len(fetched.decoded) + len(fetched.packed) + len(fetched.written_packed)
+        if not fetched.decoded:
+            self.spans_fetched += len(fetched.written_inflated)
 
     def opcode(self, name: str) -> Opcode:
         return self.opcodes.setdefault(name, Opcode())
@@ -98,25 +113,28 @@ class Counters:
         if self.before_ready is None:
             self.before_ready = (self.bytes_fetched, self.requests)
 
-    def as_dict(self) -> dict[str, Any]:
-        """In the stored form (``harness.model.observation.LazyUsage``)."""
+    def usage(self) -> Usage:
+        """What was counted so far, with this process's own memory and CPU time."""
         before = self.before_ready or (self.bytes_fetched, self.requests)
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        return {
-            "layers_lazy": self.layers_lazy,
-            "layers_unpacked": self.layers_unpacked,
-            "bytes_fetched_before_ready": before[0],
-            "bytes_fetched": self.bytes_fetched,
-            "requests_before_ready": before[1],
-            "requests": self.requests,
-            "spans_fetched": self.spans_fetched,
-            "spans_total": self.spans_total,
-            "bytes_inflated": self.bytes_inflated,
-            "digest_mismatches": self.digest_mismatches,
-            "retries": self.retries,
-            "fuse": {name: op.as_dict() for name, op in sorted(self.opcodes.items()) if op.count},
-            "handed_over": self.handed_over,
-            "bytes_pushed": self.bytes_pushed,
-            "memory_peak_bytes": memory_peak_bytes(),
-            "cpu_s": usage.ru_utime + usage.ru_stime,
-        }
+        return Usage(
+            layers_lazy=self.layers_lazy,
+            layers_unpacked=self.layers_unpacked,
+            bytes_fetched_before_ready=before[0],
+            bytes_fetched=self.bytes_fetched,
+            requests_before_ready=before[1],
+            requests=self.requests,
+            spans_fetched=self.spans_fetched,
+            spans_total=self.spans_total,
+            bytes_inflated=self.bytes_inflated,
+            digest_mismatches=self.digest_mismatches,
+            retries=self.retries,
+            fuse={name: op.usage() for name, op in sorted(self.opcodes.items()) if op.count},
+            handed_over=self.handed_over,
+            bytes_pushed=self.bytes_pushed,
+            memory_peak_bytes=memory_peak_bytes(),
+            cpu_s=usage.ru_utime + usage.ru_stime,
+            read_errors=self.read_errors,
+            disk_full=self.disk_full,
+            layers_refetched=self.layers_refetched,
+        )

@@ -1,17 +1,8 @@
 """The lazy-pulling daemon: ``python -m harness.lazyfs.daemon --agent-fd N --harness-fd M``.
 
 It is started before the machine is told to deploy: everything is imported, and the (still empty) FUSE session is
-mounted, before it says ``{"event": "up"}`` on both sockets. Then it answers requests, one JSON object per line, each
-with an ``id`` that the answer repeats:
-
-``mount``        serve an image (``Service.mount``); spans come as ``{"event": "span"}`` before the answer
-``device``       the loop device that EROFS is mounted from (``path``)
-``ready``        the container is ready: counters are frozen, the background fetch may begin
-``stats``        counters; ``trace``: first touches
-``background``   answered when the background fetch has ended, or after ``wait_s``
-``end``          unmount and exit; also what the end of the harness's socket means, or SIGTERM
-
-An answer has ``"ok": true`` and fields of its own, or ``"error": {"kind", "message"}``.
+mounted, before it says ``Up`` on both sockets. Then it answers the requests of ``harness.lazyfs.messages``. The end of
+the harness's socket means ``End``, and so does SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import logging
 import os
 import signal
@@ -27,11 +17,13 @@ import socket
 import sys
 import tempfile
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
-from harness.errors import ColdbenchError, UsageError
+from harness.errors import ColdbenchError, FormatError, UsageError
+from harness.lazyfs import messages
+from harness.lazyfs.channel import Lines, encode
 from harness.lazyfs.fuse.connection import Session
 from harness.lazyfs.mounting import mounts
 from harness.lazyfs.service import Service
@@ -39,9 +31,10 @@ from harness.lazyfs.service import Service
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from harness.lazyfs.channel import Received
+
 log = logging.getLogger(__name__)
 
-_MAX_LINE = 64 << 20
 _M_ARENA_MAX = -8
 
 
@@ -51,19 +44,18 @@ class Peer:
     def __init__(self, descriptor: int) -> None:
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=descriptor)))
         self._lock = trio.Lock()
-        self._pending: list[dict[str, Any]] = []
+        self._lines = Lines(messages.REQUESTS)
 
-    async def send(self, message: dict[str, Any]) -> None:
+    async def send(self, message: object, number: int = 0) -> None:
         """Send one message; silent when the other end is gone."""
         async with self._lock:
             try:
-                await self._stream.send_all(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+                await self._stream.send_all(encode(message, number))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
 
-    async def messages(self) -> AsyncIterator[dict[str, Any]]:
-        """Messages until the other end is gone."""
-        buffer = bytearray()
+    async def received(self) -> AsyncIterator[Received]:
+        """Requests until the other end is gone, or says what is no request."""
         while True:
             try:
                 data = await self._stream.receive_some(1 << 20)
@@ -71,15 +63,13 @@ class Peer:
                 return
             if not data:
                 return
-            buffer += data
-            if len(buffer) > _MAX_LINE:
+            try:
+                requests = self._lines.feed(data)
+            except FormatError as error:
+                log.warning("%s", error)
                 return
-            *lines, rest = bytes(buffer).split(b"\n")
-            buffer = bytearray(rest)
-            for line in lines:
-                message = json.loads(line)
-                if isinstance(message, dict):
-                    yield message
+            for request in requests:
+                yield request
 
 
 class Daemon:
@@ -114,58 +104,50 @@ class Daemon:
                 self._ended.set()
 
     async def _converse(self, peer: Peer, last: bool, nursery: trio.Nursery) -> None:
-        await peer.send({"event": "up", "pid": os.getpid(), "root": self.mountpoint})
-        async for message in peer.messages():
-            nursery.start_soon(self._answer, peer, message)
+        await peer.send(messages.Up(os.getpid(), self.mountpoint))
+        async for request in peer.received():
+            nursery.start_soon(self._answer, peer, request)
         if last:
             self._ended.set()
 
-    async def _answer(self, peer: Peer, message: dict[str, Any]) -> None:
-        answer: dict[str, Any] = {"id": message.get("id")}
+    async def _answer(self, peer: Peer, request: Received) -> None:
         try:
-            answer.update(await self._do(peer, message))
-            answer["ok"] = True
+            answer = await self._do(request.message)
         except ColdbenchError as error:
-            answer["error"] = {"kind": error.kind, "message": str(error)}
+            answer = messages.Refused(error.kind, str(error))
         except Exception as error:
-            log.exception("request %s", message.get("do"))
+            log.exception("request %s", type(request.message).__name__)
             text = f"lazyfs daemon: {type(error).__name__}: {error}".replace("\n", " ")
-            answer["error"] = {"kind": "ColdbenchError", "message": text}
-        await peer.send(answer)
-        if message.get("do") == "end":
+            answer = messages.Refused("ColdbenchError", text)
+        await peer.send(answer, request.number)
+        if isinstance(request.message, messages.End):
             self._ended.set()
 
-    async def _do(self, peer: Peer, message: dict[str, Any]) -> dict[str, Any]:
-        kind, service = message.get("do"), self.service
-        if kind == "mount":
-            spans: list[dict[str, Any]] = []
-
-            def report(name: str, start_ns: int, end_ns: int, layer: int | None, detail: str) -> None:
-                span = {"name": name, "start_ns": start_ns, "end_ns": end_ns, "detail": detail}
-                spans.append(span if layer is None else {**span, "layer": layer})
-
-            answer = await service.mount(message, report)
-            return {**answer, "spans": spans}
-        if kind == "device":
-            await service.use_device(str(message["path"]), str(message["mounted"]))
-            return {}
-        if kind == "ready":
-            service.mark_ready()
-            return {}
-        if kind == "stats":
-            return {"stats": service.stats()}
-        if kind == "trace":
-            return {"touches": service.first_touches()}
-        if kind == "background":
-            with trio.move_on_after(float(message.get("wait_s", 3600))):
-                await service.background_done.wait()
-            return {
-                "complete": service.background_done.is_set() and service.background_complete,
-                "spans": [{"name": name, "start_ns": start, "end_ns": end} for name, start, end in service.spans],
-            }
-        if kind == "end":
-            return {}
-        raise UsageError(f"the lazyfs daemon knows no request {kind!r}")
+    async def _do(self, request: object) -> object:
+        service = self.service
+        match request:
+            case messages.MountTree():
+                return await service.mount_tree(request)
+            case messages.MountBlob():
+                return await service.mount_blob(request)
+            case messages.UseDevice(path, mounted):
+                await service.use_device(path, mounted)
+            case messages.MarkReady():
+                service.mark_ready()
+            case messages.GetUsage():
+                return service.usage()
+            case messages.GetTouches():
+                return messages.Touches(tuple(service.first_touches()))
+            case messages.AwaitBackground(wait_s):
+                with trio.move_on_after(wait_s):
+                    await service.background_done.wait()
+                complete = service.background_done.is_set() and service.background_complete
+                return messages.BackgroundState(complete, tuple(service.spans))
+            case messages.End():
+                pass
+            case _:
+                raise UsageError(f"the lazyfs daemon knows no request {type(request).__name__}")
+        return messages.Done()
 
 
 def import_formats() -> None:

@@ -19,27 +19,28 @@ from harness.lazyfs.data.blob_image import BlobImage, Windows
 from harness.lazyfs.data.disk_cache import DiskCache, SparseFile
 from harness.lazyfs.data.regions import RegionSource
 from harness.lazyfs.data.sources import OpenedLayer, open_layer
-from harness.lazyfs.data.store import INFLATED, Layer, Store
+from harness.lazyfs.data.store import Store
 from harness.lazyfs.data.whole import fetch_whole
 from harness.lazyfs.fuse.blob import IMAGE, BlobPresentation
 from harness.lazyfs.fuse.blob import NAME as BLOB_NAME
 from harness.lazyfs.fuse.kernel_pages import KernelPages
 from harness.lazyfs.fuse.tree import TreePresentation
+from harness.lazyfs.messages import BlobMounted, MetadataFile, Span, TreeMounted
 from harness.lazyfs.mounting import handover
 from harness.lazyfs.mounting.mounts import set_read_ahead
 from harness.lazyfs.trace import BlockTrace, Trace
-from harness.model.modes import Presentation, find, lazy_policy
+from harness.model.modes import lazy_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from harness.formats.erofs.index import ErofsIndex
     from harness.formats.erofs.spans import IndexedLayer
+    from harness.lazyfs.data.residency import Layer
     from harness.lazyfs.fuse.connection import Session
+    from harness.lazyfs.messages import LazyLayer, MountBlob, MountTree, Serving, StoreAddress, Touch, Usage
     from harness.model.policy import LazyPolicy
     from harness.oci.store import BlobStore
-
-    Report = Callable[[str, int, int, int | None, str], None]
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +53,14 @@ class Service:
         self.counters = Counters()
         self.background_done = trio.Event()
         self.background_complete = False
-        self.spans: list[tuple[str, int, int]] = []
-        """Spans that end after the mount: (name, start_ns, end_ns), for whoever asks."""
+        self.spans: list[Span] = []
+        """Spans that ended after the mount, for whoever asks."""
         self._session = session
         self._nursery = nursery
         self._ready = trio.Event()
         self._store: Store | None = None
         self._client: BlobStore | None = None
-        self._name_touches: Callable[[], list[dict[str, Any]]] = list
+        self._name_touches: Callable[[], list[Touch]] = list
         self._disks: list[DiskCache] = []
         self._files: list[SparseFile] = []
         self._windows: Windows | None = None
@@ -70,97 +71,44 @@ class Service:
         self._devices = ("", "")
         self._scratch = ""
 
-    async def mount(self, request: dict[str, Any], report: Report) -> dict[str, Any]:
-        """Serve the image of ``request``; what to tell the caller. Raises ColdbenchError.
-
-        ``request``: ``mode``, ``preset``, ``options``, ``store`` (see ``connect``), ``scratch``, ``prefetch``,
-        ``trace``, ``t0_ns``, ``layers_unpacked``; for the tree ``layers`` (see ``open_layer``), for the blob ``index``
-        (see ``BlobImage.open``). The answer's ``root`` is where the FUSE session is mounted.
-        """
-        if self._store is not None:
-            raise UsageError("this daemon serves an image already")
-        policy = lazy_policy(str(request["mode"]), str(request["preset"]), request.get("options"))
-        self._scratch = str(request["scratch"])
-        client = self._client = connect(request["store"], policy)
-        link = getattr(client, "link", None)
-        if link is not None:
-            link.hint(float(request.get("latency_s", 0.0)))
-        self._store = Store(policy, self.counters, self._nursery, link)
-        self.counters.layers_unpacked = int(request.get("layers_unpacked", 0))
-        blob = find(str(request["mode"])).presentation is Presentation.BLOB
-        present = self._present_blob if blob else self._present_tree
-        answer = await present(client, policy, request, report)
-        if policy.read_ahead_kib:
-            set_read_ahead(self.mountpoint, policy.read_ahead_kib)
-        self._nursery.start_soon(self._run_background, self._store, policy)
-        return {"root": self.mountpoint, **answer}
-
-    def _disk(self, policy: LazyPolicy, number: int, inflated: SparseFile | None = None) -> DiskCache:
-        disk = DiskCache(self._scratch if policy.disk_cache else None, number, inflated)
-        self._disks.append(disk)
-        return disk
-
-    async def _present_tree(
-        self, client: BlobStore, policy: LazyPolicy, request: dict[str, Any], report: Report
-    ) -> dict[str, Any]:
-        store = self._store
-        assert store is not None
-        opened: list[OpenedLayer | None] = [None] * len(request["layers"])
-
-        async def open_one(position: int, message: dict[str, Any]) -> None:
-            start = time.monotonic_ns()
-            regions = None
-            if policy.region_bytes and policy.disk_cache:
-                regions = SparseFile(self._scratch, f"layer-{message['number']}.regions")
-                self._files.append(regions)
-            opened[position] = await trio.to_thread.run_sync(open_layer, client, message, policy, regions)
-            report("index", start, time.monotonic_ns(), int(message["number"]), str(message["kind"]))
-
-        await gather([partial(open_one, i, message) for i, message in enumerate(request["layers"])])
-        layers = [layer for layer in opened if layer is not None]
+    async def mount_tree(self, request: MountTree) -> TreeMounted:
+        """Serve each layer as a directory. Raises ColdbenchError."""
+        client, policy, store = self._begin(request.serving)
+        spans: list[Span] = []
+        layers = await self._open_layers(client, policy, request.layers, spans)
         self.counters.layers_lazy = len(layers)
         for layer in layers:
             store.add_layer(layer.units, layer.source, self._disk(policy, layer.number))
         start = time.monotonic_ns()
-        trace = Trace(int(request.get("t0_ns") or start)) if request.get("trace") else None
+        trace = Trace(request.serving.t0_ns or start) if request.serving.trace else None
         tree = TreePresentation(policy, self.counters, trace)
         tree.add_layers(store, [layer.table for layer in layers], [layer.number for layer in layers])
         if trace is not None:
             self._name_touches = partial(tree.name_touches, trace)
         self._session.present(tree, self.counters)
-        report("mount", start, time.monotonic_ns(), None, "tree")
+        spans.append(_span("mount", start, detail="tree"))
         if policy.prefetch:
-            paths = request.get("prefetch") or ()
+            paths = request.serving.prefetch
             extents = (
                 tree.extents_of(paths) if paths else [e for i, la in enumerate(layers) for e in own_prefetch(i, la)]
             )
             await self._start_prefetch(store, extents, [] if paths else layers)
-        return {
-            "layers": [layer.number for layer in layers],
-            "opaque_roots": [tree.number for tree in tree.subtrees if tree.index.directory(tree.index.root).opaque],
-        }
+        self._go_on(store)
+        opaque = [tree.number for tree in tree.subtrees if tree.index.directory(tree.index.root).opaque]
+        return TreeMounted(tuple(layer.number for layer in layers), tuple(opaque), tuple(spans))
 
-    async def _present_blob(
-        self, client: BlobStore, policy: LazyPolicy, request: dict[str, Any], report: Report
-    ) -> dict[str, Any]:
-        store = self._store
-        assert store is not None
+    async def mount_blob(self, request: MountBlob) -> BlobMounted:
+        """Serve all layers as one EROFS image file. Raises ColdbenchError."""
+        client, policy, store = self._begin(request.serving)
+        spans: list[Span] = []
         start = time.monotonic_ns()
-        image = await trio.to_thread.run_sync(BlobImage.open, client, request["index"])
-        report("index", start, time.monotonic_ns(), None, "erofs")
-        trace = BlockTrace(int(request.get("t0_ns") or start)) if request.get("trace") else None
-        whole: list[tuple[Layer, IndexedLayer]] = []
-        if policy.disk_cache:
-            self._image = SparseFile(self._scratch, "image")
-            self._files.append(self._image)
-        for layer, units, source in zip(image.index.layers, image.units, image.sources, strict=True):
-            part = None if self._image is None else self._image.part(layer.start)
-            added = store.add_layer(units, source, self._disk(policy, layer.number, part))
-            if layer.kind == WHOLE or policy.eager:
-                whole.append((added, layer))
+        image = await trio.to_thread.run_sync(BlobImage.open, client, request.index)
+        spans.append(_span("index", start, detail="erofs"))
+        trace = BlockTrace(request.serving.t0_ns or start) if request.serving.trace else None
+        whole = self._add_indexed(store, image, policy)
         self.counters.layers_lazy = len(image.index.layers) - len(whole)
         self.counters.layers_unpacked += len(whole)
-        await gather([partial(self._fill_whole, client, *entry, report) for entry in whole])
+        await gather([partial(self._fill_whole, client, *entry, spans) for entry in whole])
         start = time.monotonic_ns()
         blob = BlobPresentation(policy, self.counters, trace)
         blob.present(store, image.index.metadata, image.index.layer_starts, image.index.image_bytes)
@@ -171,19 +119,72 @@ class Service:
         if trace is not None:
             self._name_touches = partial(image.name_touches, trace)
         self._session.present(blob, self.counters)
-        report("mount", start, time.monotonic_ns(), None, "blob")
+        spans.append(_span("mount", start, detail="blob"))
         if policy.prefetch:
-            paths = request.get("prefetch") or ()
+            paths = request.serving.prefetch
             await self._start_prefetch(store, image.extents_of(paths) if paths else list(image.index.prefetch))
         loop = policy.handover and policy.disk_cache
-        return {
-            "file": BLOB_NAME,
-            "loop": loop,
-            "parts": await trio.to_thread.run_sync(self._separate_metadata, image.index) if loop else None,
-            "layers_whole": [layer.number for _, layer in whole],
-        }
+        metadata = await trio.to_thread.run_sync(self._separate_metadata, image.index) if loop else None
+        self._go_on(store)
+        return BlobMounted(BLOB_NAME, loop, metadata, tuple(layer.number for _, layer in whole), tuple(spans))
 
-    def _separate_metadata(self, index: ErofsIndex) -> dict[str, Any] | None:
+    def _begin(self, serving: Serving) -> tuple[BlobStore, LazyPolicy, Store]:
+        """What both presentations begin with: the policy, the image's store and our own over it."""
+        if self._store is not None:
+            raise UsageError("this daemon serves an image already")
+        policy = lazy_policy(serving.mode, serving.preset, serving.options)
+        self._scratch = serving.scratch
+        client = self._client = connect(serving.store, policy)
+        link = getattr(client, "link", None)
+        if link is not None:
+            link.hint(serving.latency_s)
+        self._store = Store(policy, self.counters, self._nursery, link)
+        self.counters.layers_unpacked = serving.layers_unpacked
+        return client, policy, self._store
+
+    def _go_on(self, store: Store) -> None:
+        """What both presentations end with: read-ahead set, background work begun."""
+        if store.policy.read_ahead_kib:
+            set_read_ahead(self.mountpoint, store.policy.read_ahead_kib)
+        self._nursery.start_soon(self._run_background, store, store.policy)
+
+    def _disk(self, policy: LazyPolicy, number: int, inflated: SparseFile | None = None) -> DiskCache:
+        disk = DiskCache(self._scratch if policy.disk_cache else None, number, inflated)
+        self._disks.append(disk)
+        return disk
+
+    async def _open_layers(
+        self, client: BlobStore, policy: LazyPolicy, layers: Sequence[LazyLayer], spans: list[Span]
+    ) -> list[OpenedLayer]:
+        """The layers with their indexes, fetched side by side, in the order given."""
+        opened: list[OpenedLayer | None] = [None] * len(layers)
+
+        async def open_one(position: int, layer: LazyLayer) -> None:
+            start = time.monotonic_ns()
+            regions = None
+            if policy.region_bytes and policy.disk_cache:
+                regions = SparseFile(self._scratch, f"layer-{layer.number}.regions")
+                self._files.append(regions)
+            opened[position] = await trio.to_thread.run_sync(open_layer, client, layer, policy, regions)
+            spans.append(_span("index", start, layer.number, layer.kind))
+
+        await gather([partial(open_one, i, layer) for i, layer in enumerate(layers)])
+        return [layer for layer in opened if layer is not None]
+
+    def _add_indexed(self, store: Store, image: BlobImage, policy: LazyPolicy) -> list[tuple[Layer, IndexedLayer]]:
+        """Add the index's layers to the store; those that have to be fetched whole before the mount."""
+        whole: list[tuple[Layer, IndexedLayer]] = []
+        if policy.disk_cache:
+            self._image = SparseFile(self._scratch, "image")
+            self._files.append(self._image)
+        for layer, units, source in zip(image.index.layers, image.units, image.sources, strict=True):
+            part = None if self._image is None else self._image.part(layer.start)
+            added = store.add_layer(units, source, self._disk(policy, layer.number, part))
+            if layer.kind == WHOLE or policy.eager:
+                whole.append((added, layer))
+        return whole
+
+    def _separate_metadata(self, index: ErofsIndex) -> MetadataFile | None:
         """The metadata as a file of its own, if there are layers and room for it; blocks."""
         if not index.layers:
             return None
@@ -195,22 +196,26 @@ class Service:
         except OSError as error:
             log.warning("the metadata stays in the lazy file: %s", error)
             return None
-        return {"metadata": path, "start": start}
+        return MetadataFile(path, start)
 
-    async def _fill_whole(self, client: BlobStore, layer: Layer, indexed: IndexedLayer, report: Report) -> None:
+    async def _fill_whole(self, client: BlobStore, layer: Layer, indexed: IndexedLayer, spans: list[Span]) -> None:
         """All of a layer into the disk cache before anything is mounted."""
         start = time.monotonic_ns()
-        sink = layer.disk.inflated
+        store, sink = self._store, layer.disk.inflated
+        assert store is not None
         if sink is None:
             raise ContentError("a layer that is fetched whole needs the disk cache: leave option disk_cache on")
         fill = partial(fetch_whole, client, indexed.digest, indexed.kind, indexed.size, sink, layer=indexed)
-        received = await trio.to_thread.run_sync(fill, abandon_on_cancel=True)
-        layer.state[:] = bytes([INFLATED]) * len(layer.state)
-        self.counters.bytes_fetched += received
-        self.counters.requests += 1
+        fetched = await trio.to_thread.run_sync(fill, abandon_on_cancel=True)
+        store.residency.note_filled(layer)
+        if fetched.refetched:
+            self.counters.layers_refetched += 1
+            log.warning("layer %d was fetched a second time: %s", indexed.number, fetched.refetched)
+        self.counters.bytes_fetched += fetched.received_bytes
+        self.counters.requests += fetched.requests
         self.counters.bytes_inflated += indexed.size
-        self.counters.spans_fetched += len(layer.state)
-        report("fetch", start, time.monotonic_ns(), indexed.number, "whole")
+        self.counters.spans_fetched += len(layer)
+        spans.append(_span("fetch", start, indexed.number, "whole"))
 
     async def _start_prefetch(
         self, store: Store, extents: list[fetching.Extent], own: Sequence[OpenedLayer] = ()
@@ -238,7 +243,7 @@ class Service:
             log.warning("prefetch: %s", error)
         finally:
             done.set()
-        self.spans.append(("prefetch", start, time.monotonic_ns()))
+        self.spans.append(_span("prefetch", start))
 
     async def _run_background(self, store: Store, policy: LazyPolicy) -> None:
         try:
@@ -249,12 +254,12 @@ class Service:
                 await self._ready.wait()
             start = time.monotonic_ns()
             self.background_complete = await fetching.background(store) and await self._fetch_windows()
-            self.spans.append(("background", start, time.monotonic_ns()))
+            self.spans.append(_span("background", start))
             if self.background_complete and self._devices[0]:
                 start = time.monotonic_ns()
                 await handover.inflate_all(store)
                 await self._hand_over()
-                self.spans.append(("inflate", start, time.monotonic_ns()))
+                self.spans.append(_span("inflate", start))
         finally:
             self.background_done.set()
 
@@ -268,12 +273,12 @@ class Service:
 
     async def _hand_over(self) -> None:
         store, image, blob = self._store, self._image, self._blob
-        if store is None or image is None or blob is None or not handover.is_whole(store):
+        if store is None or image is None or blob is None or not store.residency.is_whole():
             return
         change = partial(handover.hand_over, *self._devices, image, blob.metadata, blob.size)
         self.counters.handed_over = await trio.to_thread.run_sync(change)
         if self.counters.handed_over:
-            store.memory.clear()
+            store.residency.forget_memory()
             store.pages = None
             if self._pages is not None:
                 await trio.to_thread.run_sync(self._forget_pages, self._pages)
@@ -302,12 +307,12 @@ class Service:
         self.counters.freeze()
         self._ready.set()
 
-    def stats(self) -> dict[str, Any]:
-        """Counters in the stored form (``harness.model.observation.LazyUsage``)."""
+    def usage(self) -> Usage:
+        """Everything counted so far."""
         self._take_wire_counters()
         if self._pages is not None:
             self.counters.bytes_pushed = self._pages.bytes_stored
-        return self.counters.as_dict()
+        return self.counters.usage()
 
     def _take_wire_counters(self) -> None:
         """A registry client counts what crosses the wire itself: indexes, windows and tries that failed included."""
@@ -317,7 +322,7 @@ class Service:
             self.counters.requests = wire.requests
             self.counters.bytes_fetched = wire.received_bytes
 
-    def first_touches(self) -> list[dict[str, Any]]:
+    def first_touches(self) -> list[Touch]:
         """See ``harness.lazyfs.trace``; empty without a trace."""
         return self._name_touches()
 
@@ -331,25 +336,28 @@ class Service:
             self._client.close()
 
 
-def connect(message: dict[str, Any], policy: LazyPolicy) -> BlobStore:
-    """The store that holds the image: ``{"registry", "repository", "plain", "credentials", "routes"}`` or
-    ``{"layout"}``."""
-    if "layout" in message:
+def connect(address: StoreAddress, policy: LazyPolicy) -> BlobStore:
+    """The store that holds the image."""
+    if address.layout:
         from harness.oci.layout import LayoutStore
 
-        return LayoutStore(str(message["layout"]))
+        return LayoutStore(address.layout)
     from harness.oci.registry.client import RegistryClient, Retries
     from harness.oci.registry.logins import Credentials
 
-    given = message.get("credentials") or {}
+    given = address.credentials
     credentials = (
         Credentials(given.get("user", ""), given.get("secret", ""), bool(given.get("identity"))) if given else None
     )
     return RegistryClient(
-        message["registry"], message["repository"], plain=message.get("plain"), credentials=credentials,
-        routes=tuple(message.get("routes") or ()),
+        address.registry, address.repository, plain=address.plain, credentials=credentials, routes=address.routes,
         retries=Retries(attempts=max(1, policy.attempts), first_s=policy.retry_first_s),
     )  # fmt: skip
+
+
+def _span(name: str, start_ns: int, layer: int | None = None, detail: str = "") -> Span:
+    """A span that ends now."""
+    return Span(name, start_ns, time.monotonic_ns(), layer, detail)
 
 
 def own_prefetch(position: int, layer: OpenedLayer) -> list[fetching.Extent]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from harness.lazyfs.messages import Touch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,16 +28,10 @@ class Trace:
             known[0] = min(known[0], offset)
             known[1] = max(known[1], offset + size)
 
-    def first_touches(self, name: Callable[[int, int], str]) -> list[dict[str, Any]]:
-        """``{"path", "layer", "offset", "size", "t_s"}`` in first-touch order; ``name(layer, entry)`` gives a path."""
+    def first_touches(self, name: Callable[[int, int], str]) -> list[Touch]:
+        """What was read, in first-touch order; ``name(layer, entry)`` gives a path."""
         return [
-            {
-                "path": name(layer, entry),
-                "layer": layer,
-                "offset": begin,
-                "size": end - begin,
-                "t_s": (at_ns - self.t0_ns) / 1e9,
-            }
+            Touch(name(layer, entry), layer, begin, end - begin, (at_ns - self.t0_ns) / 1e9)
             for (layer, entry), (begin, end, at_ns) in self._files.items()
         ]
 

@@ -130,6 +130,12 @@ class LazyUsage(Frozen):
     """Mode erofs: from then on the kernel reads the local file, and FUSE is out of the way."""
     bytes_pushed: int = 0
     """Mode erofs: inflated bytes handed to the kernel's page cache without a request for them."""
+    read_errors: int = 0
+    """Reads that the daemon could not answer, and that failed with an I/O error."""
+    disk_full: bool = False
+    """The machine's disk took no more bytes into the cache."""
+    layers_refetched: int = 0
+    """Layers fetched a second time in timed work, because index and stream did not agree."""
 
     @property
     def fuse_requests(self) -> int | None:

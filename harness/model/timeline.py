@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -56,16 +56,6 @@ class Recorder:
                 layer=layer,
                 detail=detail,
             )
-        )
-
-    def add_message(self, message: dict[str, Any]) -> None:
-        """Record a span that came over a control socket as ``{"name", "start_ns", "end_ns", "layer"?, "detail"?}``."""
-        self.add(
-            str(message["name"]),
-            int(message["start_ns"]),
-            int(message["end_ns"]),
-            message.get("layer"),
-            str(message.get("detail", "")),
         )
 
     def sorted(self) -> tuple[Span, ...]:

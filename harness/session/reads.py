@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from harness.lazyfs.messages import Touch
     from harness.session.image_files import ListedFile
 
 _PYTHON = re.compile(r"^(.*/(?:dist|site)-packages)/(.+)$")
@@ -87,9 +88,9 @@ class Reads:
         return tuple(part for part in self.packages if not part.files_read)
 
 
-def analyse(files: Iterable[ListedFile], touches: Sequence[dict[str, Any]], layers: int) -> Reads:
+def analyse(files: Iterable[ListedFile], touches: Sequence[Touch], layers: int) -> Reads:
     """Put the reads of a trace (``Engine.first_touches``) against all files of an image of so many layers."""
-    read = {str(touch["path"]): int(touch["size"]) for touch in touches}
+    read = {touch.path: touch.size for touch in touches}
     image = Part("image")
     per_layer = [Part(str(number)) for number in range(layers)]
     packages: dict[str, Part] = {}

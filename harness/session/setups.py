@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from harness.engines.protocol import WorkloadRunner
+    from harness.lazyfs.messages import Touch
     from harness.model.bound import ImageSize
     from harness.model.modes import Form, Mode
     from harness.model.observation import Observation
@@ -198,13 +199,13 @@ class Setups:
         self._note(scenario, "trace", material, cost, {"paths": len(paths)})
         return paths
 
-    def trace(self, case: PlannedCase) -> tuple[Observation, list[dict[str, Any]]]:
+    def trace(self, case: PlannedCase) -> tuple[Observation, list[Touch]]:
         """Run one trial that records its reads, prefetch off; raises WorkloadError when it fails."""
         self.publish(case)
-        touches: list[dict[str, Any]] = []
+        touches: list[Touch] = []
         observation = self._side_trial(case, "trace", touches)
         ready_s = observation.time_to_ready_s or 0.0
-        return observation, [touch for touch in touches if touch["t_s"] <= ready_s]
+        return observation, [touch for touch in touches if touch.t_s <= ready_s]
 
     def _calibrate(self, scenario: Scenario, material: Material) -> float:
         """Core-seconds of the workload from its start until ready, as the bound takes them."""
@@ -228,7 +229,7 @@ class Setups:
         self._note(scenario, "application", material, cost, {"application_core_s": figure, **details})
         return figure
 
-    def _side_trial(self, case: PlannedCase, what: str, touches: list[dict[str, Any]] | None = None) -> Observation:
+    def _side_trial(self, case: PlannedCase, what: str, touches: list[Touch] | None = None) -> Observation:
         setup = self.setup(PlannedTrial(trial=0, block=0, case=case.case.key), case, touches, side=True)
         observation = run_trial(setup)
         if observation.failure is not None:
@@ -241,7 +242,7 @@ class Setups:
         self,
         trial: PlannedTrial,
         case: PlannedCase,
-        touches: list[dict[str, Any]] | None = None,
+        touches: list[Touch] | None = None,
         *,
         side: bool = False,
     ) -> TrialSetup:

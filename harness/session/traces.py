@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.session.store import write_atomically
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from harness.lazyfs.messages import Touch
     from harness.model.workload import Workload
     from harness.oci.cache import Cache
 
@@ -47,6 +48,6 @@ def save(path: Path, paths: tuple[str, ...]) -> None:
     write_atomically(path, json.dumps({"paths": paths}, indent=0).encode())
 
 
-def paths_of(touches: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+def paths_of(touches: Iterable[Touch]) -> tuple[str, ...]:
     """Paths in first-touch order, each once."""
-    return tuple(dict.fromkeys(str(touch["path"]) for touch in touches))
+    return tuple(dict.fromkeys(touch.path for touch in touches))

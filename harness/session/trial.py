@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from harness.engines.protocol import Container, DeployRequest, Engine, WorkloadRunner
+    from harness.lazyfs.messages import Touch
     from harness.machine.machine import Machine
     from harness.model.observation import Bound, Invalidity, LazyUsage, Phase, WorkloadResult
     from harness.model.plan import PlannedCase, PlannedTrial
@@ -87,7 +88,7 @@ class TrialSetup:
     requests: Callable[[], int] | None = lambda: 0
     clock_ns: Callable[[], int] = time.monotonic_ns
     #: Trials of a trace run keep the reads in first-touch order here.
-    touches: list[dict[str, Any]] = field(default_factory=list)
+    touches: list[Touch] = field(default_factory=list)
 
 
 class _Trial:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
-import socket
 import threading
 import zlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from harness.engines.embedded.agent import failed, translate
 from harness.engines.embedded.bundle import DEFAULT_PATH, process_of
-from harness.engines.embedded.control import Control
 from harness.engines.embedded.modes import load, parts_of
 from harness.engines.embedded.pipe import BytePipe
 from harness.engines.embedded.registry import connect
 from harness.engines.embedded.users import Identity, resolve_user
+from harness.engines.protocol import DeployRequest, Process
 from harness.errors import (
     ColdbenchError,
     DigestMismatch,
@@ -127,28 +127,6 @@ def test_abandoned_pipe_does_not_block_its_writer() -> None:
     assert not writer.is_alive()
 
 
-def test_control_messages() -> None:
-    """Messages of any size arrive whole and in order; the end of the other side is None; waiting has a limit."""
-    left, right = socket.socketpair()
-    ours, theirs = Control(left), Control(right)
-    long = "x" * 300_000
-
-    def send() -> None:
-        for number in range(3):
-            ours.send({"n": number, "text": long})
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    assert [message["n"] for _ in range(3) if (message := theirs.receive(10)) and message["text"] == long] == [0, 1, 2]
-    sender.join()
-    with pytest.raises(TimeoutError):
-        theirs.receive(0.01)
-    ours.close()
-    assert theirs.receive(10) is None
-    theirs.send({"to": "nobody"})
-    theirs.close()
-
-
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -163,7 +141,7 @@ def test_control_messages() -> None:
 def test_errors_cross_the_socket(error: Exception, kind: type[ColdbenchError]) -> None:
     """What failed inside is rebuilt outside as the same class, or its nearest ancestor, on one line."""
     message = failed(error, "pull")
-    rebuilt = from_kind(message["kind"], message["message"])
+    rebuilt = from_kind(message.kind, message.message)
     assert isinstance(rebuilt, kind)
     assert "\n" not in str(rebuilt)
     assert str(rebuilt) == str(translate(error))
@@ -173,7 +151,7 @@ def test_digest_mismatch_crosses_the_socket() -> None:
     """Class and message survive although the class takes other arguments."""
     error = DigestMismatch("layer 1, 3 of 4 bytes", "sha256:a", "sha256:b")
     message = failed(error, "pull")
-    rebuilt = from_kind(message["kind"], message["message"])
+    rebuilt = from_kind(message.kind, message.message)
     assert isinstance(rebuilt, DigestMismatch)
     assert (str(rebuilt), rebuilt.what, rebuilt.expected) == (str(error), error.what, error.expected)
 
@@ -233,20 +211,20 @@ def test_the_hosts_users_are_out_of_reach(tmp_path: Path) -> None:
 def test_process_of_an_image(root: Path) -> None:
     """Entrypoint and Cmd, environment with Docker's defaults, capabilities for root only; overrides replace."""
     config: dict[str, Any] = {"config": {"Entrypoint": ["/e"], "Cmd": ["c"], "Env": ["A=1", "B=2"], "User": "web"}}
-    process = process_of(config, {}, str(root))
+    process = process_of(config, Process(), str(root))
     assert process["args"] == ["/e", "c"]
     assert process["env"][0] == f"PATH={DEFAULT_PATH}"
     assert {"A=1", "B=2", "HOME=/var/www"} <= set(process["env"])
     assert process["cwd"] == "/"
     assert process["capabilities"]["effective"] == []
-    override = {"args": ["/x"], "env": {"A": "mine"}, "cwd": "/w", "user": "root"}
+    override = Process(args=("/x",), env={"A": "mine"}, cwd="/w", user="root")
     process = process_of(config, override, str(root))
     assert process["args"] == ["/x"]
     assert {"A=mine", "B=2", "HOME=/root"} <= set(process["env"])
     assert process["cwd"] == "/w"
     assert process["capabilities"]["effective"]
     with pytest.raises(FormatError, match="Entrypoint"):
-        process_of({"config": None}, {}, str(root))
+        process_of({"config": None}, Process(), str(root))
 
 
 def test_modes() -> None:
@@ -275,14 +253,12 @@ def test_agent_imports_stay_light() -> None:
 
 def test_connect() -> None:
     """Scheme and credentials of the request reach the client; nothing is sent."""
-    request = {
-        "registry": "example.org",
-        "repository": "a/b",
-        "scheme": "https",
-        "credentials": {"user": "u", "secret": "s"},
-    }
+    request = DeployRequest(
+        "example.org", "a/b", "latest", "overlay2", "tuned", Process(), scheme="https",
+        credentials={"user": "u", "secret": "s"},
+    )  # fmt: skip
     assert connect(request).repository_url == "https://example.org/v2/a/b"
-    assert connect({**request, "scheme": "http"}).repository_url == "http://example.org/v2/a/b"
+    assert connect(replace(request, scheme="http")).repository_url == "http://example.org/v2/a/b"
 
 
 def test_zlib_is_what_the_name_says() -> None:

@@ -8,10 +8,11 @@ import stat
 import subprocess
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from harness.engines.embedded.modes import Context, load, parts_of
 from harness.lazyfs.control import DaemonClient, spawn
+from harness.lazyfs.messages import GetUsage, MarkReady, StoreAddress
 from harness.lazyfs.mounting.stack import stacked
 from harness.oci.location import open_source
 
@@ -34,8 +35,7 @@ class Shown:
     def requests(self) -> dict[str, int]:
         """FUSE requests so far, by opcode."""
         assert self.client is not None
-        fuse: dict[str, Any] = self.client.call("stats")["stats"]["fuse"]
-        return {name: int(opcode["count"]) for name, opcode in fuse.items()}
+        return {name: opcode.count for name, opcode in self.client.call(GetUsage()).fuse.items()}
 
 
 @contextmanager
@@ -54,20 +54,21 @@ def shown(host: str, published: Published, mode: str, place: Path, *, background
             process, client = spawn()
             cleanups.callback(process.wait, 60)
             cleanups.callback(client.close)
-        request = {
-            "mode": mode,
-            "reference": published.reference,
-            "store": {"registry": host, "repository": published.repository, "plain": True},
-        }
         context = Context(
-            source.store, published.repository, str(scratch), lambda *_: None, cast("Any", client), request=request
+            client=source.store,
+            mode=mode,
+            store=StoreAddress(registry=host, repository=published.repository, plain=True),
+            reference=published.reference,
+            scratch=str(scratch),
+            report_span=lambda *_: None,
+            daemon=client,
         )
         parts = parts_of(mode)
         rootfs = load(parts.provide)(context, image, "tuned", {} if mode == "overlay2" else {"background": background})
         cleanups.callback(rootfs.cleanup)
         cleanups.enter_context(stacked(rootfs.lowerdirs, str(root)))
         if client is not None:
-            client.call("ready")
+            client.call(MarkReady())
         yield Shown(root, client)
 
 

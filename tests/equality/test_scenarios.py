@@ -100,6 +100,6 @@ def test_image_read_by_go_erofs(unpacked: tuple[str, Tree], preparer: Preparer, 
     started = time.monotonic()
     with shown(preparer.host, published, "erofs", tmp_path / "served") as image:
         assert image.client is not None
-        shutil.copyfile(os.path.join(image.client.wait_up()["root"], "image"), tmp_path / "image")
+        shutil.copyfile(os.path.join(image.client.wait_up().root, "image"), tmp_path / "image")
     holds(name, "go-erofs", expected, independent_survey(program, tmp_path / "image"), started)
     (tmp_path / "image").unlink()

@@ -8,7 +8,7 @@ import io
 import os
 import tarfile
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,18 @@ from harness.formats.estargz.writer import EstargzOptions
 from harness.formats.soci import image as soci_image
 from harness.kernel.overlay import mount, unmount
 from harness.lazyfs.control import DaemonClient, spawn
-from harness.lazyfs.mounting.mounts import Parts, mount_erofs
+from harness.lazyfs.messages import (
+    AwaitBackground,
+    GetTouches,
+    GetUsage,
+    MarkReady,
+    MountBlob,
+    MountTree,
+    Serving,
+    StoreAddress,
+    UseDevice,
+)
+from harness.lazyfs.mounting.mounts import mount_erofs
 from harness.lazyfs.mounting.mounts import unmount as detach
 from harness.lazyfs.plan import plan_blob, plan_layers
 from harness.oci.descriptor import OCI_LAYER_GZIP, digest_bytes
@@ -33,6 +44,8 @@ from tests.support.images import Layer, put_image
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator, Sequence
+
+    from harness.lazyfs.messages import BackgroundState, Touch, Usage
 
 GOLDEN = Path(__file__).parents[1] / "formats" / "golden" / "layers"
 MODES = ("soci", "estargz", "erofs")
@@ -152,19 +165,28 @@ class Served:
     root: Path
     layers: list[int]
 
-    def stats(self) -> dict[str, Any]:
-        stats: dict[str, Any] = self.client.call("stats")["stats"]
-        return stats
+    def usage(self) -> Usage:
+        return self.client.call(GetUsage())
 
     def count(self, *names: str) -> int:
         """How many FUSE requests of these kinds there were."""
-        fuse = self.stats()["fuse"]
-        return sum(fuse[name]["count"] for name in names if name in fuse)
+        fuse = self.usage().fuse
+        return sum(fuse[name].count for name in names if name in fuse)
+
+    def touches(self) -> tuple[Touch, ...]:
+        return self.client.call(GetTouches()).touches
+
+    def ready(self) -> None:
+        self.client.call(MarkReady())
+
+    def background(self, wait_s: float) -> BackgroundState:
+        """What the background fetch has come to within ``wait_s``."""
+        return self.client.call(AwaitBackground(wait_s))
 
 
-def registry(server: FaultServer) -> dict[str, Any]:
-    """A mount request's ``store`` for a server in place of a registry."""
-    return {"registry": server.host, "repository": "test", "plain": True}
+def registry(server: FaultServer) -> StoreAddress:
+    """A server in place of a registry, as a mount request names it."""
+    return StoreAddress(registry=server.host, repository="test", plain=True)
 
 
 def blob_server(source: ImageSource, fault: Callable[[Request, bytes], Answer | None]) -> FaultServer:
@@ -184,34 +206,31 @@ def blob_server(source: ImageSource, fault: Callable[[Request, bytes], Answer | 
 
 @contextmanager
 def serve(source: ImageSource, mode: str, place: Path, **request: Any) -> Iterator[Served]:
-    """A daemon with the image mounted; everything is gone at the end, and the daemon has ended by itself."""
+    """A daemon with the image mounted; everything is gone at the end, and the daemon has ended by itself.
+
+    ``request`` replaces fields of the mount request (``harness.lazyfs.messages.Serving``).
+    """
     need_root()
     scratch, mountpoint = place / "scratch", place / "fuse"
     for directory in (scratch, mountpoint):
         directory.mkdir(parents=True)
     image = source.resolve()
-    message: dict[str, Any] = {
-        "mode": mode, "preset": "tuned", "scratch": str(scratch),
-        "store": {"layout": source.store.where.removeprefix("oci:")},
-    }  # fmt: skip
-    if mode == "erofs":
-        message["index"] = plan_blob(source, image)
-    else:
-        plan = plan_layers(source, image, mode)
-        message |= {"layers": plan.lazy, "layers_unpacked": len(plan.unpack)}
+    store = StoreAddress(layout=source.store.where.removeprefix("oci:"))
+    serving = replace(Serving(mode=mode, preset="tuned", scratch=str(scratch), store=store), **request)
     process, client = spawn(str(mountpoint))
     target = place / "erofs"
     try:
-        answer = client.call("mount", **{**message, **request})
         if mode == "erofs":
+            blob = client.call(MountBlob(serving, plan_blob(source, image)))
             target.mkdir()
-            parts = Parts(**answer["parts"]) if answer["parts"] else None
-            mounted = mount_erofs(str(mountpoint / answer["file"]), str(target), loop=answer["loop"], parts=parts)
+            mounted = mount_erofs(str(mountpoint / blob.file), str(target), loop=blob.loop, parts=blob.metadata)
             if mounted.device:
-                client.call("device", path=mounted.device, mounted=mounted.mounted)
-        yield Served(
-            client, process, str(mountpoint), target if mode == "erofs" else mountpoint, answer.get("layers", [])
-        )
+                client.call(UseDevice(mounted.device, mounted.mounted))
+            yield Served(client, process, str(mountpoint), target, [])
+        else:
+            plan = plan_layers(source, image, mode)
+            tree = client.call(MountTree(replace(serving, layers_unpacked=len(plan.unpack)), plan.lazy))
+            yield Served(client, process, str(mountpoint), mountpoint, list(tree.layers))
     finally:
         detach(str(target))
         client.close()

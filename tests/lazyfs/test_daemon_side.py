@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from harness.errors import HostUnfit, MachineError
 from harness.formats.erofs.index import INDEX_TYPE
 from harness.lazyfs import counters, plan
+from harness.lazyfs.messages import MetadataFile
 from harness.lazyfs.mounting import mounts
 from harness.model.observation import LazyUsage
 
@@ -25,7 +27,7 @@ def test_counters_have_the_stored_form() -> None:
     opcode.record(now - 5_000, now)
     found.freeze()
     found.bytes_fetched = 30
-    usage = LazyUsage.model_validate(found.as_dict())
+    usage = LazyUsage.model_validate(dataclasses.asdict(found.usage()))
     assert (usage.bytes_fetched_before_ready, usage.bytes_fetched) == (10, 30)
     assert usage.fuse is not None
     assert usage.fuse["read"].count == 1
@@ -101,29 +103,31 @@ def test_without_a_loop_device_the_file_will_do() -> None:
     """A device is better, since its backing can be changed; it is no condition."""
     kernel = Kernel(0)
     mounted = mounts.mount_erofs("/f/image", "/t", loop=True, syscalls=kernel.calls(errno.EBUSY))
-    assert (mounted.way, mounted.device) == ("file", "")
+    assert (mounted.way, mounted.device, len(mounted.refused)) == ("file", "", 1)
     kernel = Kernel(0)
     mounted = mounts.mount_erofs("/f/image", "/t", loop=True, syscalls=kernel.calls())
     assert (mounted.way, mounted.device) == ("loop", "/dev/loop-none")
 
 
-PARTS = mounts.Parts("/s/metadata", 8192)
+PARTS = MetadataFile("/s/metadata", 8192)
 
 
 def test_metadata_has_a_device_of_its_own() -> None:
     """The layers' device begins where they begin in the file; EROFS is mounted from the metadata's."""
     kernel = Kernel(0)
     mounted = mounts.mount_erofs("/f/image", "/t", loop=True, parts=PARTS, syscalls=kernel.calls())
-    assert (mounted.device, mounted.mounted) == ("/dev/loop-none", "/dev/loop-none")
+    assert mounted == mounts.Mounted("loops", "/dev/loop-none", "/dev/loop-none")
     assert kernel.attached == [("/f/image", 8192), ("/s/metadata", 0)]
     assert kernel.options == ["device=/dev/loop-none"]
 
 
 def test_a_kernel_that_knows_no_second_device_gets_the_whole_file_as_one() -> None:
-    """Refused in two parts, the image is tried in one."""
+    """Refused in two parts, the image is tried in one, and the refusal is told."""
     kernel = Kernel(errno.EINVAL, 0)
     mounted = mounts.mount_erofs("/f/image", "/t", loop=True, parts=PARTS, syscalls=kernel.calls())
     assert mounted.way == "loop"
+    assert len(mounted.refused) == 1
+    assert mounted.refused[0].startswith("loops: the kernel refuses the EROFS image")
     assert kernel.attached[2:] == [("/f/image", 0)]
     assert kernel.options[1] is None
 

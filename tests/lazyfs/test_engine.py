@@ -76,7 +76,7 @@ def start(
             assert engine.finish_background(30, timeline)
             usage = engine.lazy_usage()
             assert usage is not None
-            paths = [touch["path"] for touch in engine.first_touches()]
+            paths = [touch.path for touch in engine.first_touches()]
         finally:
             engine.tear_down()
     return usage, timeline, paths, output

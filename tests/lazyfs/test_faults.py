@@ -102,7 +102,7 @@ def test_corrupt_bytes_are_never_served(mode: str, tmp_path: Path) -> None:
         with serve(source, mode, tmp_path / "s", store=registry(server), options=QUIET) as served:
             root = inside(served.root, mode)
             expect_error(root / "dir/noise", errno.EIO)
-            assert served.stats()["digest_mismatches"] > 0
+            assert served.usage().digest_mismatches > 0
             broken.clear()
             assert (root / "dir/noise").read_bytes() == NOISE
 
@@ -144,7 +144,7 @@ def test_registry_gone_in_the_middle(mode: str, tmp_path: Path) -> None:
             assert (root / "z").read_bytes() == text(9000)
             gone.clear()
             assert (root / "big").read_bytes() == BIG
-            assert served.stats()["retries"] > 0
+            assert served.usage().retries > 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -197,8 +197,8 @@ def test_full_disk_cache_does_not_hurt(mode: str, tmp_path: Path) -> None:
         options = {"memory_bytes": 100_000, "background_after_s": 0.0}
         with serve(source, mode, tmp_path / "s", options=options, scratch=str(disk)) as served:
             root = inside(served.root, mode)
-            served.client.call("ready")
-            assert served.client.call("background", wait_s=20)["complete"] is False
+            served.ready()
+            assert served.background(20).complete is False
             for _ in range(2):
                 with open("/proc/sys/vm/drop_caches", "w") as file:
                     file.write("1")
@@ -223,7 +223,7 @@ def test_killed_daemon_never_gives_zeros(mode: str, tmp_path: Path) -> None:
             assert os.pread(held, 20_000, 0) == text(9000)
         close(held)
         with pytest.raises(MachineError, match="gone"):
-            served.client.call("stats")
+            served.usage()
     assert mount_device(served.mountpoint) is None
     assert mount_device(str(tmp_path / "s" / "erofs")) is None
 
@@ -260,8 +260,8 @@ def test_hundreds_of_parallel_readers(mode: str, tmp_path: Path) -> None:
         with ThreadPoolExecutor(300) as pool:
             found = dict(zip(files, pool.map(read, files), strict=True))
         assert found == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        stats = served.stats()
-        assert stats["digest_mismatches"] == 0
+        stats = served.usage()
+        assert stats.digest_mismatches == 0
 
 
 def test_one_flight_per_unit(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_two_hundred_thousand_files(mode: str, tmp_path: Path) -> None:
                 assert file.read() == b"payload"
         with open(f"{root}/d199/e09/file199999", "rb") as file:
             assert file.read() == b"payload"
-        assert served.stats()["memory_peak_bytes"] < (90 << 20) + MANY * 1024
+        assert served.usage().memory_peak_bytes < (90 << 20) + MANY * 1024
 
 
 @pytest.mark.parametrize("mode", ["soci", "erofs"])
@@ -84,5 +84,5 @@ def test_file_over_four_gigabytes(mode: str, tmp_path: Path) -> None:
             assert file.read(20) == bytes(20)
         with open(f"{root}/after", "rb") as file:
             assert file.read() == b"after"
-        stats = served.stats()
-        assert stats["spans_fetched"] <= 6 < stats["spans_total"]
+        stats = served.usage()
+        assert stats.spans_fetched <= 6 < stats.spans_total

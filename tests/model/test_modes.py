@@ -33,8 +33,6 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "lazyfs/data/sources.py": ("a kind of lazy layer", {"estargz"}),
     "lazyfs/service.py": ("detail of a span", {"erofs"}),
     "engines/embedded/lazy.py": ("a directory's name, and the image's reference", {"erofs", "reference"}),
-    "engines/embedded/registry.py": ("the image's reference", {"reference"}),
-    "cli/mount.py": ("the image's reference", {"reference"}),
 }
 
 

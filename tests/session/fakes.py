@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator
 
+    from harness.lazyfs.messages import Touch
     from harness.model.modes import Mode
     from harness.model.observation import LazyUsage
     from harness.model.timeline import Recorder
@@ -149,7 +150,7 @@ class FakeEngine:
     def daemon_pids(self) -> tuple[int, ...]:
         return ()
 
-    def first_touches(self) -> list[dict[str, Any]]:
+    def first_touches(self) -> list[Touch]:
         return []
 
     def tear_down(self) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
+from harness.lazyfs.messages import Touch
 from harness.session.image_files import ListedFile
 from harness.session.reads import analyse, most_read, package_of
 
@@ -38,8 +37,8 @@ def test_package_directories(path: str, package: str) -> None:
     assert package_of(path) == package
 
 
-def touch(path: str, size: int, offset: int = 0) -> dict[str, Any]:
-    return {"path": path, "layer": 0, "offset": offset, "size": size, "t_s": 0.1}
+def touch(path: str, size: int, offset: int = 0) -> Touch:
+    return Touch(path, 0, offset, size, 0.1)
 
 
 FILES = [

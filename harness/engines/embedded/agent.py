@@ -1,30 +1,45 @@
 """The process inside the machine that is told to deploy: resolve, let the mode bring the layers, mount, create, start.
 
 Started before T0 with everything imported (a VM's container daemon is up, too), it then waits on its control socket.
-``deploy`` is answered by events: ``phase``, ``span``, ``created`` (pid), ``started``, or ``failed`` (kind, message,
-phase); later ``exited`` (code); ``stop`` is answered by ``stopped``. The end of the socket means ``stop``. Imports stay
-light: the process shares a small machine with the workload.
+It answers ``Deploy`` with phases, spans, ``Created`` and ``Started``, or with ``Failed``, and later says ``Exited``; it
+answers ``Stop`` with ``Stopped`` (``harness.engines.embedded.messages``). The end of the socket means ``Stop``. Imports
+stay light, because the process shares a small machine with the workload.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import errno
 import gc
 import os
 import socket
 import threading
 import time
-from typing import Any
+from typing import Literal
 
 from harness.engines.embedded.bundle import write_bundle
-from harness.engines.embedded.control import Control
+from harness.engines.embedded.messages import (
+    TO_AGENT,
+    AgentUp,
+    Created,
+    Deploy,
+    Entered,
+    Exited,
+    Failed,
+    Started,
+    Stop,
+    Stopped,
+)
 from harness.engines.embedded.modes import Context, Rootfs, load, parts_of
-from harness.engines.embedded.registry import connect, resolve
+from harness.engines.embedded.registry import connect, resolve, store_address
 from harness.engines.embedded.runtime import Runtime, find_runtime, makes_groups, prepare_cgroup_view
 from harness.errors import BY_KIND, ColdbenchError, DiskFull, MachineError, OutOfMemory
 from harness.kernel.overlay import mount_overlay, unmount
+from harness.lazyfs.channel import Channel
+from harness.lazyfs.control import DaemonClient
+from harness.lazyfs.messages import Span
 
 _PR_SET_CHILD_SUBREAPER = 36
 _OWN_FORM = frozenset({"FormatError", "UnsafePath", "DigestMismatch"})
@@ -43,18 +58,18 @@ def translate(error: BaseException) -> ColdbenchError:
     return ColdbenchError(f"a bug in the agent: {type(error).__name__}: {error}".replace("\n", " "))
 
 
-def failed(error: BaseException, phase: str) -> dict[str, Any]:
-    """The event that tells of a failure, under the nearest class name that the other side can rebuild."""
+def failed(error: BaseException, phase: str) -> Failed:
+    """The message that tells of a failure, under the nearest class name that the other side can rebuild."""
     failure = translate(error)
     kinds = [name for cls in type(failure).__mro__ if (name := cls.__name__) in BY_KIND or name in _OWN_FORM]
-    return {"event": "failed", "kind": kinds[0], "message": str(failure), "phase": phase}
+    return Failed(kinds[0], str(failure), phase)
 
 
 class Agent:
     """State of one deployment; ``scratch`` is its directory on the machine's disk."""
 
     def __init__(
-        self, control: Control, mode: str, daemon: socket.socket | None, output: tuple[int, int], cgroup: str
+        self, control: Channel, mode: str, daemon: DaemonClient | None, output: tuple[int, int], cgroup: str
     ) -> None:
         """``cgroup`` is the machine's group within each hierarchy."""
         self._control = control
@@ -71,36 +86,36 @@ class Agent:
         self._root = ""
 
     def report_span(self, name: str, start_ns: int, end_ns: int, layer: int | None = None, detail: str = "") -> None:
-        message = {"event": "span", "name": name, "start_ns": start_ns, "end_ns": end_ns, "detail": detail}
-        if layer is not None:
-            message["layer"] = layer
-        self._control.send(message)
+        self._control.send(Span(name, start_ns, end_ns, layer, detail))
 
-    def deploy(self, request: dict[str, Any], scratch: str) -> None:
+    def deploy(self, told: Deploy) -> None:
         """Do it all and report; never raises."""
         try:
-            self._deploy(request, scratch)
+            self._deploy(told)
         except BaseException as error:
             self._control.send(failed(error, self._phase))
 
-    def _deploy(self, request: dict[str, Any], scratch: str) -> None:
+    def _deploy(self, told: Deploy) -> None:
+        request, scratch = told.request, told.scratch
         os.makedirs(scratch, exist_ok=True)
         os.chdir(scratch)
         client = connect(request)
         context = Context(
             client=client,
-            repository=request["repository"],
+            mode=request.mode,
+            store=store_address(request),
+            reference=request.reference,
             scratch=scratch,
             report_span=self.report_span,
             daemon=self._daemon,
-            prefetch=tuple(request.get("prefetch") or ()),
-            trace=bool(request.get("trace")),
-            request=request,
+            prefetch=request.prefetch,
+            trace=request.trace,
+            t0_ns=told.t0_ns,
         )
         with context.span("resolve"):
             image = resolve(client, request)
         self._phase = "pull"
-        self._rootfs = self._provide(context, image, request["preset"], dict(request.get("options") or {}))
+        self._rootfs = self._provide(context, image, request.preset, request.options)
         self._phase = "mount"
         root = os.path.join(scratch, "root")
         with context.span("mount", detail=f"{len(self._rootfs.lowerdirs)} layers"):
@@ -110,22 +125,22 @@ class Agent:
         with context.span("create"):
             bundle = os.path.join(scratch, "bundle")
             cgroup = f"{self._cgroup}/container" if makes_groups(self._program) else ""
-            write_bundle(bundle, root, image.config, request.get("process") or {}, cgroup)
+            write_bundle(bundle, root, image.config, request.process, cgroup)
             self._runtime = Runtime(self._program, os.path.join(scratch, "crun"), cgroup)
             pid = self._runtime.create(bundle, *self._output)
             for descriptor in self._output:
                 os.close(descriptor)
-        details = {**self._rootfs.details, "agent_requests": client.counters.requests}
-        self._control.send({"event": "created", "pid": pid, "root": root, "details": details})
+        details = dataclasses.replace(self._rootfs.details, agent_requests=client.counters.requests)
+        self._control.send(Created(pid, root, details))
         self._enter("start")
         threading.Thread(target=self._reap, args=(pid,), daemon=True).start()
         with context.span("start"):
             self._runtime.start()
-        self._control.send({"event": "started", "time_ns": time.monotonic_ns(), "image": image.descriptor.digest})
+        self._control.send(Started(time.monotonic_ns(), image.descriptor.digest))
 
-    def _enter(self, phase: str) -> None:
+    def _enter(self, phase: Literal["create", "start"]) -> None:
         self._phase = phase
-        self._control.send({"event": "phase", "name": phase})
+        self._control.send(Entered(phase))
 
     def _reap(self, pid: int) -> None:
         """Wait for the container's init, which became this process's child when crun ended."""
@@ -133,7 +148,7 @@ class Agent:
             _, status = os.waitpid(pid, 0)
         except ChildProcessError:
             return
-        self._control.send({"event": "exited", "code": os.waitstatus_to_exitcode(status)})
+        self._control.send(Exited(os.waitstatus_to_exitcode(status)))
 
     def stop(self) -> None:
         """Take everything away; idempotent; problems are reported, not raised."""
@@ -143,7 +158,7 @@ class Agent:
                 action()
             except Exception as error:
                 problems.append(str(translate(error)))
-        self._control.send({"event": "stopped", "problems": problems})
+        self._control.send(Stopped(tuple(problems)))
 
     def _delete(self) -> None:
         if self._runtime is not None:
@@ -167,8 +182,8 @@ def main() -> None:
     parser.add_argument("--mode", required=True)
     parser.add_argument("--cgroup", required=True)
     options = parser.parse_args()
-    control = Control(socket.socket(fileno=options.control_fd))
-    daemon = None if options.daemon_fd is None else socket.socket(fileno=options.daemon_fd)
+    control = Channel(socket.socket(fileno=options.control_fd), TO_AGENT)
+    daemon = None if options.daemon_fd is None else DaemonClient(socket.socket(fileno=options.daemon_fd))
     os.umask(0)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for descriptor in options.output_fds:
@@ -180,11 +195,11 @@ def main() -> None:
         return
     gc.freeze()
     gc.disable()  # reference counting frees what a pull makes; cycles are a few exceptions
-    control.send({"event": "up"})
-    while (message := control.receive()) is not None:
-        if message.get("do") == "deploy":
-            agent.deploy(message["request"], message["scratch"])
-        elif message.get("do") == "stop":
+    control.send(AgentUp())
+    while (received := control.receive()) is not None:
+        if isinstance(received.message, Deploy):
+            agent.deploy(received.message)
+        elif isinstance(received.message, Stop):
             agent.stop()
     agent.stop()
 

@@ -19,6 +19,8 @@ from harness.errors import FormatError, UnsafePath
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from harness.engines.protocol import Process
+
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOSTNAME = "coldbench"
 
@@ -53,24 +55,24 @@ _MOUNTS = [
 ]
 
 
-def process_of(image_config: Mapping[str, Any], override: Mapping[str, Any], root: str) -> dict[str, Any]:
-    """The ``process`` object. ``override`` has the fields of ``protocol.Process``; its args replace the image's whole
+def process_of(image_config: Mapping[str, Any], override: Process, root: str) -> dict[str, Any]:
+    """The ``process`` object. ``override``'s args replace the image's whole
     command line (entrypoint and arguments). FormatError when nothing says what to run.
     """
     config = image_config.get("config") or {}
-    args = list(override.get("args") or ()) or [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
+    args = list(override.args) or [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
     if not args or not all(isinstance(arg, str) for arg in args):
         raise FormatError("image config", "neither Entrypoint nor Cmd, and the scenario gives no command")
-    cwd = override.get("cwd") or config.get("WorkingDir") or "/"
+    cwd = override.cwd or config.get("WorkingDir") or "/"
     if not cwd.startswith("/"):
         cwd = "/" + cwd
-    identity = resolve_user(root, str(override.get("user") or config.get("User") or ""))
+    identity = resolve_user(root, str(override.user or config.get("User") or ""))
     capabilities = CAPABILITIES if identity.uid == 0 else []
     return {
         "terminal": False,
         "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": list(identity.additional_gids)},
         "args": args,
-        "env": _environment(config.get("Env") or (), override.get("env") or {}, identity),
+        "env": _environment(config.get("Env") or (), override.env, identity),
         "cwd": cwd,
         "capabilities": {
             "bounding": CAPABILITIES,
@@ -91,7 +93,7 @@ def _environment(image: Any, override: Mapping[str, str], identity: Identity) ->
 
 
 def write_bundle(
-    directory: str, root: str, image_config: Mapping[str, Any], override: Mapping[str, Any], cgroup: str = ""
+    directory: str, root: str, image_config: Mapping[str, Any], override: Process, cgroup: str = ""
 ) -> dict[str, Any]:
     """Write ``config.json`` (and the files it binds) into ``directory`` for the mounted ``root``; the config.
 

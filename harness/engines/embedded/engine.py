@@ -11,20 +11,33 @@ import subprocess
 import tempfile
 import threading
 import time
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.engines.container import RunningContainer
-from harness.engines.embedded.control import Control
+from harness.engines.embedded.messages import (
+    FROM_AGENT,
+    AgentUp,
+    Created,
+    Deploy,
+    Entered,
+    Exited,
+    Failed,
+    Started,
+    Stop,
+    Stopped,
+)
 from harness.engines.embedded.modes import Observer, load, parts_of
 from harness.engines.embedded.runtime import find_runtime
 from harness.engines.programs import find_program
 from harness.engines.protocol import Availability, Report
 from harness.errors import ColdbenchError, ContentError, MachineError, MissingTool, OutOfMemory, from_kind
+from harness.lazyfs.channel import Channel
+from harness.lazyfs.messages import Span
 from harness.model.modes import EMBEDDED, engine_modes
 
 if TYPE_CHECKING:
     from harness.engines.protocol import Container, DeployRequest, Watch
+    from harness.lazyfs.messages import Touch
     from harness.machine.machine import Machine
     from harness.model.engine import EngineChoice
     from harness.model.modes import Mode
@@ -46,19 +59,22 @@ class EmbeddedEngine:
 
     def __init__(self, _choice: EngineChoice) -> None:
         self._phase = ""
-        self._details: dict[str, Any] = {}
+        self._details: dict[str, object] = {}
+        self._agent_requests: int | None = None
         self.image_digest = ""
         self._machine: Machine | None = None
-        self._control: Control | None = None
+        self._control: Channel | None = None
         self._agent: subprocess.Popen[bytes] | None = None
         self._daemon: subprocess.Popen[bytes] | None = None
         self._observer: Observer | None = None
         self._pipes: list[int] = []
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by tear_down
         self._container: RunningContainer | None = None
-        self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._reader: threading.Thread | None = None
         self._deploying = False
+        self._problems: list[str] = []
+        """Whatever went wrong on the side, for the log: nothing of it is swallowed."""
         self._exit_code: int | None = None
         self._exited = threading.Event()
         self._stopped = threading.Event()
@@ -95,7 +111,7 @@ class EmbeddedEngine:
                 assert parts.observer is not None
                 self._observer = load(parts.observer)(harness_end)
             ours, theirs = socket.socketpair()
-            self._control = Control(ours)
+            self._control = Channel(ours, FROM_AGENT)
             inherited.append(theirs)
             writers = []
             for _ in range(2):
@@ -122,13 +138,15 @@ class EmbeddedEngine:
     def _await_up(self) -> None:
         assert self._control is not None
         try:
-            message = self._control.receive(START_TIMEOUT_S)
+            received = self._control.receive(START_TIMEOUT_S)
         except TimeoutError:
             raise MachineError(f"the agent did not come up within {START_TIMEOUT_S:.0f} s") from None
-        if message is None:
+        if received is None:
             raise self._agent_died("while it started")
-        if message["event"] == "failed":
-            raise from_kind(message["kind"], message["message"])
+        if isinstance(received.message, Failed):
+            raise from_kind(received.message.kind, received.message.message)
+        if not isinstance(received.message, AgentUp):
+            raise MachineError(f"the agent began with {type(received.message).__name__}")
         if self._observer is not None:
             self._observer.wait_up(START_TIMEOUT_S)
 
@@ -137,18 +155,21 @@ class EmbeddedEngine:
         assert self._control is not None
         while True:
             try:
-                message = self._control.receive()
-            except (OSError, ValueError):
-                message = None
-            if message is None:
+                received = self._control.receive()
+            except (OSError, ColdbenchError) as error:
+                self._problems.append(f"what the agent said could not be read ({error})")
+                received = None
+            if received is None:
                 self._exited.set()
                 self._stopped.set()
                 self._events.put(None)
                 return
-            if message["event"] == "exited":
-                self._exit_code = int(message["code"])
+            message = received.message
+            if isinstance(message, Exited):
+                self._exit_code = message.code
                 self._exited.set()
-            elif message["event"] == "stopped":
+            elif isinstance(message, Stopped):
+                self._problems += message.problems
                 self._stopped.set()
             else:
                 self._events.put(message)
@@ -159,34 +180,31 @@ class EmbeddedEngine:
         scratch = str(machine.scratch / "embedded")
         self._phase = "resolve"
         self._deploying = True
-        told = {**asdict(request), "t0_ns": timeline.t0_ns}
-        self._control.send({"do": "deploy", "request": told, "scratch": scratch})
-        pid = 0
+        self._control.send(Deploy(request, scratch, timeline.t0_ns))
         while True:
             message = self._events.get()
             if message is None:
                 raise self._agent_died("during the deployment")
-            event = message["event"]
-            if event == "span":
-                timeline.add_message(message)
-            elif event == "phase":
-                watch.phase(message["name"])
-            elif event == "created":
-                pid = int(message["pid"])
-                self._details = dict(message["details"])
+            if isinstance(message, Span):
+                timeline.add(message.name, message.start_ns, message.end_ns, message.layer, message.detail)
+            elif isinstance(message, Entered):
+                watch.phase(message.phase)
+            elif isinstance(message, Created):
+                self._details = message.details.known()
+                self._agent_requests = message.details.agent_requests
                 output = (self._pipes[0], self._pipes[1])
-                self._container = RunningContainer(pid, output, message["root"], self._wait_code)
+                self._container = RunningContainer(message.pid, output, message.root, self._wait_code)
                 self._pipes = []
                 watch.created(self._container)
-            elif event == "started":
-                self.image_digest = message["image"]
+            elif isinstance(message, Started):
+                self.image_digest = message.image
                 assert self._container is not None
                 self._deploying = False
                 return self._container
-            elif event == "failed":
-                self._phase = message["phase"]
+            elif isinstance(message, Failed):
+                self._phase = message.phase
                 self._deploying = False
-                raise self._explain(from_kind(message["kind"], message["message"]))
+                raise self._explain(from_kind(message.kind, message.message))
 
     def _wait_code(self, timeout_s: float) -> int | None:
         self._exited.wait(timeout_s)
@@ -202,7 +220,8 @@ class EmbeddedEngine:
             return None
         try:
             usage = self.lazy_usage()
-        except (OSError, ValueError, ColdbenchError):
+        except (OSError, ValueError, ColdbenchError) as unknown:
+            self._problems.append(f"the daemon's counters: {unknown}")
             return None
         if usage is not None and usage.digest_mismatches:
             why = f"{usage.digest_mismatches} times, bytes of the image did not have the promised digest"
@@ -214,7 +233,8 @@ class EmbeddedEngine:
         assert self._machine is not None
         try:
             kills = self._machine.counters().oom_kills
-        except (OSError, ColdbenchError):
+        except (OSError, ColdbenchError) as error:
+            self._problems.append(f"the machine's counters: {error}")
             return None
         if not kills:
             return None
@@ -243,15 +263,19 @@ class EmbeddedEngine:
     def daemon_pids(self) -> tuple[int, ...]:
         return () if self._daemon is None else (self._daemon.pid,)
 
-    def first_touches(self) -> list[dict[str, Any]]:
+    def first_touches(self) -> list[Touch]:
         return [] if self._observer is None else self._observer.first_touches()
 
     def report(self) -> Report:
-        requests = self._details.get("agent_requests")
-        return Report(phase=self._phase, requests=requests, details=self._details, log_tail=self._log_tail())
+        return Report(
+            phase=self._phase, requests=self._agent_requests, details=self._details, log_tail=self._log_tail()
+        )
 
     def _log_tail(self) -> str:
-        """The end of what agent and daemon have written to stderr so far."""
+        """The end of what agent and daemon have written to stderr so far, and what went wrong out here."""
+        return self._written() + "".join(f"engine: {problem}\n" for problem in self._problems)
+
+    def _written(self) -> str:
         if self._log.closed:
             return ""
         size = self._log.seek(0, os.SEEK_END)
@@ -266,7 +290,7 @@ class EmbeddedEngine:
         if self._agent is not None and self._deploying:
             self._kill(self._agent)
         elif self._control is not None and self._agent is not None and self._agent.poll() is None:
-            self._control.send({"do": "stop"})
+            self._control.send(Stop())
             if self._reader is not None and not self._stopped.wait(STOP_TIMEOUT_S):
                 self._kill(self._agent)
         if self._control is not None:
@@ -278,8 +302,8 @@ class EmbeddedEngine:
         if self._observer is not None:
             try:
                 self._observer.close()
-            except Exception:
-                pass
+            except Exception as error:
+                self._problems.append(f"the daemon's end: {type(error).__name__}: {error}")
         self._end(self._daemon)
         if self._reader is not None:
             self._reader.join(STOP_TIMEOUT_S)

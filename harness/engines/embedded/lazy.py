@@ -7,15 +7,28 @@ which layers to serve, unpacks the others beside that, and hands the directories
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.engines.embedded import overlay2
+from harness.engines.embedded.messages import RootfsDetails
 from harness.engines.embedded.modes import Context, Rootfs
-from harness.errors import ColdbenchError, MachineError
+from harness.errors import MachineError
 from harness.lazyfs.control import DaemonClient
-from harness.lazyfs.mounting.mounts import Parts, mount_erofs, unmount
+from harness.lazyfs.messages import (
+    AwaitBackground,
+    GetTouches,
+    GetUsage,
+    MarkReady,
+    MountBlob,
+    MountTree,
+    Serving,
+    UseDevice,
+)
+from harness.lazyfs.mounting.mounts import mount_erofs, unmount
 from harness.lazyfs.plan import plan_blob, plan_layers
 from harness.model.modes import Presentation, find
 from harness.model.policy import PullPolicy
@@ -24,8 +37,9 @@ from harness.oci.store import ImageSource
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
+    from harness.lazyfs.messages import Option, Span, Touch
     from harness.model.observation import LazyUsage
     from harness.model.timeline import Recorder
     from harness.oci.image import Image
@@ -36,8 +50,8 @@ MOUNT_TIMEOUT_S = 1800.0
 class _Unpacker:
     """Pulls and unpacks some layers in a thread, while the daemon fetches the others' indexes."""
 
-    def __init__(self, context: Context, image: Image, numbers: list[int]) -> None:
-        self._numbers = numbers
+    def __init__(self, context: Context, image: Image, numbers: Sequence[int]) -> None:
+        self._numbers = tuple(numbers)
         self._context = dataclasses.replace(context, daemon=None, report_span=self._report)
         self._outer = context
         self._image = dataclasses.replace(
@@ -63,65 +77,52 @@ class _Unpacker:
         return dict(zip(shown, reversed(directories), strict=True)), lowest
 
 
-def store_message(request: dict[str, Any]) -> dict[str, Any]:
-    """Where the daemon finds the image: the deploy request's registry, or what it says itself (``coldbench mount``)."""
-    return request.get("store") or {
-        "registry": request["registry"],
-        "repository": request["repository"],
-        "plain": request.get("scheme") == "http",
-        "credentials": request.get("credentials") or {},
-        "routes": list(request.get("routes") or ()),
-    }
-
-
-def provide(context: Context, image: Image, preset: str, options: dict[str, Any]) -> Rootfs:
+def provide(context: Context, image: Image, preset: str, options: Mapping[str, Option]) -> Rootfs:
     """Provider of the lazy modes (``harness.engines.embedded.modes``); ``options`` are those of ``LazyPolicy``."""
     if context.daemon is None:
         raise MachineError("the lazyfs daemon was not started")
-    mode = str(context.request["mode"])
-    daemon = context.daemon if isinstance(context.daemon, DaemonClient) else DaemonClient(context.daemon)
-    source = ImageSource(context.client, str(context.request.get("reference") or ""))
-    message: dict[str, Any] = {
-        "mode": mode,
-        "preset": preset,
-        "options": options,
-        "store": store_message(context.request),
-        "scratch": context.scratch,
-        "prefetch": list(context.prefetch),
-        "latency_s": link.latency_s if (link := getattr(context.client, "link", None)) is not None else 0.0,
-        "trace": context.trace,
-        "t0_ns": context.request.get("t0_ns") or time.monotonic_ns(),
-    }
-    present = _provide_blob if find(mode).presentation is Presentation.BLOB else _provide_tree
-    return present(context, image, daemon, source, message)
+    source = ImageSource(context.client, context.reference)
+    serving = Serving(
+        mode=context.mode,
+        preset=preset,
+        store=context.store,
+        scratch=context.scratch,
+        options=dict(options),
+        prefetch=context.prefetch,
+        latency_s=link.latency_s if (link := getattr(context.client, "link", None)) is not None else 0.0,
+        trace=context.trace,
+        t0_ns=context.t0_ns or time.monotonic_ns(),
+    )
+    present = _provide_blob if find(context.mode).presentation is Presentation.BLOB else _provide_tree
+    return present(context, image, context.daemon, source, serving)
 
 
-def _mount(context: Context, daemon: DaemonClient, message: dict[str, Any]) -> dict[str, Any]:
-    answer = daemon.call("mount", timeout_s=MOUNT_TIMEOUT_S, **message)
-    for span in answer["spans"]:
-        context.report_span(span["name"], span["start_ns"], span["end_ns"], span.get("layer"), span.get("detail", ""))
-    return answer
+def _report(context: Context, spans: Sequence[Span]) -> None:
+    for span in spans:
+        context.report_span(span.name, span.start_ns, span.end_ns, span.layer, span.detail)
 
 
 def _provide_tree(
-    context: Context, image: Image, daemon: DaemonClient, source: ImageSource, message: dict[str, Any]
+    context: Context, image: Image, daemon: DaemonClient, source: ImageSource, serving: Serving
 ) -> Rootfs:
     """One directory per layer: subtrees of the FUSE mount, and unpacked ones for the layers that have no index."""
     with context.span("index", detail="manifests"):
-        plan = plan_layers(source, image, message["mode"])
+        plan = plan_layers(source, image, serving.mode)
     unpacker = _Unpacker(context, image, plan.unpack)
-    mountpoint = str(daemon.wait_up()["root"])
+    mountpoint = daemon.wait_up().root
     try:
-        answer = _mount(context, daemon, {**message, "layers": plan.lazy, "layers_unpacked": len(plan.unpack)})
+        counted = dataclasses.replace(serving, layers_unpacked=len(plan.unpack))
+        answer = daemon.call(MountTree(counted, plan.lazy), timeout_s=MOUNT_TIMEOUT_S)
+        _report(context, answer.spans)
         directories, lowest = unpacker.directories()
     except BaseException:
-        unmount(mountpoint)
+        _discard(unmount, mountpoint)
         raise
-    for number in answer["layers"]:
+    for number in answer.layers:
         directories[number] = os.path.join(mountpoint, str(number))
-    lowest = max([lowest, *answer["opaque_roots"]])
+    lowest = max([lowest, *answer.opaque_roots])
     stack = [directories[number] for number in sorted(directories, reverse=True) if number >= lowest]
-    details = {**plan.details, "lazy_layers": answer["layers"], "unpacked_layers": plan.unpack}
+    details = RootfsDetails(soci_index=plan.soci_index, lazy_layers=answer.layers, unpacked_layers=tuple(plan.unpack))
 
     def cleanup() -> None:
         _discard(unmount, mountpoint)
@@ -131,12 +132,12 @@ def _provide_tree(
 
 
 def _provide_blob(
-    context: Context, image: Image, daemon: DaemonClient, source: ImageSource, message: dict[str, Any]
+    context: Context, image: Image, daemon: DaemonClient, source: ImageSource, serving: Serving
 ) -> Rootfs:
     """One directory for all layers: EROFS over the daemon's single file."""
     with context.span("index", detail="manifests"):
         index = plan_blob(source, image)
-    mountpoint = str(daemon.wait_up()["root"])
+    mountpoint = daemon.wait_up().root
     target = os.path.join(context.scratch, "erofs")
 
     def cleanup() -> None:
@@ -146,24 +147,28 @@ def _provide_blob(
         _discard(os.rmdir, mountpoint)
 
     try:
-        answer = _mount(context, daemon, {**message, "index": index})
+        answer = daemon.call(MountBlob(serving, index), timeout_s=MOUNT_TIMEOUT_S)
+        _report(context, answer.spans)
         os.makedirs(target, exist_ok=True)
         with context.span("mount", detail="EROFS"):
-            parts = Parts(**answer["parts"]) if answer["parts"] else None
-            mounted = mount_erofs(os.path.join(mountpoint, answer["file"]), target, loop=answer["loop"], parts=parts)
+            image_file = os.path.join(mountpoint, answer.file)
+            mounted = mount_erofs(image_file, target, loop=answer.loop, parts=answer.metadata)
         if mounted.device:
-            daemon.call("device", path=mounted.device, mounted=mounted.mounted)
+            daemon.call(UseDevice(mounted.device, mounted.mounted))
     except BaseException:
         cleanup()
         raise
-    return Rootfs((target,), cleanup, {"erofs": mounted.way, "whole_layers": answer["layers_whole"]})
+    details = RootfsDetails(erofs=mounted.way, erofs_refused=mounted.refused or None, whole_layers=answer.layers_whole)
+    return Rootfs((target,), cleanup, details)
 
 
-def _discard(unmount_one: Callable[[str], object], path: str) -> None:
+def _discard(take_away: Callable[[str], object], path: str) -> None:
+    """Take a mount or a directory away; the agent's log says it when that fails for another reason than "gone"."""
     try:
-        unmount_one(path)
-    except OSError:
-        pass
+        take_away(path)
+    except OSError as error:
+        if error.errno not in {errno.ENOENT, errno.EINVAL}:
+            print(f"lazyfs: {path} stays: {error.strerror}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Observer:
@@ -176,25 +181,21 @@ class Observer:
         self._daemon.wait_up(timeout_s)
 
     def mark_ready(self) -> None:
-        self._daemon.call("ready", timeout_s=60.0)
+        self._daemon.call(MarkReady(), timeout_s=60.0)
 
     def finish_background(self, timeout_s: float, timeline: Recorder) -> bool:
-        answer = self._daemon.call("background", timeout_s=timeout_s + 30.0, wait_s=timeout_s)
-        for span in answer["spans"]:
-            timeline.add_message(span)
-        return bool(answer["complete"])
+        answer = self._daemon.call(AwaitBackground(timeout_s), timeout_s=timeout_s + 30.0)
+        for span in answer.spans:
+            timeline.add(span.name, span.start_ns, span.end_ns, span.layer, span.detail)
+        return answer.complete
 
     def lazy_usage(self) -> LazyUsage | None:
         from harness.model.observation import LazyUsage
 
-        return LazyUsage.model_validate(self._daemon.call("stats", timeout_s=60.0)["stats"])
+        return LazyUsage.model_validate(dataclasses.asdict(self._daemon.call(GetUsage(), timeout_s=60.0)))
 
-    def first_touches(self) -> list[dict[str, Any]]:
-        touches: list[dict[str, Any]] = self._daemon.call("trace", timeout_s=60.0)["touches"]
-        return touches
+    def first_touches(self) -> list[Touch]:
+        return list(self._daemon.call(GetTouches(), timeout_s=60.0).touches)
 
     def close(self) -> None:
-        try:
-            self._daemon.close()
-        except ColdbenchError:
-            pass
+        self._daemon.close()

@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
+from harness.engines.embedded.messages import RootfsDetails
 from harness.model.modes import Presentation, find
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
+    from harness.lazyfs.control import DaemonClient
+    from harness.lazyfs.messages import Option, StoreAddress, Touch
     from harness.model.observation import LazyUsage
     from harness.model.timeline import Recorder
     from harness.oci.image import Image
@@ -33,21 +35,22 @@ if TYPE_CHECKING:
 class Context:
     """What a provider works with, inside the machine.
 
-    ``client`` is the registry client (``harness.oci.registry.client``), ``repository`` the image's name there.
-    ``scratch`` is a directory of this trial on the machine's own disk. ``report_span(name, start_ns, end_ns, layer,
-    detail)`` puts a span on the timeline (CLOCK_MONOTONIC) and may be called from any thread. ``daemon`` is the
-    agent's end of the socket to the mode's daemon, None for a mode without one.
+    ``client`` reads the image's store (a registry client, or a layout on disk), ``store`` says how a daemon finds the
+    same, ``reference`` names the image there. ``scratch`` is a directory of this trial on the machine's own disk.
+    ``report_span(name, start_ns, end_ns, layer, detail)`` puts a span on the timeline (CLOCK_MONOTONIC) and may be
+    called from any thread. ``daemon`` speaks to the mode's daemon, None for a mode without one.
     """
 
     client: Any
-    repository: str
+    mode: str
+    store: StoreAddress
+    reference: str
     scratch: str
     report_span: Callable[[str, int, int, int | None, str], None]
-    daemon: socket.socket | None = None
+    daemon: DaemonClient | None = None
     prefetch: tuple[str, ...] = ()
     trace: bool = False
-    request: dict[str, Any] = field(default_factory=dict)
-    """The whole deploy request (fields of ``harness.engines.protocol.DeployRequest``), for what is not above."""
+    t0_ns: int = 0
 
     @contextmanager
     def span(self, name: str, layer: int | None = None, detail: str = "") -> Iterator[None]:
@@ -64,16 +67,16 @@ class Rootfs:
     """Read-only directories to stack, topmost layer *first* as OverlayFS wants them, and how to take them away.
 
     ``cleanup`` unmounts what the provider mounted (the container and OverlayFS are gone by then); it must be safe
-    to call twice. Plain directories below ``scratch`` need no cleanup. ``details`` goes into the observation.
+    to call twice. Plain directories below ``scratch`` need no cleanup. ``details`` go into the observation.
     """
 
     lowerdirs: tuple[str, ...]
     cleanup: Callable[[], None] = lambda: None
-    details: dict[str, Any] = field(default_factory=dict)
+    details: RootfsDetails = field(default_factory=RootfsDetails)
 
 
 class Provider(Protocol):
-    def __call__(self, context: Context, image: Image, preset: str, options: dict[str, Any]) -> Rootfs:
+    def __call__(self, context: Context, image: Image, preset: str, options: Mapping[str, Option]) -> Rootfs:
         """Put the layers there; raises ``harness.errors.ColdbenchError``."""
         ...
 
@@ -91,7 +94,7 @@ class Observer(Protocol):
 
     def lazy_usage(self) -> LazyUsage | None: ...
 
-    def first_touches(self) -> list[dict[str, Any]]: ...
+    def first_touches(self) -> list[Touch]: ...
 
     def close(self) -> None:
         """Ask the daemon to end; the engine waits for its process and kills it after a while."""

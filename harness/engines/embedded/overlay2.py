@@ -27,6 +27,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from harness.engines.embedded.directories import DirectoryTree
+from harness.engines.embedded.messages import RootfsDetails
 from harness.engines.embedded.modes import Context, Rootfs
 from harness.engines.embedded.pipe import BytePipe
 from harness.engines.embedded.unpack import LayerUnpacker
@@ -37,9 +38,10 @@ from harness.model.policy import PullPolicy
 from harness.oci.batches import Batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from io import RawIOBase
 
+    from harness.lazyfs.messages import Option
     from harness.oci.image import Image
 
 PARALLEL = 3
@@ -269,9 +271,9 @@ def _copy_up(lower_root: str, target: bytes, tree: DirectoryTree, name: bytes) -
         lower.close()
 
 
-def provide(context: Context, image: Image, preset: str, options: dict[str, Any]) -> Rootfs:
+def provide(context: Context, image: Image, preset: str, options: Mapping[str, Option]) -> Rootfs:
     """Provider of mode overlay2 (``harness.engines.embedded.modes``); ``options`` are those of ``PullPolicy``."""
-    policy = policy_of(str(context.request["mode"]), preset, options)
+    policy = policy_of(context.mode, preset, options)
     assert isinstance(policy, PullPolicy), "the mode that unpacks has policies of a full pull"
     return pull(context, image, policy)
 
@@ -291,8 +293,8 @@ def pull(context: Context, image: Image, policy: PullPolicy) -> Rootfs:
     directories = [work.layer_directory(number) for number in range(len(unpacked) - 1, lowest - 1, -1)]
     return Rootfs(
         tuple(directories),
-        details={
-            "entries": sum(layer.entries for layer in unpacked),
-            "unpacked_bytes": sum(layer.payload_bytes for layer in unpacked),
-        },
+        details=RootfsDetails(
+            entries=sum(layer.entries for layer in unpacked),
+            unpacked_bytes=sum(layer.payload_bytes for layer in unpacked),
+        ),
     )

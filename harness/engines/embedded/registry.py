@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from harness.lazyfs.messages import StoreAddress
 from harness.oci.descriptor import Platform
 from harness.oci.registry.client import RegistryClient
 from harness.oci.registry.logins import Credentials
 from harness.oci.store import ImageSource
 
 if TYPE_CHECKING:
+    from harness.engines.protocol import DeployRequest
     from harness.oci.image import Image
 
 
-def connect(request: dict[str, Any]) -> RegistryClient:
+def connect(request: DeployRequest) -> RegistryClient:
     """A client for the request's repository; nothing is sent yet.
 
     The request's ``credentials`` are ``{"user", "secret"}`` or, for a refresh token, ``{"user", "secret", "identity":
     "1"}``; without them the machine's own Docker configuration is asked.
     """
-    given = request.get("credentials") or {}
+    given = request.credentials
     credentials = None
     if given:
         credentials = Credentials(given.get("user", ""), given.get("secret", ""), bool(given.get("identity")))
     return RegistryClient(
-        request["registry"], request["repository"], plain=request.get("scheme") == "http", credentials=credentials,
-        routes=tuple(request.get("routes") or ()),
+        request.registry, request.repository, plain=request.scheme == "http", credentials=credentials,
+        routes=request.routes,
     )  # fmt: skip
 
 
-def resolve(client: RegistryClient, request: dict[str, Any]) -> Image:
+def store_address(request: DeployRequest) -> StoreAddress:
+    """Where a lazy mode's daemon finds the request's image."""
+    return StoreAddress(
+        registry=request.registry,
+        repository=request.repository,
+        plain=request.scheme == "http",
+        credentials=request.credentials,
+        routes=request.routes,
+    )
+
+
+def resolve(client: RegistryClient, request: DeployRequest) -> Image:
     """The image for the request's platform; ImageNotFound, RegistryError, UnsupportedMediaType or FormatError."""
-    return ImageSource(client, request["reference"]).resolve(Platform.parse(request["platform"]))
+    return ImageSource(client, request.reference).resolve(Platform.parse(request.platform))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from harness.errors import DigestMismatch, FormatError
 from harness.formats.erofs.index import index_parts, load_erofs_index
 from harness.formats.table import Kind
 from harness.lazyfs.data.indexed_units import IndexedUnits
 from harness.lazyfs.data.sources import BlobRanges, fetch_verified
+from harness.lazyfs.messages import Touch
 from harness.oci.descriptor import Descriptor
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from harness.formats.erofs.index import ErofsIndex
     from harness.formats.erofs.reader import ErofsImage
     from harness.lazyfs.data.disk_cache import SparseFile
+    from harness.lazyfs.messages import ErofsIndexName
     from harness.lazyfs.trace import BlockTrace
     from harness.oci.store import BlobStore
 
@@ -68,14 +71,13 @@ class BlobImage:
         self._reader: ErofsImage | None = None
 
     @classmethod
-    def open(cls, store: BlobStore, message: dict[str, Any]) -> BlobImage:
-        """Fetch and load the index; blocks. ``message``: ``manifest`` (text), ``image`` and ``layers`` (descriptors).
+    def open(cls, store: BlobStore, name: ErofsIndexName) -> BlobImage:
+        """Fetch and load the index; blocks.
 
         Raises FormatError, DigestMismatch or RegistryError.
         """
-        manifest = str(message["manifest"]).encode()
-        image = Descriptor.from_json(message["image"], "image")
-        layers = [Descriptor.from_json(layer, "layer") for layer in message["layers"]]
+        manifest = name.manifest.encode()
+        image, *layers = [Descriptor(blob.media_type, blob.digest, blob.size) for blob in (name.image, *name.layers)]
         head, _ = index_parts(manifest, image.digest)
         data = fetch_verified(store, head.digest, head.size, "EROFS index: head")
         return cls(store, load_erofs_index(manifest, data, image, layers))
@@ -108,7 +110,7 @@ class BlobImage:
             extents += [self._layer_extent(e.image_offset, e.size) for e in image.extents(inode) if e.image_offset >= 0]
         return extents
 
-    def name_touches(self, trace: BlockTrace) -> list[dict[str, Any]]:
+    def name_touches(self, trace: BlockTrace) -> list[Touch]:
         """First touches by file: the read blocks mapped back through the metadata, in first-touch order.
 
         A block may hold several small files; all of them count as touched, which is what fetching it cost.
@@ -118,7 +120,7 @@ class BlobImage:
             for path, extent in self._metadata().file_extents()
         )
         starts = [start for start, _, _, _ in files]
-        seen: dict[bytes, dict[str, Any]] = {}
+        seen: dict[bytes, Touch] = {}
         for number, begin, end, at_s in trace.touched():
             base = self.index.layers[number].start
             first = max(0, bisect_right(starts, base + begin) - 1)
@@ -132,9 +134,8 @@ class BlobImage:
                 known = seen.get(path)
                 if known is None:
                     text = "/" + path.decode("utf-8", "surrogateescape")
-                    seen[path] = {"path": text, "layer": number, "offset": low, "size": high - low, "t_s": at_s}
+                    seen[path] = Touch(text, number, low, high - low, at_s)
                 else:
-                    finish = max(known["offset"] + known["size"], high)
-                    known["offset"] = min(known["offset"], low)
-                    known["size"] = finish - known["offset"]
+                    begins, finish = min(known.offset, low), max(known.offset + known.size, high)
+                    seen[path] = replace(known, offset=begins, size=finish - begins)
         return list(seen.values())

@@ -67,7 +67,7 @@ class SparseFile:
             try:
                 written = self._pwrite(self._fd, view, offset)
             except OSError as error:
-                if error.errno == errno.EINVAL and self._cache_again():
+                if error.errno == errno.EINVAL and self._stop_bypassing():
                     continue
                 if error.errno not in FULL:
                     raise
@@ -77,8 +77,12 @@ class SparseFile:
             offset += written
         return True
 
-    def _cache_again(self) -> bool:
-        """Where a device wants a larger alignment, or a write ended between blocks; False when it was cached anyway."""
+    def _stop_bypassing(self) -> bool:
+        """Write through the page cache from now on; False when that was so already.
+
+        A write that bypasses the cache is refused where the device wants a larger alignment than ours, or after a
+        write that ended inside a block.
+        """
         flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
         fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         return bool(flags & os.O_DIRECT)
@@ -119,7 +123,10 @@ class DiskCache:
         self.inflated = inflated or (SparseFile(directory, f"layer-{layer}.inflated") if directory else None)
         self.packed = SparseFile(directory, f"layer-{layer}.packed") if directory else None
 
+    def files(self) -> list[SparseFile]:
+        """The files there are."""
+        return [file for file in (self.inflated, self.packed) if file is not None]
+
     def close(self) -> None:
-        for file in (self.inflated, self.packed):
-            if file is not None:
-                file.close()
+        for file in self.files():
+            file.close()

@@ -112,27 +112,45 @@ class MemoryCache:
     def __init__(self, budget_bytes: int) -> None:
         self.budget = budget_bytes
         self.used = 0
-        self.units: OrderedDict[Key, Resident] = OrderedDict()
+        self._units: OrderedDict[Key, Resident] = OrderedDict()
+
+    def get(self, key: Key) -> Resident | None:
+        """The resident, whose place in the order of leaving stays."""
+        return self._units.get(key)
+
+    def use(self, key: Key) -> Resident | None:
+        """The resident, which now leaves last."""
+        resident = self._units.get(key)
+        if resident is not None:
+            self._units.move_to_end(key)
+        return resident
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._units
+
+    def residents(self) -> list[Resident]:
+        """All there are, the coldest first."""
+        return list(self._units.values())
 
     def put(self, key: Key, resident: Resident) -> None:
-        old = self.units.pop(key, None)
+        old = self._units.pop(key, None)
         if old is not None:
             self.used -= old.cost
-        self.units[key] = resident
+        self._units[key] = resident
         self.used += resident.cost
 
     def charge(self, key: Key, resident: Resident, before: int) -> None:
         """A resident costs more or less than ``before`` now; one that is not in here (any more) counts for nothing."""
-        if self.units.get(key) is resident:
+        if self._units.get(key) is resident:
             self.used += resident.cost - before
 
     def drop(self, key: Key) -> None:
-        resident = self.units.pop(key, None)
+        resident = self._units.pop(key, None)
         if resident is not None:
             self.used -= resident.cost
 
     def clear(self) -> None:
-        self.units.clear()
+        self._units.clear()
         self.used = 0
 
     def victims(self) -> list[tuple[Key, Resident]]:
@@ -145,7 +163,7 @@ class MemoryCache:
         excess = self.used - self.budget * 9 // 10
         chosen: list[tuple[Key, Resident]] = []
         for partial in (False, True):
-            for key, resident in self.units.items():
+            for key, resident in self._units.items():
                 if excess <= 0:
                     return chosen
                 if not resident.busy and (resident.rest is not None) is partial:

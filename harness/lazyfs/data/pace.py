@@ -19,14 +19,13 @@ _SECONDS_PER_REQUEST = 0.01
 """One more request in flight for each of these of latency."""
 _DEFAULT_RATE = 10e6
 _MAX_GAP = 1 << 20
-_MAX_AROUND = 2 << 20
+_MAX_BLOCK = 2 << 20
 _FULL_LATENCY_S = 0.1
 """From here on neighbours worth all of a round trip are fetched with a miss, below in proportion: bytes cost CPU, too.
 python-data, ``import pandas``, 10 ms and 1 Gbit/s, eStargz: 40.9 MB and 6.0 s with blocks of 128 KiB, 48 MB and 5.5 s
 with 256 KiB, 60 MB and 5.2 s with 2 MiB; EROFS: 51 MB and 5.2 s, 51 MB and 4.9 s, 75 MB and 5.0 s."""
 _BLOCKS_LEFT = 8
-"""A block is at most this part of what may still come around misses: the last ones shrink instead of ending at once."""
-
+"""A block is at most this part of what may still come with misses: the last ones shrink instead of ending at once."""
 
 _TAIL_SHARE = 128
 _MAX_TAIL = 4 << 20
@@ -41,10 +40,10 @@ class Pace:
     in_flight: int
     """Prefetch requests at a time."""
     merge_gap: int
-    around: int
-    """A miss brings its neighbours within an aligned block of this size, as long as the allowance for that lasts,"""
-    least_around: int
-    """and of this size then."""
+    block: int
+    """A miss brings its neighbours within an aligned block of this size, while the allowance for that lasts."""
+    least_block: int
+    """The size of that block when the allowance is used up."""
 
 
 def pace_of(policy: LazyPolicy, link: Link | None) -> Pace:
@@ -60,14 +59,14 @@ def pace_of(policy: LazyPolicy, link: Link | None) -> Pace:
         far=True,
         in_flight=in_flight,
         merge_gap=max(policy.merge_gap, min(free // in_flight, _MAX_GAP)),
-        around=max(policy.block_bytes, min(worth, _MAX_AROUND)),
-        least_around=policy.block_bytes,
+        block=max(policy.block_bytes, min(worth, _MAX_BLOCK)),
+        least_block=policy.block_bytes,
     )
 
 
-def around_of(pace: Pace, allowance: int) -> int:
-    """The block around a miss, a power of two, when ``allowance`` more bytes may come around all misses."""
-    block = min(pace.around, max(allowance // _BLOCKS_LEFT, pace.least_around))
+def block_around(pace: Pace, allowance: int) -> int:
+    """The size of the block around a miss, a power of two, when ``allowance`` more bytes may come with all misses."""
+    block = min(pace.block, max(allowance // _BLOCKS_LEFT, pace.least_block))
     return 1 << (block.bit_length() - 1) if block else 0
 
 

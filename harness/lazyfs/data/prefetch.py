@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import trio
 
 from harness.lazyfs.data.fetch import Sink
-from harness.lazyfs.data.store import ABSENT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from harness.lazyfs.data.memory_cache import Key
     from harness.lazyfs.data.pace import Pace
-    from harness.lazyfs.data.store import Layer, Store
+    from harness.lazyfs.data.residency import Layer
+    from harness.lazyfs.data.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,12 @@ def near_groups(store: Store, wanted: Sequence[Key]) -> list[tuple[Layer, list[i
 
 
 def far_groups(store: Store, wanted: Sequence[Key], pace: Pace) -> list[tuple[Layer, list[int]]]:
-    """The same where requests are dear: all units but the first are merged, whenever they are wanted.
+    """One list of units for each request, when the registry is far and a request costs its latency.
 
-    The first come in small requests, so that the start has something to go on with while the others arrive. The rest is
-    shared out so that all may be in flight at once, in requests that grow and reach over wider gaps until it does, or
-    until they are as large as they may be. The request that is wanted first goes first.
+    The units wanted first come in small requests, so that the start has something to go on with. All other units are
+    merged with their neighbours in the blob, whenever they are wanted: requests grow, and bridge wider gaps, until all
+    of them fit into the flight at once or have reached their largest size. Requests are sent in the order in which
+    their first unit is wanted.
     """
     sizes = [store.layers[number].units.extent(unit)[1] for number, unit in wanted]
     lead, lead_bytes = 0, 0
@@ -111,7 +112,7 @@ def _merged(store: Store, keys: Sequence[Key], gap: int, most: int) -> list[tupl
 
 async def _prefetch_one(store: Store, gap: int, layer: Layer, group: list[int]) -> None:
     # Looked at again when its turn comes: a read may have fetched it meanwhile.
-    missing = [unit for unit in group if store.missing(layer, unit)]
+    missing = [unit for unit in group if store.residency.missing(layer, unit)]
     for units in store.group(layer, missing, gap=gap):
         await store.fetch(layer, units, {}, Sink.MEMORY)
 
@@ -141,7 +142,7 @@ async def background(store: Store) -> bool:
     policy, failures = store.policy, 0
     await trio.sleep(policy.background_after_s)
     for layer in store.layers:
-        absent = [unit for unit in range(len(layer.state)) if layer.state[unit] == ABSENT]
+        absent = store.residency.absent_on_disk(layer)
         batches = store.group(layer, absent, policy.background_units)
         position = 0
         while position < len(batches):
@@ -155,18 +156,18 @@ async def background(store: Store) -> bool:
                 store.counters.disk_full = True
                 log.warning("background fetch ends: the disk cache is full")
                 return False
-            lost = any(layer.state[u] == ABSENT and store.missing(layer, u) for batch in chosen for u in batch)
+            lost = any(store.residency.missing(layer, unit) for batch in chosen for unit in batch)
             failures = failures + 1 if lost else 0
             if failures >= _GIVE_UP_AFTER:
                 log.warning("background fetch ends: %d requests in a row failed", failures)
                 return False
             if policy.background_interval_s:
                 await trio.sleep(policy.background_interval_s)
-    return _all_local(store)
+    return store.residency.all_local()
 
 
 async def _background_one(store: Store, layer: Layer, batch: Sequence[int]) -> None:
-    units = [unit for unit in batch if store.missing(layer, unit)]
+    units = [unit for unit in batch if store.residency.missing(layer, unit)]
     for group in store.group(layer, units):
         await store.fetch(layer, group, {}, Sink.PACKED)
 
@@ -180,11 +181,3 @@ async def yield_to_foreground(store: Store) -> None:
     while trio.current_time() < quiet_at or store.waiting:
         await trio.sleep(max(0.005, quiet_at - trio.current_time()))
         quiet_at = store.last_foreground + quiet_s
-
-
-def _all_local(store: Store) -> bool:
-    return all(
-        state != ABSENT or (layer.index, unit) in store.memory.units
-        for layer in store.layers
-        for unit, state in enumerate(layer.state)
-    )

@@ -1,11 +1,11 @@
-"""Opens layers for the store: from what the deploy message says of a layer to its table and units."""
+"""Opens layers for the store: what a mount request says of a layer becomes its table and its units."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.errors import ContentError, DigestMismatch, FormatError, UsageError
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from harness.formats.table import LayerTable, RangeSource
     from harness.lazyfs.data.disk_cache import SparseFile
     from harness.lazyfs.data.units import Units
+    from harness.lazyfs.messages import LazyLayer
     from harness.model.policy import LazyPolicy
     from harness.oci.registry.link import Link
     from harness.oci.store import BlobStore
@@ -72,29 +73,27 @@ def probe_layer(store: BlobStore, digest: str, kind: str) -> None:
 
 
 def open_layer(
-    store: BlobStore, message: dict[str, Any], policy: LazyPolicy | None = None, regions: SparseFile | None = None
+    store: BlobStore, layer: LazyLayer, policy: LazyPolicy | None = None, regions: SparseFile | None = None
 ) -> OpenedLayer:
     """Fetch and parse a layer's index (zTOC or eStargz TOC), verified; blocks, so it runs in a worker thread.
 
-    ``message``: ``number``, ``kind`` (``ztoc`` or ``estargz``), ``digest``, ``size``, and the index's own digest:
-    ``ztoc_digest`` and ``ztoc_size`` (and ``prefetch_digest``, ``prefetch_size`` of a SOCI prefetch artefact), or
-    ``toc_digest``. ``regions`` keeps a blob's regions where the policy has some. Raises ColdbenchError.
+    ``regions`` keeps a blob's regions where the policy has some. Raises ColdbenchError.
     """
-    number, digest, size = int(message["number"]), str(message["digest"]), int(message["size"])
+    number, digest, size = layer.number, layer.digest, layer.size
     source: RangeSource = BlobRanges(store, digest, size)
     if policy is not None and policy.probe_layers and size >= _PROBED_BYTES:
-        probe_layer(store, digest, str(message["kind"]))
+        probe_layer(store, digest, layer.kind)
     what = f"layer {number} ({digest[:19]})"
-    if message["kind"] == "ztoc":
+    if layer.kind == "ztoc":
         from harness.formats.soci.ztoc import parse
         from harness.lazyfs.data.span_units import SpanUnits
 
-        ztoc = parse(fetch_verified(store, message["ztoc_digest"], int(message["ztoc_size"]), f"zTOC of {what}"))
+        ztoc = parse(fetch_verified(store, layer.index_digest, layer.index_size, f"zTOC of {what}"))
         if ztoc.compressed_bytes != size:
             raise FormatError(f"zTOC of {what}", f"is of a layer of {ztoc.compressed_bytes} bytes, not {size}")
-        prefetch = _prefetch_spans(store, message, ztoc.spans, what) if message.get("prefetch_digest") else []
+        prefetch = _prefetch_spans(store, layer, ztoc.spans, what) if layer.prefetch_digest else []
         return OpenedLayer(number, ztoc.to_table(), SpanUnits(ztoc), source, prefetch)
-    if message["kind"] == "estargz":
+    if layer.kind == "estargz":
         from harness.formats.estargz.footer import LONGEST_FOOTER_BYTES
         from harness.formats.estargz.reader import TAIL_BYTES, EstargzToc, read_toc_member
         from harness.lazyfs.data.chunk_units import ChunkUnits
@@ -107,22 +106,22 @@ def open_layer(
             source = RegionSource(source, size, policy.region_bytes, policy.region_step, regions)
             tail_bytes = LONGEST_FOOTER_BYTES
         footer, member = read_toc_member(source, size, tail_bytes)
-        toc = EstargzToc.from_member(member, footer, message["toc_digest"])
+        toc = EstargzToc.from_member(member, footer, layer.index_digest)
         units = ChunkUnits(toc.chunks)
         prefetch = [
             chunk for chunk in range(len(toc.chunks)) if sum(units.extent(chunk)) <= toc.prefetch_bytes
         ] if toc.prefetch_bytes else []  # fmt: skip
         return OpenedLayer(number, toc.table, units, source, prefetch)
-    raise UsageError(f"{what}: unknown kind of lazy layer {message['kind']!r}")
+    raise UsageError(f"{what}: unknown kind of lazy layer {layer.kind!r}")
 
 
-def _prefetch_spans(store: BlobStore, message: dict[str, Any], spans: int, what: str) -> list[int]:
+def _prefetch_spans(store: BlobStore, layer: LazyLayer, spans: int, what: str) -> list[int]:
     """Spans that a SOCI prefetch artefact names; one that is unreadable is left aside, as the reference does."""
     from harness.formats.soci.index import parse_prefetch
 
     try:
-        digest, size = str(message["prefetch_digest"]), int(message["prefetch_size"])
-        ranges = parse_prefetch(fetch_verified(store, digest, size, f"prefetch artefact of {what}"), spans)
+        data = fetch_verified(store, layer.prefetch_digest, layer.prefetch_size, f"prefetch artefact of {what}")
+        ranges = parse_prefetch(data, spans)
     except ContentError as error:
         log.warning("%s: %s", what, error)
         return []

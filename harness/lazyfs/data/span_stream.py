@@ -1,10 +1,10 @@
-"""A gzip layer inflated from its first byte to its last, span by span, by libdeflate.
+"""Inflates a whole gzip layer with libdeflate, span by span, as the index cuts it.
 
-libdeflate is an eighth cheaper than ISA-L but inflates only what is all there, and from the start of a stream. An index
-says where spans begin, and what a span may refer to are the 32 KiB before it, which are at hand: a stored block with
-them, and empty blocks up to the bit at which the span begins, make a stream of their own of each. The index is not
-believed in this: the member's own checksum and size are held against all that came out. The library is the one that
-the package ``deflate`` ships; where it hides the functions ``available`` is False.
+libdeflate takes an eighth less CPU than ISA-L, but it inflates only complete streams, which it holds in memory at once.
+So each span is made a stream of its own: the 32 KiB before it, to which the span may refer, go in front as a stored
+block, and empty blocks fill up to the bit at which the span begins. This module does not trust the index for that: at
+the end it compares the checksum and the size that the gzip member states with everything that came out. The library is
+the one that the package ``deflate`` ships; where the package hides its functions, ``available`` is False.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from harness.formats.erofs.spans import IndexedLayer
 
 MAX_SPAN_BYTES = 16 << 20
-"""Of a span, stored or inflated: both are held in memory."""
+"""The largest span, stored or inflated, that this way takes: both forms are held in memory."""
 _BEYOND_BYTES = 4096
-"""Of the next span, given along: libdeflate says that the room is full only when a further symbol wants some."""
+"""So much of the next span is given along: libdeflate notices that the room is full only at the symbol after that."""
 _HEADROOM_BYTES = WINDOW_BYTES + 64
 _SLACK_BYTES = 512 << 10
 _TRAILER_BYTES = 8
@@ -37,7 +37,7 @@ _SUCCESS, _FULL = 0, 3
 
 
 class Disagreement(Exception):
-    """The stream and the index are not of one mind, or the stream has a form that this way does not know."""
+    """The stream is not as the index says, or it has a form that this module does not know."""
 
 
 def fits(layer: IndexedLayer) -> bool:
@@ -57,7 +57,7 @@ def _largest(layer: IndexedLayer) -> tuple[int, int]:
 
 
 class SpanStream:
-    """Fed with the blob, calls ``write`` with what came out of it, in order. Raises Disagreement."""
+    """Takes the blob piece by piece, and calls ``write`` with the inflated bytes in order. Raises Disagreement."""
 
     def __init__(self, layer: IndexedLayer, write: Callable[[int, memoryview], None]) -> None:
         """``write`` gets (place in the layer, bytes to be used up before it returns), as one may write past the cache.
@@ -67,7 +67,7 @@ class SpanStream:
         self._layer = layer
         self._write = write
         stored, plain = _largest(layer)
-        # What is before a span in the buffer was used: there its lead goes, and no byte of the blob is copied twice.
+        # The bytes before a span in the buffer were used already, so its lead goes there and nothing is copied twice.
         self._in = bytearray(_HEADROOM_BYTES + stored + _BEYOND_BYTES + _SLACK_BYTES)
         self._out = mmap.mmap(-1, WINDOW_BYTES + plain + 3 * DIRECT_ALIGN)  # begins at a page
         self._in_view, self._out_view = memoryview(self._in), memoryview(self._out)
@@ -120,7 +120,7 @@ class SpanStream:
         trailer = bytes(self._in_view[self._tail - _TRAILER_BYTES : self._tail])
         proof = self._crc.to_bytes(4, "little") + (self._layer.size & 0xFFFFFFFF).to_bytes(4, "little")
         if self._span != len(self._layer) or trailer != proof:
-            raise Disagreement
+            raise Disagreement("the gzip member's own checksum or size is another")
 
     def _inflate(self, begin: int, size: int) -> None:
         """The next span, whose first byte is at ``begin`` in the buffer; ``size`` bytes may be read."""
@@ -145,7 +145,7 @@ class SpanStream:
             self._decompressor, self._in_place + first, end - first, self._out_place + origin, room, None
         )
         if code not in (_SUCCESS, _FULL):
-            raise Disagreement
+            raise Disagreement(f"span {span} does not inflate to the {plain} bytes that the index promises")
         start, stop = origin + len(self._window), origin + room
         self._crc = _library.libdeflate_crc32(self._crc, self._out_place + start, plain)
         self._window = bytes(self._out_view[max(origin, stop - WINDOW_BYTES) : stop])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import DigestMismatch, DiskFull, FormatError
 from harness.formats.gzip import igzip
@@ -21,20 +21,32 @@ if TYPE_CHECKING:
 _PIECE_BYTES = 256 << 10
 
 
+class WholeLayer(NamedTuple):
+    """What fetching a layer whole cost; ``refetched`` says why it was fetched a second time, if it was."""
+
+    received_bytes: int
+    requests: int = 1
+    refetched: str = ""
+
+
 def fetch_whole(
     store: BlobStore, digest: str, compression: str, size: int, sink: SparseFile, *, layer: IndexedLayer | None = None
-) -> int:
-    """Fill ``sink`` with a layer's ``size`` decompressed bytes; the stored bytes received. Blocks.
+) -> WholeLayer:
+    """Fill ``sink`` with a layer's ``size`` decompressed bytes. Blocks.
 
-    ``layer`` is what an index says of it; where the two agree inflating costs less, where not it is done without.
-    Raises DigestMismatch when the blob is another, FormatError when it inflates to another size, DiskFull.
+    ``layer`` is the index's description of the same layer. Where blob and index agree, inflating by spans costs less;
+    where they do not, the blob is fetched once more and inflated as a stream. Raises DigestMismatch when the blob is
+    another, FormatError when it inflates to another size, DiskFull.
     """
-    if layer is not None and span_stream.fits(layer):
-        try:
-            return _Filling(store, digest, size, sink).by_spans(layer)
-        except span_stream.Disagreement:
-            pass
-    return _Filling(store, digest, size, sink).as_stream(compression)
+    as_stream = _Filling(store, digest, size, sink)
+    if layer is None or not span_stream.fits(layer):
+        return WholeLayer(as_stream.as_stream(compression))
+    by_spans = _Filling(store, digest, size, sink)
+    try:
+        return WholeLayer(by_spans.by_spans(layer))
+    except span_stream.Disagreement as disagreement:
+        received = by_spans.received_bytes + as_stream.as_stream(compression)
+        return WholeLayer(received, 2, str(disagreement) or "the index and the stream do not agree")
 
 
 class _Filling:
@@ -47,6 +59,7 @@ class _Filling:
         self._sink = sink
         self._where = f"layer {digest[:19]}"
         self._position = 0
+        self.received_bytes = 0
 
     def _write(self, data: bytes | memoryview) -> None:
         room = self._size - self._position
@@ -82,11 +95,9 @@ class _Filling:
 
     def _fill(self, feed: Callable[[bytes], None], finish: Callable[[], None]) -> int:
         hasher = hashlib.sha256()
-        received = 0
 
         def hashed(data: bytes) -> None:
-            nonlocal received
-            received += len(data)
+            self.received_bytes += len(data)
             hasher.update(data)
             feed(data)
 
@@ -99,4 +110,4 @@ class _Filling:
         finish()
         if self._position < self._size:
             raise FormatError(self._where, f"inflates to {self._position} bytes, and the index promises {self._size}")
-        return received
+        return self.received_bytes

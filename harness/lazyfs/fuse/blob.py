@@ -23,7 +23,8 @@ from harness.lazyfs.fuse import protocol as fuse
 
 if TYPE_CHECKING:
     from harness.lazyfs.counters import Counters
-    from harness.lazyfs.data.store import Layer, Store
+    from harness.lazyfs.data.residency import Layer
+    from harness.lazyfs.data.store import Store
     from harness.lazyfs.fuse.connection import Handler, Reply
     from harness.lazyfs.trace import BlockTrace
     from harness.model.policy import LazyPolicy

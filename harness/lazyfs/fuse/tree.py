@@ -7,6 +7,7 @@ kernel does not ask twice.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import os
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
     from harness.formats.table import LayerTable
     from harness.lazyfs.counters import Counters
-    from harness.lazyfs.data.store import Layer, Store
+    from harness.lazyfs.data.residency import Layer
+    from harness.lazyfs.data.store import Store
     from harness.lazyfs.fuse.connection import Handler, Reply
+    from harness.lazyfs.messages import Touch
     from harness.lazyfs.trace import Trace
     from harness.model.policy import LazyPolicy
 
@@ -162,16 +165,15 @@ class TreePresentation:
                     break
         return extents
 
-    def name_touches(self, trace: Trace) -> list[dict[str, Any]]:
+    def name_touches(self, trace: Trace) -> list[Touch]:
         """The trace with paths as the container sees them and the image's layer numbers."""
 
         def name(layer: int, entry: int) -> str:
             return "/" + os.fsdecode(self.subtrees[layer].index.name(entry))
 
-        touches = trace.first_touches(name)
-        for touch in touches:
-            touch["layer"] = self.subtrees[touch["layer"]].number
-        return touches
+        return [
+            dataclasses.replace(touch, layer=self.subtrees[touch.layer].number) for touch in trace.first_touches(name)
+        ]
 
     # Attributes
 

@@ -15,19 +15,14 @@ import trio
 
 from harness.errors import ColdbenchError
 from harness.lazyfs.data.prefetch import yield_to_foreground
-from harness.lazyfs.data.store import INFLATED
 from harness.lazyfs.mounting.loop_device import change_backing
 
 if TYPE_CHECKING:
     from harness.lazyfs.data.disk_cache import SparseFile
-    from harness.lazyfs.data.store import Layer, Store
+    from harness.lazyfs.data.residency import Layer
+    from harness.lazyfs.data.store import Store
 
 log = logging.getLogger(__name__)
-
-
-def is_whole(store: Store) -> bool:
-    """Whether the cache file holds every unit inflated."""
-    return all(state == INFLATED for layer in store.layers for state in layer.state)
 
 
 async def inflate_all(store: Store) -> bool:
@@ -36,9 +31,7 @@ async def inflate_all(store: Store) -> bool:
     Takes at most ``inflate_share`` of the time. What was stored packed is given back layer by layer.
     """
     for layer in store.layers:
-        for unit in range(len(layer.state)):
-            if layer.state[unit] == INFLATED:
-                continue
+        for unit in store.residency.not_inflated(layer):
             await yield_to_foreground(store)
             started = time.monotonic()
             try:
@@ -47,7 +40,7 @@ async def inflate_all(store: Store) -> bool:
             except ColdbenchError as error:
                 store.note_bad(layer, unit, error)
                 return False
-            layer.state[unit] = INFLATED
+            store.residency.note_inflated(layer, unit)
             share = max(0.01, store.policy.inflate_share)
             await trio.sleep((time.monotonic() - started) * (1 / share - 1))
         if layer.disk.packed is not None:
@@ -60,7 +53,7 @@ def _inflate(store: Store, layer: Layer, unit: int) -> bool:
     file, packed_file = layer.disk.inflated, layer.disk.packed
     if file is None or packed_file is None:
         return False
-    resident = store.memory.units.get((layer.index, unit))
+    resident = store.residency.resident(layer, unit)
     if resident is not None and resident.complete and not resident.busy:
         return file.write_pieces(layer.starts[unit], list(resident.pieces))
     packed = resident.packed if resident is not None else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness.errors import HostUnfit, MachineError
@@ -20,6 +20,8 @@ from harness.lazyfs.mounting.loop_device import LoopDevice, write_read_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from harness.lazyfs.messages import MetadataFile
 
 MS_RDONLY = 1
 _ADVICE = "use --mode soci, which needs nothing but FUSE"
@@ -36,24 +38,21 @@ class Syscalls:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The image in two: ``metadata`` is a file of its own, and layers begin at byte ``start`` of the image file."""
-
-    metadata: str
-    start: int
-
-
-@dataclass(frozen=True)
 class Mounted:
-    """``way``: ``file`` or ``loop``; ``device`` is the loop device with the layers, ``mounted`` the one mounted."""
+    """``way``: ``file``, ``loop``, or ``loops`` where the metadata has a device of its own.
+
+    ``device`` is the loop device with the layers, ``mounted`` the one mounted. ``refused`` says of each way that was
+    tried before why it failed.
+    """
 
     way: str
     device: str = ""
     mounted: str = ""
+    refused: tuple[str, ...] = ()
 
 
 def mount_erofs(
-    source: str, target: str, *, loop: bool = False, parts: Parts | None = None, syscalls: Syscalls | None = None
+    source: str, target: str, *, loop: bool = False, parts: MetadataFile | None = None, syscalls: Syscalls | None = None
 ) -> Mounted:
     """Mount the image file ``source`` on ``target``, from the file itself or through loop devices.
 
@@ -62,15 +61,17 @@ def mount_erofs(
     image.
     """
     calls = syscalls or Syscalls()
+    refused: list[str] = []
     if loop:
         for cut in (parts, None) if parts is not None else (None,):
             try:
-                return _mount_loop(source, target, calls, cut)
-            except (OSError, MachineError):
-                pass  # no device to be had, or a kernel that knows no second one: on to the next way
+                return replace(_mount_loop(source, target, calls, cut), refused=tuple(refused))
+            except (OSError, MachineError) as error:
+                # No device to be had, or a kernel that knows no second one: on to the next way.
+                refused.append(f"{'loop' if cut is None else 'loops'}: {error}")
     try:
         calls.mount(source, target, "erofs", MS_RDONLY, None)
-        return Mounted("file")
+        return Mounted("file", refused=tuple(refused))
     except OSError as error:
         number = error.errno
     if number == errno.ENODEV:
@@ -79,24 +80,24 @@ def mount_erofs(
         raise MachineError(f"mounting EROFS over the lazy file was refused ({os.strerror(number or 0)}); {_ADVICE}")
     # ENOTBLK: EROFS before 6.12 takes block devices only.
     try:
-        return _mount_loop(source, target, calls, None)
+        return replace(_mount_loop(source, target, calls, None), refused=tuple(refused))
     except OSError as error:
         raise HostUnfit(f"this kernel mounts EROFS from devices only, and no loop device is free "
                         f"({os.strerror(error.errno or 0)}); {_ADVICE}") from None  # fmt: skip
 
 
-def _mount_loop(source: str, target: str, calls: Syscalls, parts: Parts | None) -> Mounted:
+def _mount_loop(source: str, target: str, calls: Syscalls, parts: MetadataFile | None) -> Mounted:
     """OSError when no device is to be had, MachineError when the kernel refuses what is on it."""
     with ExitStack() as devices:  # a mounted device stays; it frees itself when that ends
         layers = devices.enter_context(closing(calls.attach_loop(source, parts.start if parts else 0)))
-        first = layers if parts is None else devices.enter_context(closing(calls.attach_loop(parts.metadata, 0)))
+        first = layers if parts is None else devices.enter_context(closing(calls.attach_loop(parts.path, 0)))
         try:
             option = None if parts is None else f"device={layers.path}"
             calls.mount(first.path, target, "erofs", MS_RDONLY, option)
         except OSError as error:
             raise MachineError(f"the kernel refuses the EROFS image ({os.strerror(error.errno or 0)}): blocks of 512 "
                                f"bytes need Linux 6.4 or newer; {_ADVICE}") from None  # fmt: skip
-        return Mounted("loop", layers.path, first.path)
+        return Mounted("loop" if parts is None else "loops", layers.path, first.path)
 
 
 def unmount(target: str, syscalls: Syscalls | None = None) -> bool:

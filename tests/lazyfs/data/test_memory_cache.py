@@ -29,7 +29,9 @@ def test_half_inflated_units_leave_when_nothing_else_is_left() -> None:
     cache = MemoryCache(400 << 10)
     for unit in range(3):
         cache.put((0, unit), _resident(partial=True))
-    cache.units[0, 0].busy = True
+    busy = cache.get((0, 0))
+    assert busy is not None
+    busy.busy = True
     assert [key for key, _ in cache.victims()] == [(0, 1), (0, 2)]
 
 

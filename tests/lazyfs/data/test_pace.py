@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.lazyfs.data.pace import Pace, around_of, pace_of, tail_of
+from harness.lazyfs.data.pace import Pace, block_around, pace_of, tail_of
 from harness.model.modes import lazy_modes, lazy_policy
 from harness.model.policy import LazyPolicy
 from harness.oci.registry.link import Link
@@ -30,7 +30,7 @@ def test_near_the_numbers_are_the_policys(known: Link | None) -> None:
         policy = lazy_policy(mode, preset)
         pace = pace_of(policy, known)
         assert not pace.far
-        assert (pace.in_flight, pace.merge_gap, pace.around) == (
+        assert (pace.in_flight, pace.merge_gap, pace.block) == (
             policy.prefetch_in_flight, policy.merge_gap, policy.block_bytes,
         )  # fmt: skip
 
@@ -42,7 +42,7 @@ def test_far_more_is_asked_for_at_once() -> None:
     assert pace.far
     assert pace.in_flight == 23
     assert pace.merge_gap == int(FAR_S * 25e6) // 23
-    assert policy.block_bytes < pace.around <= 2 << 20
+    assert policy.block_bytes < pace.block <= 2 << 20
 
 
 def test_far_never_asks_for_less_than_near() -> None:
@@ -50,7 +50,7 @@ def test_far_never_asks_for_less_than_near() -> None:
     policy = LazyPolicy()
     pace = pace_of(policy, link(FAR_S, rate=100e3))
     assert pace.far
-    assert (pace.merge_gap, pace.around) == (policy.merge_gap, policy.block_bytes)
+    assert (pace.merge_gap, pace.block) == (policy.merge_gap, policy.block_bytes)
 
 
 def test_farthest_is_bounded() -> None:
@@ -59,7 +59,7 @@ def test_farthest_is_bounded() -> None:
     pace = pace_of(policy, link(30.0, rate=1e9))
     assert pace.in_flight == policy.far_in_flight
     assert pace.merge_gap == 1 << 20
-    assert pace.around == 2 << 20
+    assert pace.block == 2 << 20
 
 
 @pytest.mark.parametrize(("mode", "preset"), [names for names in PRESETS if names[1] == "reference"])
@@ -71,15 +71,15 @@ def test_reference_presets_do_not_adapt(mode: str, preset: str) -> None:
 
 def test_block_around_a_miss_shrinks_with_what_may_still_come() -> None:
     """A power of two, at most an eighth of the allowance, and never less than near."""
-    pace = Pace(far=True, in_flight=9, merge_gap=0, around=1_500_000, least_around=128 << 10)
-    assert [around_of(pace, allowance) for allowance in (100 << 20, 4 << 20, 1 << 20, 0, -(1 << 20))] == [
+    pace = Pace(far=True, in_flight=9, merge_gap=0, block=1_500_000, least_block=128 << 10)
+    assert [block_around(pace, allowance) for allowance in (100 << 20, 4 << 20, 1 << 20, 0, -(1 << 20))] == [
         1 << 20, 512 << 10, 128 << 10, 128 << 10, 128 << 10,
     ]  # fmt: skip
 
 
 def test_no_block_stays_none() -> None:
     """A policy that fetches nothing around a miss does so however the allowance stands."""
-    assert around_of(Pace(far=False, in_flight=1, merge_gap=0, around=0, least_around=0), 1 << 30) == 0
+    assert block_around(Pace(far=False, in_flight=1, merge_gap=0, block=0, least_block=0), 1 << 30) == 0
 
 
 def test_far_the_tail_holds_the_toc() -> None:
@@ -99,4 +99,4 @@ def test_a_little_way_off_a_miss_brings_little_more() -> None:
     policy = LazyPolicy()
     near, far = pace_of(policy, link(0.02, rate=100e6)), pace_of(policy, link(0.2, rate=100e6))
     assert near.far
-    assert policy.block_bytes < near.around < far.around // 4
+    assert policy.block_bytes < near.block < far.block // 4

@@ -12,13 +12,15 @@ from harness.lazyfs.counters import Counters
 from harness.lazyfs.data import prefetch
 from harness.lazyfs.data.disk_cache import DiskCache
 from harness.lazyfs.data.pace import Pace
-from harness.lazyfs.data.store import Layer, Store
+from harness.lazyfs.data.store import Store
 from harness.lazyfs.data.units import Decoded
 from harness.model.policy import LazyPolicy
 from harness.oci.registry.link import Link
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from harness.lazyfs.data.residency import Layer
 
 KIB = 1 << 10
 UNIT = 90 * KIB
@@ -59,7 +61,7 @@ class Source:
         return bytes(size)
 
 
-FAR = Pace(far=True, in_flight=16, merge_gap=250 * KIB, around=KIB, least_around=KIB)
+FAR = Pace(far=True, in_flight=16, merge_gap=250 * KIB, block=KIB, least_block=KIB)
 
 
 def run(work: Callable[[Store, Layer, Source], Awaitable[None]], link: Link | None = None) -> None:
@@ -138,7 +140,7 @@ def test_prefetch_follows_the_link() -> None:
 
         async def work(store: Store, layer: Layer, source: Source, far: bool = far) -> None:
             await prefetch.prefetch(store, [(0, unit * UNIT, unit * UNIT + 1) for unit in range(0, UNITS, 2)])
-            assert [store.missing(layer, unit) for unit in range(UNITS)] == [False, True] * (UNITS // 2)
+            assert [store.residency.missing(layer, unit) for unit in range(UNITS)] == [False, True] * (UNITS // 2)
             asked[far] = len(source.ranges)
 
         run(work, link)
@@ -154,7 +156,7 @@ def test_far_a_miss_brings_its_neighbours_while_it_may() -> None:
 
         async def work(store: Store, layer: Layer, source: Source, latency_s: float = latency_s) -> None:
             await store.read(layer, 100 * UNIT, 10, layer.size)
-            brought[latency_s] = [unit for unit in range(UNITS) if not store.missing(layer, unit)]
+            brought[latency_s] = [unit for unit in range(UNITS) if not store.residency.missing(layer, unit)]
             for unit in range(0, UNITS, 20):
                 await store.read(layer, unit * UNIT, 10, layer.size)
             assert store.counters.bytes_fetched < layer.size * 3 // 4

@@ -120,14 +120,14 @@ class Counting(LayoutStore):
 def test_reference_asks_what_the_real_daemons_ask_of_a_layer(mode: str, tmp_path: Path) -> None:
     """Probe, then HEAD and the TOC in whole regions (stargz), or gzip header and the whole zTOC (SOCI)."""
     source = convert(write_image(tmp_path / "plain", [tar_of(File("a", noise(300_000)))]), tmp_path / mode, mode)
-    (message,) = plan_layers(source, source.resolve(), mode).lazy
+    (layer,) = plan_layers(source, source.resolve(), mode).lazy
     store = Counting(source.store.where.removeprefix("oci:").partition(":")[0])
     store.asked = []
-    digest, size = message["digest"], message["size"]
+    digest, size = layer.digest, layer.size
     with_regions = SparseFile(str(tmp_path), "regions")
-    open_layer(store, message, lazy_policy(mode, "reference"), with_regions)
+    open_layer(store, layer, lazy_policy(mode, "reference"), with_regions)
     if mode == "soci":
-        assert store.asked == [(digest, 0, 2), (digest, 0, 10), (message["ztoc_digest"], 0, message["ztoc_size"])]
+        assert store.asked == [(digest, 0, 2), (digest, 0, 10), (layer.index_digest, 0, layer.index_size)]
         return
     assert store.asked[:2] == [(digest, 0, 2), (digest, "size")]
     regions = store.asked[2:]

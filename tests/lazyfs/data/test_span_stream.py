@@ -155,10 +155,13 @@ def test_an_index_that_lies_is_noticed(lie: str) -> None:
 @pytest.mark.files
 @pytest.mark.parametrize("lie", [lie for lie in LIES if lie != "longer layer"])
 def test_whole_layers_come_out_right_all_the_same(tmp_path: Path, lie: str) -> None:
-    """Then the layer is inflated as a stream, and what is on disk is the layer."""
+    """Then the layer is inflated as a stream, what is on disk is the layer, and the second fetch is counted."""
     sink, blob, layer = SparseFile(str(tmp_path), "layer"), Blob(STORED), LIES[lie](LAYER)
     store: Any = blob
-    assert fetch_whole(store, LAYER.digest, "gzip", len(PLAIN), sink, layer=layer) == len(STORED)
+    fetched = fetch_whole(store, LAYER.digest, "gzip", len(PLAIN), sink, layer=layer)
+    assert fetched.requests == 2
+    assert fetched.refetched
+    assert len(STORED) < fetched.received_bytes <= 2 * len(STORED)
     assert sink.read(0, len(PLAIN)) == PLAIN
     assert blob.times == 2
     sink.close()
@@ -191,7 +194,8 @@ def test_one_pass_where_they_agree(tmp_path: Path) -> None:
     """A good index costs one pass; another blob, or one with a wrong checksum that it was indexed with, is refused."""
     sink, blob = SparseFile(str(tmp_path), "layer"), Blob(STORED)
     store: Any = blob
-    fetch_whole(store, LAYER.digest, "gzip", len(PLAIN), sink, layer=LAYER)
+    fetched = fetch_whole(store, LAYER.digest, "gzip", len(PLAIN), sink, layer=LAYER)
+    assert (fetched.received_bytes, fetched.requests, fetched.refetched) == (len(STORED), 1, "")
     assert sink.read(0, len(PLAIN)) == PLAIN
     assert blob.times == 1
     blob.data = STORED[:5000] + b"?" + STORED[5001:]

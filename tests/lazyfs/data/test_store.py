@@ -20,8 +20,9 @@ from harness.formats.soci.ztoc_build import LayerIndexer
 from harness.lazyfs.counters import Counters
 from harness.lazyfs.data import prefetch
 from harness.lazyfs.data.disk_cache import DiskCache
+from harness.lazyfs.data.residency import PACKED, Layer
 from harness.lazyfs.data.span_units import SpanInflater, SpanUnits
-from harness.lazyfs.data.store import PACKED, Layer, Store
+from harness.lazyfs.data.store import Store
 from harness.model.modes import lazy_policy
 from harness.model.policy import LazyPolicy
 from tests.lazyfs.support import GOLDEN, File, noise, tar_of, text
@@ -106,7 +107,7 @@ def test_evicted_spans_come_back_from_disk(tmp_path: Path) -> None:
             for offset in range(0, layer.size, 30_000):
                 size = min(30_000, layer.size - offset)
                 assert bytes(await store.read(layer, offset, size, layer.size)) == TAR[offset : offset + size]
-        assert len(source.ranges) == len(set(source.ranges)) <= len(layer.state)
+        assert len(source.ranges) == len(set(source.ranges)) <= len(layer)
 
     run(work, LazyPolicy(memory_bytes=100_000, readahead_units=0, block_bytes=0), tmp_path)
 
@@ -173,11 +174,11 @@ def test_walking_reader_is_read_ahead_of() -> None:
         await store.read(layer, 0, 10, limit)
         await store.read(layer, layer.starts[1], 10, limit)
         await store.read(layer, layer.starts[1] + 10, 10, limit)
-        while layer.flights:
-            await next(iter(layer.flights.values())).done.wait()
-        assert not store.missing(layer, 2)
-        assert not store.missing(layer, 3)
-        assert store.missing(layer, 4)
+        while flights := [f for unit in range(len(layer)) if (f := store.residency.flight(layer, unit))]:
+            await flights[0].done.wait()
+        assert not store.residency.missing(layer, 2)
+        assert not store.residency.missing(layer, 3)
+        assert store.residency.missing(layer, 4)
 
     run(work, LazyPolicy(readahead_units=8, block_bytes=0))
 
@@ -243,7 +244,7 @@ def test_background_keeps_stored_bytes_on_disk(tmp_path: Path) -> None:
 
     async def work(store: Store, layer: Layer, source: Source) -> None:
         assert await prefetch.background(store)
-        assert set(layer.state) == {PACKED}
+        assert {store.residency.state(layer, unit) for unit in range(len(layer))} == {PACKED}
         assert store.counters.bytes_inflated == 0
         asked = len(source.ranges)
         assert bytes(await store.read(layer, 0, layer.size, layer.size)) == TAR[: layer.size]
@@ -259,7 +260,7 @@ def test_background_gives_up_on_a_registry_that_is_gone(tmp_path: Path) -> None:
     async def work(store: Store, layer: Layer, source: Source) -> None:
         source.error = RegistryError("gone")
         assert not await prefetch.background(store)
-        assert len(source.ranges) < len(layer.state)
+        assert len(source.ranges) < len(layer)
 
     run(work, policy, tmp_path)
 
@@ -277,7 +278,7 @@ def test_bytes_that_do_not_fit_on_disk_stay_right(tmp_path: Path) -> None:
         for offset in range(0, layer.size, 50_000):
             size = min(50_000, layer.size - offset)
             assert bytes(await store.read(layer, offset, size, layer.size)) == TAR[offset : offset + size]
-        while store.memory.used > store.memory.budget:
+        while store.residency.memory.used > store.residency.memory.budget:
             await trio.sleep(0)
 
     assert run(work, LazyPolicy(memory_bytes=100_000), tmp_path).disk_full
@@ -292,7 +293,7 @@ def test_prefetch_does_not_ask_for_what_is_there() -> None:
         await prefetch.prefetch(store, [(0, 0, layer.size)])
         assert len(source.ranges) > asked
         assert layer.units.extent(0)[0] not in {offset for offset, _ in source.ranges[asked:]}
-        assert not any(store.missing(layer, unit) for unit in range(len(layer.state)))
+        assert not any(store.residency.missing(layer, unit) for unit in range(len(layer)))
 
     run(work)
 

@@ -21,7 +21,8 @@ from tests.lazyfs.support import QUIET, File, convert, serve, tar_of, text, unpa
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.lazyfs.data.store import Layer, Store
+    from harness.lazyfs.data.residency import Layer
+    from harness.lazyfs.data.store import Store
     from tests.lazyfs.data.test_store import Source
 
 TAR = tar_of(*(File(f"file{n}", text(3_000, n)) for n in range(400)), File("large", text(2_000_000, 7)))
@@ -105,9 +106,9 @@ def test_reads_of_what_was_released_are_inflated_again() -> None:
                 assert bytes(await store.read(layer, offset, size, layer.size)) == STORE_TAR[offset : offset + size]
         for at, page in file.pages.items():
             assert page == STORE_TAR[at : at + PAGE_BYTES]
-        assert sum(resident.held for resident in store.memory.units.values()) < layer.size * 3 // 4
-        assert store.memory.used == sum(resident.cost for resident in store.memory.units.values())
-        assert len(source.ranges) == len(set(source.ranges)) <= len(layer.state)
+        assert sum(resident.held for resident in store.residency.memory.residents()) < layer.size * 3 // 4
+        assert store.residency.memory.used == sum(resident.cost for resident in store.residency.memory.residents())
+        assert len(source.ranges) == len(set(source.ranges)) <= len(layer)
         assert store.counters.bytes_inflated > layer.size
 
     run(work)
@@ -120,7 +121,7 @@ def test_the_rest_of_a_span_costs_no_request(tmp_path: Path) -> None:
     with serve(source, "erofs", tmp_path / "s", options=QUIET) as served:
         (served.root / "file0").read_bytes()
         for _ in range(3000):
-            if served.stats()["bytes_pushed"] > 500_000:
+            if served.usage().bytes_pushed > 500_000:
                 break
             threading.Event().wait(0.01)
         asked = []
@@ -142,7 +143,7 @@ def test_every_byte_is_right_with_and_without_the_kernels_pages(memory_bytes: in
         for _ in range(3):
             assert not list(compare(unpacked, survey(str(served.root))))
             forget_pages()
-        assert served.stats()["bytes_pushed"] > 0
+        assert served.usage().bytes_pushed > 0
 
 
 @pytest.mark.root
@@ -152,7 +153,7 @@ def test_a_trace_sees_every_read(tmp_path: Path) -> None:
     with serve(source, "erofs", tmp_path / "s", options=QUIET, trace=True) as served:
         for number in (0, 300):
             (served.root / f"file{number}").read_bytes()
-        assert served.stats()["bytes_pushed"] == 0
-        paths = [touch["path"] for touch in served.client.call("trace")["touches"]]
+        assert served.usage().bytes_pushed == 0
+        paths = [touch.path for touch in served.touches()]
         assert {"/file0", "/file300"} <= set(paths)
         assert "/large" not in paths

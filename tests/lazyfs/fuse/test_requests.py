@@ -53,7 +53,7 @@ def touch_all(root: str) -> None:
 
 
 def fuse(served: Served) -> dict[str, int]:
-    return {name: value["count"] for name, value in served.stats()["fuse"].items()}
+    return {name: value.count for name, value in served.usage().fuse.items()}
 
 
 def second_touch(served: Served) -> set[str]:
@@ -121,9 +121,9 @@ def test_reads_fetch_only_what_they_need(mode: str, tmp_path: Path) -> None:
     with serve(source, mode, tmp_path / "s", options={**QUIET, "block_bytes": 0}) as served:
         with open(f"{inside(served)}/d0/file0", "rb") as file:
             file.read()
-        stats = served.stats()
-        assert 0 < stats["bytes_fetched"] < source.resolve().layers[0].size / 2
-        assert stats["spans_fetched"] < stats["spans_total"]
+        stats = served.usage()
+        assert 0 < stats.bytes_fetched < source.resolve().layers[0].size / 2
+        assert stats.spans_fetched < stats.spans_total
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -134,15 +134,15 @@ def test_trace_names_files_in_first_touch_order(mode: str, tmp_path: Path) -> No
         for name in order:
             with open(f"{inside(served)}/{name}", "rb") as file:
                 assert file.read() == FILES[name]
-        touches = served.client.call("trace")["touches"]
-        paths = [touch["path"] for touch in touches]
+        touches = served.touches()
+        paths = [touch.path for touch in touches]
         named = [path.strip("/") for path in paths if path.strip("/") in order]
         # A blob's reads are of blocks, which neighbours share: there the order is that of the blocks.
         assert (sorted(named) if mode == "erofs" else named) == (sorted(order) if mode == "erofs" else order)
-        by_path = {touch["path"]: touch for touch in touches}
-        assert by_path["/large"]["offset"] == 0
-        assert by_path["/large"]["size"] == len(FILES["large"])
-        assert all(touch["t_s"] >= 0 and touch["layer"] == 0 for touch in touches)
+        by_path = {touch.path: touch for touch in touches}
+        assert by_path["/large"].offset == 0
+        assert by_path["/large"].size == len(FILES["large"])
+        assert all(touch.t_s >= 0 and touch.layer == 0 for touch in touches)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -152,20 +152,20 @@ def test_prefetch_list_saves_the_requests_of_the_reads(mode: str, tmp_path: Path
     source = image_for(mode, tmp_path)
     with serve(source, mode, tmp_path / "s", options={"background": False}, prefetch=names) as served:
         wait_until_quiet(served)
-        before = served.stats()
+        before = served.usage()
         for name in names[:3]:
             with open(f"{inside(served)}{name}", "rb") as file:
                 assert file.read() == FILES[name.strip("/")]
-        after = served.stats()
+        after = served.usage()
         # The kernel reads ahead past a file's end in a blob, so there a neighbour may still be fetched.
-        assert after["requests"] - before["requests"] <= (2 if mode == "erofs" else 0)
-        assert before["requests"] < before["spans_fetched"] or before["spans_fetched"] <= 3
+        assert after.requests - before.requests <= (2 if mode == "erofs" else 0)
+        assert before.requests < before.spans_fetched or before.spans_fetched <= 3
 
 
 def wait_until_quiet(served: Served) -> None:
     """Until the daemon has reported the end of its prefetch."""
     for _ in range(400):
-        if any(span["name"] == "prefetch" for span in served.client.call("background", wait_s=0.02)["spans"]):
+        if any(span.name == "prefetch" for span in served.background(0.02).spans):
             return
     pytest.fail("the prefetch did not end")
 
@@ -175,12 +175,12 @@ def test_landmark_prefetch_fetches_the_prioritised_files(tmp_path: Path) -> None
     source = image_for("estargz", tmp_path, prioritized=("d3/file3", "d2/file52"))
     with serve(source, "estargz", tmp_path / "s", options={"background": False}) as served:
         wait_until_quiet(served)
-        before = served.stats()
-        assert before["spans_fetched"] == 2
+        before = served.usage()
+        assert before.spans_fetched == 2
         for name in ("d3/file3", "d2/file52"):
             with open(f"{inside(served)}/{name}", "rb") as file:
                 assert file.read() == FILES[name]
-        assert served.stats()["requests"] == before["requests"]
+        assert served.usage().requests == before.requests
 
 
 def test_soci_prefetch_artefact_is_followed(tmp_path: Path) -> None:
@@ -188,12 +188,12 @@ def test_soci_prefetch_artefact_is_followed(tmp_path: Path) -> None:
     source = image_for("soci", tmp_path, prefetch_files=("d3/file3", "d2/file52"))
     with serve(source, "soci", tmp_path / "s", options={"background": False}) as served:
         wait_until_quiet(served)
-        before = served.stats()
-        assert 0 < before["spans_fetched"] <= 4
+        before = served.usage()
+        assert 0 < before.spans_fetched <= 4
         for name in ("d3/file3", "d2/file52"):
             with open(f"{inside(served)}/{name}", "rb") as file:
                 assert file.read() == FILES[name]
-        assert served.stats()["requests"] == before["requests"]
+        assert served.usage().requests == before.requests
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -208,15 +208,15 @@ def test_background_fetch_makes_the_registry_dispensable(mode: str, tmp_path: Pa
     with blob_server(source, fault) as server:
         options = {"background_after_s": 0.0, "background_interval_s": 0.0, "attempts": 1, "memory_bytes": 200_000}
         with serve(source, mode, tmp_path / "s", store=registry(server), options=options) as served:
-            assert served.client.call("background", wait_s=0.1)["complete"] is False
-            frozen = served.stats()
-            served.client.call("ready")
-            answer = served.client.call("background", wait_s=30)
-            assert answer["complete"] is True
-            assert answer["spans"][0]["name"] == "background"
-            stats = served.stats()
-            assert stats["bytes_fetched_before_ready"] == frozen["bytes_fetched"] < stats["bytes_fetched"]
-            assert stats["spans_fetched"] == stats["spans_total"]
+            assert served.background(0.1).complete is False
+            frozen = served.usage()
+            served.ready()
+            answer = served.background(30)
+            assert answer.complete is True
+            assert answer.spans[0].name == "background"
+            stats = served.usage()
+            assert stats.bytes_fetched_before_ready == frozen.bytes_fetched < stats.bytes_fetched
+            assert stats.spans_fetched == stats.spans_total
             gone.append(True)
             touch_all(inside(served))
 
@@ -229,10 +229,10 @@ def test_eager_has_everything_before_the_mount(tmp_path: Path) -> None:
         store = registry(server)
         with serve(source, "erofs", tmp_path / "s", store=store, preset="eager") as served:
             gone.append(True)
-            stats = served.stats()
-            assert stats["spans_fetched"] == stats["spans_total"]
+            stats = served.usage()
+            assert stats.spans_fetched == stats.spans_total
             touch_all(inside(served))
-            assert served.stats()["requests"] == stats["requests"]
+            assert served.usage().requests == stats.requests
 
 
 def test_layer_without_a_way_in_is_fetched_whole(tmp_path: Path) -> None:
@@ -241,9 +241,9 @@ def test_layer_without_a_way_in_is_fetched_whole(tmp_path: Path) -> None:
     image = write_image(tmp_path / "image", [LAYER], [blob], media_type=OCI_LAYER_ZSTD)
     source = convert(image, tmp_path / "erofs", "erofs")
     with serve(source, "erofs", tmp_path / "s", options=QUIET) as served:
-        stats = served.stats()
-        assert (stats["layers_lazy"], stats["layers_unpacked"]) == (0, 1)
-        assert stats["bytes_fetched"] == len(blob)
+        stats = served.usage()
+        assert (stats.layers_lazy, stats.layers_unpacked) == (0, 1)
+        assert stats.bytes_fetched == len(blob)
         touch_all(inside(served))
 
 

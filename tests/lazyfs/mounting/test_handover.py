@@ -38,14 +38,14 @@ def test_after_the_background_fetch_fuse_is_out_of_the_way(tmp_path: Path) -> No
     with serve(source, "erofs", tmp_path / "s", options=options) as served:
         with open(f"{served.root}/large", "rb") as file:
             begin = file.read(4096)
-        served.client.call("ready")
-        assert served.client.call("background", wait_s=60)["complete"]
-        stats = served.stats()
-        assert stats["handed_over"]
-        assert {"read", "release"} <= set(stats["fuse"])
+        served.ready()
+        assert served.background(60).complete
+        stats = served.usage()
+        assert stats.handed_over
+        assert {"read", "release"} <= set(stats.fuse)
         forget_pages()
         assert not list(compare(unpacked, survey(str(served.root))))
-        assert served.stats()["fuse"].get("read") == stats["fuse"]["read"]
+        assert served.usage().fuse.get("read") == stats.fuse["read"]
         served.process.send_signal(signal.SIGKILL)
         served.process.wait(20)
         forget_pages()
@@ -57,11 +57,11 @@ def test_a_full_pull_is_handed_over_at_once(tmp_path: Path) -> None:
     """``eager`` has all bytes before it is mounted: nothing is ever read through FUSE, not by the mount itself."""
     source = convert(write_image(tmp_path / "plain", [TAR]), tmp_path / "image", "erofs")
     with serve(source, "erofs", tmp_path / "s", preset="eager") as served:
-        assert served.stats()["handed_over"]
+        assert served.usage().handed_over
         forget_pages()
         with open(f"{served.root}/large", "rb") as file:
             assert file.read() == text(3_000_000, seed=7)
-        assert "read" not in served.stats()["fuse"]
+        assert "read" not in served.usage().fuse
 
 
 def test_names_and_attributes_never_reach_the_daemon(tmp_path: Path) -> None:
@@ -72,16 +72,16 @@ def test_names_and_attributes_never_reach_the_daemon(tmp_path: Path) -> None:
         paths = [entry.path for entry in os.scandir(served.root)] + [f"{served.root}/d/text"]
         assert {os.path.basename(path) for path in paths} >= {"d", "empty", "link", "large", "text"}
         assert os.stat(f"{served.root}/large").st_size == 3_000_000
-        assert "read" not in served.stats()["fuse"]
+        assert "read" not in served.usage().fuse
 
 
 def test_without_a_loop_device_everything_goes_on_through_fuse(tmp_path: Path) -> None:
     """Switched off, EROFS is mounted from the file, and the background fetch hands nothing over."""
     source = convert(write_image(tmp_path / "plain", [TAR]), tmp_path / "image", "erofs")
     with serve(source, "erofs", tmp_path / "s", options={"handover": False, "background_after_s": 0.0}) as served:
-        served.client.call("ready")
-        assert served.client.call("background", wait_s=60)["complete"]
-        assert not served.stats()["handed_over"]
+        served.ready()
+        assert served.background(60).complete
+        assert not served.usage().handed_over
         with open(f"{served.root}/large", "rb") as file:
             assert file.read() == text(3_000_000, seed=7)
 

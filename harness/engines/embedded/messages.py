@@ -1,0 +1,111 @@
+"""What the harness and the agent inside the machine tell each other, as frozen dataclasses.
+
+The harness says ``Deploy`` and ``Stop``; everything else is the agent's. Spans have the daemon's form, see
+``harness.lazyfs.messages``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.engines.protocol import DeployRequest  # noqa: TC001 - msgspec reads the annotations
+from harness.lazyfs.messages import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Deploy:
+    """T0 was at ``t0_ns`` (CLOCK_MONOTONIC): bring the image to ``scratch`` on the machine's disk, and start it."""
+
+    request: DeployRequest
+    scratch: str
+    t0_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Take container and mounts away; answered by ``Stopped``."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentUp:
+    """The agent has imported everything and waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class RootfsDetails:
+    """Facts about how a mode put the root file system there; None where a mode has no such fact."""
+
+    agent_requests: int | None = None
+    """Requests that the agent itself sent to the registry."""
+    entries: int | None = None
+    unpacked_bytes: int | None = None
+    soci_index: str | None = None
+    lazy_layers: tuple[int, ...] | None = None
+    unpacked_layers: tuple[int, ...] | None = None
+    erofs: str | None = None
+    """How EROFS was mounted: ``file``, ``loop``, or ``loops`` with the metadata on a device of its own."""
+    erofs_refused: tuple[str, ...] | None = None
+    """Ways to mount it that were tried first, and why they failed."""
+    whole_layers: tuple[int, ...] | None = None
+
+    def known(self) -> dict[str, object]:
+        """The facts there are, by name, in the form that an observation stores."""
+        known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in known.items()
+            if value is not None
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """A phase begins now; phase ``pull`` began at T0."""
+
+    phase: Literal["create", "start"]
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The container exists with this ``pid`` and ``root``; its process does not run yet."""
+
+    pid: int
+    root: str
+    details: RootfsDetails
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The container's process runs since ``time_ns``; ``image`` is the digest of the manifest that was deployed."""
+
+    time_ns: int
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The deployment, or the agent itself, failed in ``phase``; ``harness.errors.from_kind`` rebuilds the error."""
+
+    kind: str
+    message: str
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The container's process has ended."""
+
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Everything is taken away, but for what ``problems`` say."""
+
+    problems: tuple[str, ...] = ()
+
+
+TO_AGENT: tuple[type, ...] = (Deploy, Stop)
+FROM_AGENT: tuple[type, ...] = (AgentUp, Entered, Span, Created, Started, Failed, Exited, Stopped)

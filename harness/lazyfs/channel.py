@@ -1,0 +1,118 @@
+"""One channel for all processes of a trial: frozen dataclasses as JSON lines over a stream socket, with one limit.
+
+A line is ``{"say": class, "id": number, "body": fields}``; an answer repeats its request's number. The standard
+library writes the JSON, because names in it may hold bytes that are no UTF-8 (as lone surrogates), and msgspec turns
+it into the class and checks every field on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from harness.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MAX_LINE_BYTES = 64 << 20
+"""A mount request with a long prefetch list, or the trace of a large image, is the largest message there is."""
+_WHERE = "control socket"
+_RECEIVE_BYTES = 1 << 18
+
+
+class Received(NamedTuple):
+    """A message and its number; requests and answers have one above 0."""
+
+    number: int
+    message: object
+
+
+def encode(message: object, number: int = 0) -> bytes:
+    """The line that carries a message."""
+    line = {"say": type(message).__name__, "id": number, "body": msgspec.to_builtins(message)}
+    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
+
+
+class Lines:
+    """Takes bytes as they come off a stream, and gives messages of the classes it was told of."""
+
+    def __init__(self, types: Iterable[type]) -> None:
+        self._types = {kind.__name__: kind for kind in types}
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Received]:
+        """The messages that ``data`` completes; FormatError for a line that is too long or no such message."""
+        self._buffer += data
+        if b"\n" not in data:
+            if len(self._buffer) > MAX_LINE_BYTES:
+                raise FormatError(_WHERE, f"a message is longer than {MAX_LINE_BYTES} bytes")
+            return []
+        *lines, rest = bytes(self._buffer).split(b"\n")
+        self._buffer = bytearray(rest)
+        return [self._decode(line) for line in lines]
+
+    def _decode(self, line: bytes) -> Received:
+        try:
+            value = json.loads(line)
+            name, number = str(value["say"]), int(value["id"])
+            kind = self._types[name]
+            return Received(number, msgspec.convert(value["body"], kind))
+        except KeyError as error:
+            raise FormatError(_WHERE, f"a message without or with an unknown {error}") from None
+        except (ValueError, TypeError) as error:  # msgspec's errors are ValueErrors
+            raise FormatError(_WHERE, f"a message that cannot be read: {error}") from None
+
+
+class Channel:
+    """One blocking end. ``send`` may be called from any thread, ``receive`` from one."""
+
+    def __init__(self, end: socket.socket, types: Iterable[type]) -> None:
+        """``types`` are the classes of what may arrive."""
+        self._socket = end
+        self._lock = threading.Lock()
+        self._lines = Lines(types)
+        self._messages: list[Received] = []
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: object, number: int = 0) -> bool:
+        """Send one message; False when the other end is gone (it reads nothing any more)."""
+        data = encode(message, number)
+        with self._lock:
+            try:
+                self._socket.settimeout(None)
+                self._socket.sendall(data)
+            except OSError:
+                return False
+        return True
+
+    def receive(self, timeout_s: float | None = None) -> Received | None:
+        """The next message; None when the other end is gone. Raises TimeoutError after ``timeout_s``, FormatError."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._messages:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except ConnectionError:
+                return None
+            if not data:
+                return None
+            self._messages += self._lines.feed(data)
+        return self._messages.pop(0)
+
+    def shut_down(self) -> None:
+        """End the conversation in both directions; the other end, and our own reader, see the end of the stream."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,265 @@
+"""What is where: each unit's place on disk, in memory, and in the requests under way.
+
+All changes go through here and happen on the event loop, so that there are no locks. A unit moves along few paths: a
+flight brings it (``install``), memory that runs out moves it to the disk cache, ``load_packed`` brings its stored
+bytes back to memory, and ``lose`` forgets it everywhere, so that the next read fetches it again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from harness.lazyfs.data.fetch import Fetched, Place
+from harness.lazyfs.data.memory_cache import MemoryCache, Resident
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from harness.errors import ColdbenchError
+    from harness.formats.table import RangeSource
+    from harness.lazyfs.counters import Counters
+    from harness.lazyfs.data.disk_cache import DiskCache
+    from harness.lazyfs.data.memory_cache import Key
+    from harness.lazyfs.data.units import Units
+
+ABSENT, PACKED, INFLATED = 0, 1, 2
+"""Where a unit is on disk: nowhere, as stored bytes, or inflated."""
+
+
+class Flight:
+    """A request under way, or a thread at work on a unit; waiters get the residents it brought."""
+
+    __slots__ = ("done", "failed", "residents")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.residents: dict[int, Resident] = {}
+        self.failed: dict[int, ColdbenchError] = {}
+
+
+class Layer:
+    """One lazy layer: its units, where they come from and where they are kept on disk."""
+
+    __slots__ = ("disk", "ends", "index", "place", "size", "starts", "units", "walked")
+
+    def __init__(self, index: int, units: Units, source: RangeSource, disk: DiskCache) -> None:
+        self.index = index
+        self.units = units
+        self.disk = disk
+        self.place = Place(units, source, disk)
+        self.size = units.size
+        self.starts = units.starts
+        self.ends = units.ends
+        self.walked = -2
+        """The unit read last, by which the reader notices that somebody walks through the units."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+class Installed(NamedTuple):
+    """A unit that a flight brought inflated, and that memory did not hold yet."""
+
+    unit: int
+    resident: Resident
+
+
+class Residency:
+    """The units of all layers. ``nursery`` runs the spilling from memory to disk."""
+
+    def __init__(self, memory_bytes: int, counters: Counters, nursery: trio.Nursery) -> None:
+        self.layers: list[Layer] = []
+        self.memory = MemoryCache(memory_bytes)
+        self._counters = counters
+        self._nursery = nursery
+        self._states: list[bytearray] = []
+        self._flights: list[dict[int, Flight]] = []
+        self._spilling: trio.Event | None = None
+
+    def add_layer(self, units: Units, source: RangeSource, disk: DiskCache) -> Layer:
+        layer = Layer(len(self.layers), units, source, disk)
+        self.layers.append(layer)
+        self._states.append(bytearray(len(layer)))
+        self._flights.append({})
+        return layer
+
+    # What is where
+
+    def state(self, layer: Layer, unit: int) -> int:
+        """Where the unit is on disk."""
+        return self._states[layer.index][unit]
+
+    def resident(self, layer: Layer, unit: int) -> Resident | None:
+        """The unit in memory, if it is there."""
+        return self.memory.get((layer.index, unit))
+
+    def use(self, layer: Layer, unit: int) -> Resident | None:
+        """The unit in memory, if it is there, which now leaves last."""
+        return self.memory.use((layer.index, unit))
+
+    def flight(self, layer: Layer, unit: int) -> Flight | None:
+        """The request or thread that is at work on the unit."""
+        return self._flights[layer.index].get(unit)
+
+    def missing(self, layer: Layer, unit: int) -> bool:
+        """Whether the unit is nowhere and nobody is fetching it."""
+        return not self.is_local(layer, unit) and unit not in self._flights[layer.index]
+
+    def is_local(self, layer: Layer, unit: int) -> bool:
+        """Whether the unit can be read without the registry, in whatever form."""
+        return self._states[layer.index][unit] != ABSENT or (layer.index, unit) in self.memory
+
+    def absent_on_disk(self, layer: Layer) -> list[int]:
+        """The layer's units that are on disk in no form, ascending."""
+        return [unit for unit, state in enumerate(self._states[layer.index]) if state == ABSENT]
+
+    def not_inflated(self, layer: Layer) -> list[int]:
+        """The layer's units that are not inflated on disk, ascending."""
+        return [unit for unit, state in enumerate(self._states[layer.index]) if state != INFLATED]
+
+    def all_local(self) -> bool:
+        """Whether every unit can be read without the registry."""
+        return all(self.is_local(layer, unit) for layer in self.layers for unit in range(len(layer)))
+
+    def is_whole(self) -> bool:
+        """Whether the disk holds every unit inflated."""
+        return all(state == INFLATED for states in self._states for state in states)
+
+    # Flights
+
+    def take_off(self, layer: Layer, units: Sequence[int]) -> Flight:
+        """From now on somebody is at work on these units."""
+        flight = Flight()
+        flights = self._flights[layer.index]
+        for unit in units:
+            flights[unit] = flight
+        return flight
+
+    def land(self, layer: Layer, units: Sequence[int], flight: Flight) -> None:
+        """The work has ended, well or not; whoever waited for it goes on."""
+        flights = self._flights[layer.index]
+        for unit in units:
+            if flights.get(unit) is flight:
+                del flights[unit]
+        flight.done.set()
+
+    def install(self, layer: Layer, flight: Flight, fetched: Fetched, *, keep_packed: bool) -> list[Installed]:
+        """Take in what a flight brought; the units that came inflated and are new to memory.
+
+        ``keep_packed``: the stored bytes of whole units stay in memory, too.
+        """
+        states = self._states[layer.index]
+        for unit in fetched.written_packed:
+            states[unit] = max(states[unit], PACKED)
+        for unit in fetched.written_inflated:
+            states[unit] = INFLATED
+        for unit, packed in fetched.packed:
+            self._put(layer, flight, unit, Resident(packed))
+        installed: list[Installed] = []
+        for (unit, pieces, rest), stored in fetched.decoded:
+            known = self.resident(layer, unit)
+            if known is not None and (known.filled or known.busy):
+                flight.residents[unit] = known
+                continue
+            resident = Resident(stored)
+            resident.append(pieces, rest, keep_packed=keep_packed)
+            self._put(layer, flight, unit, resident)
+            installed.append(Installed(unit, resident))
+        self.trim()
+        return installed
+
+    def _put(self, layer: Layer, flight: Flight, unit: int, resident: Resident) -> None:
+        self.memory.put((layer.index, unit), resident)
+        flight.residents[unit] = resident
+
+    # Single units
+
+    def add_neighbour(self, layer: Layer, unit: int, pieces: list[bytes]) -> None:
+        """A whole unit that came out of another one's stored bytes; kept unless it is there already."""
+        if (layer.index, unit) not in self.memory and self.state(layer, unit) != INFLATED:
+            resident = Resident()
+            resident.append(pieces, None)
+            self.memory.put((layer.index, unit), resident)
+
+    def charge(self, key: Key, resident: Resident, before: int) -> None:
+        """The resident costs more or less memory than ``before``."""
+        self.memory.charge(key, resident, before)
+
+    def note_inflated(self, layer: Layer, unit: int) -> None:
+        """The unit was written to the disk cache, inflated."""
+        self._states[layer.index][unit] = INFLATED
+
+    def note_filled(self, layer: Layer) -> None:
+        """All of the layer was written to the disk cache, inflated."""
+        self._states[layer.index][:] = bytes([INFLATED]) * len(layer)
+
+    def lose(self, layer: Layer, unit: int) -> None:
+        """What is kept of the unit is bad or gone: forget it, so that the next read fetches it again."""
+        self.memory.drop((layer.index, unit))
+        self._states[layer.index][unit] = ABSENT
+
+    def forget_memory(self) -> None:
+        """Let go of everything in memory, since nobody reads from here any more."""
+        self.memory.clear()
+
+    # Disk
+
+    def read_inflated(self, layer: Layer, unit: int, offset: int, size: int) -> bytes | None:
+        """Bytes of a unit that is inflated on disk; None, and the unit is lost, when the disk does not give them."""
+        data = layer.disk.inflated.read(offset, size) if layer.disk.inflated else None
+        if data is None:
+            self._states[layer.index][unit] = ABSENT
+        return data
+
+    def load_packed(self, layer: Layer, unit: int) -> None:
+        """Bring a unit's stored bytes back to memory; it is lost when the disk does not give them."""
+        start, size = layer.units.extent(unit)
+        packed = layer.disk.packed.read(start, size) if layer.disk.packed else None
+        if packed is None:
+            self._states[layer.index][unit] = ABSENT
+        else:
+            self.memory.put((layer.index, unit), Resident(packed))
+
+    async def wait_for_room(self) -> None:
+        """Wait for the spilling to disk where memory is far above its budget."""
+        if self.memory.used > self.memory.budget * 3 // 2 and self._spilling is not None:
+            await self._spilling.wait()
+
+    def trim(self) -> None:
+        """See to it that memory gets within its budget soon."""
+        if self.memory.used > self.memory.budget and self._spilling is None:
+            self._spilling = trio.Event()
+            self._nursery.start_soon(self._spill, self._spilling)
+
+    async def _spill(self, done: trio.Event) -> None:
+        """Move the coldest units to disk until the budget is kept; where the disk is full they are just dropped."""
+        try:
+            while victims := self.memory.victims():
+                states = await trio.to_thread.run_sync(self._write_out, victims)
+                for ((index, unit), resident), state in zip(victims, states, strict=True):
+                    self._states[index][unit] = max(self._states[index][unit], state)
+                    if self.memory.get((index, unit)) is resident and not resident.busy:
+                        self.memory.drop((index, unit))
+                self._counters.disk_full |= any(file.full for layer in self.layers for file in layer.disk.files())
+        finally:
+            self._spilling = None
+            done.set()
+
+    def _write_out(self, victims: list[tuple[Key, Resident]]) -> list[int]:
+        return list(self._written(victims))
+
+    def _written(self, victims: list[tuple[Key, Resident]]) -> Iterator[int]:
+        """The state of each victim after it was written to disk; runs in a worker thread and changes no state."""
+        for (index, unit), resident in victims:
+            layer, state, packed = self.layers[index], self._states[index][unit], resident.packed
+            if state == INFLATED:
+                yield INFLATED
+            elif resident.complete and packed is None and layer.disk.inflated is not None:
+                written = layer.disk.inflated.write_pieces(layer.starts[unit], resident.pieces)
+                yield INFLATED if written else ABSENT
+            elif packed is not None and state != PACKED and layer.disk.packed is not None:
+                yield PACKED if layer.disk.packed.write(layer.units.extent(unit)[0], packed) else ABSENT
+            else:
+                yield ABSENT

@@ -1,0 +1,293 @@
+"""What agent, daemon and harness tell each other, as frozen dataclasses.
+
+A request names its answer's class, so that the type checker follows a call across the process boundary; an error
+comes back as ``Refused``. The dataclasses hold plain values only (numbers, strings, tuples and each other), because
+``harness.lazyfs.channel`` writes them as JSON lines. The agent's own messages are in
+``harness.engines.embedded.messages``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
+
+Option = bool | int | float | str
+"""Value of one of a mode's options."""
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """The daemon runs; ``root`` is where its FUSE session is mounted."""
+
+    pid: int
+    root: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The answer to a request that failed; ``harness.errors.from_kind`` rebuilds the error."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One span of the timeline, CLOCK_MONOTONIC in nanoseconds; ``layer`` where it belongs to one."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+    layer: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """Where the image's blobs are: in an OCI layout on disk, or else in a repository of a registry.
+
+    ``plain`` says whether the registry speaks HTTP without TLS (None: as its name suggests); ``routes`` how the
+    machine reaches its hosts (``harness.oci.registry.places``).
+    """
+
+    layout: str = ""
+    registry: str = ""
+    repository: str = ""
+    plain: bool | None = None
+    credentials: dict[str, str] = field(default_factory=dict)
+    routes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LazyLayer:
+    """A layer to serve through its index; ``kind`` is ``ztoc`` or ``estargz``.
+
+    A zTOC is a blob of its own with digest and size, an eStargz TOC lies in the layer and has a digest only.
+    ``prefetch_digest`` names a SOCI prefetch artefact, where there is one.
+    """
+
+    number: int
+    kind: str
+    digest: str
+    size: int
+    index_digest: str
+    index_size: int = 0
+    prefetch_digest: str = ""
+    prefetch_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BlobName:
+    """The part of a descriptor that tells one blob from another."""
+
+    media_type: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ErofsIndexName:
+    """An image's EROFS index: its manifest's text, and the manifest and layers that it must be an index of."""
+
+    manifest: str
+    image: BlobName
+    layers: tuple[BlobName, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataFile:
+    """The EROFS image in two: ``path`` holds the metadata, and layers begin at byte ``start`` of the image file."""
+
+    path: str
+    start: int
+
+
+class Request(Generic[A]):
+    """A message to the daemon whose answer is an ``A``."""
+
+    __slots__ = ()
+    answer: ClassVar[type]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer that holds nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeMounted:
+    """``layers`` are the numbers of the served layers, each a directory of that name below the FUSE mount."""
+
+    layers: tuple[int, ...]
+    opaque_roots: tuple[int, ...]
+    """Layers that hide all below them."""
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BlobMounted:
+    """``file`` is the image file's name below the FUSE mount; ``loop``: mount it through a loop device if possible."""
+
+    file: str
+    loop: bool
+    metadata: MetadataFile | None
+    layers_whole: tuple[int, ...]
+    """Layers that were fetched whole before the mount."""
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What every mount request says, whichever the presentation.
+
+    ``options`` change single policies of the preset (``harness.lazyfs.policy``), ``scratch`` is a directory on the
+    machine's disk, ``prefetch`` an ordered list of paths, ``latency_s`` the round trip to the registry as far as it
+    was measured, ``trace`` asks for first touches, ``layers_unpacked`` counts the layers that somebody else unpacks.
+    """
+
+    mode: str
+    preset: str
+    store: StoreAddress
+    scratch: str
+    options: dict[str, Option] = field(default_factory=dict)
+    prefetch: tuple[str, ...] = ()
+    latency_s: float = 0.0
+    trace: bool = False
+    t0_ns: int = 0
+    layers_unpacked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MountTree(Request[TreeMounted]):
+    """Serve each of ``layers`` (bottom first) as a directory."""
+
+    answer: ClassVar[type] = TreeMounted
+    serving: Serving
+    layers: tuple[LazyLayer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MountBlob(Request[BlobMounted]):
+    """Serve all layers as one EROFS image file."""
+
+    answer: ClassVar[type] = BlobMounted
+    serving: Serving
+    index: ErofsIndexName
+
+
+@dataclass(frozen=True, slots=True)
+class UseDevice(Request[Done]):
+    """``path`` is the loop device over the image file, ``mounted`` the one that EROFS is mounted from."""
+
+    answer: ClassVar[type] = Done
+    path: str
+    mounted: str
+
+
+@dataclass(frozen=True, slots=True)
+class MarkReady(Request[Done]):
+    """The container is ready: counters "before ready" are frozen, the background fetch may begin."""
+
+    answer: ClassVar[type] = Done
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundState:
+    """``complete``: the background fetch has ended and everything is local. ``spans`` ended after the mount."""
+
+    complete: bool
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitBackground(Request[BackgroundState]):
+    """Answered when the background fetch has ended, or after ``wait_s``."""
+
+    answer: ClassVar[type] = BackgroundState
+    wait_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """``counts[i]`` is how often a time had i binary digits of 2 microseconds."""
+
+    counts: tuple[int, ...]
+    total_s: float
+    max_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class OpcodeUsage:
+    """How often one kind of FUSE request came, and how long it took."""
+
+    count: int
+    service: Histogram
+    queueing: Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Everything the daemon counted; the fields are those of ``harness.model.observation.LazyUsage``."""
+
+    layers_lazy: int
+    layers_unpacked: int
+    bytes_fetched_before_ready: int
+    bytes_fetched: int
+    requests_before_ready: int
+    requests: int
+    spans_fetched: int
+    spans_total: int
+    bytes_inflated: int
+    digest_mismatches: int
+    retries: int
+    fuse: dict[str, OpcodeUsage]
+    handed_over: bool
+    bytes_pushed: int
+    memory_peak_bytes: int
+    cpu_s: float
+    read_errors: int
+    disk_full: bool
+    layers_refetched: int
+
+
+@dataclass(frozen=True, slots=True)
+class GetUsage(Request[Usage]):
+    answer: ClassVar[type] = Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """The part of a file that a start read, and when it read it first (seconds after T0)."""
+
+    path: str
+    layer: int
+    offset: int
+    size: int
+    t_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Touches:
+    """In first-touch order."""
+
+    touches: tuple[Touch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GetTouches(Request[Touches]):
+    """The first touches so far; none unless the mount request asked for a trace."""
+
+    answer: ClassVar[type] = Touches
+
+
+@dataclass(frozen=True, slots=True)
+class End(Request[Done]):
+    """Unmount and end."""
+
+    answer: ClassVar[type] = Done
+
+
+REQUESTS: tuple[type, ...] = (MountTree, MountBlob, UseDevice, MarkReady, AwaitBackground, GetUsage, GetTouches, End)
+ANSWERS: tuple[type, ...] = (Up, Refused, Done, TreeMounted, BlobMounted, BackgroundState, Usage, Touches)
