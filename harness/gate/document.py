@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from harness.gate.aa import AaRecord
 from harness.report.document import RatioPart
 from harness.stats.paired import Verdict
 
 if TYPE_CHECKING:
     from harness.gate.comparing import Compared
+    from harness.gate.result import GateResult
 
 DOCUMENT_VERSION = 1
 
@@ -75,3 +77,55 @@ class ComparedPart(_Part):
 def document(compared: Compared) -> str:
     """A comparison as JSON."""
     return ComparedPart.model_validate(compared).model_dump_json(indent=2)
+
+
+class CounterPart(_Part):
+    """One counter or image metric; ``case`` is empty for the image's own."""
+
+    case: str
+    metric: str
+    baseline: float
+    candidate: float
+    tolerance: float
+    status: str
+
+
+class RegressionPart(_Part):
+    """One regression that counts, and why."""
+
+    case: str
+    metric: str
+    sentence: str
+    reasons: tuple[str, ...]
+
+
+class GatePart(_Part):
+    """What ``gate.json`` holds."""
+
+    schema_version: int = DOCUMENT_VERSION
+    scenario: str
+    file: str
+    baseline: str
+    decision: str
+    exit_code: int
+    host: str
+    blocks: int
+    most_blocks: int
+    alpha: float
+    lines: tuple[LinePart, ...]
+    confirmation: tuple[LinePart, ...]
+    counters: tuple[CounterPart, ...]
+    regressions: tuple[RegressionPart, ...]
+    unconfirmed: tuple[str, ...]
+    differences: tuple[DifferencePart, ...]
+    anyway: bool
+    notes: tuple[str, ...]
+    alone: tuple[str, ...]
+    excluded: tuple[str, ...]
+    aa: AaRecord | None
+    repeat: str
+
+
+def gate_document(result: GateResult) -> str:
+    """A gate's result as JSON."""
+    return GatePart.model_validate(result).model_dump_json(indent=2)

@@ -15,7 +15,7 @@ from harness.errors import UsageError
 from harness.model import modes as mode_table
 from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, expand_engines
 from harness.model.image import ImageSpec  # noqa: TC001 - pydantic reads it at run time
-from harness.model.metrics import METRICS, check_name, family
+from harness.model.metrics import METRICS, check_name, family, setting
 from harness.model.near_miss import near_miss
 from harness.model.shape import Distance, Shape, parse_distance, parse_shape
 from harness.model.workload import Many, Name, Runtime, Seconds, Table, Workload, refuse_repeats
@@ -149,6 +149,11 @@ class Gate(Table):
             if METRICS[family(key)].kind != "time":
                 raise ValueError(f"metric {key!r} does not scatter and needs no interval: leave it out of metrics")
         return self
+
+    def margin_of(self, metric: str) -> float:
+        """The relative change of a time that matters: the metric's own threshold, else the margin."""
+        named = setting(metric, self.thresholds)
+        return self.margin if named is None else named
 
 
 def _expand_shape(value: object) -> object:

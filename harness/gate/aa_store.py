@@ -1,0 +1,64 @@
+"""Where A/A records are kept: one directory per host class in the cache, one file per scenario and run."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from harness.gate.aa import AaRecord
+from harness.session.store import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.oci.cache import Cache
+
+
+def directory(cache: Cache, host_class: str) -> Path:
+    """Records of hosts of one class."""
+    return cache.root / "aa" / host_class
+
+
+def keep(cache: Cache, record: AaRecord) -> Path:
+    """Write a record; older ones of the same scenario stay, since together they show how days differ."""
+    folder = directory(cache, record.host_class)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record.scenario}-{record.session}.json"
+    write_atomically(path, record.model_dump_json(indent=1).encode() + b"\n")
+    return path
+
+
+def records(cache: Cache, host_class: str, scenario: str) -> list[AaRecord]:
+    """Records of a scenario on hosts of this class, the newest last; files that cannot be read are passed over."""
+    found = []
+    for path in sorted(directory(cache, host_class).glob("*.json")):
+        try:
+            record = AaRecord.model_validate(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, ValidationError):
+            continue
+        if record.scenario == scenario:
+            found.append(record)
+    return sorted(found, key=lambda record: record.created_at)
+
+
+def latest(cache: Cache, host_class: str, scenario: str) -> AaRecord | None:
+    """The newest record of same against same (not of an injected run)."""
+    plain = [record for record in records(cache, host_class, scenario) if not record.injected]
+    return plain[-1] if plain else None
+
+
+def between_days(kept: list[AaRecord], metric: str = "time-to-ready") -> float | None:
+    """Largest over smallest median of a metric between A/A records, the worst case: how noisy a stored baseline is.
+
+    None with fewer than two records.
+    """
+    medians: dict[str, list[float]] = {}
+    for record in kept:
+        if not record.injected:
+            for line in record.noise:
+                if line.metric == metric:
+                    medians.setdefault(line.case, []).append(line.median)
+    spans = [max(values) / min(values) for values in medians.values() if len(values) > 1 and min(values) > 0]
+    return max(spans) if spans else None

@@ -1,0 +1,199 @@
+"""What a gate leaves for people and for CI systems: a summary, annotations, JUnit XML, a comment, and JSON.
+
+The comment begins with a marker, an HTML comment that names the scenario: whoever posts it looks for the marker and
+updates the comment it finds, so that a pull request has one of them.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+from harness.gate.document import gate_document
+from harness.gate.wording import LEGEND, TIME_HEADER, change, host_lines, percent, said, table, time_rows, value
+from harness.report import wording
+from harness.session.store import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from harness.gate.aa import AaRecord, RatePart
+    from harness.gate.result import GateResult
+
+_SIGN = {
+    "pass": "passes", "regression": "**fails**", "not confirmed": "passes: a regression was not confirmed",
+    "inconclusive": "is **inconclusive**", "trials failed": "**could not be decided**: trials failed",
+    "nothing to compare": "had **nothing to compare**",
+}  # fmt: skip
+
+
+def marker(scenario: str) -> str:
+    """The first line of the comment body."""
+    return f"<!-- coldbench gate {scenario} -->"
+
+
+def sentence(result: GateResult) -> str:
+    """The verdict in a sentence."""
+    text = f"coldbench gate of `{result.scenario}` against {result.baseline} {_SIGN[result.decision]}"
+    if result.regressions:
+        first = result.regressions[0]
+        more = f" (and {len(result.regressions) - 1} more)" if len(result.regressions) > 1 else ""
+        return f"{text}: {first.case + ': ' if first.case else ''}{first.sentence}{more}."
+    if result.decision == "inconclusive":
+        open_ = [line for line in result.lines if line.verdict == "inconclusive"]
+        return (
+            f"{text}: {len(open_)} of {sum(1 for line in result.lines if line.verdict)} metrics scatter too widely for "
+            f"{result.blocks} blocks; more blocks or a wider margin would decide."
+        )
+    return f"{text}."
+
+
+def rate(part: RatePart) -> str:
+    """``1.2 % [0.5, 2.4]``"""
+    return f"{percent(part.rate)} [{100 * part.low:.2g}, {100 * part.high:.2g}]"
+
+
+def errors_here(record: AaRecord) -> str:
+    """What the A/A run of this host says about the gate, in two sentences."""
+    text = (
+        f"On this host (A/A run of {record.created_at[:10]}, {record.blocks} blocks) {record.gate_blocks} blocks of "
+        f"equal sides give a wrong verdict in {rate(record.wrong)} of draws, a confirmed regression in "
+        f"{rate(record.wrong_confirmed)}."
+    )
+    if record.caught is not None:
+        text += f" A start slower by {percent(record.caught_change)} is caught in {rate(record.caught)}."
+    return text
+
+
+def summary(result: GateResult) -> str:
+    """Markdown: the verdict in a sentence, why, the tables, error rates, host, how to repeat it."""
+    out = [f"### {sentence(result)}", ""]
+    if result.anyway and any(d.decisive for d in result.differences):
+        out += ["**Compared anyway, although these differ:** " + "; ".join(map(str, result.differences)), ""]
+    elif result.differences:
+        out += ["What differs: " + "; ".join(map(str, result.differences)), ""]
+    for regression in result.regressions:
+        out.append(f"- **{regression.case or 'image'}**: {regression.sentence}")
+        out += [f"  - {reason}" for reason in regression.reasons]
+    out += [f"- {text}" for text in result.unconfirmed]
+    out += [""] if result.regressions or result.unconfirmed else []
+    told = [line for line in result.counters if line.status != "same"]
+    same = len(result.counters) - len(told)
+    if told:
+        rows = [
+            [line.case or "image", line.metric, value(line.metric, line.baseline), value(line.metric, line.candidate),
+             "new" if line.baseline == 0 else change(1 + line.change), percent(line.tolerance),
+             f"**{line.status}**" if line.status == "regression" else line.status]
+            for line in told
+        ]  # fmt: skip
+        out += [*table(("case", "counter", "baseline", "candidate", "change", "let pass", ""), rows), ""]
+    if result.counters:
+        out += [f"{same} of {len(result.counters)} counters and image metrics are as before.", ""]
+    if result.lines:
+        decide = [line for line in result.lines if line.verdict is not None]
+        out += [*table(TIME_HEADER, time_rows(decide)), "", LEGEND, ""]
+        out += [f"- {text}" for text in host_lines(decide)]
+        if result.confirmation:
+            again = [f"{c.case} {c.metric}: {wording.ratio(c.ratio)} {said(c)}" for c in result.confirmation]
+            out += ["Second session: " + "; ".join(again) + ".", ""]
+        rest = [line for line in result.lines if line.verdict is None]
+        if rest:
+            out += ["<details><summary>For information</summary>", "", *table(TIME_HEADER, time_rows(rest)), ""]
+            out += ["</details>", ""]
+    elif not result.timed:
+        out += ["Times were not looked at: what does not scatter has decided already.", ""]
+    out += [f"- {text}; not compared" for text in result.alone]
+    out += [f"- left out: {text}" for text in result.excluded]
+    out += [f"- {text}" for text in result.notes]
+    out += [errors_here(result.aa)] if result.aa is not None else []
+    extended = result.most_blocks > result.blocks
+    went = f"{result.blocks} blocks{f' of at most {result.most_blocks}' if extended else ''}"
+    how = "Holm; looks by alpha spending" if extended else "Holm"
+    out += ["", f"{went}, false alarms held at {percent(result.alpha)} a session ({how}). Host: {result.host}."]
+    out += [f"Repeat: `{result.repeat}`"] if result.repeat else []
+    return "\n".join(out) + "\n"
+
+
+def workflow_commands(result: GateResult) -> list[str]:
+    """Workflow commands for GitHub: one error per regression, a warning for what could not be decided."""
+
+    def at(key: str) -> str:
+        line = result.lines_of_file.get(key) or result.lines_of_file.get(key.partition("/")[0])
+        return f"file={_property(result.file)},line={line or result.lines_of_file.get('', 1)}"
+
+    out = [
+        f"::error {at(r.metric)},title=coldbench {_property(r.metric)}::"
+        f"{_message((r.case + ': ' if r.case else '') + r.sentence + ''.join('; ' + x for x in r.reasons[:4]))}"
+        for r in result.regressions
+    ]
+    out += [f"::warning {at('')},title=coldbench::{_message(text)}" for text in result.unconfirmed]
+    if result.decision in {"inconclusive", "trials failed", "nothing to compare"}:
+        out.append(f"::warning {at('')},title=coldbench::{_message(sentence(result))}")
+    return out
+
+
+def _message(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A").replace("**", "")
+
+
+def _property(text: str) -> str:
+    return _message(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def junit(result: GateResult) -> str:
+    """One test case per metric that decides and per counter; inconclusive ones are skipped with the reason."""
+    suite = ET.Element("testsuite", name=f"coldbench {result.scenario}")
+    reasons = {(r.case, r.metric): r for r in result.regressions}
+    failures = skipped = 0
+    judged: list[tuple[str, str, str, str]] = [
+        (
+            line.case,
+            line.metric,
+            line.status,
+            f"{value(line.metric, line.baseline)} to {value(line.metric, line.candidate)}",
+        )
+        for line in result.counters
+    ]
+    judged += [
+        (line.case, line.metric, line.verdict, wording.ratio(line.ratio)) for line in result.lines if line.verdict
+    ]
+    for case, metric, verdict, text in judged:
+        test = ET.SubElement(suite, "testcase", classname=f"{result.scenario}.{case or 'image'}", name=metric)
+        regression = reasons.get((case, metric))
+        if regression is not None:
+            failures += 1
+            failure = ET.SubElement(test, "failure", message=regression.sentence, type="regression")
+            failure.text = "\n".join(regression.reasons)
+        elif verdict in {"inconclusive", "ignored", "unsteady", "regression"}:
+            skipped += 1
+            note = "not confirmed" if verdict == "regression" else verdict
+            ET.SubElement(test, "skipped", message=f"{note}: {text}")
+    if result.failed:
+        test = ET.SubElement(suite, "testcase", classname=result.scenario, name="trials")
+        ET.SubElement(test, "error", message=f"{result.failed} trials failed").text = "\n".join(result.excluded)
+    suite.set("tests", str(len(judged) + bool(result.failed)))
+    suite.set("failures", str(failures))
+    suite.set("skipped", str(skipped))
+    suite.set("errors", str(int(bool(result.failed))))
+    ET.indent(suite)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"
+
+
+def write(result: GateResult, environment: Mapping[str, str] = os.environ) -> list[Path]:
+    """Write summary.md, comment.md, junit.xml and gate.json beside the session; append to GitHub's step summary."""
+    text = summary(result)
+    files = {
+        "summary.md": text,
+        "comment.md": f"{marker(result.scenario)}\n{text}",
+        "junit.xml": junit(result),
+        "gate.json": gate_document(result) + "\n",
+    }
+    for name, content in files.items():
+        write_atomically(result.directory / name, content.encode())
+    step = environment.get("GITHUB_STEP_SUMMARY")
+    if step:
+        with open(step, "a", encoding="utf-8") as file:
+            file.write(text)
+    return [result.directory / name for name in files]

@@ -1,0 +1,89 @@
+"""What a gate found, and the exit code that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.gate.aa import AaRecord
+    from harness.gate.counters import CounterLine
+    from harness.gate.environment import Difference
+    from harness.gate.lines import Line
+
+Decision = Literal["pass", "regression", "not confirmed", "inconclusive", "trials failed", "nothing to compare"]
+
+EXIT_CODES: dict[Decision, int] = {
+    "pass": 0, "regression": 1, "not confirmed": 0, "inconclusive": 0, "trials failed": 5, "nothing to compare": 6,
+}  # fmt: skip
+#: With ``--strict`` a gate that could not decide fails as well.
+STRICT: dict[Decision, int] = {"not confirmed": 3, "inconclusive": 3}
+
+
+@dataclass(frozen=True)
+class Regression:
+    """One regression that counts, and why: phases, paths, bytes, requests."""
+
+    case: str
+    metric: str
+    sentence: str
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """Everything a gate says. ``lines`` are the first session's, ``confirmation`` the second's, empty without one."""
+
+    scenario: str
+    file: str
+    baseline: str
+    host: str
+    directory: Path
+    repeat: str
+    lines: tuple[Line, ...] = ()
+    confirmation: tuple[Line, ...] = ()
+    counters: tuple[CounterLine, ...] = ()
+    regressions: tuple[Regression, ...] = ()
+    unconfirmed: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    anyway: bool = False
+    notes: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    failed: int = 0
+    blocks: int = 0
+    most_blocks: int = 0
+    alpha: float = 0.01
+    aa: AaRecord | None = None
+    strict: bool = False
+    timed: bool = True
+    """False where the first tier has decided already."""
+    lines_of_file: dict[str, int] = field(default_factory=dict)
+    """Line of the scenario file for a metric's key; the empty key is the gate's own."""
+
+    @property
+    def decision(self) -> Decision:
+        """The one word."""
+        if self.regressions:
+            return "regression"
+        if self.failed:
+            return "trials failed"
+        if not self.lines and not self.counters:
+            return "nothing to compare"
+        if self.unconfirmed:
+            return "not confirmed"
+        judged = [line for line in self.lines if line.verdict is not None]
+        if self.timed and not judged:
+            return "nothing to compare"
+        if any(line.verdict == "inconclusive" for line in judged):
+            return "inconclusive"
+        return "pass"
+
+    @property
+    def exit_code(self) -> int:
+        """0 pass, 1 confirmed regression, 3 inconclusive (strict), 5 trials failed, 6 nothing to compare."""
+        if self.strict and self.decision in STRICT:
+            return STRICT[self.decision]
+        return EXIT_CODES[self.decision]

@@ -1,0 +1,113 @@
+"""Whole gates on a tiny real image: passes on itself, fails on a grown image with its paths, confirms, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.engines.support import base_layer
+from tests.session.support import write_layout, write_scenario
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(cache: Path, here: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "harness", *arguments],
+        cwd=here,
+        env={**os.environ, "COLDBENCH_CACHE": str(cache), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def grown_layer() -> bytes:
+    """A layer with one large new file."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        entry = tarfile.TarInfo("data/model.bin")
+        entry.size = 300_000
+        tar.addfile(entry, io.BytesIO(os.urandom(entry.size)))
+    return out.getvalue()
+
+
+def test_a_grown_image_fails_in_one_block_with_its_path(cache: Path, tmp_path: Path) -> None:
+    """Counters alone: the candidate has a further layer; exit code 1 after one block, naming file and line."""
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit"])
+    grown = write_layout(tmp_path / "grown", [base_layer(), grown_layer()])
+    text = scenario.read_text()
+    baseline = text.split('layout = "')[1].split('"')[0]
+    scenario.write_text(text.replace(baseline, grown))
+    step = tmp_path / "step.md"
+    done = run(
+        cache, tmp_path, "gate", str(scenario), "--baseline-image", f"oci:{baseline}", "--out", "g", "--seed", "1",
+        GITHUB_ACTIONS="true", GITHUB_STEP_SUMMARY=str(step),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "new: /data/model.bin (+300 kB)" in done.stdout
+    assert "Times were not looked at" in done.stdout
+    assert f"::error file={scenario},line=3,title=coldbench image-bytes::" in done.stdout
+    assert "/data/model.bin" in step.read_text()
+    data = json.loads((tmp_path / "g" / "gate.json").read_text())
+    assert data["blocks"] == 1
+    assert data["exit_code"] == 1
+    assert sum(1 for _ in (tmp_path / "g" / "observations.jsonl").open()) == 2
+
+
+def test_an_image_against_itself_passes(cache: Path, tmp_path: Path) -> None:
+    """Six blocks of the same image twice: no counter differs, exit code 0; then a stored baseline of this session."""
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit"])
+    layout = scenario.read_text().split('layout = "')[1].split('"')[0]
+    done = run(
+        cache, tmp_path, "gate", str(scenario), "--baseline-image", f"oci:{layout}", "--blocks", "6", "--out", "g"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "g" / "gate.json").read_text())["decision"] in {
+        "pass",
+        "inconclusive",
+        "not confirmed",
+    }
+    stored = run(
+        cache, tmp_path, "gate", str(scenario), "--baseline", "g#scenario=tiny", "--counters-only", "--out", "h"
+    )
+    assert stored.returncode == 0, stored.stdout + stored.stderr
+    assert "The baseline is 0 hours old" in stored.stdout
+
+
+def test_missing_baselines(cache: Path, tmp_path: Path) -> None:
+    """No baseline named and one mode only: exit code 6; a directory without a session, or two baselines: 2."""
+    scenario = str(write_scenario(tmp_path, ["/bin/probe", "exit"]))
+    assert run(cache, tmp_path, "gate", scenario).returncode == 6
+    none = run(cache, tmp_path, "gate", scenario, "--baseline", "nowhere")
+    assert none.returncode == 2
+    assert "no session.json" in none.stderr
+    assert run(cache, tmp_path, "gate", scenario, "--baseline", "x", "--baseline-mode", "erofs").returncode == 2
+    fewer = run(cache, tmp_path, "gate", scenario, "--baseline-mode", "erofs", "--blocks", "8", "--max-blocks", "7")
+    assert fewer.returncode == 2
+    assert "--max-blocks 7 is below" in fewer.stderr
+
+
+def test_trials_that_fail_are_no_pass(cache: Path, tmp_path: Path) -> None:
+    """A program that ends with the wrong code fails its trials: exit code 5, and the reason is in the summary."""
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit", "3"])
+    layout = scenario.read_text().split('layout = "')[1].split('"')[0]
+    done = run(cache, tmp_path, "gate", str(scenario), "--baseline-image", f"oci:{layout}", "--counters-only")
+    assert done.returncode in {5, 6}, done.stdout
+    assert "left out: " in done.stdout + done.stderr or "could not" in done.stdout + done.stderr
