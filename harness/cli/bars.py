@@ -83,7 +83,7 @@ def open_named(name: str, quiet: bool = False) -> Iterator[ImageSource]:
     reference = parse_reference(name)
     if reference.transport == "scenario":
         with build_progress(quiet) as report:
-            reference = locate(reference, report=report)
+            reference = locate(reference, None, report, lambda news: print(f"coldbench: {news}", file=sys.stderr))
     with open_source(reference) as source:
         try:
             yield source

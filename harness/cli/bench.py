@@ -19,6 +19,9 @@ def bench(
     out: Path | None = typer.Option(None, "--out", metavar="DIR", help="The session's directory."),
     registry: str = typer.Option("", "--registry", metavar="URL", help="Use this registry instead of one's own."),
     no_workloads: bool = typer.Option(False, "--no-workloads", help="Leave out what is measured after ready."),
+    offline: bool = typer.Option(
+        False, "--offline", help="Use images as they are in the cache; ask no registry what their tags mean now."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON; all else goes to stderr."),
 ) -> None:
     """Run scenarios under every mode they name, then print the comparison and where the report is."""
@@ -45,6 +48,7 @@ def bench(
                 registry=registry,
                 keep_going=False,
                 no_workloads=no_workloads,
+                offline=offline,
                 as_json=False,
             )
     except typer.Exit as stopped:

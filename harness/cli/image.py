@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +23,26 @@ _JSON = typer.Option(False, "--json", help="Print JSON instead of text.")
 
 
 @groups.image.command("build")
-def build(name: str = typer.Argument(help="A scenario's name, or a scenario file."), as_json: bool = _JSON) -> None:
+def build(
+    name: str = typer.Argument(help="A scenario's name, or a scenario file."),
+    offline: bool = typer.Option(
+        False, "--offline", help="Use images as they are in the cache; ask no registry what their tags mean now."
+    ),
+    as_json: bool = _JSON,
+) -> None:
     """Build (or copy, or find) a scenario's image, once; print where it is, its digest and sizes."""
     from harness import scenarios
     from harness.cli.bars import build_progress
-    from harness.images.catalog import materialise
+    from harness.images.catalog import obtain
     from harness.oci.location import open_source
 
     spec = scenarios.load(name).image
     started = time.monotonic()
     with build_progress(as_json) as report:
-        reference = materialise(spec, report=report)
+        obtained = obtain(spec, report=report, offline=offline, called=f"scenario:{name}")
+    reference, lookup = obtained.layout, obtained.lookup
+    if lookup is not None and lookup.news:
+        print(f"coldbench: {lookup.news}", file=sys.stderr)
     with open_source(reference) as source:
         image = source.resolve()
     facts: dict[str, Any] = {
@@ -42,6 +53,8 @@ def build(name: str = typer.Argument(help="A scenario's name, or a scenario file
         "compressed_bytes": image.compressed_bytes,
         "seconds": round(time.monotonic() - started, 3),
     }
+    if lookup is not None:
+        facts["lookup"] = dataclasses.asdict(lookup)
     if as_json:
         print(json.dumps(facts, indent=2))
         return

@@ -49,6 +49,9 @@ class PlainProgress:
 
     def preparing_bytes(self, done: int, total: int) -> None: ...
 
+    def remark(self, text: str) -> None:
+        self._print(f"note: {text}")
+
     def trial(self, trial: PlannedTrial, position: int, remaining_s: float) -> None:
         self._position = position
 
@@ -85,6 +88,9 @@ class LiveProgress:
         if self._step is not None:
             left = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else ""
             self._bar.update(self._step, completed=done, total=total or None, left=left)  # type: ignore[arg-type]
+
+    def remark(self, text: str) -> None:
+        self._bar.console.print(f"note: {text}", style="yellow", markup=False, highlight=False, emoji=False)
 
     def trial(self, trial: PlannedTrial, position: int, remaining_s: float) -> None:
         self._begin(f"[{position}/{self._total}] {trial.case}", None)

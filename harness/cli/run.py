@@ -38,6 +38,9 @@ def run(
     registry: str = typer.Option("", "--registry", metavar="URL", help="Use this registry instead of one's own."),
     keep_going: bool = typer.Option(False, "--keep-going", help="Go on when a scenario's image cannot be had."),
     no_workloads: bool = typer.Option(False, "--no-workloads", help="Leave out what is measured after ready."),
+    offline: bool = typer.Option(
+        False, "--offline", help="Use images as they are in the cache; ask no registry what their tags mean now."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the session's directory and counts as JSON."),
 ) -> None:
     """Run scenarios: blocks of cold starts in random order, each on a fresh simulated machine.
@@ -62,7 +65,7 @@ def run(
     header = None if selection is None else _header(scenario or [], selection, seed, registry, not no_workloads)
     with ExitStack() as stack:
         progress = stack.enter_context(make_progress(sys.stderr))
-        launcher = stack.enter_context(Launcher(progress))
+        launcher = stack.enter_context(Launcher(progress, offline=offline))
         if registry and header is not None:
             launcher.endpoint(registry)  # before a directory is made: it may not be there at all
         store = stack.enter_context(_open(out, header, retry_failed))

@@ -40,6 +40,9 @@ def trace(
     ),
     rows: int = typer.Option(ROWS, "--rows", min=1, help="Lines of each table."),
     registry: str = typer.Option("", "--registry", metavar="URL", help="Use this registry instead of one's own."),
+    offline: bool = typer.Option(
+        False, "--offline", help="Use images as they are in the cache; ask no registry what their tags mean now."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print everything as JSON."),
 ) -> None:
     """Run one start and list what it reads: per layer, per package directory, and what it never touches.
@@ -80,7 +83,7 @@ def trace(
             session="trace",
             seed=secrets.randbelow(1 << 31),
             scenarios={loaded.name: loaded},
-            preparer=Preparer(cache, endpoint.host, endpoint.prefix, _ignore, progress),
+            preparer=Preparer(cache, endpoint.host, endpoint.prefix, _ignore, progress, offline=offline),
             endpoint=endpoint,
             interrupts=interrupts,
             progress=progress,

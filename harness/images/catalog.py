@@ -6,20 +6,22 @@ It knows scenarios, so that ``harness.oci`` need not: imports run one way (tests
 from __future__ import annotations
 
 import hashlib
-import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import ImageNotFound, RegistryError, UsageError
+from harness.errors import ImageNotFound, UsageError
+from harness.images.registry_copies import fetch
 from harness.oci.cache import Cache
-from harness.oci.recipe.build_root import need_tool
-from harness.oci.recipe.recipe import TAG, build_recipe
+from harness.oci.location import copy_image
+from harness.oci.recipe.recipe import TAG, build_recipe, recipe_place
 from harness.oci.reference import Reference, parse_reference
-from harness.oci.registry.client import plain_http
+from harness.oci.store import ImageSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from harness.images.registry_copies import Lookup
     from harness.model.image import ImageSpec
 
 
@@ -27,97 +29,108 @@ def _silent(what: str, done: int, total: int) -> None:
     """No progress wanted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Obtained:
+    """A scenario's image on this disk: its layout, whether it was made or copied just now, and what its tag meant."""
+
+    layout: Reference
+    made: bool = False
+    lookup: Lookup | None = None
+
+
 def locate(
-    name: str | Reference, cache: Cache | None = None, report: Callable[[str, int, int], object] = _silent
+    name: str | Reference,
+    cache: Cache | None = None,
+    report: Callable[[str, int, int], object] = _silent,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> Reference:
-    """Where the image ``name`` lies: ``scenario:NAME`` becomes its layout, built if need be; other names stay."""
-    reference = parse_reference(name) if isinstance(name, str) else name
-    return scenario_layout(reference.name, cache, report) if reference.transport == "scenario" else reference
+    """Where the image ``name`` lies: ``scenario:NAME`` becomes its layout, built if need be; other names stay.
 
-
-def scenario_layout(
-    name: str, cache: Cache | None = None, report: Callable[[str, int, int], object] = _silent
-) -> Reference:
-    """The layout of a scenario's own image, built if need be; ``name`` as in ``scenarios/NAME.toml`` or a path."""
+    ``tell`` gets what a user should know of it: that a tag has moved since it was looked up last.
+    """
     from harness import scenarios
 
-    return materialise(scenarios.load(name).image, cache, report)
+    reference = parse_reference(name) if isinstance(name, str) else name
+    if reference.transport != "scenario":
+        return reference
+    obtained = obtain(scenarios.load(reference.name).image, cache, report, called=str(reference))
+    if obtained.lookup is not None and obtained.lookup.news:
+        tell(obtained.lookup.news)
+    return obtained.layout
 
 
 def materialise(
     spec: ImageSpec, cache: Cache | None = None, report: Callable[[str, int, int], object] = _silent
 ) -> Reference:
     """An ``oci:`` reference to the image; nothing is built or copied a second time."""
+    return obtain(spec, cache, report).layout
+
+
+def obtain(
+    spec: ImageSpec,
+    cache: Cache | None = None,
+    report: Callable[[str, int, int], object] = _silent,
+    *,
+    offline: bool = False,
+    pinned: str = "",
+    called: str = "",
+) -> Obtained:
+    """The image of a scenario's ``image`` table, built, copied or found.
+
+    ``offline`` uses what is in the cache and asks nobody. ``pinned`` is the digest that a tag has to mean, for a
+    session that goes on; ``called`` is what messages call an image that has no name of its own.
+    """
     cache = cache or Cache.default()
     if spec.recipe is not None:
-        return _layout(build_recipe(spec.recipe, cache, report))
+        there = cache.has(recipe_place(spec.recipe, cache))
+        if offline and not there:
+            raise ImageNotFound(f"{called or 'the recipe'}: was not built here yet; run once without --offline")
+        return Obtained(_layout(build_recipe(spec.recipe, cache, report), called), not there)
     if spec.ref is not None:
-        return _layout(_copied_ref(spec.ref, cache, report))
+        reference = parse_reference(spec.ref if spec.ref.startswith("docker://") else f"docker://{spec.ref}")
+        if pinned:
+            reference = reference.with_selector(pinned)
+        copy = fetch(reference, cache, report, offline=offline)
+        return Obtained(copy.layout, copy.made, copy.lookup)
     if spec.layout is not None:
         reference = parse_reference(spec.layout if spec.layout.startswith("oci:") else f"oci:{spec.layout}")
         if not (Path(reference.path) / "index.json").is_file():
             raise ImageNotFound(f"{reference}: not an OCI layout (no index.json there)")
-        return reference
+        return Obtained(reference)
     assert spec.archive is not None
-    return _layout(_unpacked_archive(spec.archive, cache, report))
+    place, made = _unpacked_archive(spec.archive, cache, report)
+    return Obtained(_layout(place, spec.archive), made)
 
 
-def _layout(directory: Path) -> Reference:
-    return Reference("oci", path=str(directory), tag=TAG)
+def _layout(directory: Path, called: str) -> Reference:
+    return Reference("oci", path=str(directory), tag=TAG, called=called)
 
 
-def _copied_ref(ref: str, cache: Cache, report: Callable[[str, int, int], object]) -> Path:
-    reference = parse_reference(ref if ref.startswith("docker://") else f"docker://{ref}")
-    place = cache.images / hashlib.sha256(f"ref {reference}".encode()).hexdigest()
-    if place.is_dir():
-        return place
-    with cache.lock(f"image-{place.name}", lambda: report("waiting for another copy of this image", 0, 0)):
-        if place.is_dir():
-            return place
-        tool = need_tool("skopeo", "skopeo")
-        report(f"copying {reference}", 0, 0)
-        with cache.scratch("copy") as scratch:
-            made = scratch / "layout"
-            argv = [tool, "copy", "--quiet"]
-            if plain_http(reference.host):
-                argv.append("--src-tls-verify=false")
-            done = subprocess.run([*argv, str(reference), f"oci:{made}:{TAG}"], capture_output=True, check=False)
-            if done.returncode != 0:
-                raise _skopeo_error(reference, done.stderr.decode(errors="replace"))
-            cache.commit(made, place)
-    return place
-
-
-def _skopeo_error(reference: Reference, said: str) -> RegistryError:
-    message = said.strip().splitlines()[-1] if said.strip() else "no reason given"
-    message = message.partition('msg="')[2].rstrip('"') or message
-    if "manifest unknown" in said or "name unknown" in said or "not found" in said:
-        return ImageNotFound(f"{reference}: no such image in the registry")
-    return RegistryError(f"{reference}: skopeo cannot copy it: {message[:300]}")
-
-
-def _unpacked_archive(archive: str, cache: Cache, report: Callable[[str, int, int], object]) -> Path:
-    from harness.oci.archive import detect_archive
+def _unpacked_archive(archive: str, cache: Cache, report: Callable[[str, int, int], object]) -> tuple[Path, bool]:
+    from harness.oci.archive import open_archive, open_detected
     from harness.oci.layout import LayoutStore
-    from harness.oci.location import copy_image, open_source
 
-    name = archive if archive.startswith(("oci-archive:", "docker-archive:")) else detect_archive(archive)
-    reference = parse_reference(name)
+    named = archive.startswith(("oci-archive:", "docker-archive:"))
+    reference = parse_reference(archive if named else f"docker-archive:{archive}")
     try:
         status = Path(reference.path).stat()
+    except FileNotFoundError:
+        raise ImageNotFound(f"{reference.path}: no such file") from None
     except OSError as error:
         raise UsageError(f"{reference.path}: cannot be read ({error.strerror})") from None
-    stamp = f"archive {reference} {Path(reference.path).absolute()} {status.st_size} {status.st_mtime_ns}"
+    stamp = f"archive {archive} {Path(reference.path).absolute()} {status.st_size} {status.st_mtime_ns}"
     place = cache.images / hashlib.sha256(stamp.encode()).hexdigest()
-    if place.is_dir():
-        return place
+    if cache.has(place):
+        return place, False
     with cache.lock(f"image-{place.name}", lambda: report("waiting for another copy of this image", 0, 0)):
-        if place.is_dir():
-            return place
-        report(f"unpacking {reference}", 0, 0)
-        with cache.scratch("copy") as scratch:
+        if cache.has(place):
+            return place, False
+        report(f"unpacking {archive}", 0, 0)
+        store = open_archive(reference) if named else open_detected(reference.path, reference.tag)
+        with cache.scratch("copy") as scratch, ImageSource(store) as source:
             made = LayoutStore(scratch / "layout", create=True)
-            with open_source(reference) as source:
-                copy_image(source, made, TAG)
+            copy_image(source, made, TAG)
+            for remark in store.remarks:
+                report(remark, 0, 0)
             cache.commit(made.directory, place)
-    return place
+    return place, True

@@ -24,7 +24,6 @@ _TOOLS = (
     ("docker-registry", "docker-registry", True),
     ("fusermount3", "fuse3", False),
     ("mmdebstrap", "mmdebstrap", False),
-    ("skopeo", "skopeo", False),
 )
 
 

@@ -20,7 +20,6 @@ TOOLS = {
     "mkfs.ext4": ("-V",),
     "fusermount3": ("--version",),
     "mmdebstrap": ("--version",),
-    "skopeo": ("--version",),
     "dockerd": ("--version",),
     "containerd": ("--version",),
     "mkfs.erofs": ("--version",),

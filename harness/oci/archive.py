@@ -54,8 +54,8 @@ def detect_archive(path: str) -> str:
     return store.where
 
 
-def open_detected(path: str) -> TarStore:
-    """The store of an archive of either kind, told by what is in it.
+def open_detected(path: str, name: str = "") -> TarStore:
+    """The store of an archive of either kind, told by what is in it; ``name`` chooses among its images.
 
     Where both forms are there, the OCI one keeps the image's digest and is preferred, unless it is empty.
     """
@@ -64,11 +64,11 @@ def open_detected(path: str) -> TarStore:
         members = _members(path, file)
         docker = "manifest.json" in members
         if "index.json" in members:
-            store = _open_oci(Reference("oci-archive", path=path), file, members)
+            store = _open_oci(Reference("oci-archive", path=path, tag=name), file, members)
             if not docker or _is_complete(store):
                 return store
         if docker:
-            return _open_docker(Reference("docker-archive", path=path), file, members)
+            return _open_docker(Reference("docker-archive", path=path, tag=name), file, members)
         raise FormatError(path, "neither an OCI archive (no index.json) nor made by docker save (no manifest.json)")
     except BaseException:
         os.close(file)

@@ -16,7 +16,7 @@ from harness.oci.cache import Cache
 from harness.session import inventory
 from harness.session.bounds import Bounder
 from harness.session.interrupts import Interrupts
-from harness.session.preparation import Preparer
+from harness.session.preparation import Preparer, pinned_digests
 from harness.session.registry import named_endpoint, own_endpoint
 from harness.session.run import SessionRun
 from harness.session.setups import Setups
@@ -46,6 +46,8 @@ class Launcher:
     interrupts: Interrupts = field(default_factory=Interrupts)
     ask: bool = True
     trace_starts: bool = False
+    offline: bool = False
+    """Take images as they are in the cache; ask no registry what their tags mean now."""
     _stack: ExitStack = field(default_factory=ExitStack)
     _endpoints: dict[str, Endpoint] = field(default_factory=dict)
 
@@ -75,7 +77,10 @@ class Launcher:
         """
         header = store.header
         endpoint = self.endpoint(header.registry)
-        preparer = Preparer(self.cache, endpoint.host, endpoint.prefix, store.append_preparation, self.progress)
+        preparer = Preparer(
+            self.cache, endpoint.host, endpoint.prefix, store.append_preparation, self.progress,
+            offline=self.offline, pinned=pinned_digests(store.directory),
+        )  # fmt: skip
         setups = Setups(
             session=header.session,
             seed=header.seed,

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import resource
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from harness.images.catalog import materialise
+from harness.images.catalog import obtain
 from harness.model.modes import Form
 from harness.model.session import Preparation
 from harness.oci.layout import LayoutStore
 from harness.oci.location import copy_image, open_destination, open_source
+from harness.oci.reference import Reference
+from harness.session.store import load_preparations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +38,7 @@ TAG = "latest"
 class LocalImage:
     """A scenario's image on this disk: a name ``open_source`` takes, and what it resolves to."""
 
-    name: str
+    name: Reference
     image: Image
 
     @property
@@ -56,6 +58,15 @@ class Published:
     repository: str
     reference: str
     compressed_bytes: int
+
+
+def pinned_digests(session: Path) -> dict[str, str]:
+    """What the tags of a session's scenarios meant when it began, by scenario: a session measures one image each."""
+    return {
+        preparation.scenario: str(preparation.details["digest"])
+        for preparation in load_preparations(session)
+        if preparation.form == Form.IMAGE and "looked_up_at" in preparation.details
+    }
 
 
 class Cost:
@@ -82,6 +93,10 @@ class Preparer:
     prefix: str
     record: Callable[[Preparation], None]
     progress: Progress
+    offline: bool = False
+    """Use images as they are in the cache, and ask no registry what a tag means now."""
+    pinned: dict[str, str] = field(default_factory=dict)
+    """The digests that the tags of scenarios meant when a session began that goes on now."""
     _local: dict[str, LocalImage] = field(default_factory=dict)
     _published: dict[tuple[str, Form], Published] = field(default_factory=dict)
 
@@ -94,18 +109,36 @@ class Preparer:
         if scenario.name not in self._local:
             self.progress.preparing(scenario.name, "image")
             cost = Cost()
-            steps: list[str] = []
+            step = ""
 
             def report(what: str, done: int, total: int) -> None:
-                if what not in steps[-1:]:
-                    steps.append(what)
+                nonlocal step
+                if what != step:
+                    step = what
                     self.progress.preparing(scenario.name, what)
                 self.progress.preparing_bytes(done, total)
 
-            name = str(materialise(scenario.image, self.cache, report))
-            with open_source(name) as source:
-                found = LocalImage(name, source.resolve())
-            self._note(scenario, Form.IMAGE, found.digest, found.compressed_bytes, None if not steps else cost)
+            obtained = obtain(
+                scenario.image,
+                self.cache,
+                report,
+                offline=self.offline,
+                pinned=self.pinned.get(scenario.name, ""),
+                called=f"scenario:{scenario.name}",
+            )
+            lookup = obtained.lookup
+            if lookup is not None and lookup.news:
+                self.progress.remark(lookup.news)
+            with open_source(obtained.layout) as source:
+                found = LocalImage(obtained.layout, source.resolve())
+            self._note(
+                scenario,
+                Form.IMAGE,
+                found.digest,
+                found.compressed_bytes,
+                cost if obtained.made else None,
+                details=asdict(lookup) if lookup is not None else {},
+            )
             self._local[scenario.name] = found
         return self._local[scenario.name]
 
@@ -123,13 +156,29 @@ class Preparer:
             self._published[key] = self._push(scenario, form, name)
         return self._published[key]
 
-    def _note(self, scenario: Scenario, form: str, digest: str, size: int, cost: Cost | None) -> None:
+    def _note(
+        self,
+        scenario: Scenario,
+        form: str,
+        digest: str,
+        size: int,
+        cost: Cost | None,
+        *,
+        details: dict[str, Any] | None = None,
+    ) -> None:
         """Record an artefact; no cost means that it was there."""
         cached = cost is None
         wall_s, cpu_s = cost.read() if cost is not None else (0.0, 0.0)
         self.record(
             Preparation(
-                scenario=scenario.name, form=form, digest=digest, cached=cached, wall_s=wall_s, cpu_s=cpu_s, bytes=size
+                scenario=scenario.name,
+                form=form,
+                digest=digest,
+                cached=cached,
+                wall_s=wall_s,
+                cpu_s=cpu_s,
+                bytes=size,
+                details=details or {},
             )
         )
 
@@ -147,12 +196,12 @@ class Preparer:
 
     # -- forms
 
-    def _form(self, scenario: Scenario, local: LocalImage, form: Form) -> str:
+    def _form(self, scenario: Scenario, local: LocalImage, form: Form) -> Reference:
         place = self.cache.root / "forms" / f"{form}-{FORMS_VERSION}" / local.digest.partition(":")[2]
         cost = Cost()
         self.progress.preparing(scenario.name, form)
         with self.cache.lock(f"{form}-{local.digest.partition(':')[2]}"):
-            cached = place.is_dir()
+            cached = self.cache.has(place)
             if not cached:
                 with self.cache.scratch(form) as scratch, open_source(local.name) as source:
                     made = scratch / "layout"
@@ -160,7 +209,7 @@ class Preparer:
                     _MAKERS[form](self, source, local.image, destination, scratch)
                     destination.close()
                     self.cache.commit(made, place)
-        name = f"oci:{place}:{TAG}"
+        name = Reference("oci", path=str(place), tag=TAG, called=f"{local.name.called or local.name} ({form})")
         with open_source(name) as source:
             head, _data = source.head()
             size = sum(p.stat().st_size for p in (place / "blobs" / "sha256").iterdir())
@@ -196,7 +245,7 @@ class Preparer:
 
     # -- the registry
 
-    def _push(self, scenario: Scenario, form: str, name: str) -> Published:
+    def _push(self, scenario: Scenario, form: str, name: Reference) -> Published:
         repository = f"{self.prefix}{scenario.name}"
         with open_source(name) as source:
             head, _data = source.head()

@@ -163,6 +163,7 @@ def test_not_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Said before anything is made."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("COLDBENCH_CACHE", str(tmp_path / "cache"))
     load_commands()
     result = CliRunner().invoke(app, ["run", "quickstart", "--out", "s"])
     assert isinstance(result.exception, NotRoot)

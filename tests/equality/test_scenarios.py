@@ -69,7 +69,7 @@ def test_unpacked_as_gnu_tar_does(unpacked: tuple[str, Tree], preparer: Preparer
     """Our unpacker and gzip with GNU tar make the same tree of the same layers."""
     name, expected = unpacked
     started = time.monotonic()
-    with untarred(preparer.local(scenarios.load(name)).name, tmp_path) as root:
+    with untarred(str(preparer.local(scenarios.load(name)).name), tmp_path) as root:
         holds(name, "GNU tar", expected, survey(str(root)), started)
 
 

@@ -14,7 +14,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import ContentError
+from harness.errors import ContentError, DigestMismatch
 from harness.oci.descriptor import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, Platform, go_json
 from harness.oci.layout import LayoutStore
 from harness.oci.recipe.build_root import BuildRoot, need_root
@@ -77,6 +77,11 @@ def recipe_key(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 
 
+def recipe_place(recipe: Recipe, cache: Cache) -> Path:
+    """Where the layout of a recipe's image is, once it is built."""
+    return cache.images / recipe_key(recipe)
+
+
 def build_recipe(recipe: Recipe, cache: Cache, report: Callable[[str, int, int], object] = _silent) -> Path:
     """The layout directory (its image is tagged ``image``) of a recipe, built unless it is there.
 
@@ -84,10 +89,10 @@ def build_recipe(recipe: Recipe, cache: Cache, report: Callable[[str, int, int],
     """
     key = recipe_key(recipe)
     place = cache.images / key
-    if place.is_dir():
+    if cache.has(place):
         return place
     with cache.lock(f"image-{key}", lambda: report("waiting for another build of this image", 0, 0)):
-        if place.is_dir():
+        if cache.has(place):
             return place
         layers = build_layers(recipe, cache, report)
         with cache.scratch("image") as scratch:
@@ -187,11 +192,18 @@ def load_layer(directory: Path) -> BuiltLayer:
 def unpack_layer(layer: BuiltLayer, tree: Path) -> None:
     """Unpack one of our own layers for OverlayFS: markers become whiteout devices and opaque xattrs."""
     tree.mkdir(mode=0o755)
-    done = subprocess.run(
-        ["tar", "-xzpf", str(layer.path), "-C", str(tree), "--numeric-owner", "--xattrs", "--xattrs-include=*"],
-        capture_output=True,
-        check=False,
-    )
+    with open(layer.path, "rb") as file:
+        # The bytes that were hashed are those that are unpacked: the same open file, and nobody else may write to it.
+        actual = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != layer.digest:
+            raise DigestMismatch(f"{layer.path} (remove its directory to build it again)", layer.digest, actual)
+        file.seek(0)
+        done = subprocess.run(
+            ["tar", "-xzp", "-C", str(tree), "--numeric-owner", "--xattrs", "--xattrs-include=*"],
+            stdin=file,
+            capture_output=True,
+            check=False,
+        )
     if done.returncode != 0:
         raise ContentError(f"{layer.path}: cannot be unpacked: {done.stderr.decode(errors='replace').strip()[:200]}")
     restore_whiteouts(tree)

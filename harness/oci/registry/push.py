@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.errors import FormatError, RegistryError
 from harness.oci.descriptor import OCI_INDEX, Descriptor, go_json
 from harness.oci.image import parse_json
-from harness.oci.layout import referrer_descriptor
+from harness.oci.layout import read_pieces, referrer_descriptor
 from harness.oci.registry.client import RegistryClient
 from harness.oci.store import Verifier, referrers_tag
 
@@ -56,7 +56,11 @@ class RegistryDestination:
             if path.stat().st_size != descriptor.size:
                 raise FormatError(str(path), f"has {path.stat().st_size} bytes, not {descriptor.size}")
             # Unbuffered: libcurl asks for half a megabyte at a time. The registry itself checks the digest.
-            self._put_whole(descriptor, lambda: (_FileReader(path).read, descriptor.size))
+            try:
+                self._put_whole(descriptor, lambda: (_FileReader(path).read, descriptor.size))
+            except RegistryError:
+                _check_file(path, descriptor)
+                raise
         else:
             self._put_pieces(descriptor, data)
 
@@ -177,6 +181,14 @@ class RegistryDestination:
         if not self.client.is_ours(target):
             self.client.places.visit(target, f"{self.where}: where uploads go")
         return target
+
+
+def _check_file(path: Path, descriptor: Descriptor) -> None:
+    """DigestMismatch when a file is not what it is kept as: a registry only says that it got something else."""
+    verifier = Verifier(descriptor, str(path))
+    for piece in read_pieces(path):
+        verifier.update(piece)
+    verifier.finish()
 
 
 class _Reader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,7 +88,7 @@ def test_scratch_leftovers_go(tmp_path: Path) -> None:
 @pytest.mark.files
 def test_layers_need_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without root nothing is half done, and the message says what to do."""
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("harness.oci.recipe.build_root.os", SimpleNamespace(geteuid=lambda: 1000))
     with pytest.raises(NotRoot, match="sudo"):
         build_recipe(recipe("a"), Cache(tmp_path))
     assert not (tmp_path / "images").exists()
