@@ -55,7 +55,7 @@ HOSTILE_NAMESPACE = """
 set -e
 mount -t tmpfs t {parent}
 mkdir -p {directory}/scratch
-mount -t tmpfs coldbench-{id} {directory}/scratch
+mount -t tmpfs t {directory}/scratch
 for program in umount nsenter sh python3; do
     for place in /usr/bin /usr/sbin /bin /sbin; do
         if test -e $place/$program; then mount --bind {trap} $place/$program; fi
@@ -79,9 +79,7 @@ def test_a_users_namespace_is_left_alone(dead: Record, tmp_path: Path) -> None:
     trap.write_text(f"#!/usr/bin/perl\nopen(F, '>', '{marker}'); print F $<;\n")
     trap.chmod(0o755)
     sleep = shutil.copy("/bin/sleep", tmp_path / "sleep")
-    script = HOSTILE_NAMESPACE.format(
-        id=dead.id, directory=dead.directory, parent=records.RUN_DIR, trap=trap, sleep=sleep
-    )
+    script = HOSTILE_NAMESPACE.format(directory=dead.directory, parent=records.RUN_DIR, trap=trap, sleep=sleep)
     user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Urm", "sh", "-c", script]
     with subprocess.Popen(user, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as attacker:
         try:
