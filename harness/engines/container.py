@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
 import time
 from typing import TYPE_CHECKING
+
+from harness.kernel.namespaces import Namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +35,7 @@ class RunningContainer:
         self._pidfd = -1
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
         self._watcher: threading.Thread | None = None
+        self._namespaces: Namespaces | None = None
         if pid:
             self.watch(pid)
 
@@ -39,6 +43,8 @@ class RunningContainer:
         """The container's process is this one: see when it ends. ProcessLookupError when it is gone already."""
         self._pidfd = os.pidfd_open(pid)
         self._pid = pid
+        with contextlib.suppress(OSError):  # it has ended since, and its namespaces with it
+            self._namespaces = Namespaces(pid)
         self._watcher = threading.Thread(target=self._watch, name="container-pidfd", daemon=True)
         self._watcher.start()
 
@@ -55,6 +61,10 @@ class RunningContainer:
     @property
     def root(self) -> str:
         return self._root
+
+    @property
+    def namespaces(self) -> Namespaces | None:
+        return self._namespaces
 
     @property
     def stdout(self) -> int:
@@ -85,6 +95,8 @@ class RunningContainer:
             if descriptor >= 0:
                 os.close(descriptor)
         self._stop_writer = self._stdout = self._stderr = -1
+        if self._namespaces is not None:
+            self._namespaces.close()
 
     def _watch(self) -> None:
         poller = select.poll()

@@ -16,6 +16,7 @@ from harness.lazyfs.messages import Option  # noqa: TC001 - msgspec reads the an
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from harness.kernel.namespaces import Namespaces
     from harness.lazyfs.messages import Touch
     from harness.machine.machine import Machine
     from harness.model.modes import Mode
@@ -92,6 +93,12 @@ class Process:
     env: dict[str, str] = field(default_factory=dict)
     cwd: str | None = None
     user: str | None = None
+    capabilities: tuple[str, ...] = ()
+    """Full names (``CAP_…``), beyond Docker's default set."""
+    devices: tuple[str, ...] = ()
+    """Device nodes of the host that the container finds at the same paths, and may use."""
+    privileged: bool = False
+    """Without any confinement of ``harness.engines.confinement``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,11 @@ class Container(Protocol):
     @property
     def root(self) -> str:
         """The container's root file system in the machine's mount namespace; it outlives the process."""
+        ...
+
+    @property
+    def namespaces(self) -> Namespaces | None:
+        """The namespaces of its process, held since that was seen: also when it has ended. None if it never was."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""Namespaces of other processes: which user namespace owns one, and unmounting in a mount namespace that is not ours.
+"""Namespaces of other processes: holding them, who owns one, and unmounting in a mount namespace that is not ours.
 
 Whoever shapes a mount namespace decides what a path in it means, so nothing is executed, imported or looked up in one:
 a child process makes two system calls there and ends. Source: setns(2), umount2(2), ioctl_ns(2), user_namespaces(7).
@@ -11,9 +11,40 @@ import fcntl
 import os
 
 CLONE_NEWNS = 0x0002_0000
+KINDS = {
+    "cgroup": 0x0200_0000,
+    "ipc": 0x0800_0000,
+    "uts": 0x0400_0000,
+    "net": 0x4000_0000,
+    "pid": 0x2000_0000,
+    "mnt": CLONE_NEWNS,
+}
+"""Names below /proc/PID/ns and flags, in the order in which they are entered: paths change their meaning last."""
+
 _NS_GET_USERNS = 0xB701
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Namespaces:
+    """A process's namespaces, held open: they stay when it ends, but for a pid namespace, which dies with its first
+    process."""
+
+    def __init__(self, pid: int) -> None:
+        """OSError when there is no such process (any more)."""
+        self.descriptors: dict[str, int] = {}
+        try:
+            for kind in KINDS:
+                self.descriptors[kind] = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of them; idempotent."""
+        for descriptor in self.descriptors.values():
+            os.close(descriptor)
+        self.descriptors.clear()
 
 
 def owned_by_our_user_namespace(namespace: int) -> bool:

@@ -36,11 +36,12 @@ def unmount(target: str) -> None:
             raise OSError(number, os.strerror(number), target)
 
 
-def mount_overlay(scratch: str, lowerdirs: Sequence[str], target: str) -> None:
+def mount_overlay(scratch: str, lowerdirs: Sequence[str], target: str, flags: int = 0) -> None:
     """Stack ``lowerdirs`` (topmost first) with a fresh writable upper below ``scratch`` and mount it on ``target``.
 
-    Changes the working directory to ``scratch`` and names layers by short symlinks relative to it, as Docker does, so
-    that hundreds fit into the one page that mount(2) takes. HostUnfit without OverlayFS, MachineError when refused.
+    ``flags`` are mount(2)'s: with MS_NODEV no device node of a layer can be opened. Changes the working directory to
+    ``scratch`` and names layers by short symlinks relative to it, as Docker does, so that hundreds fit into the one
+    page that mount(2) takes. HostUnfit without OverlayFS, MachineError when refused.
     """
     for name in ("upper", "work", "l"):
         shutil.rmtree(os.path.join(scratch, name), ignore_errors=True)
@@ -63,7 +64,7 @@ def mount_overlay(scratch: str, lowerdirs: Sequence[str], target: str) -> None:
     if len(options) > _OPTION_BYTES:
         raise MachineError(f"{len(lowerdirs)} layers are more than OverlayFS can stack here")
     try:
-        mount("overlay", target, "overlay", options)
+        mount("overlay", target, "overlay", options, flags)
     except OSError as error:
         if error.errno == errno.ENODEV:
             raise HostUnfit("the kernel has no OverlayFS; load it with: modprobe overlay") from None

@@ -18,6 +18,11 @@ from harness.errors import HostUnfit, MachineError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from harness.machine.devices import DeviceRule
+
+CONFINED = "confined"
+"""Name of the group below a machine's in which containers are."""
+
 UNLIMITED = -1
 
 KILL_TIMEOUT_S = 20.0
@@ -100,6 +105,11 @@ class CgroupDriver(Protocol):
 
     def entry_files(self) -> Sequence[str]:
         """Files into which a process writes ``0`` to move itself in."""
+        ...
+
+    def confine(self, rules: Sequence[DeviceRule]) -> Sequence[str]:
+        """Entry files of a group below this one in which only these devices can be used; what is charged stays the
+        same. Called again, it changes the list. ``HostUnfit`` where the kernel has no device lists."""
         ...
 
     def set_cpu(self, limit: CpuLimit) -> None: ...
@@ -195,7 +205,7 @@ def find_mounts(mountinfo: str | None = None) -> CgroupMounts:
             v2 = v2 or mount_point
         elif kind == "cgroup":
             others.append(mount_point)
-            for controller in ("cpu", "cpuacct", "memory", "pids", "blkio"):
+            for controller in ("cpu", "cpuacct", "memory", "pids", "blkio", "devices"):
                 if controller in options.split(","):
                     v1.setdefault(controller, mount_point)
     return CgroupMounts(v1, v2, tuple(others))

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from harness.machine.devices import DeviceRule
+
 #: memory.limit_in_bytes reads as this (rounded down to a page) when there is none.
 _NO_MEMORY_LIMIT = 1 << 62
 
 
 class CgroupV1:
-    """A group of one name in the hierarchies of cpu, cpuacct, memory, and where present pids and blkio."""
+    """A group of one name in the hierarchies of cpu, cpuacct, memory, and where present pids, blkio and devices."""
 
     version = 1
     writeback_limited = False
@@ -48,6 +50,20 @@ class CgroupV1:
 
     def entry_files(self) -> Sequence[str]:
         return [str(top / "cgroup.procs") for top in self._tops]
+
+    def confine(self, rules: Sequence[DeviceRule]) -> Sequence[str]:
+        top = self._dirs.get("devices")
+        if top is None:
+            raise HostUnfit("the cgroup controller devices is not mounted: containers could open the host's disks")
+        group = top / cgroup.CONFINED
+        try:
+            group.mkdir(exist_ok=True)
+        except OSError as error:
+            raise MachineError(f"cannot make the control group {group}: {error.strerror}") from error
+        write_value(group / "devices.deny", "a")
+        for rule in rules:
+            write_value(group / "devices.allow", rule.text)
+        return [str((group if entry == top else entry) / "cgroup.procs") for entry in self._tops]
 
     def set_cpu(self, limit: CpuLimit) -> None:
         cpu = self._dirs["cpu"]

@@ -1,12 +1,14 @@
 """Control groups, version 2 (kernel: admin-guide/cgroup-v2).
 
 A group with controllers for its children holds no processes itself, so the machine's processes live in a leaf,
-``engine``, and container runtimes may make leaves of their own beside it; limits and counters are the parent's.
+``engine``, containers in a leaf with a device list, ``confined``, and container runtimes may make leaves of their own
+beside them; limits and counters are the parent's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,8 @@ from harness.machine.cgroup import UNLIMITED, Counters, CpuLimit, IoLimit, read_
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from harness.machine.devices import DeviceRule
 
 _NEEDED = ("cpu", "memory")
 _WANTED = ("pids", "io")
@@ -67,6 +71,28 @@ class CgroupV2:
 
     def entry_files(self) -> Sequence[str]:
         return [str(self._leaf / "cgroup.procs")]
+
+    def confine(self, rules: Sequence[DeviceRule]) -> Sequence[str]:
+        from harness.kernel import bpf
+        from harness.machine.devices import program
+
+        group = self._top / cgroup.CONFINED
+        try:
+            group.mkdir(exist_ok=True)
+        except OSError as error:
+            raise MachineError(f"cannot make the control group {group}: {error.strerror}") from error
+        try:
+            loaded = bpf.load_program(bpf.CGROUP_DEVICE, program(rules), "coldbench_dev")
+            try:
+                bpf.attach_to_group(str(group), loaded)
+            finally:
+                os.close(loaded)
+        except OSError as error:
+            raise HostUnfit(
+                f"the kernel takes no device list for a control group ({error}), and containers could open the host's "
+                "disks without; it needs CONFIG_CGROUP_BPF"
+            ) from error
+        return [str(group / "cgroup.procs")]
 
     def set_cpu(self, limit: CpuLimit) -> None:
         quota = "max" if limit.quota_us < 0 else str(limit.quota_us)

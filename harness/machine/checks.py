@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from harness.errors import HostUnfit
 from harness.machine import cgroup, host, shaping
+from harness.machine.devices import STANDARD
 from harness.machine.records import Record, recorded_directory
 
 Level = Literal["ok", "warn", "fail"]
@@ -68,13 +70,17 @@ def _cgroups(root: bool) -> Check:
             driver.set_cpu(cgroup.CpuLimit(25_000, 100_000))
             if driver.read_cpu() != cgroup.CpuLimit(25_000, 100_000):
                 return Check("cgroups", "fail", "a CPU quota does not hold", "the kernel needs CONFIG_CFS_BANDWIDTH")
+            driver.confine(STANDARD)
+        except HostUnfit as error:
+            return Check("cgroups", "fail", str(error), "containers of an image nobody vouches for need them")
         except Exception as error:
             return Check("cgroups", "fail", str(error), "the control groups must be writable: not a read-only mount")
         finally:
             driver.remove()
             record.remove()
     note = "" if mounts.version == 2 else "version 1 limits only unbuffered disk writes"
-    return Check("cgroups", "ok", f"version {mounts.version}", note)
+    lists = ", device lists" if root else ""
+    return Check("cgroups", "ok", f"version {mounts.version}{lists}", note)
 
 
 def _mounts() -> list[Check]:

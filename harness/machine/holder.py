@@ -22,6 +22,7 @@ def _hold(device: str, target: str, options: str) -> None:
     from harness.kernel.syscalls import (
         CLONE_NEWNET,
         CLONE_NEWNS,
+        MS_NODEV,
         MS_REC,
         MS_SLAVE,
         mount,
@@ -32,7 +33,7 @@ def _hold(device: str, target: str, options: str) -> None:
     # Slave, not private: what the host unmounts also goes away here, so that a machine keeps no file system busy.
     mount("none", "/", None, MS_REC | MS_SLAVE)
     if device != "-":
-        mount(device, target, "ext4", 0, options)
+        mount(device, target, "ext4", MS_NODEV, options)
 
 
 def _pids(groups: list[str]) -> list[int]:

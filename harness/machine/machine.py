@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from harness.machine.devices import DeviceRule
+
 PIDS_LIMIT = 8192
 HOLDER_TIMEOUT_S = 30.0
 
@@ -316,16 +318,20 @@ class Machine:
         stderr: int | Any = None,
         pass_fds: Sequence[int] = (),
         cwd: str | Path = "/",
+        devices: Sequence[DeviceRule] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a process inside: control group, network and mounts. ``env`` is all it gets (a plain one if None).
 
+        With ``devices`` it and all that it starts can use these only; the list holds for every process of the machine
+        that was started with one. Without, nothing but the kernel's own rules for root limit it.
         It dies with the harness. ``argv[0]`` is looked up on the PATH of ``env``. Raises ``MachineError``.
         """
         trusted = {name: os.environ[name] for name in _TRUST_VARIABLES if name in os.environ}
         environment = dict(_ENVIRONMENT | trusted if env is None else env)
         environment[ENVIRONMENT_MARK] = self._record.name
         harness = os.getpid()
-        entries = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in self._cgroup.entry_files()]
+        files = self._cgroup.entry_files() if devices is None else self._cgroup.confine(devices)
+        entries = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in files]
         network, mounts = self._namespaces["net"], self._namespaces["mnt"]
         directory = str(cwd)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 from harness.model.near_miss import near_miss
+from harness.model.privileges import capability
 
 #: The run-time workloads that come with the program, in the order they run.
 WORKLOADS = (
@@ -95,6 +96,16 @@ class Workload(Table):
     env: dict[str, str] = Field(default_factory=dict, description="Added to the image's environment.")
     cwd: str | None = Field(default=None, pattern=r"^/", description="Working directory.")
     user: str | None = Field(default=None, description="user[:group], by name or number.")
+    capabilities: Many[Annotated[str, BeforeValidator(lambda v: capability(v) if isinstance(v, str) else v)]] = Field(
+        default=(), description="Linux capabilities beyond Docker's default ones, as NET_ADMIN."
+    )
+    devices: Many[Annotated[str, Field(pattern=r"^/dev/[^.]")]] = Field(
+        default=(), description="Device nodes of this host that the container may use, as /dev/fuse."
+    )
+    privileged: bool = Field(
+        default=False,
+        description="All capabilities, devices and system calls: the image can do to this host what root can.",
+    )
     readiness: Readiness
 
 

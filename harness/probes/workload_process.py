@@ -1,16 +1,15 @@
-"""The process that runs run-time workloads: inside the machine, in the container's mount namespace.
+"""The process that runs run-time workloads: inside the machine, in the container's namespaces, with its rights only.
 
-Started before the container's files are touched, it imports all it needs, joins the container's mount namespace (or
-changes root into the container's root file system when its process has already ended), and then takes one request per
-line on stdin: ``{"workload", "paths", "argv"?, "env"?, "seed"?, "repeat_s"?}``; it answers one line
-``{"wall_s", "cpu_s", "operations", "bytes", "passes", "error"?}``, figures of one pass. ``{"hold": REQUEST}`` only
-parses a request and ``{"go": true}`` runs it, so that reading a list of ten thousand paths is no part of what is
-measured from outside. Nothing but the standard library: it lives in small machines.
+Started before the container's files are touched, it imports all it needs, is told in its first line what to enter
+(``harness.probes.entering``), and then takes one request per line on stdin: ``{"workload", "paths", "argv"?, "env"?,
+"seed"?, "repeat_s"?}``; it answers one line ``{"wall_s", "cpu_s", "operations", "bytes", "passes", "error"?}``, figures
+of one pass. ``{"hold": REQUEST}`` only parses a request and ``{"go": true}`` runs it, so that reading a list of ten
+thousand paths is no part of what is measured from outside. Programs of the image inherit none of its descriptors and
+cannot look at it, so they cannot answer in its place. Little but the standard library: it lives in small machines.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import os
@@ -21,49 +20,16 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from harness.probes.entering import Entry, enter
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CLONE_NEWNS = 0x00020000
-MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 PAGE = 4096
 RANDOM_READS = 512
 BLOCK = 128 * 1024
 MAX_PASSES = 100
 TAIL_BYTES = 500
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> None:
-    if result:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
-
-
-def enter_namespace(pid: int) -> None:
-    """Join the mount namespace of a living container process; root and working directory become the container's."""
-    handle = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _check(_libc().setns(handle, CLONE_NEWNS), "setns")
-    finally:
-        os.close(handle)
-    os.chdir("/")
-
-
-def enter_root(root: str) -> None:
-    """Change root into a container's root file system, in a mount namespace of our own with /proc and /dev bound."""
-    libc = _libc()
-    _check(libc.unshare(CLONE_NEWNS), "unshare")
-    _check(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "make mounts private")
-    for name in ("proc", "dev"):
-        target = os.path.join(root, name)
-        if os.path.isdir(target):
-            _check(libc.mount(f"/{name}".encode(), target.encode(), None, MS_BIND | MS_REC, None), f"bind /{name}")
-    os.chroot(root)
-    os.chdir("/")
 
 
 def stat_walk(request: dict[str, Any]) -> tuple[int, int]:
@@ -265,13 +231,8 @@ def serve_one(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """``python -m harness.probes.workload_process PID ROOT``: the container's process and its root file system."""
-    pid, root = sys.argv[1:3]
-    try:
-        enter_namespace(int(pid))
-    except (FileNotFoundError, ProcessLookupError):
-        # The workload has ended (readiness may well be its exit); what it ran on is still mounted.
-        enter_root(root)
+    """``python -m harness.probes.workload_process``; stdin and stdout are the conversation."""
+    enter(Entry.decode(sys.stdin.readline()))
     answer = sys.stdout
     answer.write('{"entered": true}\n')
     answer.flush()

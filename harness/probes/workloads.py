@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.engines.confinement import Confinement
 from harness.errors import MachineError, WorkloadError
+from harness.kernel.seccomp import compile_profile
 from harness.model.observation import Failure, WorkloadResult
+from harness.probes.entering import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,25 +54,36 @@ class PlannedWorkload:
 class WorkloadProcess:
     """The process inside the machine that runs workloads; started once per trial, spoken to in JSON lines."""
 
-    def __init__(self, machine: Machine, container: Container, timeout_s: float) -> None:
+    def __init__(
+        self, machine: Machine, container: Container, timeout_s: float, confinement: Confinement | None = None
+    ) -> None:
+        """``confinement`` is the container's own. Raises MachineError when it cannot be entered."""
+        confinement = confinement or Confinement()
+        entry = _entry(container, confinement)
         self._timeout_s = timeout_s
-        self._process = machine.spawn(
-            [sys.executable, "-m", "harness.probes.workload_process", str(container.pid), container.root],
+        self._process = machine.exec_python(
+            "harness.probes.workload_process",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            pass_fds=tuple(entry.namespaces.values()),
+            devices=confinement.device_rules(),
         )
+        self._tell(entry.encode())
         self._answer("entering the container")
 
     def request(self, message: dict[str, Any], what: str) -> dict[str, Any]:
         """Send one request and wait for its answer; raises WorkloadError when the process ends or takes too long."""
+        self._tell(json.dumps(message))
+        return self._answer(what)
+
+    def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass
-        return self._answer(what)
+            pass  # the answer says why
 
     def _answer(self, what: str) -> dict[str, Any]:
         import select
@@ -99,6 +112,23 @@ class WorkloadProcess:
         self._process.wait()
 
 
+def _entry(container: Container, confinement: Confinement) -> Entry:
+    """What the process is told of a container. Compiling the filter costs the machine nothing: it is done here."""
+    namespaces = container.namespaces
+    if namespaces is None:
+        raise MachineError("the container ended before its namespaces were seen; run-time workloads have no place")
+    profile = confinement.seccomp()
+    return Entry(
+        namespaces=dict(namespaces.descriptors),
+        alive=container.exited_at_ns() is None,
+        capabilities=confinement.capability_numbers,
+        no_new_privileges=confinement.no_new_privileges,
+        system_calls="" if profile is None else compile_profile(profile).hex(),
+        masked_paths=confinement.masked_paths,
+        read_only_paths=confinement.read_only_paths,
+    )
+
+
 class FileWorkloads:
     """Runs the planned workloads over a selection of the image's files (an engine ``WorkloadRunner``)."""
 
@@ -108,6 +138,7 @@ class FileWorkloads:
         selection: Selection,
         *,
         seed: int = 0,
+        confinement: Confinement | None = None,
         repeat_s: float = 0.0,
         timeout_s: float = 300.0,
         sleep: Callable[[float], None] = time.sleep,
@@ -117,6 +148,7 @@ class FileWorkloads:
         self._plan = sorted(plan, key=lambda planned: planned.name in selection.quarters)
         self._selection = selection
         self._seed = seed
+        self._confinement = confinement
         self._repeat_s = repeat_s
         self._timeout_s = timeout_s
         self._sleep = sleep
@@ -130,7 +162,7 @@ class FileWorkloads:
         plan = [planned for planned in self._plan if not evicted or "evicted" in planned.temperatures]
         if not plan:
             return []
-        process = WorkloadProcess(machine, container, self._timeout_s)
+        process = WorkloadProcess(machine, container, self._timeout_s, self._confinement)
         now = ("evicted",) if evicted else TEMPERATURES[:-1]
         try:
             results = [result for one in plan for result in self._run_one(one, now, machine, engine, process)]

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness.engines.confinement import Confinement
 from harness.errors import ColdbenchError, Interrupted, WorkloadError
 from harness.model.modes import EMBEDDED, OVERLAY2, tracer
 from harness.model.observation import Case
@@ -70,6 +71,12 @@ def side_case(scenario: Scenario, mode: Mode, shape: Shape | None = None) -> Pla
         distance=distance.name,
     )  # fmt: skip
     return PlannedCase(case=case, choice=choice, shape=shape, distance=distance)
+
+
+def _confinement(scenario: Scenario) -> Confinement:
+    """What the container is kept from, but for what the scenario asks for."""
+    asked = scenario.workload
+    return Confinement(asked.capabilities, asked.devices, asked.privileged)
 
 
 @dataclass
@@ -172,7 +179,14 @@ class Setups:
         def progress(what: str) -> None:
             self.progress.phase(f"workloads: {what}")
 
-        return FileWorkloads(planned, selection, seed=self.seed, repeat_s=runtime.repeat_s, progress=progress)
+        return FileWorkloads(
+            planned,
+            selection,
+            seed=self.seed,
+            confinement=_confinement(scenario),
+            repeat_s=runtime.repeat_s,
+            progress=progress,
+        )
 
     def _note(
         self, scenario: Scenario, form: str, material: Material, cost: Cost | None, details: dict[str, Any]
@@ -290,6 +304,7 @@ class Setups:
             bound=lambda moved: (
                 bounder.bound(case, size, material.application_core_s, moved) if bounder and size else None
             ),
+            privileges=_confinement(scenario).described(),
             requests=endpoint.requests,
             touches=touches if touches is not None else [],
         )

@@ -27,7 +27,7 @@ from harness.session.bounds import Moved
 from harness.session.observing import Mark, PhaseMeter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from harness.engines.protocol import Container, DeployRequest, Engine, WorkloadRunner
@@ -88,6 +88,8 @@ class TrialSetup:
     requests: Callable[[], int] | None = lambda: 0
     clock_ns: Callable[[], int] = time.monotonic_ns
     #: Trials of a trace run keep the reads in first-touch order here.
+    privileges: Mapping[str, Any] = field(default_factory=dict)
+    """What the container may do beyond the default (``harness.engines.confinement``), for the observation."""
     touches: list[Touch] = field(default_factory=list)
 
 
@@ -119,7 +121,7 @@ class _Trial:
         self.steal = 0.0
         self.limited_s = 0.0
         self.found_invalid: tuple[Invalidity, ...] = ()
-        self.details: dict[str, Any] = {}
+        self.details: dict[str, Any] = {"privileges": dict(setup.privileges)} if setup.privileges else {}
 
     def enter(self, phase: str) -> None:
         self.phase = phase

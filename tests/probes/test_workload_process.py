@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.probes.entering import Entry
 from harness.probes.selection import ImageFile, Selection, select
 from harness.probes.workload_process import MAX_PASSES, serve_one
 from harness.probes.workloads import FileWorkloads, PlannedWorkload
@@ -39,12 +40,10 @@ def test_a_failing_command_is_quoted() -> None:
 def test_a_held_request_runs_later(tmp_path: Path) -> None:
     """Holding a request parses it and runs nothing; going runs it, as often as wanted."""
     target = tmp_path / "made"
-    program = (
-        "import sys; from harness.probes import workload_process as w; w.enter_namespace = lambda pid: None; "
-        "sys.argv[1:] = ['1', '/']; w.main()"
-    )
+    program = "from harness.probes import workload_process as w; w.enter = lambda entry: None; w.main()"
+    entry = Entry({}, True, (), True, "", (), ())
     hold = {"hold": {"workload": "command", "argv": ["/bin/sh", "-c", f"echo x >> {target}"]}}
-    lines = [json.dumps(message) for message in (hold, {"go": True}, {"go": True})]
+    lines = [entry.encode(), *(json.dumps(message) for message in (hold, {"go": True}, {"go": True}))]
     done = subprocess.run(
         [sys.executable, "-c", program], input="\n".join(lines) + "\n", capture_output=True, text=True, check=True
     )

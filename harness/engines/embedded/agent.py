@@ -37,6 +37,7 @@ from harness.engines.embedded.registry import connect, resolve, store_address
 from harness.engines.embedded.runtime import Runtime, find_runtime, makes_groups, prepare_cgroup_view
 from harness.errors import BY_KIND, ColdbenchError, DiskFull, MachineError, OutOfMemory
 from harness.kernel.overlay import mount_overlay, unmount
+from harness.kernel.syscalls import MS_NODEV
 from harness.lazyfs.channel import Channel
 from harness.lazyfs.control import DaemonClient
 from harness.lazyfs.messages import Span
@@ -119,7 +120,8 @@ class Agent:
         self._phase = "mount"
         root = os.path.join(scratch, "root")
         with context.span("mount", detail=f"{len(self._rootfs.lowerdirs)} layers"):
-            mount_overlay(scratch, self._rootfs.lowerdirs, root)
+            flags = 0 if request.process.privileged else MS_NODEV
+            mount_overlay(scratch, self._rootfs.lowerdirs, root, flags)
             self._root = root
         self._enter("create")
         with context.span("create"):

@@ -1,7 +1,7 @@
 """An OCI bundle for crun: the image's configuration and the request's overrides as a runtime config.json.
 
-The container gets what Docker gives by default (capabilities, mounts, masked paths) and its own pid, ipc, uts and
-mount namespaces; network and cgroup are the machine's, so that everything it does is charged there.
+The container gets what Docker gives by default (mounts, and ``harness.engines.confinement``) and its own pid, ipc, uts,
+mount and cgroup namespaces; network and control group are the machine's, so that everything it does is charged there.
 
 Sources: OCI runtime spec 1.0; OCI image spec 1.1, conversion.md; Docker's defaults (moby, oci/defaults.go).
 """
@@ -12,6 +12,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from harness.engines.confinement import Confinement
 from harness.engines.embedded.directories import DirectoryTree
 from harness.engines.embedded.users import Identity, resolve_user
 from harness.errors import FormatError, UnsafePath
@@ -24,20 +25,6 @@ if TYPE_CHECKING:
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOSTNAME = "coldbench"
 
-CAPABILITIES = [
-    f"CAP_{name}"
-    for name in (
-        "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-        "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
-    )
-]  # fmt: skip
-
-_MASKED = [
-    "/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
-]  # fmt: skip
-_READONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
-
 _NOSUID = ["nosuid", "noexec", "nodev"]
 
 
@@ -49,13 +36,14 @@ _MOUNTS = [
     _mount("/proc", "proc", _NOSUID),
     _mount("/dev", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
     _mount("/dev/pts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-    _mount("/sys", "sysfs", [*_NOSUID, "ro"]),
     _mount("/dev/mqueue", "mqueue", _NOSUID),
     _mount("/dev/shm", "tmpfs", [*_NOSUID, "mode=1777", "size=67108864"], "shm"),
 ]
 
 
-def process_of(image_config: Mapping[str, Any], override: Process, root: str) -> dict[str, Any]:
+def process_of(
+    image_config: Mapping[str, Any], override: Process, root: str, confinement: Confinement | None = None
+) -> dict[str, Any]:
     """The ``process`` object. ``override``'s args replace the image's whole
     command line (entrypoint and arguments). FormatError when nothing says what to run.
     """
@@ -67,7 +55,9 @@ def process_of(image_config: Mapping[str, Any], override: Process, root: str) ->
     if not cwd.startswith("/"):
         cwd = "/" + cwd
     identity = resolve_user(root, str(override.user or config.get("User") or ""))
-    capabilities = CAPABILITIES if identity.uid == 0 else []
+    confinement = confinement or Confinement.of(override)
+    bounding = list(confinement.all_capabilities)
+    capabilities = bounding if identity.uid == 0 else []
     return {
         "terminal": False,
         "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": list(identity.additional_gids)},
@@ -75,11 +65,11 @@ def process_of(image_config: Mapping[str, Any], override: Process, root: str) ->
         "env": _environment(config.get("Env") or (), override.env, identity),
         "cwd": cwd,
         "capabilities": {
-            "bounding": CAPABILITIES,
+            "bounding": bounding,
             "permitted": capabilities,
             "effective": capabilities,
         },
-        "noNewPrivileges": False,
+        "noNewPrivileges": confinement.no_new_privileges,
     }
 
 
@@ -100,19 +90,20 @@ def write_bundle(
     ``cgroup`` is the container's control group, for a runtime that needs one of its own.
     """
     os.makedirs(directory, exist_ok=True)
-    process = process_of(image_config, override, root)
+    confinement = Confinement.of(override)
+    process = process_of(image_config, override, root, confinement)
     _ensure_directory(root, process["cwd"])
     files = {
         "hosts": f"127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost\n",
         "hostname": f"{HOSTNAME}\n",
         "resolv.conf": "",
     }
-    mounts = list(_MOUNTS)
+    mounts = [*_MOUNTS, _mount("/sys", "sysfs", [*_NOSUID, *([] if confinement.privileged else ["ro"])])]
     for name, content in files.items():
         path = os.path.join(directory, name)
         with open(path, "w") as file:
             file.write(content)
-        mounts.append(_mount(f"/etc/{name}", "bind", ["rbind", "rprivate"], path))
+        mounts.append(_mount(f"/etc/{name}", "bind", ["rbind", "rprivate", "nosuid", "nodev"], path))
     config: dict[str, Any] = {
         "ociVersion": "1.0.2",
         "process": process,
@@ -120,16 +111,34 @@ def write_bundle(
         "hostname": HOSTNAME,
         "mounts": mounts,
         "linux": {
-            "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")],
-            "maskedPaths": _MASKED,
-            "readonlyPaths": _READONLY,
+            "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")],
+            "maskedPaths": list(confinement.masked_paths),
+            "readonlyPaths": list(confinement.read_only_paths),
+            "devices": confinement.device_nodes(),
         },
     }
+    profile = confinement.seccomp()
+    if profile is not None:
+        config["linux"]["seccomp"] = profile
     if cgroup:
         config["linux"]["cgroupsPath"] = cgroup
+        config["linux"]["resources"] = {"devices": _device_list(confinement)}
     with open(os.path.join(directory, "config.json"), "w") as file:
         json.dump(config, file)
     return config
+
+
+def _device_list(confinement: Confinement) -> list[dict[str, Any]]:
+    """The list for a runtime that makes a control group of its own."""
+    rules = confinement.device_rules()
+    if rules is None:
+        return [{"allow": True, "access": "rwm"}]
+    listed: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
+    for rule in rules:
+        numbers = {"major": rule.major, "minor": rule.minor}
+        named = {key: number for key, number in numbers.items() if number is not None}
+        listed.append({"allow": True, "type": rule.kind, **named, "access": rule.access})
+    return listed
 
 
 def _ensure_directory(root: str, path: str) -> None:

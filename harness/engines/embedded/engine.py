@@ -13,6 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from harness.engines.confinement import Confinement
 from harness.engines.container import RunningContainer
 from harness.engines.embedded.messages import (
     FROM_AGENT,
@@ -124,7 +125,11 @@ class EmbeddedEngine:
             descriptors = [theirs.fileno(), *writers]
             if parts.daemon is not None:
                 descriptors.append(agent_end.fileno())
-            self._agent = machine.exec_python(_AGENT, arguments, pass_fds=descriptors, stderr=self._log)
+            # The agent needs no device itself, and what it starts has its list: nothing is moved when time counts.
+            devices = Confinement.of(request.process).device_rules()
+            self._agent = machine.exec_python(
+                _AGENT, arguments, pass_fds=descriptors, stderr=self._log, devices=devices
+            )
         finally:
             for end in inherited:
                 if isinstance(end, int):
