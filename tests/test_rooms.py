@@ -20,6 +20,7 @@ ROOMS = (
     "formats",
     "lazyfs",
     "scenarios",
+    "drafting",
     "images",
     "engines",
     "probes",

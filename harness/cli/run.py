@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import secrets
 import sys
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +47,7 @@ def run(
     """
     from harness.cli.progress import make_progress
     from harness.errors import ColdbenchError, UsageError
+    from harness.session.header import make_header
     from harness.session.launching import Launcher
 
     if retry_failed and not resume:
@@ -61,8 +60,10 @@ def run(
         raise UsageError("--resume needs --out DIR, the directory of the session to continue")
     if not resume and not scenario:
         raise UsageError("name a scenario (`coldbench scenarios` lists them)")
-    selection = None if resume else _selection(mode, preset, engine, shape, distance, blocks)
-    header = None if selection is None else _header(scenario or [], selection, seed, registry, not no_workloads)
+    header = None
+    if not resume:
+        selection = _selection(mode, preset, engine, shape, distance, blocks)
+        header = make_header(scenario or [], selection, seed=seed, registry=registry, workloads=not no_workloads)
     with ExitStack() as stack:
         progress = stack.enter_context(make_progress(sys.stderr))
         launcher = stack.enter_context(Launcher(progress, offline=offline))
@@ -107,31 +108,6 @@ def _selection(
             "distances": [parse_distance(text) for text in distances],
             "blocks": blocks,
         }
-    )
-
-
-def _header(names: list[str], selection: Selection, seed: int | None, registry: str, workloads: bool) -> SessionHeader:
-    from harness import __version__, scenarios
-    from harness.machine.host import collect
-    from harness.model.plan import make_plan
-    from harness.model.session import SessionHeader
-    from harness.session.run import versions
-
-    files = [scenarios.find(name) for name in names]
-    chosen = [scenarios.load(path) for path in files]
-    loaded = {scenario.name: scenario for scenario in chosen}
-    now = datetime.now(UTC)
-    return SessionHeader(
-        coldbench_version=__version__,
-        session=f"{now:%Y%m%d-%H%M%S}-{'+'.join(loaded)}"[:80],
-        created_at=now.isoformat(timespec="seconds"),
-        plan=make_plan(chosen, secrets.randbelow(1 << 31) if seed is None else seed, selection),
-        scenarios=loaded,
-        scenario_files={scenario.name: str(path) for scenario, path in zip(chosen, files, strict=True)},
-        registry=registry,
-        workloads=workloads,
-        host=collect().model_dump(mode="json"),
-        versions=versions(),
     )
 
 
