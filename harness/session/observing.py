@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from harness.machine.cgroup import Counters
     from harness.machine.machine import Machine, Traffic
+    from harness.session.setup import RequestLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class PhaseMeter:
 
     machine: Machine
     clock_ns: Callable[[], int]
-    requests: Callable[[], int] | None = lambda: 0
+    requests: RequestLog | None = None
     begin: Mark = field(init=False)
     phases: list[PhaseUsage] = field(default_factory=list)
     _begun: dict[Phase, Mark] = field(default_factory=dict)
@@ -47,7 +48,7 @@ class PhaseMeter:
 
     def mark(self) -> Mark:
         """Read the counters now."""
-        requests = self.requests() if self.requests else None
+        requests = self.requests.so_far() if self.requests else None
         return Mark(self.clock_ns(), self.machine.counters(), self.machine.wire(), requests)
 
     def phase(self, name: Phase) -> None:

@@ -13,7 +13,6 @@ from harness.oci.registry.client import address_of
 from harness.oci.registry.places import host_and_port, route
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import ExitStack
     from pathlib import Path
 
@@ -33,7 +32,7 @@ class Endpoint:
     scheme: str = "http"
     prefix: str = ""
     credentials: dict[str, str] = field(default_factory=dict)
-    requests: Callable[[], int] | None = None
+    requests: RequestCounter | None = None
     """Requests answered so far; None for a registry that is not ours, whose log cannot be read."""
     neighbours: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)
     """Its other hosts as far as they are known: the token server, the blob store; name and port to where it listens."""
@@ -100,8 +99,8 @@ class RequestCounter:
         self._at = 0
         self._count = 0
 
-    def __call__(self) -> int:
-        """Requests so far; a line that is not finished yet counts next time."""
+    def so_far(self) -> int:
+        """Requests until now; a line that is not finished yet counts next time."""
         try:
             with open(self._log, "rb") as file:
                 file.seek(self._at)

@@ -21,8 +21,10 @@ from harness.model.shape import Distance, parse_shape
 from harness.session import application, traces
 from harness.session.inventory import Inventory
 from harness.session.preparation import Cost
-from harness.session.requests import make_request, settings_of_case
-from harness.session.trial import TrialSetup, run_trial
+from harness.session.requests import settings_of_case
+from harness.session.scene import CaseBound, CaseScene
+from harness.session.setup import TrialSetup, Unbounded
+from harness.session.trial import run_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from harness.session.preparation import Preparer, Published
     from harness.session.progress import Progress
     from harness.session.registry import Endpoint
+    from harness.session.setup import LowerBound
 
 
 @dataclass(slots=True)
@@ -261,10 +264,6 @@ class Setups:
         side: bool = False,
     ) -> TrialSetup:
         """A trial's set-up. ``side``: out of band, without workloads and bound; with ``touches`` it records reads."""
-        from harness.engines import make_engine
-        from harness.machine.machine import Machine
-        from harness.probes.readiness import make_probe
-
         scenario = self.scenarios[case.case.scenario]
         material = self._materials[scenario.name]
         published = self._published[scenario.name, case.mode.form]
@@ -272,39 +271,27 @@ class Setups:
         settings = settings_of_case(scenario, case)
         if not side and settings.prefetch == "trace":
             prefetch = traces.load(traces.place(self.preparer.cache, material.digest, scenario.workload)) or ()
-        endpoint, size = self.endpoint, material.size
-        bounder = None if side else self.bounder
+        scene = CaseScene(scenario, case, published, self.endpoint, prefetch, trace=touches is not None)
+        timeouts = scenario.timeouts
+        bound: LowerBound = Unbounded()
+        if self.bounder is not None and material.size is not None and not side:
+            bound = CaseBound(self.bounder, case, material.size, material.application_core_s)
         return TrialSetup(
             session=self.session,
             trial=trial,
             case=case,
-            request=lambda machine: make_request(
-                scenario, case, published, endpoint, machine, traced=prefetch, trace=touches is not None
-            ),
-            readiness=scenario.workload.readiness,
+            scene=scene,
+            timeouts=timeouts.model_copy(update={"background_s": 0.0}) if side else timeouts,
+            readiness=scenario.workload.readiness.kind,
             settings=settings,
             image_digest=material.digest,
             image_compressed_bytes=published.compressed_bytes,
-            deploy_timeout_s=scenario.timeouts.deploy_s,
-            background_timeout_s=0.0 if side else scenario.timeouts.background_s,
-            teardown_timeout_s=scenario.timeouts.teardown_s,
-            make_machine=lambda: Machine(
-                case.shape,
-                case.distance,
-                name=case.case.key,
-                registry_upstream=endpoint.upstream,
-                further_upstreams=tuple(endpoint.neighbours.values()),
-            ),
-            make_engine=lambda: make_engine(case.engine),
-            make_probe=make_probe,
             interrupts=self.interrupts,
             progress=self.progress,
             workloads=None if side else material.workloads,
             lift_quota=scenario.runtime.quota == "none",
-            bound=lambda moved: (
-                bounder.bound(case, size, material.application_core_s, moved) if bounder and size else None
-            ),
+            bound=bound,
             privileges=_confinement(scenario).described(),
-            requests=endpoint.requests,
+            requests=self.endpoint.requests,
             touches=touches if touches is not None else [],
         )

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from harness.lazyfs.messages import Touch
     from harness.model.modes import Mode
-    from harness.model.observation import LazyUsage
+    from harness.model.observation import Bound, LazyUsage
     from harness.model.timeline import Recorder
+    from harness.session.bounds import Moved
 
 
 @dataclass
@@ -186,3 +187,47 @@ def entered(machine: FakeMachine) -> Iterator[FakeMachine]:
         yield machine
     finally:
         machine.gone = True
+
+
+@dataclass
+class FakeScene:
+    """``harness.session.setup.Scene`` of the fakes; ``made`` stands in for the machine when it cannot be made."""
+
+    fake_machine: FakeMachine
+    fake_engine: FakeEngine
+    fake_probe: FakeProbe
+    made: Any = None
+
+    def machine(self) -> Any:
+        return self.made or entered(self.fake_machine)
+
+    def engine(self) -> Any:
+        return self.fake_engine
+
+    def request(self, machine: Any) -> Any:
+        return None
+
+    def probe(self, container: Any, machine: Any, daemons_alive: Callable[[], bool]) -> Any:
+        return self.fake_probe
+
+
+@dataclass
+class FakeLog:
+    """A registry's log that counts what the fake machine used."""
+
+    machine: FakeMachine
+
+    def so_far(self) -> int:
+        return self.machine.used_requests
+
+
+@dataclass
+class FakeBound:
+    """A bound that is always the same, and hears what was moved."""
+
+    bound: Bound | None = None
+    heard: list[Moved] = field(default_factory=list)
+
+    def given(self, moved: Moved) -> Bound | None:
+        self.heard.append(moved)
+        return self.bound

@@ -25,9 +25,9 @@ def test_request_counter_reads_what_is_new(tmp_path: Path) -> None:
     """Only whole lines of requests count, each once."""
     log = tmp_path / "log"
     counter = RequestCounter(log)
-    assert counter() == 0
+    assert counter.so_far() == 0
     log.write_text('x - - "GET /v2/ HTTP/1.1" 200\ntime="now" level=info\ny "GET /v2/a HTTP/1.1" 2', "utf-8")
-    assert counter() == 1
+    assert counter.so_far() == 1
     with log.open("a", encoding="utf-8") as file:
         file.write('00\nz "GET /v2/b HTTP/1.1" 200\n')
-    assert counter() == 3
+    assert counter.so_far() == 3

@@ -11,12 +11,13 @@ import pytest
 from harness.errors import ContentError, HostUnfit, Interrupted, MachineError, NotReady
 from harness.model.observation import Bound, LazyUsage, Observation
 from harness.model.plan import make_plan
-from harness.model.scenario import Scenario
+from harness.model.scenario import Scenario, Timeouts
 from harness.session.bounds import Moved
 from harness.session.interrupts import Interrupts
 from harness.session.progress import Silent, summary
-from harness.session.trial import TrialSetup, run_trial
-from tests.session.fakes import Clock, FakeEngine, FakeMachine, FakeProbe, entered
+from harness.session.setup import TrialSetup
+from harness.session.trial import run_trial
+from tests.session.fakes import Clock, FakeBound, FakeEngine, FakeLog, FakeMachine, FakeProbe, FakeScene
 
 LAZY = LazyUsage(
     layers_lazy=1, layers_unpacked=0, bytes_fetched_before_ready=1, bytes_fetched=2, requests_before_ready=3,
@@ -46,16 +47,11 @@ class Bench:
             session="s",
             trial=plan.trials[0],
             case=plan.cases[0],
-            request=lambda _machine: None,  # type: ignore[arg-type,return-value]
-            readiness=scenario.workload.readiness,
+            scene=FakeScene(self.machine, self.engine, self.probe),
+            timeouts=scenario.timeouts,
             image_digest="sha256:0",
             image_compressed_bytes=1000,
-            deploy_timeout_s=60.0,
-            background_timeout_s=60.0,
-            teardown_timeout_s=60.0,
-            make_machine=lambda: entered(self.machine),  # type: ignore[arg-type,return-value]
-            make_engine=lambda: self.engine,
-            make_probe=lambda *_: self.probe,
+            requests=FakeLog(self.machine),
             interrupts=Interrupts(),
             progress=Silent(),
             clock_ns=self.clock,
@@ -68,7 +64,7 @@ class Bench:
 def test_full_pull() -> None:
     """Phases end where the engine says and at readiness, counters go to the phase they fell in, and nothing is left."""
     bench = Bench()
-    seen = bench.run(bound=lambda _fetched: Bound(seconds=0.5))
+    seen = bench.run(bound=FakeBound(Bound(seconds=0.5)))
     assert (seen.status, seen.invalid, seen.failure) == ("ok", (), None)
     assert seen.time_to_ready_s == 3.0
     assert [(p.phase, p.wall_s, round(p.cpu_s, 3)) for p in seen.phases] == [
@@ -90,7 +86,7 @@ def test_lazy_start_waits_for_background() -> None:
     """After readiness a lazy trial goes on to the end of the background fetch, which is a phase of its own."""
     bench = Bench("soci")
     bench.engine.lazy = LAZY
-    seen = bench.run(requests=lambda: bench.machine.used_requests)
+    seen = bench.run()
     assert [p.phase for p in seen.phases] == ["pull", "create", "start", "background"]
     assert seen.wire.received_bytes == 1500
     assert (seen.wire_before_ready.requests, seen.wire.requests) == (4, 6)
@@ -121,7 +117,7 @@ def test_deploy_timeout() -> None:
     bench.machine.on_pids = killed.set
     bench.engine.wait_for = killed
     bench.engine.fail = MachineError("the agent ended")
-    seen = bench.run(deploy_timeout_s=0.01)
+    seen = bench.run(timeouts=Timeouts(deploy_s=0.01))
     assert seen.failure is not None
     assert (seen.failure.kind, seen.failure.message) == ("NotReady", "no container within timeouts.deploy_s (0.01 s)")
 
@@ -158,6 +154,16 @@ def test_a_bug_is_recorded_with_its_traceback() -> None:
     assert "fakes.py" in seen.details["traceback"]
 
 
+def test_an_error_of_the_system_is_recorded_with_its_traceback() -> None:
+    """``No such process`` says nothing without the place where a process ended between a look and its use."""
+    bench = Bench()
+    bench.engine.fail = ProcessLookupError(3, "No such process")
+    seen = bench.run()
+    assert seen.failure is not None
+    assert (seen.failure.kind, seen.failure.phase) == ("ProcessLookupError", "pull")
+    assert "fakes.py" in seen.details["traceback"]
+
+
 def test_limits_are_read_back() -> None:
     """Limits that are not as asked at the end make a finished trial invalid, not failed."""
     bench = Bench()
@@ -188,7 +194,8 @@ def test_machine_that_cannot_be_made() -> None:
 
         def __exit__(self, *_: object) -> None: ...
 
-    seen = Bench().run(make_machine=Broken)
+    bench = Bench()
+    seen = bench.run(scene=FakeScene(bench.machine, bench.engine, bench.probe, Broken()))
     assert seen.failure is not None
     assert (seen.failure.kind, seen.failure.phase) == ("MachineError", "machine")
 
@@ -243,9 +250,9 @@ def test_the_bound_hears_what_was_moved_by_readiness() -> None:
     bench = Bench("soci")
     bench.engine.received = 700
     bench.engine.lazy = LAZY.model_copy(update={"bytes_fetched_before_ready": 900, "bytes_inflated": 77})
-    moved: list[Moved] = []
-    bench.run(bound=moved.append)
-    assert moved == [Moved(received_bytes=700, inflated_bytes=77)]
+    bound = FakeBound()
+    bench.run(bound=bound)
+    assert bound.heard == [Moved(received_bytes=700, inflated_bytes=77)]
 
 
 def test_requests_without_the_registrys_log() -> None:

@@ -1,0 +1,197 @@
+"""What was seen of one trial: counters at its turning points, limits, credits, daemons, and how its root was served.
+
+The trial's course calls a witness at each turning point. When all is over the witness gives the evidence that the
+rules of validity look at (``harness.session.validity``) and the figures of the observation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import MachineError
+from harness.model.observation import CreditSample
+from harness.session import application, observing, validity
+from harness.session.bounds import Moved
+
+if TYPE_CHECKING:
+    from harness.engines.protocol import Engine
+    from harness.machine.machine import Machine
+    from harness.model.observation import Bound, Invalidity, LazyUsage, Wire, WorkloadResult
+    from harness.session.observing import Mark, PhaseMeter
+    from harness.session.setup import TrialSetup
+
+
+@dataclass
+class Witness:
+    """Keeps what has been seen so far; a trial that fails keeps what was seen until then."""
+
+    setup: TrialSetup
+    meter: PhaseMeter | None = None
+    """There from T0 on."""
+    ready_at_ns: int | None = None
+    ready_mark: Mark | None = None
+    lifted_mark: Mark | None = None
+    """Where the CPU limit was lifted, if it was."""
+    end_mark: Mark | None = None
+    at_ready: LazyUsage | None = None
+    lazy: LazyUsage | None = None
+    moved: Moved = field(default_factory=Moved)
+    daemons: tuple[int, ...] = ()
+    died: tuple[str, ...] = ()
+    roots: frozenset[str] = frozenset()
+    steal: float = 0.0
+    limited_s: float = 0.0
+    """How long before T0 the limits were set: credits are counted from there."""
+    wrong_limits: tuple[str, ...] = ()
+    credits: tuple[CreditSample, ...] = ()
+    workloads: list[WorkloadResult] = field(default_factory=list)
+    found_invalid: tuple[Invalidity, ...] = ()
+    """Reasons of the engine's own why the trial does not count."""
+    output_tail: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.setup.privileges:
+            self.details["privileges"] = dict(self.setup.privileges)
+
+    # -- turning points
+
+    def ready(self, at_ns: int, engine: Engine) -> None:
+        """The container was ready at ``at_ns``: what had been used, fetched and inflated by then."""
+        assert self.meter is not None
+        self.ready_at_ns = at_ns
+        mark = self.ready_mark = self.meter.ready(at_ns)
+        if (used := self.meter.cpu_from_start_s(mark)) is not None:
+            self.details[application.DETAIL] = used
+        usage = self.at_ready = engine.lazy_usage()
+        if usage is None:
+            return
+        received, fetched = self.meter.traffic(mark).received_bytes, usage.bytes_fetched_before_ready
+        self.moved = Moved(
+            received_bytes=received if fetched is None else min(fetched, received),
+            inflated_bytes=usage.bytes_inflated or 0,
+            fuse_requests=usage.fuse_requests or 0,
+            late_core_s=self.meter.mark().counters.since(mark.counters).cpu_total_s,
+        )
+
+    def before_lifting(self, machine: Machine) -> None:
+        """The CPU limit is about to be lifted: what must be seen while it is in force."""
+        assert self.meter is not None
+        self._check_limits(machine)
+        self._note_credits(machine)
+        self.lifted_mark = self.meter.mark()
+
+    def daemons_alive(self) -> bool:
+        return all(observing.running(pid) for pid in self.daemons)
+
+    def look_back(self, machine: Machine, engine: Engine) -> None:
+        """The machine is about to go: what is left to see. Raises what a machine half gone raises."""
+        if self.meter is not None:
+            self.end_mark = self.meter.mark()
+            if self.lifted_mark is None:
+                self._note_credits(machine)
+            if self.lifted_mark is None or self.setup.case.lazy:
+                self._check_limits(machine)
+        self.died = tuple(f"daemon {pid}" for pid in self.daemons if not observing.running(pid))
+        self.lazy = self._usage(engine.lazy_usage())
+        self.setup.touches.extend(engine.first_touches())
+
+    def hear(self, engine: Engine) -> None:
+        """What the engine reports, also of a trial that failed."""
+        report = engine.report()
+        self.details.update(report.details)
+        if report.log_tail:
+            self.details["engine_log"] = report.log_tail
+        self.found_invalid = report.invalid
+        if self.setup.requests is None:
+            self._count_requests(report.requests)
+
+    # -- parts of them
+
+    def _note_credits(self, machine: Machine) -> None:
+        self.credits = tuple(
+            CreditSample(t_s=s.t_s - self.limited_s, balance_core_s=s.balance_core_s, quota_cores=s.quota_cores)
+            for s in machine.credit_samples()
+        )
+
+    def _check_limits(self, machine: Machine) -> None:
+        wrong: list[str] = []
+        try:
+            machine.verify()
+        except MachineError as error:
+            wrong.append(str(error))
+        if machine.shape.disk is not None:
+            self.details["disk_limited"] = machine.disk_limited
+            if machine.disk_limited == "no":
+                wrong.append("this host's kernel did not take the disk limits")
+        self.wrong_limits = tuple(dict.fromkeys((*self.wrong_limits, *wrong)))
+
+    def _usage(self, last: LazyUsage | None) -> LazyUsage | None:
+        """The last counters, with what they were at readiness as it was read then."""
+        first = self.at_ready
+        if last is None or first is None:
+            return last or first
+        return last.model_copy(
+            update={
+                "bytes_fetched_before_ready": first.bytes_fetched_before_ready,
+                "requests_before_ready": first.requests_before_ready,
+            }
+        )
+
+    def _count_requests(self, clients: int | None) -> None:
+        """A registry whose log is not ours: what the clients in the machine say they sent, where they do."""
+        if self.meter is None:
+            return
+        before = self.at_ready.requests_before_ready if self.at_ready else 0
+        in_all = self.lazy.requests if self.lazy else 0
+        self.meter.begin = replace(self.meter.begin, requests=0)
+        if self.ready_mark is not None:
+            self.ready_mark = replace(self.ready_mark, requests=_sum(clients, before))
+        if self.end_mark is not None:
+            self.end_mark = replace(self.end_mark, requests=_sum(clients, in_all))
+
+    # -- what came of it
+
+    @property
+    def ready_s(self) -> float | None:
+        """Seconds from T0 until ready."""
+        if self.meter is None or self.ready_at_ns is None:
+            return None
+        return (self.ready_at_ns - self.meter.begin.at_ns) / 1e9
+
+    def traffic(self, end: Mark | None) -> Wire | None:
+        """Traffic from T0 until a mark; None where it was not come to."""
+        return None if self.meter is None or end is None else self.meter.traffic(end)
+
+    def evidence(self, bound: Bound | None) -> validity.Evidence:
+        """What the rules of validity look at."""
+        case, meter, end = self.setup.case, self.meter, self.end_mark
+        limited = self.lifted_mark or end
+        used = end.counters.since(meter.begin.counters) if meter is not None and end is not None else None
+        under = limited.counters.since(meter.begin.counters) if meter is not None and limited is not None else None
+        before_ready = self.traffic(self.ready_mark)
+        return validity.Evidence(
+            lazy=case.lazy,
+            fuse_allowed=case.mode.through_fuse,
+            image_compressed_bytes=self.setup.image_compressed_bytes,
+            received_before_ready_bytes=before_ready.received_bytes if before_ready else 0,
+            ready=self.ready_at_ns is not None,
+            layers_lazy=self.lazy.layers_lazy if self.lazy else None,
+            root_file_systems=self.roots,
+            steal_share=self.steal,
+            limits_wrong=self.wrong_limits,
+            cpu_s=under.cpu_total_s if under else 0.0,
+            wall_s=(limited.at_ns - meter.begin.at_ns) / 1e9 if meter is not None and limited is not None else 0.0,
+            ceiling_cores=case.shape.ceiling_cores,
+            time_to_ready_s=self.ready_s,
+            bound_s=bound.seconds if bound else None,
+            daemons_died=self.died,
+            oom_kills=used.oom_kills if used else 0,
+        )
+
+
+def _sum(*counts: int | None) -> int | None:
+    """The sum of what is known; None as soon as one count is not."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None

@@ -1,0 +1,70 @@
+"""The scene and the bound of a real trial: machine, engine, request and probe made from a scenario's case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.engines import make_engine
+from harness.machine.machine import Machine
+from harness.probes.readiness import make_probe
+from harness.session.requests import make_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from harness.engines.protocol import Container, DeployRequest, Engine
+    from harness.model.bound import ImageSize
+    from harness.model.observation import Bound
+    from harness.model.plan import PlannedCase
+    from harness.model.scenario import Scenario
+    from harness.session.bounds import Bounder, Moved
+    from harness.session.preparation import Published
+    from harness.session.registry import Endpoint
+    from harness.session.setup import ReadinessProbe
+
+
+@dataclass(frozen=True, slots=True)
+class CaseScene:
+    """``harness.session.setup.Scene`` of one case. ``traced`` is the recorded prefetch list, ``trace`` asks for one."""
+
+    scenario: Scenario
+    case: PlannedCase
+    published: Published
+    endpoint: Endpoint
+    traced: tuple[str, ...] = ()
+    trace: bool = False
+
+    def machine(self) -> AbstractContextManager[Machine]:
+        return Machine(
+            self.case.shape,
+            self.case.distance,
+            name=self.case.case.key,
+            registry_upstream=self.endpoint.upstream,
+            further_upstreams=tuple(self.endpoint.neighbours.values()),
+        )
+
+    def engine(self) -> Engine:
+        return make_engine(self.case.engine)
+
+    def request(self, machine: Machine) -> DeployRequest:
+        return make_request(
+            self.scenario, self.case, self.published, self.endpoint, machine, traced=self.traced, trace=self.trace
+        )
+
+    def probe(self, container: Container, machine: Machine, daemons_alive: Callable[[], bool]) -> ReadinessProbe:
+        return make_probe(self.scenario.workload.readiness, container, machine, daemons_alive)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseBound:
+    """``harness.session.setup.LowerBound`` of one case on this host."""
+
+    bounder: Bounder
+    case: PlannedCase
+    image: ImageSize
+    application_core_s: float
+
+    def given(self, moved: Moved) -> Bound | None:
+        return self.bounder.bound(self.case, self.image, self.application_core_s, moved)

@@ -1,0 +1,115 @@
+"""What a trial is made from: the case, what touches the system, and what is asked of it.
+
+A trial touches the system through a *scene* alone, so that its course reads, and is tested, without one.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from harness.model.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+
+    from harness.engines.protocol import Container, DeployRequest, Engine, WorkloadRunner
+    from harness.lazyfs.messages import Touch
+    from harness.machine.machine import Machine
+    from harness.model.observation import Bound
+    from harness.model.plan import PlannedCase, PlannedTrial
+    from harness.model.scenario import Timeouts
+    from harness.session.bounds import Moved
+    from harness.session.interrupts import Interrupts
+    from harness.session.progress import Progress
+
+
+class ReadinessProbe(Protocol):
+    """Watches a container from outside its machine's CPU quota."""
+
+    def wait(self) -> int:
+        """CLOCK_MONOTONIC nanoseconds of readiness; raises ``WorkloadError`` when it does not come."""
+        ...
+
+    def output_tail(self) -> str:
+        """The end of what the container has written so far."""
+        ...
+
+    def close(self) -> None:
+        """Stop watching; idempotent."""
+        ...
+
+
+class Scene(Protocol):
+    """Where a trial plays."""
+
+    def machine(self) -> AbstractContextManager[Machine]:
+        """A fresh machine of the case's shape, there while it is entered."""
+        ...
+
+    def engine(self) -> Engine:
+        """A fresh engine of the case."""
+        ...
+
+    def request(self, machine: Machine) -> DeployRequest:
+        """What the engine is told at T0."""
+        ...
+
+    def probe(self, container: Container, machine: Machine, daemons_alive: Callable[[], bool]) -> ReadinessProbe:
+        """Whoever watches the container until it is ready."""
+        ...
+
+
+class LowerBound(Protocol):
+    """What physics allows a trial of this case."""
+
+    def given(self, moved: Moved) -> Bound | None:
+        """The bound, given what a lazy start had moved when it was ready; None where no bound is computed."""
+        ...
+
+
+class RequestLog(Protocol):
+    """A registry whose log is ours."""
+
+    def so_far(self) -> int:
+        """Requests it has answered until now."""
+        ...
+
+
+class Unbounded:
+    """A ``LowerBound`` for trials that are compared with none."""
+
+    def given(self, moved: Moved) -> Bound | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSetup:
+    """What a trial is made from; everything that touches the system comes in with ``scene``."""
+
+    session: str
+    trial: PlannedTrial
+    case: PlannedCase
+    scene: Scene
+    timeouts: Timeouts
+    image_digest: str
+    image_compressed_bytes: int
+    interrupts: Interrupts
+    progress: Progress
+    readiness: str = ""
+    """The kind of readiness, for the timeline."""
+    settings: Settings = field(default_factory=Settings)
+    """What the case runs with beside mode and preset, for the record."""
+    workloads: WorkloadRunner | None = None
+    lift_quota: bool = False
+    """Whether the shape's CPU limit is lifted while run-time workloads run."""
+    bound: LowerBound = field(default_factory=Unbounded)
+    requests: RequestLog | None = None
+    """The registry's log; None where it cannot be read (then the engine's own count is taken)."""
+    clock_ns: Callable[[], int] = time.monotonic_ns
+    privileges: Mapping[str, Any] = field(default_factory=dict)
+    """What the container may do beyond the default (``harness.engines.confinement``), for the record."""
+    touches: list[Touch] = field(default_factory=list)
+    """Trials of a trace run keep the reads in first-touch order here."""
