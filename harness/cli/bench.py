@@ -13,6 +13,9 @@ import typer
 def bench(
     scenario: list[str] = typer.Argument(["quickstart"], metavar="SCENARIO…", help="Scenario files or names."),
     mode: list[str] = typer.Option([], "--mode", metavar="MODE[:PRESET]", help="Only these modes (repeatable)."),
+    engine: list[str] = typer.Option(
+        [], "--engine", metavar="NAME", help="Also this engine, beside the scenario's own (repeatable)."
+    ),
     shape: list[str] = typer.Option([], "--shape", help="A shape's name or an inline form (repeatable)."),
     blocks: int | None = typer.Option(None, "--blocks", min=1, help="Trials of every case (the scenario's number)."),
     seed: int | None = typer.Option(None, "--seed", help="Seed of the order of trials; drawn when left out."),
@@ -37,7 +40,7 @@ def bench(
                 scenario=scenario,
                 mode=mode,
                 preset=[],
-                engine=[],
+                engine=_with(scenario, engine),
                 shape=shape,
                 distance=[],
                 blocks=blocks,
@@ -63,6 +66,17 @@ def bench(
         print(f"Report: {published.html_path.resolve()}")
     if code:
         raise typer.Exit(code)
+
+
+def _with(scenarios: list[str], further: list[str]) -> list[str]:
+    """All engines to run where some are asked for: those that the scenarios must have, and then these."""
+    if not further:
+        return []
+    from harness.model.engine import is_optional
+    from harness.scenarios import find, load
+
+    entries = [entry for name in scenarios for entry in load(find(name)).engines]
+    return [*(entry.engine for entry in entries if not is_optional(entry)), *further]
 
 
 def register(app: typer.Typer) -> None:

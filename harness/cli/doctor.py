@@ -28,9 +28,12 @@ def doctor(
     found = checks.run_checks(facts)
     figures = measured.measure() if rates else measured.load()
     if as_json:
+        from harness.cli import engines
+
         print(
             json.dumps(
                 {
+                    "engines": [engines.as_json(*entry) for entry in engines.look()],
                     "checks": [
                         {"name": c.name, "level": c.level, "found": c.found, "mend": c.mend} for c in found
                     ],
@@ -42,6 +45,7 @@ def doctor(
         )  # fmt: skip
     else:
         _print_checks(facts, found)
+        _print_engines()
         if figures is not None:
             _print_rates(figures)
         elif not rates:
@@ -66,6 +70,14 @@ def _print_checks(facts: HostFacts, found: list[Check]) -> None:
     for check in found:
         table.add_row(f"[{colours[check.level]}]{check.level}[/]", check.name, check.found, check.mend)
     console.print(table)
+
+
+def _print_engines() -> None:
+    from harness.cli.engines import look, print_engines
+    from harness.cli.tables import console
+
+    print("\nengines:")
+    print_engines(console(), look())
 
 
 def _print_rates(rates: Rates) -> None:

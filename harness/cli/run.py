@@ -69,6 +69,8 @@ def run(
         launcher = stack.enter_context(Launcher(progress, offline=offline))
         if registry and header is not None:
             launcher.endpoint(registry)  # before a directory is made: it may not be there at all
+        for reason in header.plan.left_out if header is not None else ():
+            print(f"left out: {reason}", file=sys.stderr)
         store = stack.enter_context(_open(out, header, retry_failed))
         try:
             outcome = launcher.run(store, keep_going=keep_going)

@@ -124,6 +124,8 @@ class DeployRequest:
     credentials: dict[str, str] = field(default_factory=dict)
     routes: tuple[str, ...] = ()
     """How the machine reaches the registry and its other hosts (``harness.oci.registry.places``); empty: as named."""
+    layers: tuple[str, ...] = ()
+    """Digests of the image's layers, the lowest first, for engines that name layers by them; empty: not known."""
 
 
 class Container(Protocol):

@@ -27,13 +27,21 @@ def engine_name(name: str) -> str:
 EngineName = Annotated[str, AfterValidator(engine_name), Field(json_schema_extra={"enum": list(modes.ENGINES)})]
 
 
+class _OtherEngine(Table):
+    """What choices of engines that are not ours have in common."""
+
+    optional: bool = Field(
+        default=False, description="Leave this engine out, and say so, where it cannot run, instead of refusing to run."
+    )
+
+
 class EmbeddedChoice(Table):
     """Our own engine: it needs nothing but crun or runc."""
 
     engine: Literal["embedded"] = "embedded"
 
 
-class DockerChoice(Table):
+class DockerChoice(_OtherEngine):
     """Docker: a dockerd of the harness's own inside the machine, or the user's running one."""
 
     engine: Literal["docker"] = "docker"
@@ -45,7 +53,7 @@ class DockerChoice(Table):
     )
 
 
-class ContainerdChoice(Table):
+class ContainerdChoice(_OtherEngine):
     """containerd with its snapshotters, inside the machine."""
 
     engine: Literal["containerd"] = "containerd"
@@ -63,6 +71,18 @@ _CHOICES: dict[str, type[EmbeddedChoice | DockerChoice | ContainerdChoice]] = {
 def default_choice(name: str) -> EngineChoice:
     """An engine as it is found on this host."""
     return _CHOICES[name]()
+
+
+def is_optional(choice: EngineChoice) -> bool:
+    """Whether a session goes on without this engine where it cannot run."""
+    return not isinstance(choice, EmbeddedChoice) and choice.optional
+
+
+def wanted_now(choice: EngineChoice) -> EngineChoice:
+    """The same engine for a user who named it: not to be left out in silence."""
+    if isinstance(choice, EmbeddedChoice):
+        return choice
+    return choice.model_copy(update={"optional": False})
 
 
 def expand_engines(value: object) -> object:

@@ -171,8 +171,23 @@ EROFS = Mode(
     (_tuned(LazyPolicy(inflate_step=512 * KIB, readahead_units=4)), _EAGER), "D", "#009E73",
 )  # fmt: skip
 
+DOCKER = "docker"
+"""Docker as it is."""
+
+_CONTAINERD_STORE = Preset(
+    "containerd-store", "Docker with its images in containerd's store", None, pull_core_s_per_gb=65.0, line="--"
+)
+DOCKER_OVERLAY2 = Mode(
+    "overlay2", Form.IMAGE, Presentation.NONE,
+    (
+        Preset("overlay2", "Docker with its own image store", None, pull_core_s_per_gb=65.0, baseline=True),
+        _CONTAINERD_STORE,
+    ),
+    "X", "#2496ED",
+)  # fmt: skip
+
 #: Every engine and its modes, in the order of tables. Each engine's first mode is its full pull.
-ENGINES: dict[str, tuple[Mode, ...]] = {EMBEDDED: (OVERLAY2, ESTARGZ, SOCI, EROFS)}
+ENGINES: dict[str, tuple[Mode, ...]] = {EMBEDDED: (OVERLAY2, ESTARGZ, SOCI, EROFS), DOCKER: (DOCKER_OVERLAY2,)}
 
 
 #: Presets by the names they had, which stored sessions and scenario files of others may still use.
@@ -288,6 +303,11 @@ def lazy_policy(mode: str, preset: str, options: Mapping[str, object] | None = N
         names = ", ".join(known.name for known in lazy_modes())
         raise UsageError(f"mode {mode} serves nothing lazily; expected one of {names}")
     return policies
+
+
+def containerd_store(preset: str) -> bool:
+    """Whether this preset of Docker keeps images in containerd's store."""
+    return DOCKER_OVERLAY2.preset(preset) is _CONTAINERD_STORE
 
 
 @dataclass(frozen=True, slots=True)

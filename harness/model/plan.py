@@ -7,14 +7,14 @@ falls on all cases alike and comparisons can be paired inside a block.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence  # noqa: TC003 - pydantic reads them at run time
+from collections.abc import Collection, Mapping, Sequence  # noqa: TC003 - pydantic reads them at run time
 from statistics import fmean
 
 from pydantic import Field
 
 from harness.errors import UsageError
 from harness.model import modes as mode_table
-from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, default_choice
+from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, default_choice, wanted_now
 from harness.model.near_miss import near_miss
 from harness.model.observation import Case, Frozen
 from harness.model.scenario import ModeChoice, Scenario, parse_mode
@@ -75,6 +75,8 @@ class Plan(Frozen):
     seed: int
     cases: tuple[PlannedCase, ...]
     trials: tuple[PlannedTrial, ...]
+    left_out: tuple[str, ...] = ()
+    """Optional engines that cannot run on this host, and why."""
 
     def case_of(self, trial: PlannedTrial) -> PlannedCase:
         """The case a trial belongs to."""
@@ -139,13 +141,24 @@ def _entry(entries: Sequence[ModeChoice], mode: str, preset: str) -> ModeChoice:
 
 
 def choose_engines(scenario: Scenario, names: Sequence[str]) -> tuple[EngineChoice, ...]:
-    """The scenario's engine entries that a selection names; one it does not name is taken as it is found."""
+    """The scenario's engine entries that a selection names; one the scenario does not name is taken as it is found.
+
+    What is named is wanted: it is not optional any more.
+    """
     own: dict[str, EngineChoice] = {entry.engine: entry for entry in scenario.engines}
-    return tuple(own.get(name) or default_choice(name) for name in dict.fromkeys(names)) or scenario.engines
+    named = [own.get(name) or default_choice(name) for name in dict.fromkeys(names)]
+    return tuple(wanted_now(entry) for entry in named) or scenario.engines
 
 
-def make_plan(scenarios: Sequence[Scenario], seed: int, selection: Selection | None = None) -> Plan:
+def make_plan(
+    scenarios: Sequence[Scenario],
+    seed: int,
+    selection: Selection | None = None,
+    left_out: Collection[str] = (),
+) -> Plan:
     """Lay out a session: blocks x cases, each block shuffled by a generator seeded with ``seed`` and its number.
+
+    ``left_out`` holds keys of cases that cannot run here and need not.
 
     Raises:
         UsageError: the selection names what is not there, or leaves no case.
@@ -155,6 +168,8 @@ def make_plan(scenarios: Sequence[Scenario], seed: int, selection: Selection | N
     blocks: dict[str, int] = {}
     for scenario in scenarios:
         for case in _cases(scenario, selection):
+            if case.case.key in left_out:
+                continue
             if case.case.key in cases and scenario.name in blocks:
                 raise UsageError(f"scenario name {scenario.name!r} is there twice; names must differ within a session")
             cases[case.case.key] = case
@@ -174,10 +189,7 @@ def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
     for shape in selection.shapes or scenario.shapes:
         for distance in [shape.distance] if shape.distance else selection.distances or (scenario.distance,):
             for engine in choose_engines(scenario, selection.engines):
-                for entry in choose_modes(scenario, selection.modes, selection.presets):
-                    choice = entry.on(engine.engine)
-                    if choice is None:
-                        continue
+                for choice in _choices(scenario, selection, engine.engine):
                     _check(scenario, choice, engine.engine)
                     case = Case(
                         scenario=scenario.name,
@@ -199,6 +211,17 @@ def _check(scenario: Scenario, choice: ModeChoice, engine: str) -> None:
         settings_of(scenario, choice, engine)
     except UsageError as error:
         raise UsageError(f"scenario {scenario.name}, mode {choice.key}: {error}") from None
+
+
+def _choices(scenario: Scenario, selection: Selection, engine: str) -> list[ModeChoice]:
+    """What an engine runs of a scenario: the entries it has a preset for; for want of any, and of a selection that asks
+    for particular ones, its own full pull, so that an engine can be added without naming its presets."""
+    entries = choose_modes(scenario, selection.modes, selection.presets)
+    choices = [choice for entry in entries if (choice := entry.on(engine)) is not None]
+    if not choices and not selection.modes and not selection.presets:
+        full_pull = mode_table.engine_modes(engine)[0]
+        choices = [ModeChoice(mode=full_pull.name, preset=full_pull.presets[0].name)]
+    return choices
 
 
 def estimate_trial_s(case: PlannedCase, compressed_bytes: int, workloads: int = 0) -> float:

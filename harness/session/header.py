@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from harness import __version__, scenarios
 from harness.machine.host import collect
-from harness.model.plan import make_plan
 from harness.model.session import SessionHeader
+from harness.session.engines import runnable_plan
 from harness.session.run import versions
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def make_header(
 
     Raises:
         UsageError: a scenario cannot be found or loaded, or nothing of it is chosen.
+        HostUnfit: an engine that is wanted cannot run here.
     """
     files = [scenarios.find(name) for name in names]
     chosen = [scenarios.load(path) for path in files]
@@ -34,7 +35,7 @@ def make_header(
         coldbench_version=__version__,
         session=f"{now:%Y%m%d-%H%M%S}-{'+'.join(loaded)}"[:80],
         created_at=now.isoformat(timespec="seconds"),
-        plan=make_plan(chosen, secrets.randbelow(1 << 31) if seed is None else seed, selection),
+        plan=runnable_plan(chosen, secrets.randbelow(1 << 31) if seed is None else seed, selection),
         scenarios=loaded,
         scenario_files={scenario.name: str(path) for scenario, path in zip(chosen, files, strict=True)},
         registry=registry,

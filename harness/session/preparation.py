@@ -58,6 +58,8 @@ class Published:
     repository: str
     reference: str
     compressed_bytes: int
+    layers: tuple[str, ...] = ()
+    """Digests of its layers, the lowest first."""
 
 
 def pinned_digests(session: Path) -> dict[str, str]:
@@ -257,7 +259,7 @@ class Preparer:
             finally:
                 destination.close()
         size = sum({layer.digest: layer.size for layer in image.layers}.values())
-        return Published(repository, pushed.digest, size)
+        return Published(repository, pushed.digest, size, tuple(layer.digest for layer in image.layers))
 
 
 _MAKERS: dict[Form, Callable[[Preparer, ImageSource, Image, LayoutStore, Path], None]] = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from harness.model.modes import EMBEDDED
+
 if TYPE_CHECKING:
     from harness.model.observation import Observation
     from harness.model.plan import Plan, PlannedTrial
@@ -62,7 +64,10 @@ class Silent:
 def summary(observation: Observation) -> str:
     """One line about one trial."""
     case = observation.case
-    where = f"{case.mode}:{case.variant} {case.shape}" + (f" {case.distance}" if case.distance != "none" else "")
+    engine = "" if case.engine == EMBEDDED else f" ({case.engine})"
+    where = f"{case.mode}:{case.variant}{engine} {case.shape}" + (
+        f" {case.distance}" if case.distance != "none" else ""
+    )
     head = f"block {observation.block + 1}  {case.scenario}  {where}"
     if observation.failure is not None:
         at = f" in {observation.failure.phase}" if observation.failure.phase else ""

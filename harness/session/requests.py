@@ -58,4 +58,5 @@ def make_request(
         trace=trace,
         credentials=endpoint.credentials,
         routes=endpoint.routes(machine),
+        layers=published.layers,
     )

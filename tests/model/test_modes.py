@@ -33,6 +33,7 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "lazyfs/data/sources.py": ("a kind of lazy layer", {"estargz"}),
     "lazyfs/service.py": ("detail of a span", {"erofs"}),
     "engines/embedded/lazy.py": ("a directory's name, and the image's reference", {"erofs", "reference"}),
+    "engines/docker": ("Docker's own name of its storage driver", {"overlay2"}),
 }
 
 

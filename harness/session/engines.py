@@ -1,0 +1,61 @@
+"""Which of a plan's engines can run here: asked before anything is prepared, not in the first trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.engines import make_engine
+from harness.errors import HostUnfit
+from harness.model.engine import is_optional
+from harness.model.plan import make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from harness.model.plan import Plan, PlannedCase, Selection
+    from harness.model.scenario import Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Cases that cannot run here and need not, by key, and the reasons, one line each."""
+
+    cases: frozenset[str]
+    reasons: tuple[str, ...]
+
+
+def runnable_plan(scenarios: Sequence[Scenario], seed: int, selection: Selection | None = None) -> Plan:
+    """A plan of what can run here; it says which optional engines it leaves out, and why.
+
+    Raises:
+        UsageError: the selection names what is not there, or leaves no case.
+        HostUnfit: an engine that is not optional cannot run here.
+    """
+    plan = make_plan(scenarios, seed, selection)
+    missing = find_missing(plan.cases)
+    if missing.cases:
+        plan = make_plan(scenarios, seed, selection, missing.cases)
+    return plan.model_copy(update={"left_out": missing.reasons})
+
+
+def find_missing(cases: Iterable[PlannedCase]) -> Missing:
+    """Ask every engine about the modes and presets it is to run.
+
+    Raises:
+        HostUnfit: an engine that is not optional cannot run here; all such reasons, with how to mend them.
+    """
+    left_out: dict[str, str] = {}
+    refused: list[str] = []
+    for case in cases:
+        found = make_engine(case.engine).available(case.choice.mode, case.choice.preset)
+        if not found.reason:
+            continue
+        reason = f"engine {case.case.engine}: {found.reason}"
+        if is_optional(case.engine):
+            left_out[case.case.key] = reason
+        else:
+            refused.append(reason)
+    if refused:
+        raise HostUnfit("; ".join(dict.fromkeys(refused)))
+    return Missing(frozenset(left_out), tuple(dict.fromkeys(left_out.values())))
