@@ -173,7 +173,7 @@ def test_daemon_that_hangs_is_killed_at_the_deadline(machine: Machine, registry:
             for pid in machine.pids():
                 os.kill(pid, signal.SIGKILL)
 
-        with meanwhile(expire, 1.0), pytest.raises(MachineError, match="(dockerd|containerd) ended in the pull"):
+        with meanwhile(expire, 1.0), pytest.raises(MachineError, match=r"(dockerd|containerd) ended in the pull"):
             engine.deploy(machine, request, Recorder(time.monotonic_ns()), Watching(lambda _made: None))
     finally:
         engine.tear_down()

@@ -23,6 +23,7 @@ from harness.model.modes import DOCKER, containerd_store, engine_modes
 
 if TYPE_CHECKING:
     from harness.engines.protocol import Container, DeployRequest, Watch
+    from harness.lazyfs.messages import Touch
     from harness.machine.machine import Machine
     from harness.model.engine import EngineChoice
     from harness.model.modes import Mode
@@ -222,7 +223,7 @@ class DockerEngine:
     def daemon_pids(self) -> tuple[int, ...]:
         return self._daemons.pids
 
-    def first_touches(self) -> list[dict[str, Any]]:
+    def first_touches(self) -> list[Touch]:
         return []
 
     def report(self) -> Report:
