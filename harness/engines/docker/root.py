@@ -2,15 +2,15 @@
 
 Docker tells the pid only when the container has started, and unmounts the root file system when it has ended. A probe
 wants the first sooner, and run-time workloads the second later. The shim writes the pid to a file before the process
-runs; by it the mount is found in the machine's mount table, and bound to a place where Docker leaves it alone.
+runs. The mount shows in the machine's mount table before that, and is bound to a place where Docker leaves it alone.
 """
 
 from __future__ import annotations
 
-import os
+import select
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from harness.kernel import syscalls
 from harness.kernel.inside import in_mounts_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harness.machine.machine import Machine
 
 _MS_BIND = 4096
-_POLL_S = 0.002
+_POLL_MS = 2
 _NAMESPACE = "moby"
 
 
@@ -46,38 +46,54 @@ class EarlyLook:
         self._thread = threading.Thread(target=self._run, name="docker-early-look", daemon=True)
         self._thread.start()
 
-    def finish(self, pid: int = 0) -> None:
-        """The start is over: with the pid that Docker tells, if nothing was seen before. Idempotent."""
+    def finish(self) -> None:
+        """The start is over, and what was not seen by now is not to be seen. Idempotent."""
         self._stop.set()
         self._thread.join()
-        if not self.pid and pid:
-            self._look(pid)
 
     def _run(self) -> None:
-        while not self._stop.wait(_POLL_S):
-            text = ""
+        with open(f"/proc/{self._machine.namespace_pid}/mountinfo", "rb", buffering=0) as table:
+            changes = select.poll()
+            changes.register(table, select.POLLPRI)
+            before = _overlays(_read_all(table))
+            while not self._stop.is_set() and not (self.pid and self.held):
+                if changes.poll(_POLL_MS) and not self.held:
+                    table.seek(0)
+                    self._hold(_overlays(_read_all(table)) - before)
+                if not self.pid:
+                    self._look()
+
+    def _hold(self, new: set[str]) -> None:
+        """Bind the first overlay that was mounted since the start was asked for: it is the container's root."""
+        for mounted in new:
             with suppress(OSError):
-                text = self._file.read_text("ascii")
-            if text.strip().isdigit():
-                self._look(int(text))
+                in_mounts_of(self._machine.namespace_pid, lambda mounted=mounted: self._bind(mounted))  # type: ignore[misc]
+                self.held = True
                 return
 
-    def _look(self, pid: int) -> None:
-        with suppress(ProcessLookupError):  # it has ended: the daemon's event says when
-            self._found(pid)
-            self.pid = pid
-        with suppress(OSError):
-            device = os.stat(f"/proc/{pid}/root").st_dev
-            self.held = in_mounts_of(self._machine.namespace_pid, lambda: self._bind(device))
+    def _bind(self, mounted: str) -> None:
+        self._root.mkdir(exist_ok=True)
+        syscalls.mount(mounted, str(self._root), None, _MS_BIND)
 
-    def _bind(self, device: int) -> bool:
-        """Inside the machine: bind the mount of that device to the place of ours. False when there is none."""
-        wanted = f"{os.major(device)}:{os.minor(device)}"
-        with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="replace") as file:
-            mounts = [line.split() for line in file]
-        for fields in mounts:
-            if fields[2] == wanted and fields[3] == "/":
-                self._root.mkdir(exist_ok=True)
-                syscalls.mount(fields[4].encode().decode("unicode_escape"), str(self._root), None, _MS_BIND)
-                return True
-        return False
+    def _look(self) -> None:
+        text = ""
+        with suppress(OSError):
+            text = self._file.read_text("ascii")
+        if text.strip().isdigit():
+            with suppress(ProcessLookupError):  # it has ended: the daemon's event says when
+                self._found(int(text))
+                self.pid = int(text)
+
+
+def _read_all(file: IO[bytes]) -> bytes:
+    return b"".join(iter(lambda: file.read(1 << 16), b""))
+
+
+def _overlays(mountinfo: bytes) -> set[str]:
+    """Mount points of all OverlayFS mounts (proc_pid_mountinfo(5))."""
+    found = set()
+    for line in mountinfo.decode("utf-8", "replace").splitlines():
+        left, _, right = line.partition(" - ")
+        if right.startswith("overlay "):
+            found.add(left.split()[4].encode().decode("unicode_escape"))
+    return found
