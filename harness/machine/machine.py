@@ -462,9 +462,15 @@ class Machine:
         """Processes inside."""
         return self._cgroup.pids()
 
-    def reset(self) -> None:
-        """Just before T0: write back what set-up wrote, drop the host's page cache, start the memory peak anew."""
-        self.drop_caches()
+    def reset(self, *, keep_pages: bool = False) -> None:
+        """Just before T0: write back what set-up wrote, drop the host's page cache, start the memory peak anew.
+
+        With ``keep_pages`` the page cache stays as it is.
+        """
+        if keep_pages:
+            os.sync()
+        else:
+            self.drop_caches()
         self._cgroup.reset_peak()
 
     def drop_caches(self) -> None:

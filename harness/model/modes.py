@@ -72,6 +72,16 @@ class Preset:
         """Whether a scenario's prefetch list and background fetch mean anything to it."""
         return isinstance(self.policy, LazyPolicy) and not self.policy.eager
 
+    @property
+    def before_t0(self) -> bool:
+        """Whether the image is on the machine before T0."""
+        return isinstance(self.policy, PullPolicy) and self.policy.before_t0
+
+    @property
+    def keeps_pages(self) -> bool:
+        """Whether the page cache is left as it is before T0."""
+        return isinstance(self.policy, PullPolicy) and self.policy.keep_pages
+
 
 @dataclass(frozen=True, slots=True)
 class Mode:
@@ -129,6 +139,14 @@ _SEQUENTIAL = Preset(
 _TUNED_PULL = Preset(
     "tuned", "fetching, decoding and unpacking overlap", PullPolicy(), pull_core_s_per_gb=15.0, baseline=True, line="--"
 )
+_LOCAL = Preset(
+    "local", "unpacked before T0, page cache dropped: the floor", PullPolicy(before_t0=True), line=":",
+    role=Role.FLOOR, only_options=(),
+)  # fmt: skip
+_WARM = Preset(
+    "warm", "unpacked before T0, page cache kept: a restart", PullPolicy(before_t0=True, keep_pages=True), line=":",
+    role=Role.FLOOR, only_options=(),
+)  # fmt: skip
 _EAGER = Preset(
     "eager", "full pull that unpacks no file", LazyPolicy(eager=True, prefetch=False, background=False),
     pull_core_s_per_gb=8.0, unpacks=False, line="--",
@@ -153,7 +171,7 @@ def _reference(policies: LazyPolicy) -> Preset:
     )
 
 
-OVERLAY2 = Mode("overlay2", Form.IMAGE, Presentation.NONE, (_SEQUENTIAL, _TUNED_PULL), "s", "#666666")
+OVERLAY2 = Mode("overlay2", Form.IMAGE, Presentation.NONE, (_SEQUENTIAL, _TUNED_PULL, _LOCAL, _WARM), "s", "#666666")
 ESTARGZ = Mode(
     "estargz", Form.ESTARGZ, Presentation.TREE, (_tuned(LazyPolicy()), _reference(policy.STARGZ)), "o", "#0072B2",
     # It serves every layer, where soci has small ones unpacked and does not see what is read of them, and it sees

@@ -70,6 +70,10 @@ class PullPolicy:
     """What inflates gzip."""
     verify_diff_ids: bool = False
     """Hash what was inflated and compare it with the image's diff IDs, beside the digest of what was fetched."""
+    before_t0: bool = fixed(False)
+    """Have the image on the machine before T0: the floor, which shows what a lazy start can hope for."""
+    keep_pages: bool = fixed(False)
+    """With that: leave what unpacking put into the page cache there, as on a machine that ran the image before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness.model import bound as model
@@ -62,6 +62,9 @@ class Bounder:
             control_rounds=_LAZY_ROUNDS if case.lazy else 1,
             application_core_s=application_core_s,
         )
+        if case.preset.before_t0:
+            # Nothing is asked for and nothing is moved: the application alone.
+            return model.lazy(replace(setting, control_rounds=0), model.LazyWork(0, 0, dependent_rounds=0))
         if case.lazy:
             return model.lazy(setting, self._work(image, moved))
         if not case.preset.unpacks:

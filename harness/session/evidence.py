@@ -173,6 +173,7 @@ class Witness:
         before_ready = self.traffic(self.ready_mark)
         return validity.Evidence(
             lazy=case.lazy,
+            already_there=case.preset.before_t0,
             fuse_allowed=case.mode.through_fuse,
             image_compressed_bytes=self.setup.image_compressed_bytes,
             received_before_ready_bytes=before_ready.received_bytes if before_ready else 0,

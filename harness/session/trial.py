@@ -103,7 +103,7 @@ class Course:
         self._enter("boot")
         request = setup.scene.request(machine)
         engine.start(machine, request)
-        machine.reset()
+        machine.reset(keep_pages=setup.case.preset.keeps_pages)
         ticks = host.cpu_ticks()
         meter = PhaseMeter(machine, setup.clock_ns, setup.requests)
         limited_ns = machine.throttle(True)

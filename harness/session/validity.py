@@ -37,13 +37,15 @@ if TYPE_CHECKING:
 NOT_LAZY_SHARE = 0.9
 SMALL_IMAGE_BYTES = 16 << 20
 COLD_SHARE = 0.98
+#: What may come in after T0 although the image is there: neighbours of the network, not its bytes.
+THERE_SHARE, THERE_BYTES = 0.01, 64 << 10
 STEAL_SHARE = 0.05
 CPU_TOLERANCE = 0.01
 #: One period's quota may be spent at once, and counters are read a moment after the instant they stand for.
 CPU_TOLERANCE_S = 0.25
 
 RULES = (
-    "not-lazy", "fuse-in-full-pull", "cache-not-cold", "host-stolen", "limits-not-as-asked", "below-bound",
+    "not-lazy", "fuse-in-full-pull", "cache-not-cold", "not-there", "host-stolen", "limits-not-as-asked", "below-bound",
     "daemon-died", "out-of-memory",
 )  # fmt: skip
 
@@ -56,6 +58,8 @@ class Evidence:
     image_compressed_bytes: int
     received_before_ready_bytes: int
     ready: bool = True
+    already_there: bool = False
+    """Whether the image is promised to be on the machine before T0."""
     fuse_allowed: bool = False
     """Whether a full pull of this mode goes through FUSE by design."""
     layers_lazy: int | None = None
@@ -126,7 +130,10 @@ def _bytes(e: Evidence) -> Iterator[tuple[str, str]]:
     size, received = e.image_compressed_bytes, e.received_before_ready_bytes
     if size <= 0:
         return
-    if e.lazy:
+    if e.already_there:
+        if received > max(THERE_SHARE * size, THERE_BYTES):
+            yield "not-there", f"{_percent(received, size)} of the image's bytes were received after T0"
+    elif e.lazy:
         if received == 0:
             yield "cache-not-cold", "nothing was received before readiness, so the image was there already"
         elif size >= SMALL_IMAGE_BYTES and received >= NOT_LAZY_SHARE * size:

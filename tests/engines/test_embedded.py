@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import select
@@ -140,6 +141,22 @@ def test_layers_stack_through_an_index(machine: Machine, registry: TestRegistry,
         assert (root / "keep").read_bytes() == b"kept"
         assert (root / "copy").read_bytes() == (root / "etc/passwd").read_bytes()
         assert it.container.exit_code(0) is None
+
+
+@pytest.mark.parametrize("preset", ["local", "warm"])
+def test_an_image_that_is_already_there_is_not_asked_for(machine: Machine, registry: TestRegistry, preset: str) -> None:
+    """The floor's image is unpacked before T0: after it neither a request nor a span of a pull is seen, and it runs."""
+    request = registry.request("base", "exit", "7", preset=preset)
+    with deployed(machine, request) as it:
+        assert it.container.exit_code(10) == 7
+        assert it.engine.report().requests == 0
+        assert it.names == ["mount", "create", "start"]
+
+
+def test_an_image_that_cannot_be_had_before_t0(machine: Machine, registry: TestRegistry) -> None:
+    """The floor's preparation fails as a pull does: with the error's class and one line."""
+    request = dataclasses.replace(registry.request("base", "exit", "0", preset="local"), reference="sha256:" + "0" * 64)
+    fails(machine, request, ImageNotFound)
 
 
 def test_user_environment_and_directory(machine: Machine, registry: TestRegistry) -> None:

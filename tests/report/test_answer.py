@@ -165,6 +165,24 @@ def test_runtime_failures_and_labels_cannot_forge_markdown() -> None:
     assert not any(line.startswith(("# z", "| y")) for line in text.splitlines())
 
 
+def test_floor_is_named_and_every_row_has_its_distance() -> None:
+    """With the image already there as a case, the table has a column for it and the answer a sentence."""
+    floor = [
+        o.model_copy(update={"case": o.case.model_copy(update={"preset": "local"}), "time_to_ready_s": 2.0})
+        for o in session()
+        if o.case.mode == "overlay2" and o.case.preset == "tuned"
+    ]
+    group = _group([*session(), *floor])
+    assert group.floor == "overlay2:local"
+    head = tables.cold_start(group).head
+    assert "of overlay2:local" in head
+    said = answer(group)
+    assert said.use == "erofs:tuned"
+    assert said.over_floor is not None
+    assert said.over_floor.ratio == pytest.approx(1.7, rel=0.1)
+    assert any("already on the machine" in s for s in said.sentences)
+
+
 def test_factors_of_the_made_up_session_hold() -> None:
     """The tests above lean on these: lazy starts are sooner, soci is slower afterwards."""
     assert FACTORS["erofs", "tuned"][0] < FACTORS["soci", "tuned"][0] < FACTORS["overlay2", "tuned"][0]

@@ -63,7 +63,7 @@ class FakeMachine:
         )
         self.traffic = replace(self.traffic, received_bytes=self.traffic.received_bytes + received)
 
-    def reset(self) -> None:
+    def reset(self, *, keep_pages: bool = False) -> None:
         self.calls.append("reset")
 
     def throttle(self, on: bool = True) -> int:

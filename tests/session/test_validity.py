@@ -26,7 +26,10 @@ def rules(evidence: Evidence) -> list[str]:
 EAGER = replace(FULL, fuse_allowed=True, root_file_systems=frozenset({"fuse.coldbench", "erofs"}))
 
 
-@pytest.mark.parametrize("evidence", [FULL, LAZY, EAGER, replace(LAZY, root_file_systems=frozenset({"erofs"}))])
+THERE = replace(FULL, already_there=True, received_before_ready_bytes=70)
+
+
+@pytest.mark.parametrize("evidence", [THERE, FULL, LAZY, EAGER, replace(LAZY, root_file_systems=frozenset({"erofs"}))])
 def test_clean_trial_is_valid(evidence: Evidence) -> None:
     """A trial that kept every rule has no invalidity."""
     assert check(evidence) == ()
@@ -38,6 +41,7 @@ def test_clean_trial_is_valid(evidence: Evidence) -> None:
         (replace(LAZY, received_before_ready_bytes=90 * MB), "not-lazy", "90 % of the image's bytes"),
         (replace(LAZY, root_file_systems=frozenset({"ext4"})), "not-lazy", "neither FUSE nor EROFS but ext4"),
         (replace(LAZY, layers_lazy=0), "not-lazy", "no layer"),
+        (replace(FULL, already_there=True), "not-there", "101 % of the image's bytes were received after T0"),
         (replace(FULL, root_file_systems=frozenset({"fuse"})), "fuse-in-full-pull", "served by FUSE"),
         (replace(FULL, received_before_ready_bytes=50 * MB), "cache-not-cold", "only 50 %"),
         (replace(LAZY, received_before_ready_bytes=0), "cache-not-cold", "there already"),
@@ -64,7 +68,8 @@ def test_every_rule_is_reached() -> None:
     full = replace(FULL, root_file_systems=frozenset({"fuse"}))
     found = rules(lazy)
     assert found == sorted(found, key=RULES.index)
-    assert {*found, *rules(full)} == set(RULES)
+    there = rules(replace(FULL, already_there=True))
+    assert {*found, *rules(full), *there} == set(RULES)
 
 
 def test_unready_trial_is_not_judged_on_bytes() -> None:

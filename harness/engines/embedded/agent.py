@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from typing import Literal
 
 from harness.engines.embedded.bundle import write_bundle
@@ -28,19 +29,23 @@ from harness.engines.embedded.messages import (
     Entered,
     Exited,
     Failed,
+    Prepare,
+    Prepared,
     Started,
     Stop,
     Stopped,
 )
-from harness.engines.embedded.modes import Context, Rootfs, load, parts_of
+from harness.engines.embedded.modes import Context, ReportSpan, Rootfs, load, parts_of
 from harness.engines.embedded.registry import connect, resolve, store_address
 from harness.engines.embedded.runtime import Runtime, find_runtime, makes_groups, prepare_cgroup_view
+from harness.engines.protocol import DeployRequest  # noqa: TC001 - as below
 from harness.errors import BY_KIND, ColdbenchError, DiskFull, MachineError, OutOfMemory
 from harness.kernel.overlay import mount_overlay, unmount
 from harness.kernel.syscalls import MS_NODEV
 from harness.lazyfs.channel import Channel
 from harness.lazyfs.control import DaemonClient
 from harness.lazyfs.messages import Span
+from harness.oci.image import Image  # noqa: TC001 - a dataclass's field
 
 _PR_SET_CHILD_SUBREAPER = 36
 _OWN_FORM = frozenset({"FormatError", "UnsafePath", "DigestMismatch"})
@@ -66,6 +71,24 @@ def failed(error: BaseException, phase: str) -> Failed:
     return Failed(kinds[0], str(failure), phase)
 
 
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """An image that is on the machine, and what it was brought with."""
+
+    image: Image
+    rootfs: Rootfs
+    context: Context
+
+    @property
+    def requests(self) -> int:
+        """Requests sent to the registry so far."""
+        return int(self.context.client.counters.requests)
+
+
+def _untimed(name: str, start_ns: int, end_ns: int, layer: int | None, detail: str) -> None:
+    """What happens before T0 is on no timeline."""
+
+
 class Agent:
     """State of one deployment; ``scratch`` is its directory on the machine's disk."""
 
@@ -84,6 +107,7 @@ class Agent:
         self._phase = "resolve"
         self._runtime: Runtime | None = None
         self._rootfs: Rootfs | None = None
+        self._brought: Brought | None = None
         self._root = ""
 
     def report_span(self, name: str, start_ns: int, end_ns: int, layer: int | None = None, detail: str = "") -> None:
@@ -96,8 +120,16 @@ class Agent:
         except BaseException as error:
             self._control.send(failed(error, self._phase))
 
-    def _deploy(self, told: Deploy) -> None:
-        request, scratch = told.request, told.scratch
+    def prepare(self, told: Prepare) -> None:
+        """Bring the image, off the timeline, and report; never raises."""
+        try:
+            self._brought = self._bring(told.request, told.scratch, 0, _untimed)
+            self._control.send(Prepared())
+        except BaseException as error:
+            self._control.send(failed(error, self._phase))
+
+    def _bring(self, request: DeployRequest, scratch: str, t0_ns: int, report_span: ReportSpan) -> Brought:
+        """Resolve the image and let the mode put its layers there."""
         os.makedirs(scratch, exist_ok=True)
         os.chdir(scratch)
         client = connect(request)
@@ -107,21 +139,29 @@ class Agent:
             store=store_address(request),
             reference=request.reference,
             scratch=scratch,
-            report_span=self.report_span,
+            report_span=report_span,
             daemon=self._daemon,
             prefetch=request.prefetch,
             trace=request.trace,
-            t0_ns=told.t0_ns,
+            t0_ns=t0_ns,
         )
         with context.span("resolve"):
             image = resolve(client, request)
         self._phase = "pull"
         self._rootfs = self._provide(context, image, request.preset, request.options)
+        return Brought(image, self._rootfs, context)
+
+    def _deploy(self, told: Deploy) -> None:
+        request, scratch = told.request, told.scratch
+        before = self._brought.requests if self._brought else 0
+        brought = self._brought or self._bring(request, scratch, told.t0_ns, self.report_span)
+        image, rootfs = brought.image, brought.rootfs
+        context = dataclasses.replace(brought.context, report_span=self.report_span)
         self._phase = "mount"
         root = os.path.join(scratch, "root")
-        with context.span("mount", detail=f"{len(self._rootfs.lowerdirs)} layers"):
+        with context.span("mount", detail=f"{len(rootfs.lowerdirs)} layers"):
             flags = 0 if request.process.privileged else MS_NODEV
-            mount_overlay(scratch, self._rootfs.lowerdirs, root, flags)
+            mount_overlay(scratch, rootfs.lowerdirs, root, flags)
             self._root = root
         self._enter("create")
         with context.span("create"):
@@ -132,7 +172,7 @@ class Agent:
             pid = self._runtime.create(bundle, *self._output)
             for descriptor in self._output:
                 os.close(descriptor)
-        details = dataclasses.replace(self._rootfs.details, agent_requests=client.counters.requests)
+        details = dataclasses.replace(rootfs.details, agent_requests=brought.requests - before)
         self._control.send(Created(pid, root, details))
         self._enter("start")
         threading.Thread(target=self._reap, args=(pid,), daemon=True).start()
@@ -201,6 +241,8 @@ def main() -> None:
     while (received := control.receive()) is not None:
         if isinstance(received.message, Deploy):
             agent.deploy(received.message)
+        elif isinstance(received.message, Prepare):
+            agent.prepare(received.message)
         elif isinstance(received.message, Stop):
             agent.stop()
     agent.stop()

@@ -23,6 +23,8 @@ from harness.engines.embedded.messages import (
     Entered,
     Exited,
     Failed,
+    Prepare,
+    Prepared,
     Started,
     Stop,
     Stopped,
@@ -34,7 +36,7 @@ from harness.engines.protocol import Availability, Report
 from harness.errors import ColdbenchError, ContentError, MachineError, MissingTool, OutOfMemory, from_kind
 from harness.lazyfs.channel import Channel
 from harness.lazyfs.messages import Span
-from harness.model.modes import EMBEDDED, engine_modes
+from harness.model.modes import EMBEDDED, engine_modes, find
 
 if TYPE_CHECKING:
     from harness.engines.protocol import Container, DeployRequest, Watch
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from harness.model.timeline import Recorder
 
 START_TIMEOUT_S = 60.0
+PREPARE_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 20.0
 LOG_TAIL_BYTES = 4000
 _AGENT = "harness.engines.embedded.agent"
@@ -139,6 +142,26 @@ class EmbeddedEngine:
         self._await_up()
         self._reader = threading.Thread(target=self._read, name="agent-events", daemon=True)
         self._reader.start()
+        if find(request.mode).preset(request.preset).before_t0:
+            self._prepare(machine, request)
+
+    def _prepare(self, machine: Machine, request: DeployRequest) -> None:
+        """Have the image brought before T0, and wait for it."""
+        assert self._control is not None
+        self._control.send(Prepare(request, self._scratch(machine)))
+        try:
+            message = self._events.get(timeout=PREPARE_TIMEOUT_S)
+        except queue.Empty:
+            raise MachineError(f"the image was not on the machine within {PREPARE_TIMEOUT_S:.0f} s") from None
+        if isinstance(message, Failed):
+            self._phase = message.phase
+            raise self._explain(from_kind(message.kind, message.message))
+        if not isinstance(message, Prepared):
+            raise self._agent_died("while it brought the image")
+
+    @staticmethod
+    def _scratch(machine: Machine) -> str:
+        return str(machine.scratch / "embedded")
 
     def _await_up(self) -> None:
         assert self._control is not None
@@ -182,7 +205,7 @@ class EmbeddedEngine:
     def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder, watch: Watch) -> Container:
         """See ``protocol.Engine``. Spans reach ``timeline`` when they end, so a caller may sample counters then."""
         assert self._control is not None
-        scratch = str(machine.scratch / "embedded")
+        scratch = self._scratch(machine)
         self._phase = "resolve"
         self._deploying = True
         self._control.send(Deploy(request, scratch, timeline.t0_ns))

@@ -24,6 +24,19 @@ class Deploy:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """Bring the image to ``scratch`` now, before T0, so that ``Deploy`` finds it there; answered by ``Prepared``."""
+
+    request: DeployRequest
+    scratch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The image is on the machine."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Take container and mounts away; answered by ``Stopped``."""
 
@@ -107,5 +120,5 @@ class Stopped:
     problems: tuple[str, ...] = ()
 
 
-TO_AGENT: tuple[type, ...] = (Deploy, Stop)
-FROM_AGENT: tuple[type, ...] = (AgentUp, Entered, Span, Created, Started, Failed, Exited, Stopped)
+TO_AGENT: tuple[type, ...] = (Deploy, Prepare, Stop)
+FROM_AGENT: tuple[type, ...] = (AgentUp, Prepared, Entered, Span, Created, Started, Failed, Exited, Stopped)

@@ -13,6 +13,7 @@ Everything after that is the same for all modes: OverlayFS with a writable upper
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -22,13 +23,17 @@ from harness.engines.embedded.messages import RootfsDetails
 from harness.model.modes import Presentation, find
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from harness.lazyfs.control import DaemonClient
     from harness.lazyfs.messages import Option, StoreAddress, Touch
     from harness.model.observation import LazyUsage
     from harness.model.timeline import Recorder
     from harness.oci.image import Image
+
+
+ReportSpan = Callable[[str, int, int, int | None, str], None]
+"""Puts a span on the timeline: name, start and end (CLOCK_MONOTONIC, ns), layer, detail."""
 
 
 @dataclass(slots=True)
@@ -46,7 +51,7 @@ class Context:
     store: StoreAddress
     reference: str
     scratch: str
-    report_span: Callable[[str, int, int, int | None, str], None]
+    report_span: ReportSpan
     daemon: DaemonClient | None = None
     prefetch: tuple[str, ...] = ()
     trace: bool = False
