@@ -1,24 +1,27 @@
-"""The tree a layer is built in: OverlayFS over the layers below, in a mount namespace that dies with the command.
+"""The tree a layer is built in: OverlayFS over the layers below, in name spaces that die with the command.
 
-Every command runs under ``unshare --mount``, so that not even a kill leaves a mount behind.
+Every command runs by ``contained.py``, so that not even a kill leaves a mount or a process behind, and what scripts of
+packages can reach is the tree.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import ContentError, HostUnfit, MissingTool, NotRoot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 _TAIL_LINES = 4
+_CONTAINED = Path(__file__).with_name("contained.py")
 
 
 def need_tool(name: str, package: str) -> str:
@@ -78,21 +81,14 @@ class BuildRoot:
         self, argv: Sequence[str], *, env: Mapping[str, str], chroot: bool, what: str, network: bool = False
     ) -> str:
         """Run a command with the tree mounted at ``merged``: inside it, or on the host beside it."""
-        merged = shlex.quote(str(self.merged))
-        steps = ["set -e", self._mount_line()]
-        if chroot:
-            steps += [
-                f"mount -t proc proc {merged}/proc",
-                f"mount -t tmpfs tmpfs {merged}/tmp",
-                f"mount --bind /dev {merged}/dev",
-            ]
-            if network:
-                # A copy in the upper directory, which cleaning takes away again: no image keeps this host's.
-                steps.append(f"rm -f {merged}/etc/resolv.conf; cp -L /etc/resolv.conf {merged}/etc/resolv.conf || :")
-        command = " ".join(shlex.quote(part) for part in argv)
-        steps.append(f"chroot {merged} {command}" if chroot else command)
-        argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(steps)]
-        return run(argv, env, what)
+        request = {
+            "where": "tree" if chroot else "host",
+            "tree": str(self.merged),
+            "overlay": self._overlay_options(),
+            "network": network,
+            "command": list(argv),
+        }
+        return run_contained(request, env, what)
 
     def find(self, name: str) -> Path | None:
         """A file of the tree as it stands, the topmost one; symbolic links are not followed."""
@@ -102,14 +98,17 @@ class BuildRoot:
                 return path
         return None
 
-    def _mount_line(self) -> str:
-        merged = shlex.quote(str(self.merged))
+    def _overlay_options(self) -> str:
         lowers = ":".join(str(path) for path in reversed(self.lowers))
-        options = (
+        return (
             f"lowerdir={lowers},upperdir={self.upper},workdir={self.scratch / 'work'}"
             ",redirect_dir=off,metacopy=off,index=off"
         )
-        return f"mount -t overlay overlay -o {shlex.quote(options)} {merged}"
+
+
+def run_contained(request: Mapping[str, object], env: Mapping[str, str], what: str) -> str:
+    """Run a command as `contained.py` reads it; its output, or ContentError with the last lines of what it said."""
+    return run([sys.executable, "-I", str(_CONTAINED), json.dumps({**request, "parent": os.getpid()})], env, what)
 
 
 def plain_environment(epoch_s: int) -> dict[str, str]:

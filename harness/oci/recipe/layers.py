@@ -11,7 +11,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from harness.errors import ContentError, HostUnfit, MissingTool
-from harness.oci.recipe.build_root import BuildRoot, need_root, need_tool, plain_environment, run
+from harness.oci.recipe.build_root import BuildRoot, need_root, need_tool, plain_environment, run, run_contained
+from harness.oci.recipe.contained import FIRST_USER, ROOM
 from harness.oci.recipe.debian_sources import read_sources, sources_for
 from harness.oci.recipe.layer_tar import walk
 
@@ -26,6 +27,12 @@ _SLIM = (
     "path-exclude=/usr/share/man/*",
     "path-exclude=/usr/share/info/*",
     "path-exclude=/usr/share/locale/*",
+)
+_WRAPPERS = "/run/coldbench"
+_DPKG_WITHOUT_NETWORK = (
+    f'mkdir -p "$1{_WRAPPERS}" && '
+    """printf '#!/bin/sh\\nexec unshare --net /usr/bin/dpkg "$@"\\n' """
+    f'> "$1{_WRAPPERS}/dpkg" && chmod 755 "$1{_WRAPPERS}/dpkg"'
 )
 _CHROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LITTER = ("tmp", "run", "var/cache/apt", "var/lib/apt/lists", "root/.cache", "root/.npm", "var/cache/ldconfig")
@@ -51,19 +58,35 @@ def build_layer(layer: Layer, root: BuildRoot, epoch_s: int) -> None:
 
 
 def _make_debian(layer: DebianLayer, root: BuildRoot, epoch_s: int) -> None:
+    """Let mmdebstrap make the base system in a user name space, as a tar, which is unpacked here.
+
+    Its packages' scripts run without network: dpkg is found first where a hook puts one that has none.
+    """
     tool = need_tool("mmdebstrap", "mmdebstrap")
-    argv = [tool, "--mode=root", "--format=directory", f"--variant={layer.variant}", "--quiet"]
+    argv = [tool, "--mode=root", "--format=tar", f"--variant={layer.variant}", "--quiet"]
+    argv.append(f"--extract-hook={_DPKG_WITHOUT_NETWORK}")
     if layer.packages:
         argv.append(f"--include={','.join(layer.packages)}")
     if layer.slim:
         argv += [f"--dpkgopt={option}" for option in _SLIM]
-    argv += [layer.suite, str(root.upper)]
+    argv += [layer.suite, f"{ROOM}/made.tar"]
+    room = root.scratch / "room"
+    room.mkdir()
     sources = sources_for(layer.suite, read_sources())
     if sources:
-        listing = root.scratch / "debian.sources"
-        listing.write_text(sources)
-        argv.append(str(listing))
-    run(argv, plain_environment(epoch_s), f"mmdebstrap of {layer.suite}")
+        (room / "debian.sources").write_text(sources)
+        argv.append(f"{ROOM}/debian.sources")
+    for name in (".", "tmp"):
+        (room / name).mkdir(exist_ok=True)
+        os.chown(room / name, FIRST_USER, FIRST_USER)
+    env = plain_environment(epoch_s)
+    path = f"{_WRAPPERS}:{env.get('PATH', _CHROOT_PATH)}"
+    env |= {"TMPDIR": f"{ROOM}/tmp", "HOME": f"{ROOM}/tmp", "PATH": path}
+    request = {"where": "users", "room": str(room), "network": True, "command": argv}
+    run_contained(request, env, f"mmdebstrap of {layer.suite}")
+    unpack = ["tar", "-xpf", str(room / "made.tar"), "-C", str(root.upper), "--numeric-owner"]
+    run([*unpack, "--xattrs", "--xattrs-include=*"], what="unpacking the base system")
+    shutil.rmtree(room)
 
 
 def _add_debian(layer: DebianLayer, root: BuildRoot, epoch_s: int) -> None:
@@ -72,9 +95,12 @@ def _add_debian(layer: DebianLayer, root: BuildRoot, epoch_s: int) -> None:
     env["SOURCE_DATE_EPOCH"] = str(epoch_s)
     options = "-y -qq -o Dpkg::Use-Pty=0 -o Acquire::Check-Date=false --no-install-recommends"
     slim = "".join(f" -o Dpkg::Options::=--{option}" for option in _SLIM) if layer.slim else ""
-    script = f"apt-get -qq update && apt-get {options}{slim} install {' '.join(layer.packages)}"
-    what = "apt-get install of " + ", ".join(layer.packages)
-    root.run(["sh", "-c", script], env=env, chroot=True, what=what, network=True)
+    install = f"apt-get {options}{slim} install {' '.join(layer.packages)}"
+    names = ", ".join(layer.packages)
+    # Scripts of packages run in the second step, which has no network.
+    fetch = f"apt-get -qq update && {install} --download-only"
+    root.run(["sh", "-c", fetch], env=env, chroot=True, what=f"apt-get download of {names}", network=True)
+    root.run(["sh", "-c", f"{install} --no-download"], env=env, chroot=True, what=f"apt-get install of {names}")
     for log in ("var/log/apt", "var/log/dpkg.log", "var/log/alternatives.log"):
         _remove(root.upper / log)
 
@@ -91,7 +117,7 @@ def _add_pip(layer: PipLayer, root: BuildRoot, epoch_s: int) -> None:
         argv += ["--platform", platform]
     env = plain_environment(epoch_s)
     what = f"pip install for python{version}"
-    root.run([*argv, *layer.requirements], env=env, chroot=False, what=what)
+    root.run([*argv, *layer.requirements], env=env, chroot=False, what=what, network=True)
     _move_scripts(root.upper / target / "bin", root.upper / "usr/local/bin")
     _fix_modes(root.upper / "usr/local")
     if layer.compile:
@@ -115,6 +141,7 @@ def _add_npm(layer: NpmLayer, root: BuildRoot, epoch_s: int) -> None:
             env=plain_environment(epoch_s),
             chroot=False,
             what=what,
+            network=True,
         )
     elif root.find("usr/bin/npm") is not None:
         env = {key: value for key, value in os.environ.items() if key.lower().startswith("npm_config_")}
