@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +21,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("root") is not None:
             item.add_marker(reason)
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that other users can get into, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="coldbench-test-", dir="/var/tmp") as made:
+        path = Path(made)
+        path.chmod(0o755)
+        yield path
 
 
 @pytest.fixture(scope="session", autouse=True)

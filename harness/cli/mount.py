@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,7 +14,10 @@ import typer
 from harness.model.modes import SOCI, lazy_modes, lazy_policy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from harness.lazyfs.messages import StoreAddress
+    from harness.machine.records import Record
     from harness.oci.store import ImageSource
 
 
@@ -35,10 +39,14 @@ def mount(
     mode: str = typer.Option(SOCI.name, metavar=_modes(), help="Which of its lazy forms to serve."),
     preset: str = typer.Option(SOCI.best.name, metavar="NAME", help=_presets()),
     platform: str = typer.Option("", metavar="OS/ARCH", help="Platform to take from an index (default: this host's)."),
+    allow_other: bool = typer.Option(
+        False, "--allow-other", help="Let other users look as the image's modes say; without, root alone can."
+    ),
 ) -> None:
     """Mount an image read-only without pulling it: bytes are fetched and verified as they are read.
 
     Stays in the foreground; Ctrl-C unmounts. Layers without an index are pulled and unpacked first, as the engine does.
+    Its set-user-ID programs gain nothing, its device nodes do not open. After a kill -9, `coldbench clean` unmounts.
     """
     from harness.cli.bars import open_named
     from harness.engines.embedded.lazy import provide
@@ -56,9 +64,11 @@ def mount(
     with ExitStack() as cleanups:
         source = cleanups.enter_context(open_named(image))
         resolved = source.resolve(Platform.parse(platform) if platform else None)
-        scratch = cleanups.enter_context(tempfile.TemporaryDirectory(prefix="coldbench-mount-", dir="/var/tmp"))
+        run = cleanups.enter_context(_recorded(image, directory))
+        scratch = run.files[0]
         os.umask(0)
-        process, client = spawn()
+        process, client = spawn(str(run.directory / "lazyfs"))
+        run.add_process(process.pid)
         cleanups.callback(process.wait)
         cleanups.callback(client.close)
         context = Context(
@@ -72,7 +82,7 @@ def mount(
         )
         rootfs = provide(context, resolved, preset, {})
         cleanups.callback(rootfs.cleanup)
-        cleanups.enter_context(stacked(rootfs.lowerdirs, os.path.abspath(directory)))
+        cleanups.enter_context(stacked(_guarded(rootfs.lowerdirs, scratch, allow_other), run.mounts()[0], run.name))
         client.call(MarkReady())
         typer.echo(f"{image} is mounted on {directory} (mode {mode}); Ctrl-C unmounts it")
         try:
@@ -85,6 +95,44 @@ def mount(
             f"fetched {usage.bytes_fetched / 1e6:.1f} of {resolved.compressed_bytes / 1e6:.1f} MB in "
             f"{usage.requests} requests; {usage.spans_fetched} of {usage.spans_total} spans"
         )
+
+
+@contextmanager
+def _recorded(image: str, directory: str) -> Iterator[Record]:
+    """A record of all this makes outside of itself, written before the first of it; then gone with it.
+
+    Its one file is a scratch directory on disk, its directory has room for the daemon's mount.
+    """
+    from harness.machine import leftovers
+    from harness.machine.mount_table import mounts_below
+    from harness.machine.records import ENVIRONMENT_MARK, Record
+
+    leftovers.sweep()
+    run = Record.new("mount", image)
+    scratch = Path("/var/tmp", run.name)
+    run.files.append(str(scratch))
+    run.save()
+    os.environ[ENVIRONMENT_MARK] = run.name  # the daemon and the loop devices carry it
+    try:
+        run.directory.mkdir(mode=0o700)
+        (run.directory / "lazyfs").mkdir(mode=0o700)
+        run.add_mount(directory)
+        scratch.mkdir(mode=0o700)
+        yield run
+    finally:
+        if not mounts_below(scratch) and not mounts_below(run.directory):  # else it is left to `coldbench clean`
+            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(run.directory, ignore_errors=True)
+            run.remove()
+
+
+def _guarded(lowerdirs: Sequence[str], scratch: str, allow_other: bool) -> list[str]:
+    """What to stack: with an empty directory on top that is root's alone, or, for all, at the bottom: OverlayFS takes
+    no single directory."""
+    empty = os.path.join(scratch, "guard")
+    os.mkdir(empty)
+    os.chmod(empty, 0o700)
+    return [*lowerdirs, empty] if allow_other else [empty, *lowerdirs]
 
 
 def _address(source: ImageSource) -> StoreAddress:

@@ -330,7 +330,7 @@ class Machine:
         environment = dict(_ENVIRONMENT | trusted if env is None else env)
         environment[ENVIRONMENT_MARK] = self._record.name
         harness = os.getpid()
-        files = self._cgroup.entry_files() if devices is None else self._cgroup.confine(devices)
+        files = self._cgroup.entry_files() if devices is None else self.confine(devices)
         entries = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in files]
         network, mounts = self._namespaces["net"], self._namespaces["mnt"]
         directory = str(cwd)
@@ -360,6 +360,11 @@ class Machine:
         finally:
             for entry in entries:
                 os.close(entry)
+
+    def confine(self, devices: Sequence[DeviceRule]) -> Sequence[str]:
+        """Files into which a process of the machine writes ``0`` so that it, and all it starts, can use these devices
+        only. There is one such group; a later list takes the place of an earlier one. Raises ``HostUnfit``."""
+        return self._cgroup.confine(devices)
 
     def exec_python(self, module: str, arguments: Sequence[str] = (), **options: Any) -> subprocess.Popen[bytes]:
         """``spawn`` of this Python running a module, as ``python -m`` does."""

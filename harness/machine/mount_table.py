@@ -29,7 +29,10 @@ class Mount:
 
     def of(self, record: Record) -> bool:
         """Whether a record vouches for it; where the user said where to mount, by the mount's source as well."""
-        return _below(self.target, record.directory) or (self.source == record.name and self.target in record.mounts())
+        places = (str(record.directory), *record.files)
+        if any(_below(self.target, place) for place in places):
+            return True
+        return self.source == record.name and self.target in record.mounts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ def mounts_below(directory: Path) -> bool:
     return any(_below(mount.target, directory) for mount in table)
 
 
-def _below(path: str, directory: Path) -> bool:
+def _below(path: str, directory: Path | str) -> bool:
     return path == str(directory) or path.startswith(f"{directory}/")
 
 

@@ -67,13 +67,16 @@ exec {sleep} 60
 
 
 @pytest.mark.root
-def test_a_users_namespace_is_left_alone(dead: Record, tmp_path: Path) -> None:
+def test_a_users_namespace_is_left_alone(dead: Record, open_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user who makes a mount of our name, and a umount of his own, in a namespace of his gets nothing run as root."""
-    os.chmod(tmp_path, 0o777)
-    for parent in (*tmp_path.parents, *dead.directory.parents):
-        if parent != Path("/tmp"):
-            with contextlib.suppress(OSError):
-                os.chmod(parent, os.stat(parent).st_mode | 0o055)
+    run = open_directory / "run"  # where the user can make what a record vouches for
+    monkeypatch.setattr(records, "RUN_DIR", run)
+    monkeypatch.setenv("COLDBENCH_RUN_DIR", str(run))
+    dead.save()
+    dead.directory.mkdir()
+    tmp_path = open_directory / "theirs"
+    tmp_path.mkdir()
+    tmp_path.chmod(0o777)
     marker = tmp_path / "taken"
     trap = tmp_path / "trap"
     trap.write_text(f"#!/usr/bin/perl\nopen(F, '>', '{marker}'); print F $<;\n")

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.engines.embedded.bundle import write_bundle
+from harness.engines.embedded.launcher import Launcher
 from harness.engines.embedded.messages import (
     TO_AGENT,
     AgentUp,
@@ -93,7 +94,14 @@ class Agent:
     """State of one deployment; ``scratch`` is its directory on the machine's disk."""
 
     def __init__(
-        self, control: Channel, mode: str, daemon: DaemonClient | None, output: tuple[int, int], cgroup: str
+        self,
+        control: Channel,
+        mode: str,
+        daemon: DaemonClient | None,
+        output: tuple[int, int],
+        *,
+        cgroup: str,
+        launcher: Launcher | None = None,
     ) -> None:
         """``cgroup`` is the machine's group within each hierarchy."""
         self._control = control
@@ -101,6 +109,7 @@ class Agent:
         self._daemon = daemon
         self._output = output
         self._cgroup = cgroup
+        self._launcher = launcher
         self._program = find_runtime()
         prepare_cgroup_view()
         self._provide = load(parts_of(mode).provide)
@@ -168,7 +177,7 @@ class Agent:
             bundle = os.path.join(scratch, "bundle")
             cgroup = f"{self._cgroup}/container" if makes_groups(self._program) else ""
             write_bundle(bundle, root, image.config, request.process, cgroup)
-            self._runtime = Runtime(self._program, os.path.join(scratch, "crun"), cgroup)
+            self._runtime = Runtime(self._program, os.path.join(scratch, "crun"), cgroup, launcher=self._launcher)
             pid = self._runtime.create(bundle, *self._output)
             for descriptor in self._output:
                 os.close(descriptor)
@@ -223,6 +232,7 @@ def main() -> None:
     parser.add_argument("--output-fds", type=int, nargs=2, required=True)
     parser.add_argument("--mode", required=True)
     parser.add_argument("--cgroup", required=True)
+    parser.add_argument("--container-groups", nargs="*", default=[])
     options = parser.parse_args()
     control = Channel(socket.socket(fileno=options.control_fd), TO_AGENT)
     daemon = None if options.daemon_fd is None else DaemonClient(socket.socket(fileno=options.daemon_fd))
@@ -231,7 +241,10 @@ def main() -> None:
     for descriptor in options.output_fds:
         os.set_inheritable(descriptor, False)
     try:
-        agent = Agent(control, options.mode, daemon, tuple(options.output_fds), options.cgroup)
+        launcher = Launcher(options.container_groups) if options.container_groups else None
+        agent = Agent(
+            control, options.mode, daemon, tuple(options.output_fds), cgroup=options.cgroup, launcher=launcher
+        )
     except Exception as error:
         control.send(failed(error, "agent"))
         return

@@ -105,9 +105,13 @@ class EmbeddedEngine:
                 agent_end, daemon_agent_end = socket.socketpair()
                 harness_end, daemon_end = socket.socketpair()
                 inherited += [agent_end, daemon_agent_end, daemon_end]
+                # On the machine's own disk, with which it goes, whatever becomes of the daemon.
+                mountpoint = machine.scratch / "lazyfs"
+                machine.outside(mountpoint).mkdir(exist_ok=True)
+                ends = ["--agent-fd", str(daemon_agent_end.fileno()), "--harness-fd", str(daemon_end.fileno())]
                 self._daemon = machine.exec_python(
                     parts.daemon,
-                    ["--agent-fd", str(daemon_agent_end.fileno()), "--harness-fd", str(daemon_end.fileno())],
+                    [*ends, "--mountpoint", str(mountpoint)],
                     pass_fds=(daemon_agent_end.fileno(), daemon_end.fileno()),
                     stderr=self._log,
                 )
@@ -128,11 +132,10 @@ class EmbeddedEngine:
             descriptors = [theirs.fileno(), *writers]
             if parts.daemon is not None:
                 descriptors.append(agent_end.fileno())
-            # The agent needs no device itself, and what it starts has its list: nothing is moved when time counts.
             devices = Confinement.of(request.process).device_rules()
-            self._agent = machine.exec_python(
-                _AGENT, arguments, pass_fds=descriptors, stderr=self._log, devices=devices
-            )
+            if devices is not None:
+                arguments += ["--container-groups", *machine.confine(devices)]
+            self._agent = machine.exec_python(_AGENT, arguments, pass_fds=descriptors, stderr=self._log)
         finally:
             for end in inherited:
                 if isinstance(end, int):

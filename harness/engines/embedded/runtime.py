@@ -12,9 +12,13 @@ import shutil
 import signal
 import subprocess
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from harness.errors import MachineError, MissingTool, WorkloadError
 from harness.kernel.overlay import unmount
+
+if TYPE_CHECKING:
+    from harness.engines.embedded.launcher import Launcher
 
 _TIMEOUT_S = 120.0
 
@@ -56,6 +60,8 @@ class Runtime:
     cgroup: str = ""
     """Control group of the container within each hierarchy, where the runtime makes one."""
     name: str = "coldbench"
+    launcher: Launcher | None = None
+    """Starts the runtime in the group whose device list is the container's."""
     pid: int = 0
     _alive: bool = field(default=False, init=False)
 
@@ -103,20 +109,21 @@ class Runtime:
         if not makes_groups(self.program):
             command.append("--cgroup-manager=disabled")
         try:
-            done = subprocess.run(
-                [*command, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                timeout=_TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
+            code = self._run([*command, *arguments], stdout, stderr)
+        except (TimeoutError, subprocess.TimeoutExpired):
             raise MachineError(f"{name} {arguments[0]} did not end within {_TIMEOUT_S:.0f} s") from None
-        if done.returncode:
+        if code:
             reason = self._last_line(log)
-            text = f"{name} {arguments[0]} failed (exit {done.returncode}): {reason or 'no reason given'}"
+            text = f"{name} {arguments[0]} failed (exit {code}): {reason or 'no reason given'}"
             raise (WorkloadError if arguments[0] in ("create", "start") else MachineError)(text)
+
+    def _run(self, argv: list[str], stdout: int, stderr: int) -> int:
+        if self.launcher is None or stdout == subprocess.DEVNULL:
+            done = subprocess.run(
+                argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, timeout=_TIMEOUT_S, check=False
+            )
+            return done.returncode
+        return self.launcher.run(argv, stdout, stderr, _TIMEOUT_S)
 
     @staticmethod
     def _last_line(path: str) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from harness.errors import MachineError
+from harness.kernel.syscalls import MS_NODEV, MS_NOSUID
 from harness.kernel.syscalls import mount as _mount
 from harness.lazyfs.counters import Counters
 from harness.lazyfs.fuse import protocol as fuse
@@ -41,7 +42,8 @@ _BUFFER_BYTES = 16 << 10
 """Above the protocol's least (8 KiB); nobody writes to us, so no request is large."""
 _MAX_PAGES = 256
 _MAX_BACKGROUND = 64
-_MS_RDONLY = 1
+_CONTAINED = 1 | MS_NOSUID | MS_NODEV
+"""Read-only, no set-user-ID programs, no device nodes: whose image it is nobody knows."""
 _INIT_WAIT_S = 30.0
 _WANTED = (
     fuse.ASYNC_READ | fuse.EXPORT_SUPPORT | fuse.DO_READDIRPLUS | fuse.ASYNC_DIO | fuse.PARALLEL_DIROPS
@@ -83,7 +85,7 @@ class Session:
         self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             options = f"fd={self._fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
-            _mount("coldbench", mountpoint, "fuse.lazyfs", _MS_RDONLY, options)
+            _mount("coldbench", mountpoint, "fuse.lazyfs", _CONTAINED, options)
             self._initialise()
         except BaseException:
             os.close(self._fd)

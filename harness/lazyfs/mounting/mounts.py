@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness.errors import HostUnfit, MachineError
-from harness.kernel.syscalls import MNT_DETACH
+from harness.kernel.syscalls import MNT_DETACH, MS_NODEV, MS_NOSUID
 from harness.kernel.syscalls import mount as _mount
 from harness.kernel.syscalls import umount as _umount
 from harness.lazyfs.mounting.loop_device import LoopDevice, write_read_ahead
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from harness.lazyfs.messages import MetadataFile
 
-MS_RDONLY = 1
+CONTAINED = 1 | MS_NOSUID | MS_NODEV
+"""Flags of every mount of an image: read-only, no set-user-ID programs, no device nodes."""
 _ADVICE = "use --mode soci, which needs nothing but FUSE"
 
 
@@ -70,7 +71,7 @@ def mount_erofs(
                 # No device to be had, or a kernel that knows no second one: on to the next way.
                 refused.append(f"{'loop' if cut is None else 'loops'}: {error}")
     try:
-        calls.mount(source, target, "erofs", MS_RDONLY, None)
+        calls.mount(source, target, "erofs", CONTAINED, None)
         return Mounted("file", refused=tuple(refused))
     except OSError as error:
         number = error.errno
@@ -93,7 +94,7 @@ def _mount_loop(source: str, target: str, calls: Syscalls, parts: MetadataFile |
         first = layers if parts is None else devices.enter_context(closing(calls.attach_loop(parts.path, 0)))
         try:
             option = None if parts is None else f"device={layers.path}"
-            calls.mount(first.path, target, "erofs", MS_RDONLY, option)
+            calls.mount(first.path, target, "erofs", CONTAINED, option)
         except OSError as error:
             raise MachineError(f"the kernel refuses the EROFS image ({os.strerror(error.errno or 0)}): blocks of 512 "
                                f"bytes need Linux 6.4 or newer; {_ADVICE}") from None  # fmt: skip

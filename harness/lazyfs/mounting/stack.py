@@ -1,4 +1,9 @@
-"""Read-only stacks of lazily mounted directories, for looking at them without a container."""
+"""Read-only stacks of lazily mounted directories, for looking at them without a container.
+
+The image is anybody's: no set-user-ID program of it gains anything and none of its device nodes opens, on any of the
+mounts (``CONTAINED``). Who may look is decided by the root directory's mode, which OverlayFS takes from the topmost
+directory: with a directory in front that is root's alone, nobody else gets in.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +12,23 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from harness.kernel.syscalls import mount
-from harness.lazyfs.mounting.mounts import MS_RDONLY, unmount
+from harness.lazyfs.mounting.mounts import CONTAINED, unmount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_MS_BIND = 4096
+_MS_BIND, _MS_REMOUNT = 4096, 32
 
 
 @contextmanager
-def stacked(lowerdirs: Sequence[str], target: str) -> Iterator[str]:
-    """``lowerdirs`` (topmost first) on ``target`` while the context is open. Raises OSError."""
+def stacked(lowerdirs: Sequence[str], target: str, source: str = "overlay") -> Iterator[str]:
+    """``lowerdirs`` (topmost first) on ``target`` while the context is open; two or more show ``source`` as where the
+    mount is from. Raises OSError."""
     if len(lowerdirs) == 1:
         mount(lowerdirs[0], target, None, _MS_BIND)
+        mount("none", target, None, _MS_REMOUNT | _MS_BIND | CONTAINED)
     else:
-        mount("overlay", target, "overlay", MS_RDONLY, f"lowerdir={':'.join(map(_escape, lowerdirs))}")
+        mount(source, target, "overlay", CONTAINED, f"lowerdir={':'.join(map(_escape, lowerdirs))}")
     try:
         yield target
     finally:
