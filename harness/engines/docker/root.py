@@ -43,6 +43,9 @@ class EarlyLook:
         self.pid = 0
         self.held = False
         self._stop = threading.Event()
+        # Read here and not by the thread, which may come to run late: what is mounted now is not the container's.
+        self._table = open(f"/proc/{machine.namespace_pid}/mountinfo", "rb", buffering=0)  # noqa: SIM115 - closed by _run
+        self._before = _overlays(_read_all(self._table))
         self._thread = threading.Thread(target=self._run, name="docker-early-look", daemon=True)
         self._thread.start()
 
@@ -52,14 +55,15 @@ class EarlyLook:
         self._thread.join()
 
     def _run(self) -> None:
-        with open(f"/proc/{self._machine.namespace_pid}/mountinfo", "rb", buffering=0) as table:
+        with self._table as table:
             changes = select.poll()
             changes.register(table, select.POLLPRI)
-            before = _overlays(_read_all(table))
-            while not self._stop.is_set() and not (self.pid and self.held):
+            last = False
+            while not last and not (self.pid and self.held):
+                last = self._stop.is_set()  # once more then: the start may be over before this thread came to run
                 if changes.poll(_POLL_MS) and not self.held:
                     table.seek(0)
-                    self._hold(_overlays(_read_all(table)) - before)
+                    self._hold(_overlays(_read_all(table)) - self._before)
                 if not self.pid:
                     self._look()
 
