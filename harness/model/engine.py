@@ -63,6 +63,14 @@ class ContainerdChoice(_OtherEngine):
 EngineChoice = Annotated[EmbeddedChoice | DockerChoice | ContainerdChoice, Field(discriminator="engine")]
 
 
+class EngineTables(Table):
+    """``[engines.NAME]`` as a file may say it, for editors; ``expand_engines`` makes a list of it."""
+
+    embedded: EmbeddedChoice | None = None
+    docker: DockerChoice | None = None
+    containerd: ContainerdChoice | None = None
+
+
 _CHOICES: dict[str, type[EmbeddedChoice | DockerChoice | ContainerdChoice]] = {
     "embedded": EmbeddedChoice, "docker": DockerChoice, "containerd": ContainerdChoice,
 }  # fmt: skip

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from harness.errors import UsageError
 from harness.model import modes as mode_table
-from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, expand_engines
+from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, EngineTables, expand_engines
 from harness.model.image import ImageSpec  # noqa: TC001 - pydantic reads it at run time
 from harness.model.metrics import METRICS, check_name, family, setting
 from harness.model.near_miss import near_miss
@@ -194,7 +194,7 @@ class Scenario(Table):
         Many[EngineChoice],
         BeforeValidator(
             expand_engines,
-            json_schema_input_type=list[EngineName | EngineChoice] | dict[EngineName, dict[str, str]],
+            json_schema_input_type=list[EngineName | EngineChoice] | EngineTables,
         ),
     ] = Field(default=(EmbeddedChoice(),), min_length=1, description="A list of names, or a table for each engine.")
     blocks: int = Field(
