@@ -115,6 +115,10 @@ class WorkloadError(ColdbenchError):
     pass
 
 
+class RehearsalFailed(WorkloadError):
+    """The workload fails by itself: on a machine without limits, before any trial."""
+
+
 class WorkloadExited(WorkloadError):
     pass
 

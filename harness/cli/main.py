@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+import traceback
 
 import typer
 from rich.console import Console
 
 from harness import __version__, cli
 from harness.errors import ColdbenchError
+
+#: A bug of ours: the infrastructure failed.
+BUG_EXIT_CODE = 5
 
 app = typer.Typer(
     name="coldbench",
@@ -53,8 +57,13 @@ def main() -> None:
     try:
         app()
     except ColdbenchError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"coldbench: {error}", markup=False)
+        Console(stderr=True, soft_wrap=True, highlight=False, emoji=False).print(f"coldbench: {error}", markup=False)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("coldbench: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        # Python ends in 1, which is the code of a confirmed regression: a bug of ours must not read as one.
+        traceback.print_exc()
+        print("coldbench: this is a bug in coldbench; the lines above say where", file=sys.stderr)
+        sys.exit(BUG_EXIT_CODE)

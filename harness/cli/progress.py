@@ -6,7 +6,7 @@ import os
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
-from harness.session.progress import summary
+from harness.session.progress import output_of, summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +26,25 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+class OncePerCase:
+    """What failed trials say last: of each case once, since it says the same every time."""
+
+    def __init__(self) -> None:
+        self._shown: set[str] = set()
+
+    def __call__(self, observation: Observation) -> list[str]:
+        lines = output_of(observation)
+        if not lines or observation.case.key in self._shown:
+            return []
+        self._shown.add(observation.case.key)
+        return lines
+
+
 class PlainProgress:
     """One line per event that matters: preparation steps and trials."""
 
     def __init__(self, stream: IO[str]) -> None:
+        self._said = OncePerCase()
         self._stream = stream
         self._total = 0
         self._position = 0
@@ -59,7 +74,9 @@ class PlainProgress:
 
     def ended(self, observation: Observation, remaining_s: float) -> None:
         left = f"  ({duration(remaining_s)} left)" if remaining_s else ""
-        self._print(f"[{self._position}/{self._total}] {summary(observation)}{left}")
+        self._print(
+            "\n".join([f"[{self._position}/{self._total}] {summary(observation)}{left}", *self._said(observation)])
+        )
 
 
 class LiveProgress:
@@ -67,6 +84,7 @@ class LiveProgress:
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
+        self._said = OncePerCase()
         self._whole = bar.add_task("session", total=None, phase="", left="")
         self._step: int | None = None
         self._total = 0
@@ -102,7 +120,8 @@ class LiveProgress:
 
     def ended(self, observation: Observation, remaining_s: float) -> None:
         style = "red" if observation.failure else "yellow" if observation.invalid else None
-        self._bar.console.print(summary(observation), style=style, markup=False, highlight=False)
+        text = "\n".join([summary(observation), *self._said(observation)])
+        self._bar.console.print(text, style=style, markup=False, highlight=False)
         self._bar.update(self._whole, advance=1, left=f"{duration(remaining_s)} left")
 
 
@@ -124,6 +143,6 @@ def make_progress(stream: IO[str]) -> Iterator[Progress]:
         TextColumn("{task.fields[left]}"),
     )
     # Twice a second: drawing costs CPU on the host that is being measured.
-    console = Console(file=stream, soft_wrap=True)
+    console = Console(file=stream, soft_wrap=True, emoji=False)
     with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bar:
         yield LiveProgress(bar)

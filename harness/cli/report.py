@@ -16,17 +16,20 @@ def report(
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON instead of the table."),
 ) -> None:
     """Render a session: table, timelines, CPU, bytes, run-time overhead; prints the table and the report's place."""
+    from harness.errors import NothingToCompare
     from harness.report.publish import publish, write_figures
 
     published = publish(session, out)
     drawn = write_figures(published.groups, figures) if figures is not None else []
     if as_json:
         print(published.as_json())
-        return
-    print(published.markdown)
-    for path in drawn:
-        print(f"Figure: {path}")
-    print(f"Report: {published.html_path}")
+    else:
+        print(published.markdown)
+        for path in drawn:
+            print(f"Figure: {path}")
+        print(f"Report: {published.html_path}")
+    if not published.counted:
+        raise NothingToCompare(f"{session}: no trial counts: all failed or are invalid; the report says why")
 
 
 def register(app: typer.Typer) -> None:

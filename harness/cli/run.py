@@ -34,7 +34,9 @@ def run(
     resume: bool = typer.Option(False, "--resume", help="Continue the session in --out where it stopped."),
     retry_failed: bool = typer.Option(False, "--retry-failed", help="With --resume: run failed trials again, too."),
     registry: str = typer.Option("", "--registry", metavar="URL", help="Use this registry instead of one's own."),
-    keep_going: bool = typer.Option(False, "--keep-going", help="Go on when a scenario's image cannot be had."),
+    keep_going: bool = typer.Option(
+        False, "--keep-going", help="Go on when an image cannot be had, or a workload fails by itself."
+    ),
     no_workloads: bool = typer.Option(False, "--no-workloads", help="Leave out what is measured after ready."),
     offline: bool = typer.Option(
         False, "--offline", help="Use images as they are in the cache; ask no registry what their tags mean now."

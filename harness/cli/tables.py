@@ -18,4 +18,4 @@ def console() -> Console:
     from rich.console import Console
 
     wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else FILE_COLUMNS
-    return Console(highlight=False, width=wide)
+    return Console(highlight=False, emoji=False, width=wide)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TAIL_BYTES = 4096
+#: How many lines a message quotes, and how much of each.
+_WORDS_LINES = 3
+_WORDS_CHARACTERS = 200
 MAX_LINE_BYTES = 1 << 16
 """A longer line is searched in pieces of this size: memory stays bounded whatever a container writes."""
 
@@ -53,17 +56,18 @@ class OutputReader:
         with self._lock:
             return bytes(self._tail).decode(errors="replace")
 
-    def last_line(self) -> str:
-        """The last line that says something: of stderr, else of stdout.
+    def last_words(self) -> str:
+        """The last lines that say something, in one line: of stderr, else of stdout.
 
-        The order of what comes on both at once is not to be known; a program that fails says why on stderr.
+        The order of what comes on both at once is not to be known; a program that fails says why on stderr. One line is
+        not enough: many programs end what they have to say with a bracket or their version.
         """
         with self._lock:
             kept = bytes(self._errors), bytes(self._tail)
         for said in kept:
             lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
             if lines:
-                return lines[-1]
+                return " | ".join(line[:_WORDS_CHARACTERS] for line in lines[-_WORDS_LINES:])
         return ""
 
     def await_end(self, timeout_s: float) -> bool:

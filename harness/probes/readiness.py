@@ -35,6 +35,8 @@ _CODE_TIMEOUT_S = 10.0
 _OUTPUT_TIMEOUT_S = 0.5
 _FULL_BLOCKS = 16
 _NO_SPACE = "No space left on device"
+#: What stands before the quotation in a message.
+LAST_WORDS = "; its last words: "
 
 
 class ReadinessProbe:
@@ -151,9 +153,7 @@ class ReadinessProbe:
             assert at_ns is not None
             return at_ns
         expected = f"instead of {readiness.code}" if readiness.kind == "exit" else "before it was ready"
-        words = self._last_line()
-        said = f"; its last words: {words}" if words else ""
-        text = f"the container ended with {_describe(code)} {expected}{said}"
+        text = f"the container ended with {_describe(code)} {expected}{self._said()}"
         raise self._exhaustion(text) or WorkloadExited(text)
 
     def _exhaustion(self, text: str) -> ColdbenchError | None:
@@ -168,8 +168,10 @@ class ReadinessProbe:
             return DiskFull(f"the machine's disk is full; {text}")
         return None
 
-    def _last_line(self) -> str:
-        return "".join(c for c in self._output.last_line()[:300] if c.isprintable())
+    def _said(self) -> str:
+        """The end of a message: what the container said last, if it said anything."""
+        words = "".join(c for c in self._output.last_words() if c.isprintable())
+        return f"{LAST_WORDS}{words}" if words else ""
 
     def _not_ready(self) -> str:
         readiness = self._readiness
@@ -182,9 +184,7 @@ class ReadinessProbe:
             f"{getattr(readiness, 'status', 0)}",
         }[readiness.kind]
         found = f" (last answer: {self._knocker.last_answer})" if self._knocker and self._knocker.last_answer else ""
-        words = self._last_line()
-        said = f"; its last words: {words}" if words else ""
-        return f"not ready within {readiness.timeout_s:g} s: waited for {wanted}{found}{said}"
+        return f"not ready within {readiness.timeout_s:g} s: waited for {wanted}{found}{self._said()}"
 
 
 def _describe(code: int | None) -> str:

@@ -34,6 +34,11 @@ class Published:
     markdown: str
     groups: tuple[Group, ...]
 
+    @property
+    def counted(self) -> bool:
+        """Whether any trial is valid, and so anything can be compared."""
+        return any(line.ready is not None for group in self.groups for line in group.lines)
+
     def as_json(self) -> str:
         """The comparison as a JSON document (``docs/schema/comparison.schema.json``)."""
         document = make_document(str(self.session), str(self.html_path), self.groups)

@@ -61,6 +61,25 @@ class Silent:
     def ended(self, observation: Observation, remaining_s: float) -> None: ...
 
 
+#: Lines of a container's output that are shown when it fails.
+OUTPUT_LINES = 20
+
+
+def last_lines(text: str, lines: int = OUTPUT_LINES) -> list[str]:
+    """The last lines of a container's output, without what a terminal would take for a command."""
+    clean = ["".join(c for c in line.expandtabs(4) if c.isprintable()).rstrip() for line in text.splitlines()]
+    while clean and not clean[-1]:
+        clean.pop()
+    return clean[-lines:]
+
+
+def output_of(observation: Observation) -> list[str]:
+    """What a failed trial's container said last, indented to stand below its summary; nothing for other trials."""
+    if observation.failure is None or observation.failure.phase not in {"start", "workloads"}:
+        return []
+    return [f"    {line}" for line in last_lines(observation.output_tail)]
+
+
 def summary(observation: Observation) -> str:
     """One line about one trial."""
     case = observation.case

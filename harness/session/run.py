@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from harness import __version__
-from harness.errors import ColdbenchError, HostUnfit, Interrupted, UsageError
+from harness.errors import ColdbenchError, HostUnfit, Interrupted, RehearsalFailed, UsageError
 from harness.model.observation import Failure, Observation
 from harness.model.plan import PlannedCase, PlannedTrial, estimate_trial_s, remaining_s
 from harness.session.requests import settings_of_case
@@ -39,7 +39,10 @@ class Outcome:
 
 @dataclass
 class SessionRun:
-    """Runs what is left of a session. ``keep_going``: also when a scenario's image cannot be had at all."""
+    """Runs what is left of a session.
+
+    With ``keep_going`` a scenario whose image cannot be had is left out, and one whose workload fails by itself runs.
+    """
 
     store: Store
     setups: Setups
@@ -146,10 +149,28 @@ class SessionRun:
             self.setups.rehearse(scenario, trace=bool(self._prepared(traced)))
         except Interrupted:
             raise
+        except RehearsalFailed as error:
+            if not self.keep_going:
+                raise
+            self.progress.remark(str(error))
+            return self._rehearse_without(scenario, traced)
         except ColdbenchError as error:
             for case in traced:
                 self._give_up(case, error)
             self.setups.rehearse(scenario, trace=False)
+            return [error]
+        return []
+
+    def _rehearse_without(self, scenario: Scenario, traced: list[PlannedCase]) -> list[ColdbenchError]:
+        """Prepare what is left for a workload that failed on a machine without limits: its trials run all the same."""
+        try:
+            self.setups.rehearse(scenario, trace=bool(self._prepared(traced)), calibrate=False)
+        except Interrupted:
+            raise
+        except ColdbenchError as error:
+            for case in traced:
+                self._give_up(case, error)
+            self.setups.rehearse(scenario, trace=False, calibrate=False)
             return [error]
         return []
 

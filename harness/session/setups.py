@@ -11,16 +11,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.engines.confinement import Confinement
-from harness.errors import ColdbenchError, Interrupted, WorkloadError
+from harness.errors import ColdbenchError, Interrupted, NotReady, RehearsalFailed, WorkloadError, WorkloadExited
 from harness.model.modes import EMBEDDED, OVERLAY2, tracer
 from harness.model.observation import Case
 from harness.model.plan import PlannedCase, PlannedTrial
 from harness.model.scenario import ModeChoice
 from harness.model.session import Preparation
 from harness.model.shape import Distance, parse_shape
+from harness.probes.readiness import LAST_WORDS
 from harness.session import application, traces
 from harness.session.inventory import Inventory
 from harness.session.preparation import Cost
+from harness.session.progress import last_lines
 from harness.session.requests import settings_of_case
 from harness.session.scene import CaseBound, CaseScene
 from harness.session.setup import TrialSetup, Unbounded
@@ -43,6 +45,10 @@ if TYPE_CHECKING:
     from harness.session.progress import Progress
     from harness.session.registry import Endpoint
     from harness.session.setup import LowerBound
+
+
+#: Failures that a container brings about itself.
+_OF_THE_WORKLOAD = frozenset({WorkloadExited.__name__, NotReady.__name__})
 
 
 @dataclass(slots=True)
@@ -137,14 +143,24 @@ class Setups:
     def _workloads(self, scenario: Scenario) -> bool:
         return self.with_workloads and bool(scenario.runtime.workloads)
 
-    def rehearse(self, scenario: Scenario, *, trace: bool) -> None:
+    def rehearse(self, scenario: Scenario, *, trace: bool, calibrate: bool = True) -> None:
         """The scenario's trials out of band, unless their results are kept: trace, calibration; then its workloads.
 
+        The calibration comes first: a full pull on a machine without limits shows whether the workload works at all.
+
         Raises:
+            RehearsalFailed: the workload fails by itself, and every trial would.
             ColdbenchError: the trace is wanted (``trace``) and failed. Where it only says which files are not cold any
                 more, and the calibration, they are done without: the preparation says why.
         """
         material = self.material(scenario)
+        if self.bounder is not None and calibrate:
+            try:
+                material.application_core_s = self._calibrate(scenario, material)
+            except (Interrupted, RehearsalFailed):
+                raise
+            except ColdbenchError as error:
+                self._note(scenario, "application", material, None, {"error": str(error)})
         touched: tuple[str, ...] | None = None
         if trace or self.trace_starts or self._workloads(scenario):
             try:
@@ -155,13 +171,6 @@ class Setups:
                 if trace:
                     raise
                 self._note(scenario, "trace", material, None, {"error": str(error)})
-        if self.bounder is not None:
-            try:
-                material.application_core_s = self._calibrate(scenario, material)
-            except Interrupted:
-                raise
-            except ColdbenchError as error:
-                self._note(scenario, "application", material, None, {"error": str(error)})
         if self._workloads(scenario):
             material.workloads = self._make_workloads(scenario, material, touched or ())
         if material.files:
@@ -249,9 +258,15 @@ class Setups:
     def _side_trial(self, case: PlannedCase, what: str, touches: list[Touch] | None = None) -> Observation:
         setup = self.setup(PlannedTrial(trial=0, block=0, case=case.case.key), case, touches, side=True)
         observation = run_trial(setup)
-        if observation.failure is not None:
-            raise WorkloadError(f"{case.case.scenario}: the {what} trial failed: {observation.failure.message}")
-        return observation
+        failure = observation.failure
+        if failure is None:
+            return observation
+        if failure.kind in _OF_THE_WORKLOAD and failure.phase == "start":
+            how = failure.message.partition(LAST_WORDS)[0]
+            said = last_lines(observation.output_tail) or ["(it wrote nothing)"]
+            alone = f"{case.case.scenario}: the workload fails by itself, on a machine without limits: {how}"
+            raise RehearsalFailed("\n    ".join([f"{alone}; the end of its output:", *said]))
+        raise WorkloadError(f"{case.case.scenario}: the {what} trial failed: {failure.message}")
 
     # -- trials
 

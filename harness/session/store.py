@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from harness.errors import UsageError
 from harness.model.observation import SCHEMA_VERSION, Observation
 from harness.model.session import Preparation, SessionHeader
 from harness.session.migrations import MIGRATIONS
+from harness.session.plausibility import implausible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,16 +30,18 @@ HEADER = "session.json"
 OBSERVATIONS = "observations.jsonl"
 PREPARATIONS = "preparations.jsonl"
 
+log = logging.getLogger(__name__)
+
 M = TypeVar("M", bound=BaseModel)
 
 
 def _decode(model: type[M], text: str | bytes, where: str) -> M:
     """One stored object, brought to today's version; keys added by a newer program of the same version are ignored."""
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
         raise UsageError(f"{where}: not JSON ({error}); the file was changed or cut") from None
-    if not isinstance(data, dict) or not isinstance(version := data.get("schema_version"), int):
+    if not isinstance(data, dict) or type(version := data.get("schema_version")) is not int:
         raise UsageError(f"{where}: no schema_version; this is not a file of coldbench")
     if version > SCHEMA_VERSION:
         by = data.get("coldbench_version", "")
@@ -45,8 +49,13 @@ def _decode(model: type[M], text: str | bytes, where: str) -> M:
             f"{where}: written in schema {version}{f' by coldbench {by}' if by else ''}; this coldbench reads up to "
             f"{SCHEMA_VERSION}: upgrade it"
         )
-    for step in range(version, SCHEMA_VERSION):
-        data = MIGRATIONS[step](data)
+    if version < 1:
+        raise UsageError(f"{where}: written in schema {version}, which no coldbench ever wrote; the file was changed")
+    try:
+        for step in range(version, SCHEMA_VERSION):
+            data = MIGRATIONS[step](data)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(f"{where}: not of schema {version} as it says ({error!r}); the file was changed") from None
     data["schema_version"] = SCHEMA_VERSION
     try:
         return model.model_validate_json(json.dumps(data))
@@ -60,6 +69,10 @@ def _decode(model: type[M], text: str | bytes, where: str) -> M:
         return model.model_validate_json(json.dumps(data))
     except ValidationError as error:
         raise UsageError(f"{where}: {_first(error)}") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def _first(error: ValidationError) -> str:
@@ -77,12 +90,15 @@ def _drop(data: Any, loc: tuple[str | int, ...]) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Complete lines with their numbers; a torn last line (no newline, or not JSON) is left out."""
+    """Complete lines with their numbers; a torn last line (no newline, or not JSON) is left out, and said."""
     if not path.exists():
         return
     content = path.read_bytes()
     whole = content[: _torn_at(content)]
-    for number, line in enumerate(whole.splitlines(), 1):
+    lines = whole.splitlines()
+    if len(whole) < len(content):
+        log.warning("%s:%d: the last line is cut off; it is left out", path, len(lines) + 1)
+    for number, line in enumerate(lines, 1):
         if line.strip():
             yield number, line
 
@@ -107,17 +123,29 @@ def _read(model: type[M], path: Path) -> list[M]:
 def load(path: str | Path) -> tuple[SessionHeader, list[Observation]]:
     """Header and observations of a session, in the order they were recorded.
 
-    A trial recorded twice (a crash between fsync and the next trial) counts once: the later record wins.
+    A failed trial that was run again counts once: the later record wins.
 
     Raises:
-        UsageError: no session there, or written by a newer coldbench.
+        UsageError: no session there, written by a newer coldbench, or something in it that no trial can have recorded.
     """
     directory = Path(path)
     header_file = directory / HEADER
     if not header_file.is_file():
         raise UsageError(f"{directory}: no {HEADER}; expected a session's directory, as `coldbench run` prints it")
     header = _decode(SessionHeader, header_file.read_bytes(), str(header_file))
-    latest = {o.trial: o for o in _read(Observation, directory / OBSERVATIONS)}
+    latest: dict[int, Observation] = {}
+    lines: dict[int, int] = {}
+    file = directory / OBSERVATIONS
+    for number, line in _lines(file):
+        observation = _decode(Observation, line, f"{file}:{number}")
+        wrong = implausible(observation)
+        if wrong is not None:
+            raise UsageError(f"{file}:{number}: {wrong}")
+        before = latest.get(observation.trial)
+        if before is not None and before.status != "failed":
+            first = lines[observation.trial]
+            raise UsageError(f"{file}:{number}: trial {observation.trial} is there twice, on line {first} before")
+        latest[observation.trial], lines[observation.trial] = observation, number
     return header, list(latest.values())
 
 

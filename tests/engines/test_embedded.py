@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.engines import make_engine
+from harness.engines.container import RunningContainer
 from harness.engines.protocol import Process, Unwatched
 from harness.errors import (
     ColdbenchError,
@@ -47,7 +48,6 @@ from tests.engines.support import Watching, base_layer, directory, tar_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from harness.engines.container import RunningContainer
     from harness.engines.protocol import Container, DeployRequest
     from tests.engines.support import Member, TestRegistry
 
@@ -216,6 +216,28 @@ def test_who_watches_is_told_before_the_process_runs(machine: Machine, registry:
         assert told[0][2] is None
     finally:
         engine.tear_down()
+
+
+def test_a_container_that_ended_before_anybody_looked(
+    machine: Machine, registry: TestRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy host its process may be over when the harness hears of it: it is seen all the same, with its code."""
+    engine = make_engine(EmbeddedChoice())
+
+    def late(*arguments: Any) -> RunningContainer:
+        assert engine._exited.wait(30)  # type: ignore[attr-defined]
+        return RunningContainer(*arguments)
+
+    monkeypatch.setattr("harness.engines.embedded.engine.RunningContainer", late)
+    request = registry.request("base", "exit", "7")
+    try:
+        engine.start(machine, request)
+        container = engine.deploy(machine, request, Recorder(time.monotonic_ns()), Unwatched())
+        assert container.exit_code(10) == 7
+        assert container.exited_at_ns() is not None
+    finally:
+        engine.tear_down()
+        assert machine.pids() == []
 
 
 def test_killed_container_reports_its_signal(machine: Machine, registry: TestRegistry) -> None:

@@ -204,8 +204,9 @@ def test_last_words_are_those_of_stderr() -> None:
     reader.close()
     os.close(out)
     os.close(err)
-    assert reader.last_line() == "why it failed"
-    assert _read(b"first\nlast\n")[0].last_line() == "last"
+    assert reader.last_words() == "why it failed"
+    assert _read(b"first\nlast\n")[0].last_words() == "first | last"
+    assert _read(b"a\n\nb\nError: no module\n}\nv18.20.4\n\n")[0].last_words() == "Error: no module | } | v18.20.4"
 
 
 def test_a_line_without_end_is_searched() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness import __version__
-from harness.errors import ColdbenchError, ContentError, RegistryError, UnsupportedMediaType
+from harness.errors import ColdbenchError, ContentError, RegistryError, RehearsalFailed, UnsupportedMediaType
 from harness.model.plan import PlannedCase, PlannedTrial, make_plan
 from harness.model.scenario import Scenario
 from harness.model.session import SessionHeader
@@ -32,6 +32,7 @@ class FakeSetups:
         self.image: ColdbenchError | None = None
         self.publishing: dict[str, ColdbenchError] = {}
         self.tracing: ColdbenchError | None = None
+        self.alone: ColdbenchError | None = None
         self.rehearsed: list[bool] = []
 
     def material(self, _scenario: Scenario) -> Any:
@@ -43,8 +44,10 @@ class FakeSetups:
         if (error := self.publishing.get(case.choice.mode)) is not None:
             raise error
 
-    def rehearse(self, _scenario: Scenario, *, trace: bool) -> None:
+    def rehearse(self, _scenario: Scenario, *, trace: bool, calibrate: bool = True) -> None:
         self.rehearsed.append(trace)
+        if calibrate and self.alone is not None:
+            raise self.alone
         if trace and self.tracing is not None:
             raise self.tracing
 
@@ -108,6 +111,15 @@ def test_an_image_that_cannot_be_had(tmp_path: Path, setups: FakeSetups) -> None
             run(tmp_path / f"s{keep_going}", setups, keep_going=keep_going)
         expected = {(mode, "RegistryError", "preparation") for mode in ("overlay2", "soci")}
         assert failures(tmp_path / f"s{keep_going}") == expected, "recorded: --retry-failed tries them again"
+
+
+def test_a_workload_that_fails_by_itself(tmp_path: Path, setups: FakeSetups) -> None:
+    """The session ends before its first trial, which would fail as all others would; ``keep_going`` runs them."""
+    setups.alone = RehearsalFailed("web: the workload fails by itself")
+    with pytest.raises(RehearsalFailed, match="by itself"):
+        run(tmp_path / "s", setups)
+    assert load(tmp_path / "s")[1] == []
+    assert run(tmp_path / "on", setups, keep_going=True) == Outcome(4, 2, 0), "soci on the fakes is not lazy"
 
 
 def test_nothing_can_be_prepared(tmp_path: Path, setups: FakeSetups) -> None:

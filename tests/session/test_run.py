@@ -131,10 +131,20 @@ def test_whole_run(command: Command, tmp_path: Path) -> None:
     assert "[4/4]" in err
 
 
+def test_a_workload_that_fails_by_itself_ends_the_run(command: Command, tmp_path: Path, registry: str) -> None:
+    """The rehearsal on a machine without limits shows it: no trial runs, and the end of the output says why."""
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit", "3"])
+    code, _out, err = command.run("run", str(scenario), "--out", str(tmp_path / "s"), "--registry", registry)
+    assert code == 5
+    assert "tiny: the workload fails by itself, on a machine without limits" in err
+    assert "exit code 3 instead of 0; the end of its output:\n    leaving with 3" in err
+    assert load(tmp_path / "s")[1] == []
+
+
 def test_failed_trials_are_recorded(command: Command, tmp_path: Path, registry: str) -> None:
     """A workload that ends with another code fails its trial, the run goes on, and the exit code is 5."""
     scenario = write_scenario(tmp_path, ["/bin/probe", "exit", "3"])
-    code, out, err = command.run("run", str(scenario), "--out", "s", "--registry", registry)
+    code, out, err = command.run("run", str(scenario), "--keep-going", "--out", "s", "--registry", registry)
     assert code == 5, err
     assert "2 failed" in out
     assert "failed in start: WorkloadExited" in err

@@ -152,12 +152,81 @@ def test_version_1_is_read_as_today(tmp_path: Path) -> None:
     assert observations[0].case.variant == "sequential+zlib"
 
 
-def test_repeated_trial_counts_once(tmp_path: Path) -> None:
+def failed(trial: int) -> Observation:
+    return observation(trial, status="failed", time_to_ready_s=None, failure={"kind": "NotReady", "message": "late"})
+
+
+def test_a_failed_trial_that_ran_again_counts_once(tmp_path: Path) -> None:
     """The later record of the same trial wins."""
     with Store.create(tmp_path / "s", header()) as writer:
-        writer.append(observation(0))
+        writer.append(failed(0))
         writer.append(observation(0, time_to_ready_s=2.5))
     assert [o.time_to_ready_s for o in load(tmp_path / "s")[1]] == [2.5]
+
+
+def altered(**changes: Any) -> dict[str, Any]:
+    """A stored observation with fields that were changed in the file; ``a__b`` is ``b`` of ``a``."""
+    data = observation(0).model_dump(mode="json")
+    for name, value in changes.items():
+        *parents, key = name.split("__")
+        place = data
+        for parent in parents:
+            place = place[parent]
+        place[key] = value
+    return data
+
+
+PHASE = {"phase": "pull", "wall_s": 1, "cpu_user_s": 1, "cpu_system_s": 0, "throttled_s": 0, "nr_periods": 0,
+         "nr_throttled": 0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (altered(time_to_ready_s=0), ":1: time_to_ready_s: expected more than 0 seconds, got 0"),
+        (altered(time_to_ready_s=-1.5), ":1: time_to_ready_s: expected more than 0 seconds, got -1.5"),
+        (altered(time_to_ready_s=float("nan")), ":1: not JSON \\(NaN is no number\\)"),
+        (altered(time_to_ready_s=float("inf")), "Infinity is no number"),
+        (altered(time_to_ready_s=None), "expected a time, since the status is ok"),
+        (altered(status="failed", time_to_ready_s=None), "failure: expected one, since the status is failed"),
+        (altered(failure={"kind": "NotReady", "message": "x"}), "status: expected failed, since there is a failure"),
+        (altered(phases=[PHASE | {"cpu_user_s": -1}]), r"phases\[0\] \(pull\).cpu_user_s: expected at least 0, got -1"),
+        (altered(timeline=[{"name": "fetch", "start_s": 2, "end_s": 1}]), r"timeline\[0\] \(fetch\): ends 1 s before"),
+        (altered(wire__received_bytes=-5), "wire.received_bytes: expected at least 0, got -5"),
+        (altered(memory_peak_bytes=-5), "memory_peak_bytes: expected at least 0"),
+        (altered(trial=-1), "expected numbers from 0, got -1"),
+        (altered(time_to_ready_s="soon"), "time_to_ready_s: Input should be"),
+        (altered(schema_version=0), "schema 0, which no coldbench ever wrote"),
+        (altered(schema_version=1, case=3), "not of schema 1 as it says"),
+        (altered(schema_version=True), "no schema_version|schema True"),
+        ([], "no schema_version; this is not a file of coldbench"),
+    ],
+)  # fmt: skip
+def test_what_no_trial_can_have_recorded_is_refused(tmp_path: Path, data: Any, message: str) -> None:
+    """A file that was edited, cut or merged by hand is told in one line, with file and line."""
+    Store.create(tmp_path / "s", header()).close()
+    (tmp_path / "s" / store.OBSERVATIONS).write_text(json.dumps(data) + "\n" + json.dumps(altered(trial=1)) + "\n")
+    with pytest.raises(UsageError, match=message) as caught:
+        load(tmp_path / "s")
+    assert "\n" not in str(caught.value)
+    assert f"{store.OBSERVATIONS}:1" in str(caught.value)
+
+
+def test_a_trial_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    """Two files put together by hand would count a trial twice; both lines are named."""
+    Store.create(tmp_path / "s", header()).close()
+    lines = [json.dumps(altered()), json.dumps(altered(trial=1)), json.dumps(altered(time_to_ready_s=3))]
+    (tmp_path / "s" / store.OBSERVATIONS).write_text("\n".join(lines) + "\n")
+    with pytest.raises(UsageError, match=r"observations.jsonl:3: trial 0 is there twice, on line 1 before"):
+        load(tmp_path / "s")
+
+
+def test_a_line_that_was_cut_off_is_dropped_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The trial of a torn line did not count for the run that wrote it either; whoever reads hears of it."""
+    Store.create(tmp_path / "s", header()).close()
+    (tmp_path / "s" / store.OBSERVATIONS).write_text(json.dumps(altered()) + "\n" + json.dumps(altered(trial=1))[:50])
+    assert load(tmp_path / "s")[1] == [observation(0)]
+    assert "observations.jsonl:2: the last line is cut off; it is left out" in caplog.text
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ stay light, because the process shares a small machine with the workload.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import dataclasses
 import errno
@@ -184,7 +185,7 @@ class Agent:
         details = dataclasses.replace(rootfs.details, agent_requests=brought.requests - before)
         self._control.send(Created(pid, root, details))
         self._enter("start")
-        threading.Thread(target=self._reap, args=(pid,), daemon=True).start()
+        threading.Thread(target=self._await_exit, args=(pid,), daemon=True).start()
         with context.span("start"):
             self._runtime.start()
         self._control.send(Started(time.monotonic_ns(), image.descriptor.digest))
@@ -193,13 +194,19 @@ class Agent:
         self._phase = phase
         self._control.send(Entered(phase))
 
-    def _reap(self, pid: int) -> None:
-        """Wait for the container's init, which became this process's child when crun ended."""
+    def _await_exit(self, pid: int) -> None:
+        """Wait for the container's init, which became this process's child when crun ended; say how it ended.
+
+        It is not reaped before the container is deleted: whoever was told its pid may come to look at it late, and must
+        find it, or at least no other process of that pid.
+        """
         try:
-            _, status = os.waitpid(pid, 0)
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
             return
-        self._control.send(Exited(os.waitstatus_to_exitcode(status)))
+        if ended is not None:
+            code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+            self._control.send(Exited(code))
 
     def stop(self) -> None:
         """Take everything away; idempotent; problems are reported, not raised."""
@@ -212,8 +219,12 @@ class Agent:
         self._control.send(Stopped(tuple(problems)))
 
     def _delete(self) -> None:
-        if self._runtime is not None:
-            self._runtime.delete()
+        if self._runtime is None:
+            return
+        self._runtime.delete()
+        if self._runtime.pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._runtime.pid, os.WNOHANG)
 
     def _unmount(self) -> None:
         if self._root:

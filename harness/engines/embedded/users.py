@@ -24,6 +24,9 @@ class _OpenHow(ctypes.Structure):
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 
 
+_ANOTHER = "`user` of the scenario's workload names another"
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     uid: int = 0
@@ -66,7 +69,10 @@ def resolve_user(root: str, user: str) -> Identity:
         if name.isdecimal() or not name:
             entry = next((row for row in passwd if row[2] == (name or "0")), None)
         else:
-            raise FormatError("image config: User", f"no user {name!r} in the image's /etc/passwd")
+            raise FormatError(
+                "image config: User",
+                f"no user {name!r} in the image's /etc/passwd; {_ANOTHER}",
+            )
     try:
         uid = int(entry[2]) if entry else int(name or 0)
         gid = int(entry[3]) if entry else 0
@@ -74,7 +80,10 @@ def resolve_user(root: str, user: str) -> Identity:
         if group:
             row = next((row for row in groups if row[0] == group), None)
             if row is None and not group.isdecimal():
-                raise FormatError("image config: User", f"no group {group!r} in the image's /etc/group")
+                raise FormatError(
+                    "image config: User",
+                    f"no group {group!r} in the image's /etc/group; {_ANOTHER}",
+                )
             gid = int(row[2]) if row else int(group)
         elif entry:
             additional = tuple(int(row[2]) for row in groups if len(row) > 3 and entry[0] in row[3].split(","))
