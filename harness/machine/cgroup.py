@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -78,14 +78,22 @@ class Counters:
     io_read_bytes: int = 0
 
     def since(self, earlier: Counters) -> Counters:
-        """The difference to an earlier snapshot; peaks and levels stay as they are now."""
+        """The difference to an earlier snapshot; peaks and levels stay as they are now.
+
+        The total of CPU seconds is exact. How it divides into user and system is the kernel's estimate over all of it,
+        which may be put right from one snapshot to the next: neither part is ever less than nothing.
+        """
         levels = {"memory_peak_bytes", "memory_bytes"}
-        return Counters(
+        used = Counters(
             **{
                 f.name: getattr(self, f.name) - (0 if f.name in levels else getattr(earlier, f.name))
                 for f in fields(Counters)
             }
         )
+        user_s = min(max(0.0, used.cpu_user_s), max(0.0, used.cpu_total_s))
+        if user_s == used.cpu_user_s and used.cpu_system_s >= 0:
+            return used
+        return replace(used, cpu_user_s=user_s, cpu_system_s=max(0.0, used.cpu_total_s - user_s))
 
 
 class CgroupDriver(Protocol):

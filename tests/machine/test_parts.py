@@ -97,6 +97,16 @@ def test_counters_subtract_but_levels_do_not() -> None:
     assert later.since(earlier) == Counters(cpu_total_s=2.0, nr_periods=5, memory_peak_bytes=500, memory_bytes=7)
 
 
+def test_no_part_of_the_cpu_seconds_is_negative() -> None:
+    """The kernel puts its estimate of user and system right between two snapshots; the total stays what it is."""
+    earlier = Counters(cpu_total_s=2.0, cpu_user_s=1.5, cpu_system_s=0.5)
+    later = Counters(cpu_total_s=2.5, cpu_user_s=1.4, cpu_system_s=1.1)
+    used = later.since(earlier)
+    assert (used.cpu_total_s, used.cpu_user_s, used.cpu_system_s) == (0.5, 0.0, 0.5)
+    back = Counters(cpu_total_s=2.5, cpu_user_s=2.3, cpu_system_s=0.2).since(earlier)
+    assert (back.cpu_user_s, back.cpu_system_s) == (0.5, 0.0)
+
+
 def test_the_least_quota() -> None:
     """The kernel refuses quotas below one millisecond, so none is asked for."""
     assert CpuLimit.of_cores(0.001, 100_000).quota_us == 1000

@@ -190,7 +190,7 @@ PHASE = {"phase": "pull", "wall_s": 1, "cpu_user_s": 1, "cpu_system_s": 0, "thro
         (altered(time_to_ready_s=None), "expected a time, since the status is ok"),
         (altered(status="failed", time_to_ready_s=None), "failure: expected one, since the status is failed"),
         (altered(failure={"kind": "NotReady", "message": "x"}), "status: expected failed, since there is a failure"),
-        (altered(phases=[PHASE | {"cpu_user_s": -1}]), r"phases\[0\] \(pull\).cpu_user_s: expected at least 0, got -1"),
+        (altered(phases=[PHASE | {"cpu_system_s": -2}]), r"phases\[0\] \(pull\): expected at least 0 CPU seconds"),
         (altered(timeline=[{"name": "fetch", "start_s": 2, "end_s": 1}]), r"timeline\[0\] \(fetch\): ends 1 s before"),
         (altered(wire__received_bytes=-5), "wire.received_bytes: expected at least 0, got -5"),
         (altered(memory_peak_bytes=-5), "memory_peak_bytes: expected at least 0"),
