@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
@@ -28,35 +26,21 @@ def bench(
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON; all else goes to stderr."),
 ) -> None:
     """Run scenarios under every mode they name, then print the comparison and where the report is."""
-    from harness.cli.run import run
+    from harness.cli.run import counted, run_session, select
     from harness.report.publish import publish
+    from harness.session.opening import RunOptions
 
-    now = datetime.now(UTC)
-    directory = out or Path("results") / f"{now:%Y%m%d-%H%M%S}-{'+'.join(Path(name).stem for name in scenario)}"[:80]
-    code = 0
-    try:
-        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            run(
-                scenario=scenario,
-                mode=mode,
-                preset=[],
-                engine=_with(scenario, engine),
-                shape=shape,
-                distance=[],
-                blocks=blocks,
-                seed=seed,
-                out=directory,
-                resume=False,
-                retry_failed=False,
-                registry=registry,
-                keep_going=False,
-                no_workloads=no_workloads,
-                offline=offline,
-                as_json=False,
-            )
-    except typer.Exit as stopped:
-        # Failed trials are part of the comparison: it is shown with their reasons, and the exit code stays.
-        code = stopped.exit_code
+    options = RunOptions(
+        scenarios=tuple(scenario),
+        selection=select(mode, [], _with(scenario, engine), shape, [], blocks),
+        seed=seed,
+        out=out,
+        registry=registry,
+        workloads=not no_workloads,
+        offline=offline,
+    )
+    directory, outcome, _total = run_session(options)
+    print(counted(outcome), file=sys.stderr if as_json else sys.stdout)
     published = publish(directory)
     if as_json:
         print(published.as_json())
@@ -64,8 +48,9 @@ def bench(
         print()
         print(published.markdown)
         print(f"Report: {published.html_path.resolve()}")
-    if code:
-        raise typer.Exit(code)
+    if outcome.failed:
+        # Failed trials are part of the comparison, which shows them with their reasons.
+        raise typer.Exit(5)
 
 
 def _with(scenarios: list[str], further: list[str]) -> list[str]:

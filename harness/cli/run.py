@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,8 @@ import typer
 
 if TYPE_CHECKING:
     from harness.model.plan import Selection
-    from harness.model.session import SessionHeader
+    from harness.session.opening import RunOptions
     from harness.session.run import Outcome
-    from harness.session.store import Store
 
 
 def run(
@@ -47,45 +45,52 @@ def run(
 
     Ctrl-C stops cleanly; `--resume --out DIR` goes on where a session stopped.
     """
+    from harness.session.opening import RunOptions
+
+    options = RunOptions(
+        scenarios=tuple(scenario or ()),
+        selection=select(mode, preset, engine, shape, distance, blocks),
+        seed=seed,
+        out=out,
+        resume=resume,
+        retry_failed=retry_failed,
+        registry=registry,
+        keep_going=keep_going,
+        workloads=not no_workloads,
+        offline=offline,
+    )
+    directory, outcome, total = run_session(options)
+    recorded = outcome.ok + outcome.invalid + outcome.failed
+    if as_json:
+        counts = {"ok": outcome.ok, "invalid": outcome.invalid, "failed": outcome.failed}
+        print(json.dumps({"session": str(directory), "trials": total, "recorded": recorded, **counts}))
+    else:
+        print(counted(outcome))
+        print(f"session: {directory}   report: coldbench report {directory}")
+    if outcome.failed:
+        raise typer.Exit(5)
+
+
+def run_session(options: RunOptions) -> tuple[Path, Outcome, int]:
+    """Open the session and run it, with progress on stderr: its directory, what came of it, trials of its plan."""
     from harness.cli.progress import make_progress
-    from harness.errors import ColdbenchError, UsageError
-    from harness.session.header import make_header
-    from harness.session.launching import Launcher
+    from harness.session.opening import open_session
 
-    if retry_failed and not resume:
-        raise UsageError("--retry-failed goes with --resume --out DIR")
-    if resume and (scenario or mode or preset or engine or shape or distance or blocks or seed is not None):
-        raise UsageError(
-            "--resume continues a session as it was planned: give --out DIR and nothing that changes the plan"
-        )
-    if resume and out is None:
-        raise UsageError("--resume needs --out DIR, the directory of the session to continue")
-    if not resume and not scenario:
-        raise UsageError("name a scenario (`coldbench scenarios` lists them)")
-    header = None
-    if not resume:
-        selection = _selection(mode, preset, engine, shape, distance, blocks)
-        header = make_header(scenario or [], selection, seed=seed, registry=registry, workloads=not no_workloads)
-    with ExitStack() as stack:
-        progress = stack.enter_context(make_progress(sys.stderr))
-        launcher = stack.enter_context(Launcher(progress, offline=offline))
-        if registry and header is not None:
-            launcher.endpoint(registry)  # before a directory is made: it may not be there at all
-        for reason in header.plan.left_out if header is not None else ():
+    options.check()
+    with make_progress(sys.stderr) as progress, open_session(options, progress) as session:
+        for reason in () if options.resume else session.store.header.plan.left_out:
             print(f"left out: {reason}", file=sys.stderr)
-        store = stack.enter_context(_open(out, header, retry_failed))
-        try:
-            outcome = launcher.run(store, keep_going=keep_going)
-        except ColdbenchError as error:
-            if error.exit_code == 130:
-                print(f"coldbench: {len(store.finished)} of {len(store.header.plan.trials)} trials are recorded; "
-                      f"go on with: coldbench run --resume --out {store.directory}", file=sys.stderr)  # fmt: skip
-            raise
-        directory, total = store.directory, len(store.header.plan.trials)
-    _finish(directory, outcome, total, as_json)
+        outcome = session.run()
+        return session.directory, outcome, len(session.store.header.plan.trials)
 
 
-def _selection(
+def counted(outcome: Outcome) -> str:
+    """What came of the trials, in one line."""
+    recorded = outcome.ok + outcome.invalid + outcome.failed
+    return f"{recorded} trials: {outcome.ok} ok, {outcome.invalid} invalid, {outcome.failed} failed"
+
+
+def select(
     modes: list[str],
     presets: list[str],
     engines: list[str],
@@ -93,6 +98,7 @@ def _selection(
     distances: list[str],
     blocks: int | None,
 ) -> Selection:
+    """What the options of a command choose of its scenarios. Raises UsageError for what there is not."""
     from harness.errors import UsageError
     from harness.model.modes import ENGINES
     from harness.model.near_miss import near_miss
@@ -113,27 +119,6 @@ def _selection(
             "blocks": blocks,
         }
     )
-
-
-def _open(out: Path | None, header: SessionHeader | None, retry_failed: bool) -> Store:
-    from harness.session.store import Store
-
-    if header is None:
-        assert out is not None
-        return Store.resume(out, retry_failed)
-    return Store.create(out or Path("results") / header.session, header)
-
-
-def _finish(directory: Path, outcome: Outcome, total: int, as_json: bool) -> None:
-    recorded = outcome.ok + outcome.invalid + outcome.failed
-    if as_json:
-        counts = {"ok": outcome.ok, "invalid": outcome.invalid, "failed": outcome.failed}
-        print(json.dumps({"session": str(directory), "trials": total, "recorded": recorded, **counts}))
-    else:
-        print(f"{recorded} trials: {outcome.ok} ok, {outcome.invalid} invalid, {outcome.failed} failed")
-        print(f"session: {directory}   report: coldbench report {directory}")
-    if outcome.failed:
-        raise typer.Exit(5)
 
 
 def register(app: typer.Typer) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import secrets
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from harness.lazyfs.messages import Touch
     from harness.model.observation import Observation
     from harness.model.plan import PlannedCase
-    from harness.model.session import Preparation
     from harness.session.reads import Part, Reads
     from harness.session.setups import Setups
 
@@ -53,15 +50,11 @@ def trace(
     from harness import scenarios
     from harness.cli.progress import make_progress
     from harness.errors import UsageError
-    from harness.machine.host import require_root
     from harness.model.near_miss import near_miss
     from harness.model.shape import parse_shape
-    from harness.oci.cache import Cache
     from harness.session import reads, traces
-    from harness.session.interrupts import Interrupts
-    from harness.session.preparation import Preparer
-    from harness.session.registry import named_endpoint, own_endpoint
-    from harness.session.setups import Setups, side_case
+    from harness.session.launching import Launcher
+    from harness.session.setups import side_case
 
     seen = {known.name: known for known in lazy_modes()}
     if mode not in seen:
@@ -71,28 +64,13 @@ def trace(
     case = side_case(loaded, seen[mode], shape=parse_shape(shape))
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no directory {out.parent}")
-    endpoint = named_endpoint(registry) if registry else None
-    require_root("tracing a start")
-    cache = Cache.default()
-    with ExitStack() as stack:
-        interrupts = stack.enter_context(Interrupts())
-        progress = stack.enter_context(make_progress(sys.stderr))
-        if endpoint is None:
-            endpoint = own_endpoint(stack, cache.registry)
-        setups = Setups(
-            session="trace",
-            seed=secrets.randbelow(1 << 31),
-            scenarios={loaded.name: loaded},
-            preparer=Preparer(cache, endpoint.host, endpoint.prefix, _ignore, progress, offline=offline),
-            endpoint=endpoint,
-            interrupts=interrupts,
-            progress=progress,
-        )
+    with make_progress(sys.stderr) as progress, Launcher(progress, offline=offline) as launcher:
+        setups = launcher.side_setups(loaded, registry)
         observation, touches, found = _run(setups, case)
         paths = traces.paths_of(touches)
         if seen[mode].tracer:
             # The newest trace is what `prefetch = "trace"` uses.
-            traces.save(traces.place(cache, observation.image_digest, loaded.workload), paths)
+            traces.save(traces.place(launcher.cache, observation.image_digest, loaded.workload), paths)
     if out is not None:
         try:
             out.write_text("".join(f"{path}\n" for path in paths), "utf-8", "surrogateescape")
@@ -104,10 +82,6 @@ def trace(
         _print(observation, found, reads.most_read(found), rows)
         if out is not None:
             print(f"{len(paths)} files in first-touch order: {out}")
-
-
-def _ignore(_preparation: Preparation) -> None:
-    """There is no session to record preparations in."""
 
 
 def _run(setups: Setups, case: PlannedCase) -> tuple[Observation, list[Touch], Reads]:

@@ -42,7 +42,7 @@ def try_image(
     from harness.errors import UsageError
     from harness.model.plan import Selection
     from harness.oci.cache import Cache
-    from harness.session.header import make_header
+    from harness.session.headers import make_header
     from harness.session.launching import Launcher
     from harness.session.store import Store
     from harness.session.sureness import Enough

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from harness import __version__
+from harness import __version__, scenarios
 from harness.machine.host import collect
 from harness.model.session import SessionHeader
 from harness.session.engines import runnable_plan
@@ -18,6 +19,27 @@ if TYPE_CHECKING:
     from harness.model.scenario import Scenario
 
 
+def make_header(
+    names: Sequence[str], selection: Selection, *, seed: int | None = None, registry: str = "", workloads: bool = True
+) -> SessionHeader:
+    """The header of a session of these scenarios (names or files); the seed is drawn where none is given.
+
+    Raises:
+        UsageError: a scenario cannot be found or loaded, or nothing of it is chosen.
+        HostUnfit: an engine that is wanted cannot run here.
+    """
+    files = [scenarios.find(name) for name in names]
+    chosen = [scenarios.load(path) for path in files]
+    return new_header(
+        chosen,
+        {scenario.name: str(path) for scenario, path in zip(chosen, files, strict=True)},
+        secrets.randbelow(1 << 31) if seed is None else seed,
+        selection,
+        registry=registry,
+        workloads=workloads,
+    )
+
+
 def new_header(
     scenarios: Sequence[Scenario],
     files: Mapping[str, str],
@@ -28,16 +50,20 @@ def new_header(
     workloads: bool = True,
     kind: str = "",
 ) -> SessionHeader:
-    """A header that looks at this host now; ``files`` says by name where scenarios come from, ``kind`` goes into the
-    session's name. Raises UsageError where the plan is empty, HostUnfit where an engine cannot run here."""
+    """A header that looks at this host now.
+
+    ``files`` says by name where scenarios come from, ``kind`` goes into the session's name. Raises UsageError where the
+    plan is empty, HostUnfit where an engine cannot run here.
+    """
     now = datetime.now(UTC)
-    names = "+".join(scenario.name for scenario in scenarios)
+    plan = runnable_plan(scenarios, seed, selection)
+    loaded = {scenario.name: scenario for scenario in scenarios}
     return SessionHeader(
         coldbench_version=__version__,
-        session=f"{now:%Y%m%d-%H%M%S}-{f'{kind}-' if kind else ''}{names}"[:80],
+        session=f"{now:%Y%m%d-%H%M%S}-{f'{kind}-' if kind else ''}{'+'.join(loaded)}"[:80],
         created_at=now.isoformat(timespec="seconds"),
-        plan=runnable_plan(scenarios, seed, selection),
-        scenarios={scenario.name: scenario for scenario in scenarios},
+        plan=plan,
+        scenarios=loaded,
         scenario_files=dict(files),
         registry=registry,
         workloads=workloads,

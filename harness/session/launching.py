@@ -6,6 +6,7 @@ go through here, so that they measure alike.
 
 from __future__ import annotations
 
+import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from harness.model.observation import Observation
     from harness.model.plan import PlannedTrial
+    from harness.model.scenario import Scenario
     from harness.session.progress import Progress
     from harness.session.registry import Endpoint
     from harness.session.run import Outcome
@@ -100,6 +102,21 @@ class Launcher:
         if goes_on is not None:
             run.goes_on = goes_on
         return run.run()
+
+    def side_setups(self, scenario: Scenario, registry: str = "") -> Setups:
+        """Makes trials of one scenario that belong to no session: nothing is recorded, no bound is computed."""
+        endpoint = self.endpoint(registry)
+        return Setups(
+            session="side",
+            seed=secrets.randbelow(1 << 31),
+            scenarios={scenario.name: scenario},
+            preparer=Preparer(
+                self.cache, endpoint.host, endpoint.prefix, lambda _made: None, self.progress, offline=self.offline
+            ),
+            endpoint=endpoint,
+            interrupts=self.interrupts,
+            progress=self.progress,
+        )
 
     def endpoint(self, registry: str) -> Endpoint:
         """The registry of this URL, looked at once; our own is started when it is first asked for."""
