@@ -93,7 +93,7 @@ def _read_layer(
     scanner = TarScanner()
     plain = hashlib.sha256()
     size = entries = files = 0
-    for piece in inflate(layer.compression or "none", pieces(), f"{source.where}: layer {layer.digest}"):
+    for piece in inflate(pieces(), f"{source.where}: layer {layer.digest}"):
         plain.update(piece)
         size += len(piece)
         for entry in scanner.feed(piece):

@@ -109,7 +109,7 @@ def _layer(
     scratch: str | os.PathLike[str] | None,
 ) -> Iterator[Check]:
     try:
-        tar = spool(pieces, compression, "its tar", directory=scratch)
+        tar = spool(pieces, "its tar", directory=scratch)
     except ContentError as error:
         yield Check(subject, "digest", (str(error),))
         return

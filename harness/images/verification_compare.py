@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from harness.errors import DigestMismatch, FormatError
 from harness.formats.table import Kind
-from harness.formats.tar.scanner import TarEntry, clean_name, clean_target
+from harness.formats.tar.names import clean_name, clean_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from harness.formats.gzip.layer_stream import SpooledTar
     from harness.formats.table import ByteSource, LayerTable
+    from harness.formats.tar.scanner import TarEntry
 
 PIECE_BYTES = 1 << 20
 _GLOBAL_HEADER = ord("g")

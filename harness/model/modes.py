@@ -133,7 +133,7 @@ EMBEDDED = "embedded"
 """The engine of our own."""
 
 _SEQUENTIAL = Preset(
-    "sequential", "one step and one layer after the other", PullPolicy(False, "zlib", True),
+    "sequential", "one step and one layer after the other", PullPolicy(False, "zlib"),
     pull_core_s_per_gb=62.0, baseline=True, role=Role.YARDSTICK,
 )  # fmt: skip
 _TUNED_PULL = Preset(

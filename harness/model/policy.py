@@ -68,8 +68,6 @@ class PullPolicy:
     as Docker does."""
     decoder: str = option("isal", choices=("isal", "zlib"))
     """What inflates gzip."""
-    verify_diff_ids: bool = False
-    """Hash what was inflated and compare it with the image's diff IDs, beside the digest of what was fetched."""
     before_t0: bool = fixed(False)
     """Have the image on the machine before T0: the floor, which shows what a lazy start can hope for."""
     keep_pages: bool = fixed(False)

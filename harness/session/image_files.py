@@ -62,7 +62,7 @@ def list_files(
         table = TarTable()
         size = 0
         pieces = _counted(source.open_blob(layer).stream(), progress)
-        for piece in inflate(layer.compression or "none", pieces, f"layer {number} of {source.where}"):
+        for piece in inflate(pieces, f"layer {number} of {source.where}"):
             size += len(piece)
             table.feed(piece)
         tables.append(table.finish(size))

@@ -29,7 +29,7 @@ def ours(path: Path, root: Path, decoder: str) -> None:
     root.mkdir()
     unpacker = LayerUnpacker(str(root))
     try:
-        for piece in inflate("gzip" if path.suffix == ".gz" else "none", chunks, path.name, decoder):
+        for piece in inflate(chunks, path.name, decoder):
             unpacker.feed(piece)
         unpacker.finish()
     finally:

@@ -170,13 +170,12 @@ def test_layer_streams(fuzz: Fuzz) -> None:
     stored = [SMALL_GZIP, gzip.compress(b"a" * 5000) + bytes(10) + gzip.compress(b"b"), zstandard.compress(SMALL_TAR)]
 
     def check(data: bytes) -> None:
-        for compression in ("gzip", "zstd"):
-            total = 0
-            with suppress(ContentError):
-                for piece in inflate(compression, [data[:100], data[100:]], "layer"):
-                    total += len(piece)
-                    if total > 1 << 26:
-                        break
+        total = 0
+        with suppress(ContentError):
+            for piece in inflate([data[:100], data[100:]], "layer"):
+                total += len(piece)
+                if total > 1 << 26:
+                    break
 
     fuzz(damaged(stored), check)
 
@@ -235,7 +234,7 @@ def test_erofs(fuzz: Fuzz) -> None:
 def test_erofs_head(fuzz: Fuzz) -> None:
     """A damaged head of an EROFS index is refused, or describes spans inside the layers."""
     layer = Descriptor.of(SMALL_GZIP, "application/vnd.oci.image.layer.v1.tar+gzip")
-    built = build_layer([SMALL_GZIP], "gzip", digest=layer.digest, span_bytes=8192, where="layer")
+    built = build_layer([SMALL_GZIP], digest=layer.digest, span_bytes=8192, where="layer")
     metadata = write_metadata(merge_layers([built.table], [built.fragments]), [built.spans.size])
     head, windows = encode_index(
         metadata.data, metadata.layer_starts, metadata.image_bytes, [built.spans], [(0, 512, 1024)]

@@ -11,6 +11,7 @@ import os
 import stat
 
 from harness.errors import FormatError, UnsafePath
+from harness.formats.tar.names import entry_of
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_OPEN = 200
@@ -23,8 +24,6 @@ class DirectoryTree:
     def __init__(self, root: str) -> None:
         self.root = os.open(root, _DIRECTORY)
         self._open: dict[bytes, int] = {b"": self.root}
-        self.created: list[bytes] = []
-        """Paths of directories that ``descriptor`` had to make because no entry came for them; the caller clears it."""
 
     def close(self) -> None:
         """Close all descriptors; idempotent."""
@@ -66,24 +65,15 @@ class DirectoryTree:
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
-            return self._not_a_directory(path, name, parent, make)
+            raise self._not_a_directory(path, name, parent) from None
         os.mkdir(name, 0o755, dir_fd=parent)
-        self.created.append(path)
         return os.open(name, _DIRECTORY, dir_fd=parent)
 
-    def _not_a_directory(self, path: bytes, name: bytes, parent: int, make: bool) -> int:
-        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if stat.S_ISLNK(status.st_mode):
-            raise UnsafePath(os.fsdecode(path), "an entry goes through this symlink, which could lead out of the root")
-        if make and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
-            # A whiteout of this layer, and now something below that name: a new directory that hides the old one.
-            os.unlink(name, dir_fd=parent)
-            os.mkdir(name, 0o755, dir_fd=parent)
-            self.created.append(path)
-            found = os.open(name, _DIRECTORY, dir_fd=parent)
-            os.setxattr(found, "trusted.overlay.opaque", b"y")
-            return found
-        raise FormatError(os.fsdecode(path), "an entry stands below it, but it is not a directory")
+    @staticmethod
+    def _not_a_directory(path: bytes, name: bytes, parent: int) -> FormatError:
+        if stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            return UnsafePath(entry_of(path), "an entry goes through this symlink, which could lead out of the root")
+        return FormatError(entry_of(path), "an entry stands below it, but it is not a directory")
 
     def _trim(self, keep: bytes) -> None:
         for path in [p for p in self._open if p not in (b"", keep)]:
@@ -106,14 +96,42 @@ class DirectoryTree:
 
 
 def _remove_tree(name: bytes, parent: int) -> None:
-    descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
+    """Remove a directory with all that it holds, however deep, by two descriptors: nobody else moves what is here."""
+    at = os.open(name, _DIRECTORY, dir_fd=parent)
     try:
-        for entry in os.listdir(descriptor):
-            raw = os.fsencode(entry)
-            if stat.S_ISDIR(os.stat(raw, dir_fd=descriptor, follow_symlinks=False).st_mode):
-                _remove_tree(raw, descriptor)
-            else:
-                os.unlink(raw, dir_fd=descriptor)
+        path = [name]
+        pending = [_empty_of_files(at)]
+        while pending:
+            if pending[-1]:
+                below = pending[-1].pop()
+                at = _moved(at, below)
+                path.append(below)
+                pending.append(_empty_of_files(at))
+                continue
+            pending.pop()
+            emptied = path.pop()
+            if pending:
+                at = _moved(at, b"..")
+                os.rmdir(emptied, dir_fd=at)
     finally:
-        os.close(descriptor)
+        os.close(at)
     os.rmdir(name, dir_fd=parent)
+
+
+def _moved(descriptor: int, name: bytes) -> int:
+    """The directory ``name`` of ``descriptor``, which is closed."""
+    found = os.open(name, _DIRECTORY, dir_fd=descriptor)
+    os.close(descriptor)
+    return found
+
+
+def _empty_of_files(descriptor: int) -> list[bytes]:
+    """Remove what is no directory; the names of those that are."""
+    directories = []
+    for entry in os.listdir(descriptor):
+        raw = os.fsencode(entry)
+        if stat.S_ISDIR(os.stat(raw, dir_fd=descriptor, follow_symlinks=False).st_mode):
+            directories.append(raw)
+        else:
+            os.unlink(raw, dir_fd=descriptor)
+    return directories

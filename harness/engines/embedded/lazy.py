@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from harness.engines.embedded import overlay2
+from harness.engines.embedded.lower_links import link_to_lower
 from harness.engines.embedded.messages import RootfsDetails
 from harness.engines.embedded.modes import Context, Rootfs
 from harness.errors import MachineError
@@ -64,17 +65,12 @@ class _Unpacker:
     def _report(self, name: str, start_ns: int, end_ns: int, layer: int | None, detail: str) -> None:
         self._outer.report_span(name, start_ns, end_ns, None if layer is None else self._numbers[layer], detail)
 
-    def _unpack(self) -> tuple[str, ...]:
-        return overlay2.pull(self._context, self._image, PullPolicy()).lowerdirs
+    def _unpack(self) -> list[overlay2.Unpacked]:
+        return overlay2.unpack(self._context, self._image, PullPolicy())
 
-    def directories(self) -> tuple[dict[int, str], int]:
-        """Layer number -> directory, and the lowest layer that shows (one may hide all below it); raises its error."""
-        if self._unpacking is None:
-            return {}, 0
-        directories = self._unpacking.result()
-        shown = self._numbers[len(self._numbers) - len(directories) :]
-        lowest = shown[0] if len(shown) < len(self._numbers) else 0
-        return dict(zip(shown, reversed(directories), strict=True)), lowest
+    def layers(self) -> dict[int, overlay2.Unpacked]:
+        """The layers by their numbers in the image, when all are unpacked; raises what went wrong."""
+        return {} if self._unpacking is None else dict(zip(self._numbers, self._unpacking.result(), strict=True))
 
 
 def provide(context: Context, image: Image, preset: str, options: Mapping[str, Option]) -> Rootfs:
@@ -114,13 +110,17 @@ def _provide_tree(
         counted = dataclasses.replace(serving, layers_unpacked=len(plan.unpack))
         answer = daemon.call(MountTree(counted, plan.lazy), timeout_s=MOUNT_TIMEOUT_S)
         _report(context, answer.spans)
-        directories, lowest = unpacker.directories()
+        unpacked = unpacker.layers()
+        directories = {number: os.path.join(mountpoint, str(number)) for number in answer.layers}
+        directories |= {number: layer.directory for number, layer in unpacked.items()}
+        for number, layer in unpacked.items():
+            lower = [directories[below] for below in range(number, -1, -1)]
+            link_to_lower(lower, layer.links, layer.name)
     except BaseException:
         _discard(unmount, mountpoint)
         raise
-    for number in answer.layers:
-        directories[number] = os.path.join(mountpoint, str(number))
-    lowest = max([lowest, *answer.opaque_roots])
+    opaque = [number for number, layer in unpacked.items() if layer.opaque_root]
+    lowest = max([0, *opaque, *answer.opaque_roots])
     stack = [directories[number] for number in sorted(directories, reverse=True) if number >= lowest]
     details = RootfsDetails(soci_index=plan.soci_index, lazy_layers=answer.layers, unpacked_layers=tuple(plan.unpack))
 

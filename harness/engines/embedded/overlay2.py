@@ -4,21 +4,20 @@ Presets:
 
 ``sequential``
     Docker's order of things: three downloads at a time, each to a file and verified; layers unpacked one after the
-    other, bottom first, while later ones still download; the decompressed bytes hashed as well (diff ID); zlib, the
+    other, bottom first, while later ones still download; zlib, the
     decoder that Docker uses through unpigz. It has Docker's policies, not its waste: about a third of Docker's CPU
     seconds and half of containerd's (docs/performance.md). Docker as it is: the ``docker`` engine.
 ``tuned``
     The best full pull we know: bytes go from the socket through one hash, the fastest decoder (ISA-L) and the
     unpacker straight into files, nothing compressed touches the disk; three layers at once, largest first, since
-    each has its own directory. The compressed digest, named by the manifest, vouches for everything; a layer that
-    fails it is never mounted.
+    each has its own directory.
+
+Every preset checks each layer's digest and its diff ID; a layer that fails either is never mounted.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import stat
 import threading
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from hashlib import new as new_hash
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from harness.engines.embedded.directories import DirectoryTree
+from harness.engines.embedded.lower_links import link_to_lower
 from harness.engines.embedded.messages import RootfsDetails
 from harness.engines.embedded.modes import Context, Rootfs
 from harness.engines.embedded.pipe import BytePipe
@@ -53,7 +52,11 @@ costs more than joining eight of those; a decompressed piece still fits the seco
 
 
 @dataclass(slots=True)
-class _Unpacked:
+class Unpacked:
+    """One layer, unpacked. ``name`` is what errors call it; ``links`` (name, target) lead into lower layers."""
+
+    name: str
+    directory: str
     opaque_root: bool = False
     entries: int = 0
     payload_bytes: int = 0
@@ -70,7 +73,6 @@ class Pull:
 
     context: Context
     image: Image
-    verify_diff_ids: bool
     decoder: str
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -112,24 +114,22 @@ class Pull:
                 f"{algorithm}:{digest.hexdigest()}",
             )
 
-    def unpack(self, number: int, chunks: Iterator[bytes]) -> _Unpacked:
+    def unpack(self, number: int, chunks: Iterator[bytes]) -> Unpacked:
         """Unpack a layer's stored bytes into its directory."""
         layer, where = self.image.layers[number], self.name(number)
-        compression = layer.compression
-        if compression is None:
+        if layer.compression is None:
             raise UnsupportedMediaType(f"{where}: media type {layer.media_type} is not a layer this program unpacks")
         directory = self.layer_directory(number)
         os.makedirs(directory, 0o755)
         algorithm, _, expected = self.image.diff_ids[number].partition(":")
-        digest = new_hash(algorithm) if self.verify_diff_ids else None
+        digest = new_hash(algorithm)
         unpacker = LayerUnpacker(directory)
         start = monotonic_ns()
         try:
-            for piece in inflate(compression, chunks, where, self.decoder):
+            for piece in inflate(chunks, where, self.decoder):
                 if self.stop.is_set():
                     raise _Stopped
-                if digest is not None:
-                    digest.update(piece)
+                digest.update(piece)
                 unpacker.feed(piece)
             unpacker.finish()
         except FormatError as error:
@@ -139,11 +139,13 @@ class Pull:
         finally:
             unpacker.close()
             self.context.report_span("unpack", start, monotonic_ns(), number, f"{unpacker.entries} entries")
-        if digest is not None and digest.hexdigest() != expected:
+        if digest.hexdigest() != expected:
             raise DigestMismatch(
                 f"{where} decompressed", self.image.diff_ids[number], f"{algorithm}:{digest.hexdigest()}"
             )
-        return _Unpacked(unpacker.opaque_root, unpacker.entries, unpacker.payload_bytes, unpacker.unresolved_links)
+        return Unpacked(
+            where, directory, unpacker.opaque_root, unpacker.entries, unpacker.payload_bytes, unpacker.unresolved_links
+        )
 
     def wait_all(self, futures: Iterable[Future[Any]]) -> None:
         """Wait for the end of all; stop the rest at the first failure and raise the one that caused it."""
@@ -163,7 +165,7 @@ def _chunks(file: RawIOBase) -> Iterator[bytes]:
         yield data
 
 
-def _sequential(pull: Pull) -> list[_Unpacked]:
+def _sequential(pull: Pull) -> list[Unpacked]:
     context, layers = pull.context, pull.image.layers
     blobs = os.path.join(context.scratch, "blobs")
     os.makedirs(blobs, exist_ok=True)
@@ -192,10 +194,10 @@ def _sequential(pull: Pull) -> list[_Unpacked]:
     return unpacked
 
 
-def _tuned(pull: Pull) -> list[_Unpacked]:
+def _tuned(pull: Pull) -> list[Unpacked]:
     layers = pull.image.layers
 
-    def whole(number: int) -> _Unpacked:
+    def whole(number: int) -> Unpacked:
         pipe = BytePipe()
 
         def feed() -> None:
@@ -227,50 +229,6 @@ def _tuned(pull: Pull) -> list[_Unpacked]:
     return [futures[number].result() for number in range(len(layers))]
 
 
-def _resolve_links(pull: Pull, number: int, links: list[tuple[bytes, bytes]]) -> None:
-    """Hard links to files of lower layers: copied up, as OverlayFS would have done for a link made in place."""
-    tree = DirectoryTree(pull.layer_directory(number))
-    try:
-        for name, target in links:
-            if not any(
-                _copy_up(pull.layer_directory(lower), target, tree, name) for lower in range(number - 1, -1, -1)
-            ):
-                raise FormatError(
-                    f"{pull.name(number)}, {os.fsdecode(name)}",
-                    f"hard link to {os.fsdecode(target)}, which does not exist",
-                )
-    finally:
-        tree.close()
-
-
-def _copy_up(lower_root: str, target: bytes, tree: DirectoryTree, name: bytes) -> bool:
-    source_dir, _, source = target.rpartition(b"/")
-    parent_path, _, base = name.rpartition(b"/")
-    lower = DirectoryTree(lower_root)
-    try:
-        try:
-            directory = lower.descriptor(source_dir, make=False)
-            status = os.stat(source, dir_fd=directory, follow_symlinks=False)
-        except (FileNotFoundError, FormatError):
-            return False
-        if not stat.S_ISREG(status.st_mode):
-            return False
-        parent = tree.descriptor(parent_path)
-        with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory), "rb") as reader:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with open(os.open(base, flags, status.st_mode & 0o777, dir_fd=parent), "wb") as writer:
-                shutil.copyfileobj(reader, writer)
-                writer.flush()
-                os.fchown(writer.fileno(), status.st_uid, status.st_gid)
-                os.fchmod(writer.fileno(), status.st_mode & 0o7777)
-                for attribute in os.listxattr(reader.fileno()):
-                    os.setxattr(writer.fileno(), attribute, os.getxattr(reader.fileno(), attribute))
-                os.utime(writer.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-        return True
-    finally:
-        lower.close()
-
-
 def provide(context: Context, image: Image, preset: str, options: Mapping[str, Option]) -> Rootfs:
     """Provider of mode overlay2 (``harness.engines.embedded.modes``); ``options`` are those of ``PullPolicy``."""
     policy = policy_of(context.mode, preset, options)
@@ -280,21 +238,24 @@ def provide(context: Context, image: Image, preset: str, options: Mapping[str, O
 
 def pull(context: Context, image: Image, policy: PullPolicy) -> Rootfs:
     """Fetch all layers, verify them, and unpack each into a directory. Raises ``harness.errors.ColdbenchError``."""
-    work = Pull(context, image, verify_diff_ids=policy.verify_diff_ids, decoder=policy.decoder)
-    os.makedirs(os.path.join(context.scratch, "layers"), exist_ok=True)
-    try:
-        unpacked = (_tuned if policy.overlapped else _sequential)(work)
-    except _Stopped:  # only if a failure was lost on the way
-        raise ColdbenchError("the pull was stopped") from None
-    for number, layer in enumerate(unpacked):
-        if layer.links:
-            _resolve_links(work, number, layer.links)
-    lowest = max((n for n, layer in enumerate(unpacked) if layer.opaque_root), default=0)
-    directories = [work.layer_directory(number) for number in range(len(unpacked) - 1, lowest - 1, -1)]
+    layers = unpack(context, image, policy)
+    for number, layer in enumerate(layers):
+        link_to_lower([lower.directory for lower in layers[number::-1]], layer.links, layer.name)
+    lowest = max((n for n, layer in enumerate(layers) if layer.opaque_root), default=0)
     return Rootfs(
-        tuple(directories),
+        tuple(layer.directory for layer in layers[lowest:][::-1]),
         details=RootfsDetails(
-            entries=sum(layer.entries for layer in unpacked),
-            unpacked_bytes=sum(layer.payload_bytes for layer in unpacked),
+            entries=sum(layer.entries for layer in layers),
+            unpacked_bytes=sum(layer.payload_bytes for layer in layers),
         ),
     )
+
+
+def unpack(context: Context, image: Image, policy: PullPolicy) -> list[Unpacked]:
+    """Fetch layers and unpack each for itself; hard links into lower layers are left to the caller."""
+    work = Pull(context, image, decoder=policy.decoder)
+    os.makedirs(os.path.join(context.scratch, "layers"), exist_ok=True)
+    try:
+        return (_tuned if policy.overlapped else _sequential)(work)
+    except _Stopped:  # only if a failure was lost on the way
+        raise ColdbenchError("the pull was stopped") from None

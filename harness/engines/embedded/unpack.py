@@ -4,7 +4,10 @@ Written for CPU seconds, which is what a small machine lacks: names are resolved
 open, write, utimensat and close, payload bytes go from the decompressor's buffer to the kernel without a copy, and
 owner, mode and attributes are touched only where creation did not make them right. Nothing is fsynced, as in Docker.
 
-Sources: OCI image spec 1.1, layer.md (whiteouts, opaque markers); kernel Documentation/filesystems/overlayfs.rst.
+Where an entry goes and what it replaces or hides is said by ``harness.formats.tar.reading``; here it is done. What
+hides lower layers is made when the layer has ended, since it never touches the layer's own entries.
+
+Source: kernel Documentation/filesystems/overlayfs.rst.
 """
 
 from __future__ import annotations
@@ -12,12 +15,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from harness.engines.embedded.directories import DirectoryTree
-from harness.errors import FormatError, UnsafePath
-from harness.formats.table import OPAQUE_MARKER, WHITEOUT_PREFIX, Kind
-from harness.formats.tar.scanner import TarScanner, clean_name, clean_target
+from harness.errors import FormatError
+from harness.formats.table import Kind
+from harness.formats.tar.entry_reader import EntryReader
+from harness.formats.tar.limits import OPAQUE_XATTR, held_time, held_xattrs
+from harness.formats.tar.names import entry_of
+from harness.formats.tar.reading import Action
+from harness.formats.tar.scanner import TarScanner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,9 +35,7 @@ if TYPE_CHECKING:
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL_BITS = 0o7000
 _NODE_TYPES = {Kind.CHAR: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO}
-_OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
-OPAQUE_XATTR = "trusted.overlay.opaque"
-_MAX_PENDING_LINKS = 1 << 20
+_PASS, _LINK, _CLEAR = Action.PASS, Action.LINK, Action.CLEAR
 
 
 class LayerUnpacker:
@@ -45,13 +51,12 @@ class LayerUnpacker:
         self.opaque_root = False
         """Whether the layer hides everything below it."""
         self.unresolved_links: list[tuple[bytes, bytes]] = []
-        """After ``finish``: (name, target) of hard links whose target no entry of this layer made."""
+        """After ``finish``: (name, target) of hard links whose target is in a lower layer, if anywhere."""
         self._tree = DirectoryTree(root)
         self._scanner = TarScanner()
+        self._reader = EntryReader()
         self._fed = 0
-        self._directories: dict[bytes, TarEntry | None] = {}
-        self._opaque: set[bytes] = set()
-        self._links: list[tuple[bytes, bytes]] = []
+        self._directories: dict[int, TarEntry] = {}
         self._file = -1
         self._entry: TarEntry | None = None
         self._left = 0
@@ -74,17 +79,26 @@ class LayerUnpacker:
                 self._payload(view[at : at + self._left])
 
     def finish(self) -> None:
-        """Declare the stream's end: resolve late hard links, give directories their final modes and times."""
+        """Declare the stream's end: resolve late hard links, hide what is hidden, give directories their metadata."""
         self._scanner.close()
         if self._entry is not None:
-            raise FormatError(os.fsdecode(self._entry.name), "the layer ends inside this file")
-        for name, target in self._links:
-            if not self._link(name, target, replace=False):
-                self.unresolved_links.append((name, target))
-        self._note_created()
-        self._directories.setdefault(b"", None)
-        for path, entry in self._directories.items():
-            self._finish_directory(path, entry)
+            raise FormatError(entry_of(self._entry.name), "the layer ends inside this file")
+        tree, reading = self._tree, self._reader.finish()
+        for path in reading.directories:
+            tree.descriptor(path)
+        for name, target in reading.late_links:
+            self._link(name, target, replace=False)
+        for number, target in reading.lower_links.items():
+            self.unresolved_links += [(name, target) for name in reading.paths_of(number)]
+        for path in reading.aufs:
+            self._remove(path)
+        for path in reading.whiteouts:
+            parent, _, name = path.rpartition(b"/")
+            os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=tree.descriptor(parent))
+        for path in reading.directories:
+            entry = self._directories.get(reading.number_of(path))
+            self._finish_directory(path, entry, opaque=path in reading.opaque)
+        self.opaque_root = b"" in reading.opaque
 
     def close(self) -> None:
         """Release all descriptors; idempotent."""
@@ -94,28 +108,26 @@ class LayerUnpacker:
         self._tree.close()
 
     def _make(self, entry: TarEntry) -> None:
-        if entry.flag == 0x67:  # a global PAX header describes no file
+        reader = self._reader
+        action = reader.read(entry)
+        if action is _PASS:
             return
-        raw = entry.name
-        path = clean_name(raw)
+        kind = entry.kind
+        path = reader.path
         parent_path, _, name = path.rpartition(b"/")
         tree = self._tree
         parent = tree.cached(parent_path)
         if parent is None:
             parent = tree.descriptor(parent_path)
-            if tree.created:
-                self._note_created()
-        kind = entry.kind
-        if name[:4] == WHITEOUT_PREFIX:
-            self._whiteout(name, parent_path, parent)
+        if action is _LINK:
+            self._link(path, reader.target, replace=True)
+        elif action is _CLEAR:
+            tree.remove(path, name, parent)
         elif kind is Kind.REG:
-            if not name:
-                raise FormatError(repr(raw), "the layer's root is not a directory")
             try:
                 descriptor = os.open(name, _CREATE, entry.mode & 0o7777, dir_fd=parent)
             except FileExistsError:
                 tree.remove(path, name, parent)
-                self._forget(path)
                 descriptor = os.open(name, _CREATE, entry.mode & 0o7777, dir_fd=parent)
             self._file, self._entry, self._left = descriptor, entry, entry.stored_bytes
             if entry.sparse is not None:
@@ -125,15 +137,7 @@ class LayerUnpacker:
             if not self._left:
                 self._finish_file()
         elif kind is Kind.DIR:
-            self._directory(entry, path, name, parent)
-        elif not name:
-            raise FormatError(repr(raw), "the layer's root is not a directory")
-        elif kind is Kind.HARDLINK:
-            target = clean_target(entry.linkname)
-            if not self._link(path, target, replace=True):
-                if len(self._links) >= _MAX_PENDING_LINKS:
-                    raise FormatError(repr(raw), "too many hard links to files that did not come yet")
-                self._links.append((path, target))
+            self._directory(entry, name, parent)
         else:
             self._node(entry, kind, path, name, parent)
 
@@ -177,95 +181,63 @@ class LayerUnpacker:
                 os.fchmod(descriptor, entry.mode & 0o7777)
         if entry.pax:
             _set_xattrs(descriptor, entry)
-        nanoseconds = entry.mtime_s * 1_000_000_000 + entry.mtime_ns
+        nanoseconds = _time_ns(entry)
         os.utime(descriptor, ns=(nanoseconds, nanoseconds))
         self._file, self._entry, self._fragments = -1, None, None
         os.close(descriptor)
 
-    def _directory(self, entry: TarEntry, path: bytes, name: bytes, parent: int) -> None:
-        if name:
+    def _directory(self, entry: TarEntry, name: bytes, parent: int) -> None:
+        self._directories[self._reader.count - 1] = entry
+        if not name:
+            return
+        for _ in range(2):
             try:
                 # setgid comes at the end: what is made below must not inherit the group
                 os.mkdir(name, entry.mode & 0o777, dir_fd=parent)
+                return
             except FileExistsError:
-                status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                if not stat.S_ISDIR(status.st_mode):
-                    hides = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
-                    os.unlink(name, dir_fd=parent)
-                    os.mkdir(name, entry.mode & 0o777, dir_fd=parent)
-                    if hides:
-                        self._opaque.add(path)
-        self._directories[path] = entry
+                if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                    return
+                os.unlink(name, dir_fd=parent)
 
-    def _finish_directory(self, path: bytes, entry: TarEntry | None) -> None:
+    def _finish_directory(self, path: bytes, entry: TarEntry | None, *, opaque: bool) -> None:
         descriptor = self._tree.descriptor(path)
-        nanoseconds = 0
+        nanoseconds, mode = 0, 0o755
         if entry is not None:
             if entry.uid or entry.gid:
                 os.fchown(descriptor, entry.uid, entry.gid)
-            # always: the directory may be an earlier entry's, or the one that was there before
-            os.fchmod(descriptor, entry.mode & 0o7777)
-            if entry.pax:
-                _set_xattrs(descriptor, entry)
-            nanoseconds = entry.mtime_s * 1_000_000_000 + entry.mtime_ns
-        if path in self._opaque:
+            mode = entry.mode & 0o7777
+            nanoseconds = _time_ns(entry)
+        # always: the directory may be an earlier entry's, or the one that was there before
+        os.fchmod(descriptor, mode)
+        if entry is not None and entry.pax:
+            _set_xattrs(descriptor, entry)
+        if opaque:
             os.setxattr(descriptor, OPAQUE_XATTR, b"y")
         os.utime(descriptor, ns=(nanoseconds, nanoseconds))
 
-    def _whiteout(self, name: bytes, parent_path: bytes, parent: int) -> None:
-        if name == OPAQUE_MARKER:
-            if parent_path:
-                self._opaque.add(parent_path)
-                self._directories.setdefault(parent_path, None)
-            else:
-                self.opaque_root = True
-            return
-        hidden = name[len(WHITEOUT_PREFIX) :]
-        if hidden[:4] == WHITEOUT_PREFIX:  # other aufs bookkeeping means nothing here
-            return
-        if hidden in (b"", b".", b".."):
-            raise UnsafePath(os.fsdecode(name), "a whiteout of the directory itself or its parent")
-        try:
-            os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
-        except FileExistsError:
-            # This layer brings the name itself; what the whiteout hides lies below. A directory must not merge.
-            if stat.S_ISDIR(os.stat(hidden, dir_fd=parent, follow_symlinks=False).st_mode):
-                path = parent_path + b"/" + hidden if parent_path else hidden
-                self._opaque.add(path)
-                self._directories.setdefault(path, None)
+    def _remove(self, path: bytes) -> None:
+        """Take away what stands at ``path``, if something does."""
+        parent, _, name = path.rpartition(b"/")
+        with suppress(FileNotFoundError):
+            self._tree.remove(path, name, self._tree.descriptor(parent, make=False))
 
-    def _link(self, path: bytes, target: bytes, replace: bool) -> bool:
-        """Make hard link ``path`` to ``target``; False when that does not exist (yet)."""
-        if path == target:
-            return True
+    def _link(self, path: bytes, target: bytes, replace: bool) -> None:
+        """Make hard link ``path`` to ``target``, which is there."""
         source_dir, _, source = target.rpartition(b"/")
         parent_path, _, name = path.rpartition(b"/")
         tree = self._tree
-        try:
-            # a descriptor is valid until the next call: hold the first one by a copy
-            from_directory = os.dup(tree.descriptor(source_dir, make=False))
-        except FileNotFoundError:
-            return False
+        # a descriptor is valid until the next call: hold the first one by a copy
+        from_directory = os.dup(tree.descriptor(source_dir, make=False))
         try:
             parent = tree.descriptor(parent_path)
-            for _ in range(2):
-                try:
-                    os.link(source, name, src_dir_fd=from_directory, dst_dir_fd=parent, follow_symlinks=False)
-                    return True
-                except FileNotFoundError:
-                    return False
-                except FileExistsError:
-                    if not replace or os.path.samestat(
-                        os.stat(source, dir_fd=from_directory, follow_symlinks=False),
-                        os.stat(name, dir_fd=parent, follow_symlinks=False),
-                    ):
-                        return True
+            if replace:
+                with suppress(FileNotFoundError):
                     tree.remove(path, name, parent)
-                    self._forget(path)
-            return True
+            os.link(source, name, src_dir_fd=from_directory, dst_dir_fd=parent, follow_symlinks=False)
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EMLINK):
-                raise FormatError(os.fsdecode(path), f"cannot be a hard link to {os.fsdecode(target)}") from None
+                raise FormatError(entry_of(path), f"cannot be a hard link to {os.fsdecode(target)}") from None
             raise
         finally:
             os.close(from_directory)
@@ -284,38 +256,25 @@ class LayerUnpacker:
                 if attempt:
                     raise
                 self._tree.remove(path, name, parent)
-                self._forget(path)
         if entry.uid or entry.gid:
             os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
             if kind is not Kind.SYMLINK and entry.mode & _SPECIAL_BITS:
                 os.chmod(f"/proc/self/fd/{parent}/{os.fsdecode(name)}", entry.mode & 0o7777)
         if entry.pax:
             _set_xattrs(f"/proc/self/fd/{parent}/{os.fsdecode(name)}", entry)
-        nanoseconds = entry.mtime_s * 1_000_000_000 + entry.mtime_ns
+        nanoseconds = _time_ns(entry)
         os.utime(name, ns=(nanoseconds, nanoseconds), dir_fd=parent, follow_symlinks=False)
 
-    def _note_created(self) -> None:
-        """Directories that no entry describes: 0755, root's, time 0 (the contract of ``LayerTable``)."""
-        for path in self._tree.created:
-            self._directories.setdefault(path, None)
-        self._tree.created.clear()
 
-    def _forget(self, path: bytes) -> None:
-        """Drop what is planned for directories at and below ``path``, which was removed."""
-        if path in self._directories:
-            below = path + b"/"
-            for known in [p for p in self._directories if p == path or p.startswith(below)]:
-                del self._directories[known]
-                self._opaque.discard(known)
+def _time_ns(entry: TarEntry) -> int:
+    seconds, nanoseconds = held_time(entry.mtime_s, entry.mtime_ns)
+    return seconds * 1_000_000_000 + nanoseconds
 
 
 def _set_xattrs(target: int | str, entry: TarEntry) -> None:
-    """Set the entry's extended attributes; those that cannot be held here are left out.
-
-    As in Docker where the file system has none; also where the kernel finds the value malformed (capabilities).
-    """
-    for key, value in entry.xattrs.items():
-        if key.startswith(_OVERLAY_XATTRS):  # would steer OverlayFS: not the image's to say
+    """Set the entry's extended attributes; those that cannot be held here are left out, as in Docker."""
+    for key, value in held_xattrs(entry.kind, entry.xattrs).items():
+        if key == OPAQUE_XATTR:
             continue
         try:
             os.setxattr(target, key, value, follow_symlinks=isinstance(target, int))

@@ -14,6 +14,7 @@ from harness.formats.erofs.table import TarTable
 from harness.formats.gzip.checkpoints import index_gzip
 from harness.formats.gzip.inflate import inflate
 from harness.formats.piece_digests import PieceDigests
+from harness.formats.sniff import sniffed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,25 +37,25 @@ class BuiltLayer:
 
 def build_layer(
     pieces: Iterable[bytes],
-    compression: str,
     *,
     digest: str,
     span_bytes: int,
     where: str,
     on_piece: Callable[[bytes], object] = lambda _: None,
 ) -> BuiltLayer:
-    """Read a layer once. ``compression`` is ``gzip`` (eStargz included), ``none`` or ``zstd`` (which has no way in).
+    """Read a layer once: gzip (eStargz included), a plain tar, or zstd (which has no way in), as its first bytes say.
 
     ``on_piece`` sees every stored piece, for progress and for checking the layer's digest. Raises FormatError for
     damaged data. Memory: the table, and about a third of 32 KiB per span.
     """
     table = TarTable()
+    compression, pieces = sniffed(pieces, where)
     if compression == GZIP:
         spans = _gzip(pieces, table, digest, span_bytes, on_piece)
     elif compression == PLAIN:
         spans = _plain(pieces, table, digest, span_bytes, on_piece)
     else:
-        spans = _whole(pieces, table, digest, compression=compression, where=where, on_piece=on_piece)
+        spans = _whole(pieces, table, digest, where=where, on_piece=on_piece)
     return BuiltLayer(spans, table.finish(spans.size), table.fragments)
 
 
@@ -68,7 +69,12 @@ def _gzip(
         windows.append(pack_window(window, compressor))
 
     found = index_gzip(pieces, span_bytes, keep, table.feed, on_piece)
+    # An empty member before the first gives a span of no bytes, which the index does not hold.
     points = found.checkpoints
+    empty = {n for n in range(len(points) - 1) if points[n].out_offset == points[n + 1].out_offset}
+    digests = [digest for n, digest in enumerate(found.span_digests) if n not in empty]
+    windows = [window for n, window in enumerate(windows) if n not in empty]
+    points = [point for n, point in enumerate(points) if n not in empty] if found.inflated_bytes else []
     return LayerSpans(
         digest=digest,
         compressed_bytes=found.compressed_bytes,
@@ -77,8 +83,8 @@ def _gzip(
         ins=np.array([point.in_offset for point in points], dtype=np.int64),
         outs=np.array([point.out_offset for point in points], dtype=np.int64),
         bits=np.array([point.bits for point in points], dtype=np.uint8),
-        digests=found.span_digests,
-        windows=windows,
+        digests=digests if points else [],
+        windows=windows if points else [],
     )
 
 
@@ -103,7 +109,6 @@ def _whole(
     table: TarTable,
     digest: str,
     *,
-    compression: str,
     where: str,
     on_piece: Callable[[bytes], object],
 ) -> LayerSpans:
@@ -118,7 +123,7 @@ def _whole(
             stored += len(piece)
             yield piece
 
-    for piece in inflate(compression, counted(), where):
+    for piece in inflate(counted(), where):
         table.feed(piece)
         size += len(piece)
     one = np.zeros(1 if size else 0, dtype=np.int64)

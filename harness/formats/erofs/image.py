@@ -154,7 +154,7 @@ def _build(
         where = f"{source.where}: layer {layer.digest}"
         try:
             built = build_layer(
-                pieces, str(layer.compression), digest=layer.digest, span_bytes=options.span_bytes, where=where,
+                pieces, digest=layer.digest, span_bytes=options.span_bytes, where=where,
                 on_piece=on_piece,
             )  # fmt: skip
         except FormatError as error:

@@ -3,26 +3,19 @@
 The tree is what unpacking every layer in order, each into its own directory of one OverlayFS, shows afterwards.
 Decisions, where tools differ or the formats leave room:
 
-- Whiteouts and opaque markers hide entries of lower layers only, wherever they stand in their own layer (OCI image
-  spec 1.1, layer.md: "Whiteouts"). An entry that carries ``trusted.overlay.opaque=y`` is opaque too. No other
-  ``trusted.overlay.*`` attribute survives: OverlayFS would obey it instead of showing it. AUFS leftovers (other names
-  that begin with ``.wh..wh.``) are passed over.
+- What an entry of a layer means is said by ``harness.formats.tar.reading``; hard links into lower layers are names of
+  the lower inode (``stack``).
 - A directory over a directory keeps the children and takes the upper one's metadata. Every other meeting replaces.
-- Later entries of one layer win in the order of the tar, as for an unpacker: a file over a directory removes the
-  directory's content; an entry below a file or symlink of its own layer is refused.
 - A parent that the layer itself does not describe (its root as well) has mode 0755, owner 0:0 and time 0, whatever
   lower layers say of it: it is a directory of this layer, and OverlayFS shows the uppermost one's metadata. Docker
   and the FUSE snapshotters do so too; containerd's full unpack copies a lower layer's metadata instead.
-- A hard link shares its target's inode, metadata included. Its target is the entry of that name at that point of
-  the unpacking, else one that comes later in the same layer. A target in a lower layer is copied up, as link(2) on
-  OverlayFS does: the target's name and the new one share a new inode, other old names keep the old one.
-- Link counts are those that OverlayFS reports: the names an inode has in its own layer, hidden ones included. A
+- Link counts are those that OverlayFS reports: the names an inode has in all layers, hidden ones included. A
   directory has two plus its subdirectories.
 - A symlink's mode is 0777, whatever its header says: Linux has no other.
 - Names are bytes; the order inside a directory is that of the bytes.
 
-Sources: OCI image spec 1.1 (layer.md); Linux Documentation/filesystems/overlayfs.rst; containerd archive/tar.go
-(mkparent); moby pkg/archive (createImpliedDirectories); stargz-snapshotter estargz (getOrCreateDir).
+Sources: Linux Documentation/filesystems/overlayfs.rst; containerd archive/tar.go (mkparent); moby pkg/archive
+(createImpliedDirectories); stargz-snapshotter estargz (getOrCreateDir).
 """
 
 from __future__ import annotations
@@ -34,7 +27,10 @@ import numpy as np
 
 from harness.errors import FormatError, UnsafePath
 from harness.formats.erofs.layout import NAME_MAX
-from harness.formats.table import OPAQUE_MARKER, WHITEOUT_PREFIX, Kind
+from harness.formats.table import Kind
+from harness.formats.tar.limits import OVERLAY_PREFIXES, held_table
+from harness.formats.tar.reading import IMPLIED, read_table
+from harness.formats.tar.stack import lower_links
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,10 +38,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from harness.formats.table import LayerTable
+    from harness.formats.tar.reading import LayerReading
+    from harness.formats.tar.stack import LowerLink
 
-_META_PREFIX: Final = b".wh..wh."
-_OVERLAY_XATTR: Final = b"trusted.overlay."
-_OPAQUE_XATTR: Final = b"trusted.overlay.opaque"
 _Value = TypeVar("_Value")
 _KINDS: Final = np.array([kind.value for kind in Kind], dtype=np.uint8)
 
@@ -97,9 +92,16 @@ def merge_layers(
     """
     for number, table in enumerate(tables):
         check_table(table, f"layer {number}")
-    merger = _Merger(tables)
-    for number, table in enumerate(tables):
-        merger.add(number, table)
+    tables = [held_table(table) for table in tables]
+    readings = [read_table(table, f"layer {number}") for number, table in enumerate(tables)]
+    links = lower_links(
+        readings,
+        lambda layer, entry: entry == IMPLIED or tables[layer].kinds[entry] == Kind.DIR,
+        "layer {}".format,
+    )
+    merger = _Merger(tables, readings, links=links)
+    for number in range(len(tables)):
+        merger.add(number)
     return merger.finish(sparse or [])
 
 
@@ -137,117 +139,78 @@ def check_table(table: LayerTable, where: str) -> None:
 
 def _visible(attributes: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
     """The attributes without those that OverlayFS keeps to itself."""
-    if not any(name.startswith(_OVERLAY_XATTR) for name in attributes):
+    if not any(name.startswith(OVERLAY_PREFIXES) for name in attributes):
         return attributes
-    return {name: value for name, value in attributes.items() if not name.startswith(_OVERLAY_XATTR)}
+    return {name: value for name, value in attributes.items() if not name.startswith(OVERLAY_PREFIXES)}
 
 
 @dataclass(slots=True)
 class _Merger:
-    """The tree while layers are put on it: a dict of children per directory path; numbers are entries of all layers."""
+    """The tree while layers are put on it: a dict of children per directory path; numbers are entries of all layers.
+
+    A number beyond all entries is a directory that no entry describes.
+    """
 
     tables: Sequence[LayerTable]
+    readings: Sequence[LayerReading]
     total: int = 0
     kinds: bytearray = field(default_factory=bytearray)
     directories: dict[bytes, dict[bytes, int]] = field(default_factory=dict)
     nlinks: dict[int, int] = field(default_factory=dict)
     root: int = -1
-    extra_sources: list[int] = field(default_factory=list)
-    """Inodes beyond the tables' entries: the entry each was copied up from, -1 for an implied directory."""
-    first: int = 0
-    """First entry of the layer being added, and likewise of the extra inodes: what is older lies below."""
-    first_extra: int = 0
-    own_directories: set[bytes] = field(default_factory=set)
-    """Paths whose directory, where there is one, is known to be the layer's being added."""
-    where: str = ""
+    links: Sequence[LowerLink] = ()
+    firsts: list[int] = field(default_factory=list)
+    """Each layer's first entry."""
 
     def __post_init__(self) -> None:
         self.kinds = bytearray(b"".join(table.kinds.tobytes() for table in self.tables))
         self.total = len(self.kinds)
         self.directories[b""] = {}
-        self.root = self._extra(-1, Kind.DIR)  # shown where there is no layer
+        self.root = self._implied()  # shown where there is no layer
+        first = 0
+        for table in self.tables:
+            self.firsts.append(first)
+            first += len(table)
 
-    def _extra(self, source: int, kind: int) -> int:
-        self.extra_sources.append(source)
-        self.kinds.append(kind)
-        return self.total + len(self.extra_sources) - 1
+    def _implied(self) -> int:
+        self.kinds.append(Kind.DIR)
+        return len(self.kinds) - 1
 
-    def _is_own(self, number: int) -> bool:
-        """Whether the inode belongs to the layer being added."""
-        return number >= self.first_extra if number >= self.total else number >= self.first
-
-    def add(self, layer: int, table: LayerTable) -> None:
+    def add(self, layer: int) -> None:
         """Put one layer on top."""
-        self.where = f"layer {layer}"
-        self.first_extra = self.total + len(self.extra_sources)
-        names, links = table.names, table.links
-        self._hide(names, table)
-        directories, kinds = self.directories, self.kinds
-        self.root = self._extra(-1, Kind.DIR)
-        self.own_directories = {b""}
-        postponed: list[tuple[int, bytes, bytes]] = []
-        last_parent, children = b"", directories[b""]
-        for number, name in enumerate(names, self.first):
-            parent, _, base = name.rpartition(b"/")
-            if parent != last_parent:
-                found = directories.get(parent) if parent in self.own_directories else None
-                children = self._make_parents(parent) if found is None else found
-                last_parent = parent
-            if base[:4] == WHITEOUT_PREFIX:
-                continue
-            kind = kinds[number]
-            old = children.get(base)
-            if kind == 2:  # Kind.DIR: looking members up would cost a third of this loop
-                if not base:
-                    self.root = number
-                    continue
-                if old is None or kinds[old] != 2:
-                    if old is not None:
-                        self._unlink(old)
-                    directories[name] = {}
-                children[base] = number
-            elif not base:
-                raise FormatError(self.where, "the root is not a directory")
-            elif kind == 8:  # Kind.HARDLINK
-                target = links.get(number - self.first)
-                if target is None:
-                    raise FormatError(self.where, f"hard link {name[:200]!r} without a target")
-                if not self._link(name, target):
-                    postponed.append((number, name, target))
-            else:
-                if old is not None:
-                    if kinds[old] == 2:
-                        self._drop(name)
-                    else:
-                        self._unlink(old)
-                children[base] = number
-        if postponed:
-            self._resolve(postponed, {name: number for number, name in enumerate(names, self.first)})
-        self.first += len(names)
+        reading, first, kinds = self.readings[layer], self.firsts[layer], self.kinds
+        for path in reading.whiteouts:
+            self._hide(path)
+        for path in reading.opaque:
+            if path in self.directories:
+                self._drop(path)
+                self.directories[path] = {}
+        self.root = first + reading.root if reading.root >= 0 else self._implied()
+        for inode, count in reading.nlinks.items():
+            self.nlinks[first + inode] = count
+        for path, own in reading.directories.items():
+            children = self.directories.setdefault(path, {})
+            if children:
+                for base in children.keys() & own.keys():
+                    if kinds[children[base]] == Kind.DIR and own[base] >= 0 and kinds[first + own[base]] != Kind.DIR:
+                        self._drop(path + b"/" + base if path else base)
+            children.update({base: number + first for base, number in own.items()})
+            if IMPLIED in own.values():
+                children.update({base: self._implied() for base, number in own.items() if number == IMPLIED})
 
-    def _hide(self, names: Sequence[bytes], table: LayerTable) -> None:
-        """Apply the layer's whiteouts and opaque markers to what lies below."""
-        for name in [name for name in names if b".wh." in name]:
-            parent, _, base = name.rpartition(b"/")
-            if base == OPAQUE_MARKER:
-                self._empty(parent)
-            elif base.startswith(WHITEOUT_PREFIX) and not base.startswith(_META_PREFIX):
-                hidden = base[len(WHITEOUT_PREFIX) :]
-                if hidden in {b"", b".", b".."}:
-                    raise UnsafePath(self.where, f"whiteout {name[:200]!r} names no entry")
-                children = self.directories.get(parent)
-                if children is None or hidden not in children:
-                    continue
-                if self.kinds[children.pop(hidden)] == Kind.DIR:
-                    self._drop(parent + b"/" + hidden if parent else hidden)
-        for index, attributes in table.xattrs.items():
-            if attributes.get(_OPAQUE_XATTR) == b"y" and table.kinds[index] == Kind.DIR:
-                self._empty(names[index])
+        for link in self.links:
+            if link.layer == layer:
+                inode = self.firsts[link.lower] + link.target
+                self.nlinks[inode] = self.nlinks.get(inode, 1) + len(link.paths)
+                for path in link.paths:
+                    parent, _, base = path.rpartition(b"/")
+                    self.directories[parent][base] = inode
 
-    def _empty(self, path: bytes) -> None:
-        if path in self.directories:
+    def _hide(self, path: bytes) -> None:
+        parent, _, base = path.rpartition(b"/")
+        found = self.directories.get(parent, {}).pop(base, None)
+        if found is not None and self.kinds[found] == Kind.DIR:
             self._drop(path)
-            self.directories[path] = {}
 
     def _drop(self, path: bytes) -> None:
         """Forget a directory's content, all the way down; the caller replaces or removes its own entry."""
@@ -255,81 +218,9 @@ class _Merger:
         while stack:
             top = stack.pop()
             prefix = top + b"/" if top else b""
-            for base, number in self.directories.pop(top).items():
-                if self.kinds[number] == Kind.DIR:
-                    stack.append(prefix + base)
-                else:
-                    self._unlink(number)
-
-    def _unlink(self, number: int) -> None:
-        """One name less; a name of a lower layer is only hidden, its inode keeps its count."""
-        if number in self.nlinks and self._is_own(number):
-            self.nlinks[number] -= 1
-
-    def _make_parents(self, path: bytes) -> dict[bytes, int]:
-        """Children of ``path``, whose directories become this layer's where they are missing or only below."""
-        missing = []
-        while path not in self.own_directories or path not in self.directories:
-            missing.append(path)
-            path = path.rpartition(b"/")[0]
-        children = self.directories[path]
-        for made in reversed(missing):
-            base = made.rpartition(b"/")[2]
-            old = children.get(base)
-            if old is None or not self._is_own(old):
-                children[base] = self._extra(-1, Kind.DIR)
-                children = self.directories.setdefault(made, {})
-            elif made in self.directories:
-                children = self.directories[made]
-            else:
-                kind = Kind(self.kinds[old]).name.lower()
-                raise UnsafePath(self.where, f"an entry stands below {made[:200]!r}, which is a {kind} of this layer")
-            self.own_directories.add(made)
-        return children
-
-    def _link(self, name: bytes, target: bytes) -> bool:
-        """Make ``name`` another name of ``target``'s inode; false when nothing has that name."""
-        if target == name:
-            raise FormatError(self.where, f"hard link {name[:200]!r} to itself")
-        holder, _, target_base = target.rpartition(b"/")
-        inode = self.directories.get(holder, {}).get(target_base)
-        if inode is None or not target_base:
-            return False
-        if self.kinds[inode] == Kind.DIR:
-            raise FormatError(self.where, f"hard link {name[:200]!r} to the directory {target[:200]!r}")
-        if not self._is_own(inode):  # copied up, as link(2) on OverlayFS does
-            inode = self._extra(inode, self.kinds[inode])
-            self.directories[holder][target_base] = inode
-        parent, _, base = name.rpartition(b"/")
-        children = self.directories[parent]
-        old = children.get(base)
-        if old is not None:
-            if self.kinds[old] == Kind.DIR:
-                self._drop(name)
-            else:
-                self._unlink(old)
-        children[base] = inode
-        self.nlinks[inode] = self.nlinks.get(inode, 1) + 1
-        return True
-
-    def _resolve(self, postponed: list[tuple[int, bytes, bytes]], last: Mapping[bytes, int]) -> None:
-        """Links to names that come later in the layer, in as many rounds as links lead to links."""
-        while postponed:
-            left = []
-            for number, name, target in postponed:
-                parent, _, base = name.rpartition(b"/")
-                old = self._make_parents(parent).get(base)
-                if old is not None and last[name] > number:
-                    continue  # a later entry of the same name
-                if not self._link(name, target):
-                    left.append((number, name, target))
-            if len(left) == len(postponed):
-                _, name, target = left[0]
-                raise FormatError(
-                    self.where,
-                    f"hard link {name[:200]!r} to {target[:200]!r}, which no layer has (or links in a circle)",
-                )
-            postponed = left
+            stack += [
+                prefix + base for base, number in self.directories.pop(top).items() if self.kinds[number] == Kind.DIR
+            ]
 
     def finish(self, sparse: Sequence[Mapping[int, Sequence[Fragment]]]) -> MergedTree:
         """The tree in its final order."""
@@ -348,14 +239,8 @@ class _Merger:
         number_of[sequence[::-1]] = np.arange(len(sequence))[::-1]
         sequence = sequence[number_of[sequence] == np.arange(len(sequence))]
         number_of[sequence] = np.arange(len(sequence))
-        # Copied-up inodes take everything but their links from their source; implied directories are made of constants.
-        sources = sequence.copy()
-        extra = np.array(self.extra_sources, dtype=np.int64)
-        while (rows := np.flatnonzero(sources >= self.total)).size and (extra[sources[rows] - self.total] >= 0).any():
-            rows = rows[extra[sources[rows] - self.total] >= 0]
-            sources[rows] = extra[sources[rows] - self.total]
-        implied = sources >= self.total
-        sources[implied] = 0
+        implied = sequence >= self.total
+        sources = np.where(implied, 0, sequence)
         nlinks = np.ones(len(sequence), dtype=np.uint32)
         for number, count in self.nlinks.items():
             if number_of[number] >= 0:
@@ -372,20 +257,15 @@ class _Merger:
         sizes = column("sizes", 0, np.int64)
         sizes[final_kinds != Kind.REG] = 0
         layers = np.where(implied | (sizes == 0), -1, layer_of[sources] if self.total else -1).astype(np.int32)
-        targets: dict[int, list[int]] = {}
-        for inode in np.flatnonzero((sources != sequence) & ~implied).tolist():
-            targets.setdefault(int(sources[inode]), []).append(inode)
 
         def by_inode(parts: Iterable[Mapping[int, _Value]], keep: Callable[[int], bool]) -> dict[int, _Value]:
             out: dict[int, _Value] = {}
             first = 0
             for table, part in zip(self.tables, parts, strict=False):
                 for index, value in part.items():
-                    entry = first + index
-                    number = int(number_of[entry])
-                    for inode in [*targets.get(entry, ()), *([number] if number >= 0 else ())]:
-                        if keep(int(final_kinds[inode])):
-                            out[inode] = value
+                    inode = int(number_of[first + index])
+                    if inode >= 0 and keep(int(final_kinds[inode])):
+                        out[inode] = value
                 first += len(table)
             return out
 

@@ -12,7 +12,9 @@ import numpy as np
 
 from harness.errors import FormatError
 from harness.formats.table import Kind, LayerTable
-from harness.formats.tar.scanner import TarScanner, clean_name, clean_target
+from harness.formats.tar.limits import check_owner
+from harness.formats.tar.names import clean_name, clean_target, entry_of
+from harness.formats.tar.scanner import TarScanner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 _GLOBAL_HEADER = ord("g")
 HIDDEN_NAMES = frozenset({b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark"})
 """Entries at the root that belong to eStargz, not to the image (a layer in that form is an ordinary tar otherwise)."""
-_MAX_OWNER = (1 << 32) - 1
 
 
 class TarTable:
@@ -53,11 +54,9 @@ class TarTable:
             if name in self.hidden:
                 continue
             index = len(self._names)
-            where = f"tar entry {name[:200]!r}"
-            if not (0 <= entry.uid <= _MAX_OWNER and 0 <= entry.gid <= _MAX_OWNER):
-                raise FormatError(where, f"owner {entry.uid}:{entry.gid} does not fit 32 bits")
-            if not -(1 << 63) <= entry.mtime_s < 1 << 63 or entry.size >= 1 << 62:
-                raise FormatError(where, "time or size out of range")
+            check_owner(name, entry.uid, entry.gid)
+            if entry.size >= 1 << 62:
+                raise FormatError(entry_of(name), f"a size of {entry.size} bytes")
             size, offset = (entry.size, entry.payload_offset) if kind == Kind.REG and entry.size else (0, -1)
             if entry.sparse is not None and size:
                 self._sparse(index, entry)

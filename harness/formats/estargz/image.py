@@ -149,9 +149,7 @@ class _Job:
         where = f"layer {number} ({source.digest})"
         report = _LayerProgress(number, source.size, self.progress)
         blob = self.source.open_blob(source)
-        with spool(
-            blob.stream(), source.compression or "none", where, directory=self.scratch, progress=report.spooled
-        ) as tar:
+        with spool(blob.stream(), where, directory=self.scratch, progress=report.spooled) as tar:
             if tar.diff_id != diff_id:
                 raise DigestMismatch(f"{where}: decompressed", diff_id, tar.diff_id)
             report.tar_size = tar.size

@@ -6,6 +6,9 @@ each after its parent directories and, for a hard link, after its target; then t
 the reference would break the layer:
 
 - a hard link that stands before its target gets the target moved before it;
+- what the entries mean is said by ``harness.formats.tar.reading``, and the new layer means the same in whatever order
+  it is read: an entry below a symbolic link is written where the link leads, a directory that replaced something else
+  gets an opaque marker, aufs's bookkeeping goes;
 - a hard link to a file that a later entry of the same name replaces keeps that file's content, as unpacking in tar
   order would: the first such link becomes the file;
 - a prioritised file needs no entries for its parent directories, and one that the layer does not have is reported.
@@ -18,14 +21,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.formats.estargz.toc import HIDDEN_NAMES, LANDMARK_CONTENT, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK
-from harness.formats.table import Kind
-from harness.formats.tar.scanner import TarEntry, clean_name, clean_target
+from harness.formats.table import OPAQUE_MARKER, WHITEOUT_PREFIX, Kind
+from harness.formats.tar.entry_reader import GLOBAL_HEADER, EntryReader
+from harness.formats.tar.names import clean_name, clean_target
+from harness.formats.tar.reading import AUFS_PREFIX, IMPLIED
+from harness.formats.tar.scanner import TarEntry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from harness.formats.tar.reading import LayerReading
+
 _HIDDEN = frozenset(name.encode() for name in HIDDEN_NAMES)
-_GLOBAL_HEADER = ord("g")
 
 
 @dataclass(slots=True)
@@ -70,50 +77,79 @@ def order_entries(entries: Iterable[TarEntry], prioritized: Sequence[str] = ()) 
 
 
 def _surviving(entries: Iterable[TarEntry]) -> dict[bytes, Item]:
-    """Entries by cleaned name, in tar order, each name once."""
-    current: dict[bytes, Item] = {}
-    links: dict[bytes, list[Item]] = {}
+    """What the layer shows and hides, by path in tar order, each name once.
+
+    Reading the items in any order in which links follow their targets gives what reading the tar gives.
+    """
+    reader = EntryReader()
+    taken: list[TarEntry] = []
+    last: dict[bytes, int] = {}
+    placed: list[bytes] = []
     for entry in entries:
-        if entry.flag == _GLOBAL_HEADER:
+        if entry.flag == GLOBAL_HEADER or clean_name(entry.name) in _HIDDEN:
             continue
-        name = clean_name(entry.name)
-        if name in _HIDDEN:
+        reader.read(entry)
+        last[reader.path] = len(taken)
+        taken.append(entry)
+        placed.append(reader.path)
+    reading = reader.finish()
+    names = _names(reading, last)
+    owners = {number: placed[number] for number in names.values() if names.get(placed[number]) == number}
+    current: dict[bytes, Item] = {}
+    for number, entry in enumerate(taken):
+        path = placed[number]
+        if last[path] != number or path not in names:
             continue
-        item = Item(entry, name, entry.kind, entry)
-        if entry.sparse is not None or entry.flag not in b"0123456":
-            item.header = encode_header(entry, size=entry.size)
-        if item.kind == Kind.HARDLINK:
+        inode = names[path]
+        owner = owners.setdefault(inode, path)
+        if inode == number or owner == path:
+            current[path] = _item(taken[inode], path, taken[inode].kind)
+        else:
             target = clean_target(entry.linkname)
-            if target == name:
-                continue  # a link to itself says nothing
-            links.setdefault(target, []).append(item)
-        replaced = current.pop(name, None)
-        if replaced is not None and replaced.kind != Kind.DIR and name in links:
-            _take_over(replaced, links, current)
-        current[name] = item
+            current[path] = _item(entry, path, Kind.HARDLINK, b"" if names.get(target) == inode else owner)
+    for path in sorted(reading.opaque - _opaque(current)):
+        marker = path + b"/" + OPAQUE_MARKER if path else OPAQUE_MARKER
+        current[marker] = Item(entry := _empty_file(marker), marker, Kind.REG, entry, encode_header(entry, size=0))
     return current
 
 
-def _take_over(replaced: Item, links: dict[bytes, list[Item]], current: dict[bytes, Item]) -> None:
-    """Let the first remaining hard link to a replaced file become that file, and the others link to it."""
-    heirs = [link for link in links.pop(replaced.name) if current.get(link.name) is link]
-    if not heirs:
-        return
-    if replaced.kind == Kind.HARDLINK:
-        _retarget(heirs, clean_target(replaced.entry.linkname), links)
-        return
-    heir, others = heirs[0], heirs[1:]
-    heir.header = encode_header(replaced.entry, size=replaced.payload.size, name=heir.entry.name)
-    heir.kind, heir.payload = replaced.kind, replaced.payload
-    heir.entry = _renamed(replaced.entry, heir.entry.name)
-    _retarget(others, heir.name, links)
+def _names(reading: LayerReading, last: dict[bytes, int]) -> dict[bytes, int]:
+    """Every name to write and its inode: what the layer shows, and its markers."""
+    names = {
+        path + b"/" + base if path else base: number
+        for path, children in reading.directories.items()
+        for base, number in children.items()
+        if number != IMPLIED
+    }
+    if reading.root != IMPLIED:
+        names[b""] = reading.root
+    hiding = set(reading.whiteouts.values())
+    for path, number in last.items():
+        parent, _, base = path.rpartition(b"/")
+        marker = base.startswith(WHITEOUT_PREFIX) and (base == OPAQUE_MARKER or not base.startswith(AUFS_PREFIX))
+        if number in hiding or (marker and parent in reading.directories):
+            names[path] = number
+    return names
 
 
-def _retarget(items: list[Item], target: bytes, links: dict[bytes, list[Item]]) -> None:
-    for item in items:
-        item.entry = _renamed(item.entry, item.entry.name, linkname=target)
-        item.header = encode_header(item.entry, size=0)
-        links.setdefault(target, []).append(item)
+def _opaque(items: dict[bytes, Item]) -> frozenset[bytes]:
+    """Directories that are opaque by what the items themselves say."""
+    reader = EntryReader()
+    for item in items.values():
+        if item.kind is not Kind.HARDLINK:
+            reader.read(item.entry)
+    return reader.finish().opaque
+
+
+def _item(entry: TarEntry, path: bytes, kind: Kind, target: bytes = b"") -> Item:
+    """The item for ``path``, with a header of its own where the tar's says something else."""
+    written = entry
+    if clean_name(entry.name) != path or target:
+        written = _renamed(entry, path, target or None)
+    item = Item(written, path, kind, entry)
+    if written is not entry or entry.sparse is not None or entry.flag not in b"0123456":
+        item.header = encode_header(written, size=entry.size)
+    return item
 
 
 def _move(name: bytes, current: dict[bytes, Item], done: dict[bytes, Item], *, parents: bool = True) -> bool:
@@ -142,16 +178,21 @@ def _move(name: bytes, current: dict[bytes, Item], done: dict[bytes, Item], *, p
 
 
 def _landmark(name: str) -> Item:
+    entry = _empty_file(name.encode())
+    entry.size = entry.stored_bytes = len(LANDMARK_CONTENT)
     info = tarfile.TarInfo(name)
     info.size, info.mode = len(LANDMARK_CONTENT), 0
+    return Item(entry, entry.name, Kind.REG, entry, info.tobuf(tarfile.USTAR_FORMAT), LANDMARK_CONTENT)
+
+
+def _empty_file(name: bytes) -> TarEntry:
     entry = TarEntry()
-    entry.name, entry.linkname, entry.uname, entry.gname = name.encode(), b"", b"", b""
+    entry.name, entry.linkname, entry.uname, entry.gname = name, b"", b"", b""
     entry.flag, entry.mode, entry.uid, entry.gid = ord("0"), 0, 0, 0
     entry.mtime_s = entry.mtime_ns = entry.devmajor = entry.devminor = 0
-    entry.size = entry.stored_bytes = len(LANDMARK_CONTENT)
-    entry.header_offset = entry.payload_offset = 0
+    entry.size = entry.stored_bytes = entry.header_offset = entry.payload_offset = 0
     entry.pax, entry.sparse = {}, None
-    return Item(entry, entry.name, Kind.REG, entry, info.tobuf(tarfile.USTAR_FORMAT), LANDMARK_CONTENT)
+    return entry
 
 
 def _renamed(entry: TarEntry, name: bytes, linkname: bytes | None = None) -> TarEntry:

@@ -21,6 +21,7 @@ from harness.formats.estargz.chunks import ADDRESS_ALIGNMENT, ChunkMap
 from harness.formats.estargz.names import clean_names, clean_target
 from harness.formats.estargz.toc import HIDDEN_NAMES, PREFETCH_LANDMARK, TocEntry
 from harness.formats.table import Kind, LayerTable
+from harness.formats.tar.limits import MAX_OWNER, check_owner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MAX_FILE_BYTES = 1 << 40
-MAX_OWNER = (1 << 32) - 1
 
 _CHUNK = 0
 _KINDS = {
@@ -196,7 +196,8 @@ def _table(
     uids, gids = _column(rows, "uid"), _column(rows, "gid")
     for owners in (uids, gids):
         if len(owners) and not 0 <= int(owners.min()) <= int(owners.max()) <= MAX_OWNER:
-            raise FormatError(_WHERE, "an owner that is not an unsigned 32-bit number")
+            at = int(owners.argmax() if int(owners.min()) >= 0 else owners.argmin())
+            check_owner(names[at], int(uids[at]), int(gids[at]))
     if any(kind != Kind.DIR for name, kind in zip(names, kinds.tolist(), strict=True) if not name):
         raise FormatError(_WHERE, "an entry other than a directory stands for the layer's root")
     times = [_parse_time(entry.modtime) for entry in rows]

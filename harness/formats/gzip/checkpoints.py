@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import FormatError, MissingTool
+from harness.formats.gzip.inflate import behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -139,8 +140,16 @@ class _Pass:
             z.avail_in = len(chunk)
             while z.avail_in or not z.avail_out:
                 if member_ended:
+                    at = len(chunk) - z.avail_in
+                    if z.avail_in and not chunk[at]:
+                        padding = z.avail_in - len(chunk[at:].lstrip(b"\0"))
+                        at, total_in = at + padding, total_in + padding
+                        z.next_in += padding
+                        z.avail_in -= padding
                     if not z.avail_in:
                         break
+                    if not b"\x1f\x8b".startswith(chunk[at : at + 2]):
+                        raise behind(f"gzip stream at offset {total_in}")
                     reset()
                     member_ended = False
                 if filled == len(buffer):
@@ -196,7 +205,7 @@ class _Pass:
         if not total_in:
             raise FormatError("gzip stream", "holds no data")
         if not member_ended:
-            raise FormatError(f"gzip stream at offset {total_in}", "ends inside a member; the layer is cut short")
+            raise FormatError(f"gzip stream at offset {total_in}", "ends early, inside a member")
         self.events.put((which, filled))
 
 
@@ -258,9 +267,8 @@ def index_gzip(
         for semaphore in (work.free, work.ahead):
             semaphore.release()
         thread.join()
-    if digest is None:
-        raise FormatError("gzip stream", "holds nothing but empty members")
-    index.span_digests.append(digest.digest())
+    if digest is not None:  # else there was nothing but members whose only block is their last
+        index.span_digests.append(digest.digest())
     return index
 
 

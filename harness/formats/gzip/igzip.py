@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from isal import isal_zlib
 
 from harness.errors import FormatError
+from harness.formats.gzip.inflate import behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 _STATE_BYTES = 96 << 10
 """The struct has 87 KB in ISA-L 2.31, most of it two windows of 32 KB and the look-ahead; it is not to outgrow this."""
 _MAX_IDLE = 16
+_MAX_BYTES = (1 << 32) - 1
+"""Lengths in the struct have 32 bits."""
+MAX_HEADER_BYTES = 1 << 20
+"""Of a gzip header, whose name and comment have no limit of their own."""
 _BUFFER_BYTES = 1 << 20
 _TRAILER_BYTES = 8
 
@@ -65,7 +70,12 @@ class RawInflater:
     _inflate: Callable[..., Any]
 
     def __init__(self, data: bytes, bits: int, window: bytes) -> None:
-        """``data`` begins with the byte whose last ``bits`` bits belong to what follows (none: with a whole byte)."""
+        """``data`` begins with the byte whose last ``bits`` bits belong to what follows (none: with a whole byte).
+
+        ValueError for 4 GiB or more, and for a beginning that is not there.
+        """
+        if len(data) > _MAX_BYTES or len(window) > _MAX_BYTES or (bits and not data):
+            raise ValueError(f"{len(data)} bytes cannot be inflated from bit {bits} on")
         try:
             self._state = self._idle.pop()
         except IndexError:
@@ -84,7 +94,12 @@ class RawInflater:
         state.avail_in = len(data) - (1 if bits else 0)
 
     def inflate(self, size: int) -> bytes | None:
-        """The next ``size`` bytes; None where the stream ends before or is damaged (use python-isal to say which)."""
+        """The next ``size`` bytes; None where the stream ends before or is damaged (use python-isal to say which).
+
+        ValueError for 4 GiB or more.
+        """
+        if not 0 <= size <= _MAX_BYTES:
+            raise ValueError(f"{size} bytes cannot be inflated at once")
         out: bytes = _new_bytes(None, size)
         state = self._state
         state.next_out = _address(out)
@@ -118,6 +133,7 @@ class StreamInflater:
         """A header that is not complete yet."""
         self._skip = 0
         """Bytes of a trailer that are still to come."""
+        self._members = 0
 
     def feed(self, data: bytes) -> None:
         """More of the stream; FormatError when it is damaged."""
@@ -130,14 +146,19 @@ class StreamInflater:
                 data = self._deflated(data)
             else:
                 data = (self._head + data) if self._head else data.lstrip(b"\0")  # padding between or after members
+                if self._members and not b"\x1f\x8b\x08".startswith(data[:3]):
+                    raise behind(self._where)
                 size = _header_size(data, self._where) if data else 0
                 if not size:
+                    if len(data) > MAX_HEADER_BYTES:
+                        raise FormatError(self._where, f"a gzip header of more than {MAX_HEADER_BYTES} bytes")
                     self._head = data
                     return
                 self._head = b""
                 data = data[size:]
                 RawInflater._reset(self._place)
                 self._inside = True
+                self._members += 1
 
     def _deflated(self, data: bytes) -> bytes:
         """Inflate ``data``; what of it lies behind the member's deflate data."""
@@ -170,7 +191,7 @@ class StreamInflater:
             # All of the trailer may be in the bit buffer, and the end not be noticed: then no byte is taken any more.
             self._deflated(b"\0")
         if self._inside or self._head or self._skip:
-            raise FormatError(self._where, "the compressed data ends early")
+            raise FormatError(self._where, "the gzip stream ends early")
 
 
 def _header_size(data: bytes, where: str) -> int:

@@ -1,5 +1,8 @@
 """Compressed layer bytes in, decompressed pieces out, one after the other and never a whole layer at once.
 
+What a layer is compressed with is told by its first bytes (``sniff``). A stream that ends inside a member or frame is
+an error, and so is what stands behind the last one, but for zeros behind gzip, which are padding.
+
 Two gzip decoders: ``isal`` (Intel ISA-L, the fastest there is) and ``zlib`` (what unpigz, and so Docker, uses). Both
 release the interpreter lock and check each member's CRC. ``inflate`` is for who pulls pieces, ``Pusher`` for who is
 handed bytes.
@@ -12,7 +15,9 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 from isal import igzip_lib, isal_zlib
 
-from harness.errors import FormatError, UnsupportedMediaType
+from harness.errors import FormatError
+from harness.formats.sniff import GZIP, SNIFFED_BYTES, ZSTD, compression_of, sniffed
+from harness.formats.zstd_frames import FrameWalk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -81,6 +86,7 @@ class _Gzip:
         self._make = make
         self._where = where
         self._member: _Member | None = None
+        self._members = 0
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         member = self._member
@@ -90,6 +96,8 @@ class _Gzip:
                 if not data:
                     self._member = None
                     return
+                if self._members and not b"\x1f\x8b".startswith(data[:2]):
+                    raise behind(self._where)
                 member = self._make()
             try:
                 yield from member.pieces(data)
@@ -99,6 +107,7 @@ class _Gzip:
             if rest is None:
                 self._member = member
                 return
+            self._members += 1
             data, member = rest, None
 
     def finish(self) -> None:
@@ -106,19 +115,21 @@ class _Gzip:
             raise FormatError(self._where, "the gzip stream ends early")
 
 
-def inflate(compression: str, chunks: Iterable[bytes], where: str, decoder: str = "isal") -> Iterator[bytes]:
-    """Decompressed pieces of a layer (as they come for ``none``); FormatError when it is damaged or ends early.
+def behind(where: str) -> FormatError:
+    """What is said of bytes that are neither padding nor another member."""
+    return FormatError(where, "something stands behind the gzip stream that is neither padding nor another member")
 
-    ``compression`` is ``none``, ``gzip`` (one or many members) or ``zstd`` (one or many frames); any other raises
-    UnsupportedMediaType.
+
+def inflate(chunks: Iterable[bytes], where: str, decoder: str = "isal") -> Iterator[bytes]:
+    """Decompressed pieces of a layer (as they come for a plain tar); FormatError when it is damaged or ends early.
+
+    The first bytes say whether it is plain, gzip (one or many members) or zstd (one or many frames); what is
+    compressed otherwise raises UnsupportedMediaType.
     """
-    if compression == "none":
-        return iter(chunks)
-    if compression == "gzip":
+    compression, chunks = sniffed(chunks, where)
+    if compression == GZIP:
         return _pulled(_Gzip(_IsalMember if decoder == "isal" else _ZlibMember, where), chunks)
-    if compression == "zstd":
-        return _zstd(chunks, where)
-    raise UnsupportedMediaType(f"{where}: compression {compression!r} is not supported")
+    return _zstd(chunks, where) if compression == ZSTD else chunks
 
 
 def _pulled(stream: _Gzip, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -130,12 +141,16 @@ def _pulled(stream: _Gzip, chunks: Iterable[bytes]) -> Iterator[bytes]:
 class _Chunks:
     """The file-like face of an iterator that zstandard's reader wants; short reads are fine with it."""
 
-    def __init__(self, chunks: Iterable[bytes]) -> None:
+    def __init__(self, chunks: Iterable[bytes], walk: FrameWalk) -> None:
         self._chunks = iter(chunks)
+        self._walk = walk
         self._rest = b""
 
     def read(self, size: int) -> bytes:
-        data = self._rest or next(self._chunks, b"")
+        data = self._rest
+        if not data:
+            data = next(self._chunks, b"")
+            self._walk.feed(data)
         self._rest = data[size:]
         return data[:size]
 
@@ -143,14 +158,16 @@ class _Chunks:
 def _zstd(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
     import zstandard
 
+    walk = FrameWalk(where)
     reader = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES).stream_reader(
-        cast("IO[bytes]", _Chunks(chunks)), read_size=1 << 17, read_across_frames=True
+        cast("IO[bytes]", _Chunks(chunks, walk)), read_size=1 << 17, read_across_frames=True
     )
     try:
         while piece := reader.read(MAX_PIECE):
             yield piece
     except zstandard.ZstdError as error:
         raise FormatError(where, f"damaged zstd stream ({error})") from None
+    walk.finish()
 
 
 class _Writer:
@@ -165,31 +182,45 @@ class _Writer:
 
 
 class Pusher:
-    """Hands the decompressed pieces of a stream to ``write``, none larger than MAX_PIECE (but as fed for ``none``)."""
+    """Hands the decompressed pieces of a layer to ``write``, none larger than MAX_PIECE (as fed, of a plain tar)."""
 
-    def __init__(self, compression: str, write: Callable[[bytes], object], where: str) -> None:
-        """Raises UnsupportedMediaType for a compression that is not ``none``, ``gzip`` or ``zstd``."""
+    def __init__(self, write: Callable[[bytes], object], where: str) -> None:
         self._write = write
         self._where = where
-        self._gzip = _Gzip(_IsalMember, where) if compression == "gzip" else None
+        self._head = b""
+        self._sniffed = False
+        self._gzip: _Gzip | None = None
         self._zstd: Any = None
+        self._walk: FrameWalk | None = None
         self._zstd_error: type[Exception] | tuple[()] = ()
-        if compression == "zstd":
+
+    def _begin(self, first: bytes) -> None:
+        self._sniffed = True
+        compression = compression_of(first, self._where)
+        if compression == GZIP:
+            self._gzip = _Gzip(_IsalMember, self._where)
+        elif compression == ZSTD:
             import zstandard
 
             self._zstd_error = zstandard.ZstdError
+            self._walk = FrameWalk(self._where)
             self._zstd = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES).stream_writer(
-                cast("IO[bytes]", _Writer(write)), write_size=MAX_PIECE
+                cast("IO[bytes]", _Writer(self._write)), write_size=MAX_PIECE
             )
-        elif compression not in {"gzip", "none"}:
-            raise UnsupportedMediaType(f"{where}: compression {compression!r} is not supported")
 
     def feed(self, data: bytes) -> None:
-        """More of the stream; FormatError when it is damaged."""
+        """More of the layer; FormatError when it is damaged, UnsupportedMediaType for an unknown compression."""
+        if not self._sniffed:
+            self._head += data
+            if len(self._head) < SNIFFED_BYTES:
+                return
+            data, self._head = self._head, b""
+            self._begin(data)
         if self._gzip is not None:
             for piece in self._gzip.pieces(data):
                 self._write(piece)
-        elif self._zstd is not None:
+        elif self._walk is not None:
+            self._walk.feed(data)
             try:
                 self._zstd.write(data)
             except self._zstd_error as error:
@@ -198,6 +229,12 @@ class Pusher:
             self._write(data)
 
     def finish(self) -> None:
-        """FormatError when a gzip stream ended inside a member; an unfinished zstd frame shows only by its size."""
+        """FormatError when the layer ended inside a member or a frame."""
+        if not self._sniffed:
+            data, self._head = self._head, b""
+            self._begin(data)
+            self.feed(data)
         if self._gzip is not None:
             self._gzip.finish()
+        if self._walk is not None:
+            self._walk.finish()

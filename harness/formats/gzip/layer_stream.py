@@ -46,7 +46,6 @@ class SpooledTar:
 
 def spool(
     pieces: Iterable[bytes],
-    compression: str,
     where: str,
     *,
     directory: str | os.PathLike[str] | None = None,
@@ -66,7 +65,7 @@ def spool(
     file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - handed to the caller
     try:
         with room_for(where, directory):
-            for piece in inflate(compression, counted(), where):
+            for piece in inflate(counted(), where):
                 digest.update(piece)
                 size += len(piece)
                 _write(file, piece)

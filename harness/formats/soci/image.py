@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ContentError, FormatError, UsageError
 from harness.formats.gzip.checkpoints import file_pieces
 from harness.formats.gzip.layer_stream import room_for
+from harness.formats.sniff import sniffed
 from harness.formats.soci import index as soci
 from harness.formats.soci.ztoc_build import COMPRESSIONS, DEFAULT_SPAN_BYTES, LayerIndexer
 from harness.formats.table import Kind
-from harness.formats.tar.scanner import KINDS, clean_name
+from harness.formats.tar.names import clean_name
+from harness.formats.tar.scanner import KINDS
 from harness.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
 from harness.oci.location import copy_blob, copy_image
 from harness.oci.store import Verifier
@@ -147,7 +149,11 @@ def _index_layer(work: _Work, blob: Blob) -> LayerResult:
 
     extents: dict[bytes, tuple[int, int]] = {}
     collect = _extents_of(work.wanted, extents)
-    indexer = LayerIndexer(str(layer.compression), options.span_size, collect)
+    compression, pieces = sniffed(pieces, f"{where}: layer {layer.digest}")
+    if compression not in COMPRESSIONS:
+        result.skipped = f"a layer compressed with {compression} has no zTOC"
+        return result
+    indexer = LayerIndexer(compression, options.span_size, collect)
     with indexer, room_for(f"the zTOC of layer {layer.digest}"):
         try:
             indexer.read(pieces, on_piece)

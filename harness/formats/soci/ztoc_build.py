@@ -10,12 +10,13 @@ from harness.formats.piece_digests import PieceDigests
 from harness.formats.soci.ztoc_layout import GZIP, TYPES, UNCOMPRESSED
 from harness.formats.soci.ztoc_spool import CheckpointStore, EntrySpool
 from harness.formats.soci.ztoc_write import PlainCheckpoints, serialise
-from harness.formats.table import OPAQUE_MARKER
+from harness.formats.tar.entry_reader import EntryReader
 from harness.formats.tar.scanner import TarScanner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from harness.formats.tar.reading import LayerReading
     from harness.formats.tar.scanner import TarEntry
 
 DEFAULT_SPAN_BYTES = 4 << 20
@@ -28,9 +29,9 @@ class LayerIndexer:
     ``on_entry`` sees every tar entry. Memory stays below 200 MB whatever the layer's size (see ``ztoc_spool``). Use
     as a context manager, or call :meth:`close`.
 
-    After :meth:`read`: ``obstacle`` says why the layer can have no zTOC that gives back its files (empty when it
-    can: a zTOC knows one extent per file and seven types of entries); ``plain_attributes`` whether no entry has
-    extended attributes and no directory is opaque.
+    After :meth:`read`: ``reading`` is what the layer means; ``obstacle`` says why the layer can have no zTOC that gives
+    back its files (empty when it can: a zTOC knows one extent per file and seven types of entries);
+    ``plain_attributes`` whether no entry has extended attributes and no directory is opaque.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class LayerIndexer:
         self.obstacle = ""
         self.plain_attributes = True
         self._on_entry = on_entry
+        self._reader = EntryReader()
+        self.reading: LayerReading | None = None
         self.span_starts: list[int] = []
         self.span_digests: list[bytes] = []
         self.compressed_bytes = 0
@@ -78,6 +81,8 @@ class LayerIndexer:
         else:
             self._read_plain(pieces, scanner, on_piece)
         scanner.close()
+        self.reading = self._reader.finish()
+        self.plain_attributes = self.plain_attributes and not self.reading.opaque
         self.archive_bytes = scanner.position
 
     def _read_plain(
@@ -96,10 +101,9 @@ class LayerIndexer:
 
     def _take(self, entries: list[TarEntry]) -> None:
         for entry in entries:
+            self._reader.read(entry)
             if entry.pax:
                 self.plain_attributes = self.plain_attributes and not entry.xattrs
-            if entry.name.endswith(OPAQUE_MARKER) and entry.name.rpartition(b"/")[2] == OPAQUE_MARKER:
-                self.plain_attributes = False
             if entry.sparse is not None or entry.flag not in TYPES:
                 name = entry.name[:200].decode("utf-8", "replace")
                 odd = f"{name!r} is of tar type {chr(entry.flag)!r}, which a zTOC cannot hold"

@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.errors import FormatError
 from harness.formats.table import Kind, LayerTable
-from harness.formats.tar.fields import clean_name, clean_target
+from harness.formats.tar.names import clean_name, clean_target
 from harness.formats.tar.odd_names import any_odd
 
 if TYPE_CHECKING:

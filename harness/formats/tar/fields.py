@@ -1,11 +1,11 @@
-"""Fields of a tar header and of PAX records: numbers, strings, times; names made safe.
+"""Fields of a tar header and of PAX records: numbers, strings, times.
 
 Sources: POSIX.1-2017 pax; GNU tar manual, "Tar Internals"; the limits and checks are those of Go's archive/tar.
 """
 
 from __future__ import annotations
 
-from harness.errors import FormatError, UnsafePath
+from harness.errors import FormatError
 
 _MAX_INT = (1 << 63) - 1
 
@@ -89,30 +89,3 @@ def pax_records(data: bytes, offset: int) -> dict[bytes, bytes]:
     if pairs:
         records[b"GNU.sparse.map"] = b",".join(pairs)
     return records
-
-
-def clean_name(name: bytes, where: str = "tar entry") -> bytes:
-    """The path below the layer's root, in the form of ``LayerTable.names``; UnsafePath where it would leave the root.
-
-    A leading ``./``, doubled and trailing slashes and ``.`` go away. ``..``, NUL and absolute names are refused.
-    (Docker and containerd read an absolute name from the layer's root; no builder writes one, and who does may mean
-    the host.)
-    """
-    if name[:1] == b"/":
-        raise UnsafePath(where, f"{name[:200]!r} is an absolute name, which a layer must not hold")
-    if name[:1] not in (b".", b"") and name[-1:] != b"/" and b"//" not in name and b"/." not in name:
-        if b"\0" in name:
-            raise UnsafePath(where, f"name {name[:200]!r} holds a NUL")
-        return name
-    parts = [part for part in name.split(b"/") if part and part != b"."]
-    if b".." in parts or b"\0" in name:
-        raise UnsafePath(where, f"name {name[:200]!r} would leave the layer's root")
-    return b"/".join(parts)
-
-
-def clean_target(target: bytes, where: str = "tar entry") -> bytes:
-    """A hard link's target, as ``clean_name``; one that begins with ``/`` is read from the layer's root.
-
-    Builders write such targets (kaniko does), and every container engine reads them so.
-    """
-    return clean_name(target.lstrip(b"/"), where)

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Protocol
 from harness.errors import FormatError
 from harness.formats.table import Kind
 from harness.formats.tar import sparse as tar_sparse
-from harness.formats.tar.fields import clean_name, clean_target, decimal, number, pax_records, pax_time, text, where_of
+from harness.formats.tar.fields import decimal, number, pax_records, pax_time, text, where_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["BLOCK", "KINDS", "TarEntry", "TarScanner", "TarStream", "clean_name", "clean_target"]
+__all__ = ["BLOCK", "KINDS", "TarEntry", "TarScanner", "TarStream"]
 
 BLOCK = 512
 MAX_SPECIAL_BYTES = 1 << 20

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness.errors import DigestMismatch, DiskFull, FormatError
 from harness.formats.gzip import igzip
 from harness.formats.gzip.inflate import Pusher
+from harness.formats.sniff import GZIP, SNIFFED_BYTES, compression_of
 from harness.lazyfs.data import span_stream
 from harness.oci.batches import Batches
 
@@ -86,11 +87,7 @@ class _Filling:
             sink.close()
 
     def as_stream(self, compression: str) -> int:
-        inflater: igzip.StreamInflater | Pusher
-        if compression == "gzip" and igzip.available:
-            inflater = igzip.StreamInflater(self._write, self._where)  # one buffer, and no CRC: what is fed is hashed
-        else:
-            inflater = Pusher(compression, self._write, self._where)
+        inflater = _Inflater(self._write, self._where)
         return self._fill(inflater.feed, inflater.finish)
 
     def _fill(self, feed: Callable[[bytes], None], finish: Callable[[], None]) -> int:
@@ -111,3 +108,33 @@ class _Filling:
         if self._position < self._size:
             raise FormatError(self._where, f"inflates to {self._position} bytes, and the index promises {self._size}")
         return self.received_bytes
+
+
+class _Inflater:
+    """As ``Pusher``, but gzip by ISA-L's own interface if there is one: one buffer, no CRC (the input is hashed)."""
+
+    def __init__(self, write: Callable[[bytes | memoryview], None], where: str) -> None:
+        self._write = write
+        self._where = where
+        self._head = b""
+        self._chosen: igzip.StreamInflater | Pusher | None = None
+
+    def _choose(self, first: bytes) -> igzip.StreamInflater | Pusher:
+        if igzip.available and compression_of(first, self._where) == GZIP:
+            return igzip.StreamInflater(self._write, self._where)
+        return Pusher(self._write, self._where)
+
+    def feed(self, data: bytes) -> None:
+        if self._chosen is None:
+            data, self._head = self._head + data, b""
+            if len(data) < SNIFFED_BYTES:
+                self._head = data
+                return
+            self._chosen = self._choose(data)
+        self._chosen.feed(data)
+
+    def finish(self) -> None:
+        if self._chosen is None:
+            self._chosen = self._choose(self._head)
+            self._chosen.feed(self._head)
+        self._chosen.finish()

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.errors import ColdbenchError, FormatError
+from harness.errors import ColdbenchError
 from harness.formats.table import Kind
+from harness.formats.tar.limits import held_table
 from harness.lazyfs.fuse import protocol as fuse
-from harness.lazyfs.fuse.directory_index import OPAQUE_XATTR, DirectoryIndex
+from harness.lazyfs.fuse.directory_index import OPAQUE_XATTR, DirectoryIndex, link_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,8 +70,8 @@ class Subtree:
         self.number = number
         self.base = base
         """Inode number of entry 0."""
-        self.table = table
-        self.index = DirectoryIndex(table)
+        self.table = table = held_table(table)
+        self.index = DirectoryIndex(table, f"layer {number}")
         self.layer = layer
         self.end = base + len(self.index)
         self.kinds = _cells(table.kinds)
@@ -139,13 +140,13 @@ class TreePresentation:
         subtrees: list[Subtree] = []
         for table, layer, number in zip(tables, store.layers, numbers, strict=True):
             subtree = Subtree(number, base, table, layer)
-            for link in subtree.index.dangling:
-                self._foreign[base + link] = _find_below(subtree, link, subtrees)
             subtrees.append(subtree)
             self._bases.append(base)
             self._names[str(number).encode()] = subtree
             base = subtree.end
         self.subtrees = subtrees
+        for (upper, link), (lower, target) in link_layers([tree.index for tree in subtrees], numbers).items():
+            self._foreign[subtrees[upper].base + link] = subtrees[lower], target
         self._no_xattrs = self._policy.skip_xattrs and not any(
             subtree.xattrs or subtree.index.has_opaque() for subtree in self.subtrees
         )
@@ -194,11 +195,7 @@ class TreePresentation:
         if index.is_whiteout(number):
             return _plain(subtree.base + number, stat.S_IFCHR, 1)
         if kind == Kind.HARDLINK:
-            foreign = self._foreign.get(subtree.base + number)
-            if foreign is not None:
-                return self._attributes(*foreign)
-            number = index.resolve(number)
-            kind = subtree.kinds[number]
+            return self._attributes(*self._foreign[subtree.base + number])
         mode, size, rdev = subtree.modes[number], 0, 0
         links = index.nlinks.get(number, 1)
         if kind == Kind.REG:
@@ -369,18 +366,3 @@ def _plain(inode: int, mode: int, links: int) -> bytes:
     """Attributes of what has no entry in any layer."""
     size = _BLOCK if stat.S_ISDIR(mode) else 0
     return _pack_attributes(inode, size, size >> 9, 0, 0, 0, 0, 0, 0, mode, links, 0, 0, 0, _BLOCK, 0)
-
-
-def _find_below(subtree: Subtree, link: int, lower: list[Subtree]) -> tuple[Subtree, int]:
-    """The file of a lower layer that a hard link of this one names; FormatError when there is none."""
-    target = subtree.links.get(link, b"")
-    for other in reversed(lower):
-        found = other.index.find(target)
-        if found >= 0:
-            if other.index.kind(found) not in {Kind.DIR, Kind.HARDLINK}:
-                return other, found
-            break
-    raise FormatError(
-        f"layer {subtree.number}, {os.fsdecode(subtree.index.name(link))}",
-        f"hard link to {os.fsdecode(target)}, which is not in this layer or below",
-    )

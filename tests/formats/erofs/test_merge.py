@@ -146,19 +146,19 @@ def test_hard_links_share_an_inode_in_any_order() -> None:
     assert (inodes[b"m"].nlink, inodes[b"a"].uid, image.read_file(inodes[b"b"])) == (4, 4, b"1")
 
 
-def test_hard_link_to_a_lower_layer_is_copied_up() -> None:
-    """A link to a lower file gives both names a new inode; other lower names keep the old one and its count."""
+def test_hard_link_to_a_lower_layer_is_one_more_name() -> None:
+    """A link to a lower file is another name of its inode, beside all names that it has there."""
     lower = table_of(f(b"a", b"1", mtime_s=5), link(b"b", b"a"))
     image = read(lower, table_of(link(b"c", b"a")))
     inodes = {path: inode for path, inode in image.walk() if path}
-    assert inodes[b"a"].nid == inodes[b"c"].nid != inodes[b"b"].nid
-    assert [inodes[name].nlink for name in (b"a", b"b", b"c")] == [2, 2, 2]
+    assert inodes[b"a"].nid == inodes[b"c"].nid == inodes[b"b"].nid
+    assert [inodes[name].nlink for name in (b"a", b"b", b"c")] == [3, 3, 3]
     assert [inodes[name].mtime_s for name in (b"a", b"b", b"c")] == [5, 5, 5]
     assert {image.read_file(inode) for inode in inodes.values()} == {b"1"}
 
 
 def test_hard_link_to_a_lower_symlink_and_device_keeps_what_they_are() -> None:
-    """Copied-up symlinks keep their target, devices their number, files their attributes."""
+    """Lower symlinks keep their target, devices their number, files their attributes."""
     lower = table_of(Row("l", b"s", b"t"), Row("c", b"n"), Row("f", b"x", b"1", xattrs={b"user.a": b"b"}))
     image = read(lower, table_of(link(b"s2", b"s"), link(b"n2", b"n"), link(b"x2", b"x")))
     inodes = dict(image.walk())
@@ -194,8 +194,8 @@ def test_127_layers() -> None:
 
 @pytest.mark.parametrize("name", [b"/a", b"a/", b"a//b", b".", b"..", b"a/../b", b"../a", b"a/.", b"a\0b", b"x" * 256])
 def test_names_no_directory_can_hold_are_refused(name: bytes) -> None:
-    """Absolute, climbing, empty, NUL-holding and overlong components raise UnsafePath."""
-    with pytest.raises(UnsafePath):
+    """A table's names are cleaned: absolute, climbing, empty, NUL-holding and overlong components raise FormatError."""
+    with pytest.raises(FormatError):
         tree_of(table_of(f(name)))
 
 
@@ -206,9 +206,9 @@ def test_whiteouts_of_nothing_are_refused(name: bytes) -> None:
         tree_of(table_of(f(name)))
 
 
-@pytest.mark.parametrize("below", [f(b"a", b"1"), Row("l", b"a", b"/etc"), Row("p", b"a")])
+@pytest.mark.parametrize("below", [f(b"a", b"1"), Row("c", b"a"), Row("p", b"a")])
 def test_entries_below_a_non_directory_of_their_layer_are_refused(below: Row) -> None:
-    """Nothing can stand below a file, and nothing may be written through a symlink."""
+    """Nothing can stand below a file, device or fifo."""
     with pytest.raises(UnsafePath, match="below"):
         tree_of(table_of(below, f(b"a/b")))
 
@@ -232,7 +232,7 @@ def test_impossible_links_and_roots_are_refused(rows: list[Row]) -> None:
 
 def test_link_to_a_whited_out_file_is_refused() -> None:
     """A link whose target the same layer removed has no target."""
-    with pytest.raises(FormatError, match="no layer has"):
+    with pytest.raises(FormatError, match="neither this layer nor one below"):
         tree_of(table_of(f(b"a")), table_of(f(b".wh.a"), link(b"b", b"a")))
 
 

@@ -60,7 +60,7 @@ def golden_blob(name: str) -> bytes:
 def write(tar: bytes, options: EstargzOptions | None = None) -> tuple[bytes, EstargzBlob]:
     """The eStargz form of an uncompressed tar."""
     out = io.BytesIO()
-    with spool([tar], "none", "test") as spooled:
+    with spool([tar], "test") as spooled:
         written = write_estargz(spooled.descriptor, spooled.entries, out, options or EstargzOptions(), pool=POOL)
     return out.getvalue(), written
 

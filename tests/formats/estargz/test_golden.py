@@ -15,7 +15,7 @@ from harness.formats.estargz.footer import FooterKind
 from harness.formats.estargz.toc import decode_toc, encode_toc
 from harness.formats.estargz.writer import EstargzOptions
 from harness.formats.table import Kind
-from harness.formats.tar.scanner import clean_name
+from harness.formats.tar.names import clean_name
 from tests.formats.estargz.blobs import (
     ESTARGZ_VECTORS,
     GOLDEN,

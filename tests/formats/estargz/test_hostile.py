@@ -128,7 +128,6 @@ def test_lying_footers_are_refused(footer: bytes) -> None:
         ([{"name": "./", "type": "fifo"}], "root"),
         ([{"name": "a\0b", "type": "dir"}], "NUL"),
         ([{"name": "a", "type": "symlink", "linkName": "b\0c"}], "NUL"),
-        ([{"name": "x" * 5000, "type": "dir"}], "longer than"),
     ],
 )
 def test_entries_that_do_not_hold_together_are_refused(entries: list[dict[str, Any]], message: str) -> None:
@@ -137,14 +136,20 @@ def test_entries_that_do_not_hold_together_are_refused(entries: list[dict[str, A
         parse(*entries)
 
 
-@pytest.mark.parametrize("name", ["/x", "/", "../x", "a/../../x", "..", "/../x", "./../x", "a/./../../b"])
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "..", "/../x", "./../x", "a/./../../b"])
 def test_names_that_leave_the_root_are_refused(name: str) -> None:
-    """For entries and for hard-link targets alike; a target may begin with a slash, which is the layer's root."""
+    """For entries and for hard-link targets alike."""
     with pytest.raises(UnsafePath):
         parse({"name": name, "type": "dir"})
-    if ".." in name:
-        with pytest.raises(UnsafePath):
-            parse({"name": "ok", "type": "hardlink", "linkName": name})
+    with pytest.raises(UnsafePath):
+        parse({"name": "ok", "type": "hardlink", "linkName": name})
+
+
+def test_absolute_names_are_read_from_the_root() -> None:
+    """As in containerd; the root itself may be called ``/``."""
+    entries = [{"name": "/", "type": "dir"}, {"name": "/x", "type": "hardlink", "linkName": "/y"}]
+    table = build_layer(decode_toc(json.dumps({"version": 1, "entries": entries}).encode()), 0).table
+    assert (list(table.names), table.links[1]) == ([b"", b"x"], b"y")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import FormatError
 from harness.formats.table import Kind
-from harness.lazyfs.fuse.directory_index import DirectoryIndex
+from harness.lazyfs.fuse.directory_index import DirectoryIndex, link_layers
 from tests.formats.erofs.layers import Row, table_of
 
 
@@ -50,11 +50,18 @@ def test_directory_that_replaced_a_file_has_only_what_came_after() -> None:
     assert listing(found, b"a") == {b"new"}
 
 
-def test_entries_below_a_file_cannot_be_reached() -> None:
-    """The file keeps the name."""
-    found = index(Row("f", b"a", b"1"), Row("f", b"a/b", b"2"))
-    assert found.find(b"a") == 0
-    assert found.find(b"a/b") == -1
+def test_entries_below_a_file_are_refused() -> None:
+    """As when the layer is unpacked; the error names the layer and the entry."""
+    with pytest.raises(FormatError, match=r"layer, entry 'a/b': stands below 'a', which is a file"):
+        index(Row("f", b"a", b"1"), Row("f", b"a/b", b"2"))
+
+
+def test_entries_below_a_symlink_stand_where_it_leads() -> None:
+    """A directory that only a symlink's target names exists, and its entries have that name."""
+    found = index(Row("l", b"bin", b"usr/bin"), Row("d", b"bin/sub"), Row("f", b"bin/sub/x", b"1"))
+    assert listing(found, b"usr/bin/sub") == {b"x"}
+    assert found.name(2) == b"usr/bin/sub/x"
+    assert found.directory(found.find(b"usr/bin/sub")).parent == found.find(b"usr/bin")
 
 
 def test_whiteouts_show_as_the_hidden_name() -> None:
@@ -92,12 +99,21 @@ def test_link_count_without_the_first_name() -> None:
     assert found.nlinks[0] == 1
 
 
-def test_link_without_a_target_is_dangling() -> None:
-    """It may point into a lower layer; circles point nowhere."""
-    found = index(Row("h", b"a", b"nowhere"), Row("h", b"b", b"c"), Row("h", b"c", b"b"))
-    assert found.dangling == [0, 1, 2]
-    with pytest.raises(FormatError, match="target"):
-        found.resolve(0)
+def test_links_into_a_lower_layer_are_names_of_its_inode() -> None:
+    """They are found through all layers, counted there, and refused where no layer has the target."""
+    lower = index(Row("f", b"a", b"1"), Row("h", b"b", b"a"))
+    upper = index(Row("h", b"c", b"a"), Row("h", b"d", b"c"))
+    assert link_layers([lower, upper], [3, 7]) == {(1, 0): (0, 0)}
+    assert upper.find(b"d") == upper.find(b"c") == 0
+    assert lower.nlinks[0] == 4
+    with pytest.raises(FormatError, match=r"layer 7, entry 'c': a hard link to 'a', which neither"):
+        link_layers([index(), upper], [3, 7])
+
+
+def test_links_in_a_circle_are_refused() -> None:
+    """They lead nowhere."""
+    with pytest.raises(FormatError, match="circle"):
+        index(Row("h", b"b", b"c"), Row("h", b"c", b"b"))
 
 
 def test_subdirectories_are_counted() -> None:
