@@ -33,6 +33,7 @@ class BuiltLayer:
     spans: LayerSpans
     table: LayerTable
     fragments: Mapping[int, Sequence[Fragment]]
+    diff_id: str
 
 
 def build_layer(
@@ -48,7 +49,7 @@ def build_layer(
     ``on_piece`` sees every stored piece, for progress and for checking the layer's digest. Raises FormatError for
     damaged data. Memory: the table, and about a third of 32 KiB per span.
     """
-    table = TarTable()
+    table = _HashedTable()
     compression, pieces = sniffed(pieces, where)
     if compression == GZIP:
         spans = _gzip(pieces, table, digest, span_bytes, on_piece)
@@ -56,7 +57,23 @@ def build_layer(
         spans = _plain(pieces, table, digest, span_bytes, on_piece)
     else:
         spans = _whole(pieces, table, digest, where=where, on_piece=on_piece)
-    return BuiltLayer(spans, table.finish(spans.size), table.fragments)
+    return BuiltLayer(spans, table.finish(spans.size), table.fragments, table.diff_id)
+
+
+class _HashedTable(TarTable):
+    """A table that hashes the tar on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._digest = hashlib.sha256()
+
+    def feed(self, data: bytes | memoryview) -> None:
+        self._digest.update(data)
+        super().feed(data)
+
+    @property
+    def diff_id(self) -> str:
+        return f"sha256:{self._digest.hexdigest()}"
 
 
 def _gzip(

@@ -22,6 +22,7 @@ from harness.formats.erofs.layout import PART_ALIGN, SUPER_OFFSET, SUPER_SIZE, S
 from harness.formats.erofs.spans import (
     KINDS,
     MAX_PACKED_WINDOW,
+    MAX_SPAN_BYTES,
     MAX_UNPACKED_BYTES,
     PLAIN,
     WHOLE,
@@ -60,6 +61,9 @@ def encode_index(
     block_size = Superblock.parse(metadata[SUPER_OFFSET : SUPER_OFFSET + SUPER_SIZE]).block_size
     bases = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(layer.ins) for layer in layers], dtype=np.int64)])
     spans = int(bases[-1])
+    for layer in layers:
+        if layer.kind != WHOLE:
+            _check_longest(f"layer {layer.digest}", layer.outs, layer.ins, layer.size, layer.compressed_bytes)
     order: dict[int, None] = {}
     for number, begin, end in prefetch:
         outs = layers[number].outs
@@ -225,6 +229,8 @@ def _layers(
             or ((places == 0) & (bits[of] > 0)).any()
         ):
             raise FormatError(where, "its spans are out of order or outside the layer")
+        if kind != WHOLE:
+            _check_longest(where, mine, places, size, stored)
         if kind == PLAIN and count and (stored < size or (mine != places).any()):
             raise FormatError(where, "its spans are not those of an uncompressed layer")
         if kind == WHOLE and count > 1:
@@ -238,6 +244,15 @@ def _layers(
             )
         )  # fmt: skip
     return tuple(found)
+
+
+def _check_longest(where: str, outs: npt.NDArray[np.int64], ins: npt.NDArray[np.int64], size: int, stored: int) -> None:
+    """FormatError for a span that is too large to be held in memory, stored or inflated."""
+    if not len(outs):
+        return
+    longest = max(int(np.diff(outs, append=size).max()), int(np.diff(ins, append=stored).max()))
+    if longest > MAX_SPAN_BYTES:
+        raise FormatError(where, f"a span of {longest} bytes, more than {MAX_SPAN_BYTES}")
 
 
 def _spread(packed: memoryview, sizes: npt.NDArray[np.uint32], count: int) -> memoryview:

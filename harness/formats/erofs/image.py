@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import FormatError, ImageNotFound, UnsafePath, UsageError
+from harness.errors import DigestMismatch, FormatError, ImageNotFound, UnsafePath, UsageError
 from harness.formats.erofs import index as form
 from harness.formats.erofs.build import BuiltLayer, build_layer
 from harness.formats.erofs.merge import merge_layers
@@ -91,7 +91,11 @@ def index_image(
     image = source.resolve(options.platform)
     layers = _build(source, image, options, progress)
     try:
-        tree = merge_layers([layer.table for layer in layers], [layer.fragments for layer in layers])
+        tree = merge_layers(
+            [layer.table for layer in layers],
+            [layer.fragments for layer in layers],
+            lambda number: f"layer {image.layers[number].digest}",
+        )
         metadata = write_metadata(tree, [layer.spans.size for layer in layers])
     except FormatError as error:
         kind = UnsafePath if isinstance(error, UnsafePath) else FormatError
@@ -158,12 +162,15 @@ def _build(
                 on_piece=on_piece,
             )  # fmt: skip
         except FormatError as error:
-            kind = UnsafePath if isinstance(error, UnsafePath) else FormatError
-            raise kind(where, str(error).removeprefix(f"{where}: ")) from None
+            what = str(error).removeprefix(where).lstrip(",: ")
+            raise type(error)(where, what) from None
         if verifier is not None:
             verifier.finish()
+        if built.diff_id != diff_ids[layer.digest]:
+            raise DigestMismatch(f"{where} decompressed", diff_ids[layer.digest], built.diff_id)
         return built
 
+    diff_ids = dict(zip((layer.digest for layer in image.layers), image.diff_ids, strict=True))
     distinct = sorted({layer.digest: layer for layer in image.layers}.values(), key=lambda layer: -layer.size)
     with ThreadPoolExecutor(options.workers or os.cpu_count() or 1, "index") as pool:
         futures = {layer.digest: pool.submit(build, layer) for layer in distinct}

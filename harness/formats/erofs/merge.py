@@ -83,22 +83,22 @@ class MergedTree:
 
 
 def merge_layers(
-    tables: Sequence[LayerTable], sparse: Sequence[Mapping[int, Sequence[Fragment]]] | None = None
+    tables: Sequence[LayerTable],
+    sparse: Sequence[Mapping[int, Sequence[Fragment]]] | None = None,
+    where: Callable[[int], str] = "layer {}".format,
 ) -> MergedTree:
     """Merge ``tables``, bottom layer first; ``sparse`` gives each layer's sparse entries and their stored pieces.
+
+    ``where`` names a layer in errors.
 
     Raises UnsafePath for names that no directory can hold or that lead through a file or symlink, and FormatError for
     everything else that a table must not say.
     """
     for number, table in enumerate(tables):
-        check_table(table, f"layer {number}")
+        check_table(table, where(number))
     tables = [held_table(table) for table in tables]
-    readings = [read_table(table, f"layer {number}") for number, table in enumerate(tables)]
-    links = lower_links(
-        readings,
-        lambda layer, entry: entry == IMPLIED or tables[layer].kinds[entry] == Kind.DIR,
-        "layer {}".format,
-    )
+    readings = [read_table(table, where(number)) for number, table in enumerate(tables)]
+    links = lower_links(readings, where)
     merger = _Merger(tables, readings, links=links)
     for number in range(len(tables)):
         merger.add(number)

@@ -26,6 +26,8 @@ WHOLE: Final = "zstd"
 KINDS: Final = (GZIP, PLAIN, WHOLE)
 
 MAX_UNPACKED_BYTES: Final = 1 << 30
+MAX_SPAN_BYTES: Final = 1 << 28
+"""Of a span, stored or inflated, as in a zTOC; a whole layer without a way in is no span in this sense."""
 MAX_PACKED_WINDOW: Final = WINDOW_BYTES + 1024
 
 

@@ -18,13 +18,16 @@ from harness.formats.estargz.footer import FOOTER_BYTES, is_estargz
 from harness.formats.estargz.reader import EstargzToc, read_toc_member
 from harness.formats.estargz.toc import TOC_DIGEST_ANNOTATION
 from harness.formats.estargz.writer import EstargzOptions, write_estargz
-from harness.formats.gzip.layer_stream import room_for, spool
+from harness.formats.gzip.layer_stream import errors_of, room_for, spool
+from harness.formats.tar.stack import lower_links
 from harness.oci.descriptor import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, go_json
 from harness.oci.location import copy_blob
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from harness.formats.gzip.layer_stream import SpooledTar
+    from harness.formats.tar.reading import LayerReading
     from harness.oci.image import Image
     from harness.oci.store import ImageDestination, ImageSource
 
@@ -91,10 +94,12 @@ def convert_image(
         job = _Job(source, destination, image, options, Path(directory), compressors, progress)
         futures = [layers.submit(job.layer, number) for number in range(len(image.layers))]
         try:
-            converted = tuple(future.result() for future in futures)
+            results = [future.result() for future in futures]
         finally:
             for future in futures:
                 future.cancel()
+    lower_links([reading for _, reading in results], job.where)
+    converted = tuple(layer for layer, _ in results)
     manifest = _write_manifest(image, converted, destination)
     missing = [name for name in options.prioritized if all(name in layer.missing for layer in converted)]
     return ImageConversion(manifest, converted, tuple(missing))
@@ -110,9 +115,26 @@ class _Job:
     compressors: ThreadPoolExecutor
     progress: Callable[[int, int], None]
 
-    def layer(self, number: int) -> LayerConversion:
+    def where(self, number: int) -> str:
+        return f"layer {number} ({self.image.layers[number].digest})"
+
+    def layer(self, number: int) -> tuple[LayerConversion, LayerReading]:
+        """The layer converted, and what it means; every layer is read whole and held against its diff ID."""
         source, diff_id = self.image.layers[number], self.image.diff_ids[number]
+        where = self.where(number)
+        report = _LayerProgress(number, source.size, self.progress)
+        blob = self.source.open_blob(source)
+        with spool(blob.stream(), where, directory=self.scratch, progress=report.spooled) as tar:
+            if tar.diff_id != diff_id:
+                raise DigestMismatch(f"{where}: decompressed", diff_id, tar.diff_id)
+            report.tar_size = tar.size
+            return self._form(number, source, diff_id, tar, report), tar.reading
+
+    def _form(
+        self, number: int, source: Descriptor, diff_id: str, tar: SpooledTar, report: _LayerProgress
+    ) -> LayerConversion:
         if "nondistributable" in source.media_type or "foreign" in source.media_type:
+            copy_blob(self.source, self.destination, source)
             copy_blob(self.source, self.destination, source)
             self.progress(number, source.size)
             return LayerConversion(source, source, diff_id, unchanged="not distributable")
@@ -123,7 +145,7 @@ class _Job:
             annotations = {**source.annotations, TOC_DIGEST_ANNOTATION: toc_digest}
             target = replace(source, media_type=OCI_LAYER_GZIP, annotations=annotations)
             return LayerConversion(source, target, diff_id, unchanged="already eStargz")
-        return self._convert(number, source, diff_id)
+        return self._convert(number, source, tar, report)
 
     def _toc_digest(self, layer: Descriptor) -> str | None:
         """The TOC's digest if the layer is eStargz already and says so truthfully, else None.
@@ -145,19 +167,12 @@ class _Job:
             return None  # whatever it says, it cannot be read lazily: convert it
         return promised
 
-    def _convert(self, number: int, source: Descriptor, diff_id: str) -> LayerConversion:
-        where = f"layer {number} ({source.digest})"
-        report = _LayerProgress(number, source.size, self.progress)
-        blob = self.source.open_blob(source)
-        with spool(blob.stream(), where, directory=self.scratch, progress=report.spooled) as tar:
-            if tar.diff_id != diff_id:
-                raise DigestMismatch(f"{where}: decompressed", diff_id, tar.diff_id)
-            report.tar_size = tar.size
-            path = self.scratch / f"layer-{number}"
-            with room_for(where, self.scratch), open(path, "wb") as out:
-                written = write_estargz(
-                    tar.descriptor, tar.entries, out, self.options, pool=self.compressors, progress=report.written
-                )
+    def _convert(self, number: int, source: Descriptor, tar: SpooledTar, report: _LayerProgress) -> LayerConversion:
+        path = self.scratch / f"layer-{number}"
+        with room_for(self.where(number), self.scratch), errors_of(self.where(number)), open(path, "wb") as out:
+            written = write_estargz(
+                tar.descriptor, tar.entries, out, self.options, pool=self.compressors, progress=report.written
+            )
         target = Descriptor(
             OCI_LAYER_GZIP, written.digest, written.size, annotations={**source.annotations, **written.annotations}
         )

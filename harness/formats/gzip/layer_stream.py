@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-from harness.errors import DiskFull
+from harness.errors import DiskFull, FormatError
 from harness.formats.gzip.inflate import inflate
+from harness.formats.tar.entry_reader import EntryReader
 from harness.formats.tar.scanner import BLOCK, TarEntry, TarScanner
 
 if TYPE_CHECKING:
@@ -18,16 +19,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
+    from harness.formats.tar.reading import LayerReading
+
 
 @dataclass(frozen=True, slots=True)
 class SpooledTar:
-    """A layer's tar in an unlinked file: ``entries`` in order, ``size`` bytes, ``diff_id`` as ``sha256:…``.
+    """A layer's tar in an unlinked file: ``entries`` in order and their meaning, ``size`` bytes, ``sha256:…`` of them.
 
     A context manager that closes the file. The file is padded with zeros where the tar leaves out the last padding.
     """
 
     file: IO[bytes]
     entries: list[TarEntry]
+    reading: LayerReading
     size: int
     diff_id: str
 
@@ -53,7 +57,8 @@ def spool(
 ) -> SpooledTar:
     """Decompress a layer into a temporary file and read its headers on the way.
 
-    ``progress`` is told the stored bytes taken. Raises FormatError, or DiskFull when ``directory`` has no room.
+    ``where`` names the layer in errors. ``progress`` is told the stored bytes taken. Raises FormatError (also for what
+    no mode could show), or DiskFull when ``directory`` has no room.
     """
 
     def counted() -> Iterator[bytes]:
@@ -61,23 +66,39 @@ def spool(
             yield piece
             progress(len(piece))
 
-    scanner, entries, digest, size = TarScanner(), [], hashlib.sha256(), 0
+    scanner, reader, digest, size = TarScanner(), EntryReader(), hashlib.sha256(), 0
+    entries: list[TarEntry] = []
     file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - handed to the caller
     try:
-        with room_for(where, directory):
+        with room_for(where, directory), errors_of(where):
             for piece in inflate(counted(), where):
                 digest.update(piece)
                 size += len(piece)
                 _write(file, piece)
-                entries += scanner.feed(piece)
+                found = scanner.feed(piece)
+                for entry in found:
+                    reader.read(entry)
+                entries += found
             scanner.close()
+            reading = reader.finish()
             end = max((entry.end_offset for entry in entries), default=0)
             if end > size:
                 file.truncate(end + BLOCK)
     except BaseException:
         file.close()
         raise
-    return SpooledTar(file, entries, size, f"sha256:{digest.hexdigest()}")
+    return SpooledTar(file, entries, reading, size, f"sha256:{digest.hexdigest()}")
+
+
+@contextmanager
+def errors_of(where: str) -> Iterator[None]:
+    """Let each FormatError name the layer, once."""
+    try:
+        yield
+    except FormatError as error:
+        if error.where.startswith(where):
+            raise
+        raise type(error)(f"{where}, {error.where}", error.what) from None
 
 
 @contextmanager

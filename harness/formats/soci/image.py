@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import ContentError, FormatError, UsageError
+from harness.errors import ContentError, DigestMismatch, FormatError, UsageError
 from harness.formats.gzip.checkpoints import file_pieces
 from harness.formats.gzip.layer_stream import room_for
 from harness.formats.sniff import sniffed
@@ -19,13 +19,15 @@ from harness.formats.soci.ztoc_build import COMPRESSIONS, DEFAULT_SPAN_BYTES, La
 from harness.formats.table import Kind
 from harness.formats.tar.names import clean_name
 from harness.formats.tar.scanner import KINDS
+from harness.formats.tar.stack import lower_links
 from harness.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
 from harness.oci.location import copy_blob, copy_image
 from harness.oci.store import Verifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from harness.formats.tar.reading import LayerReading
     from harness.formats.tar.scanner import TarEntry
     from harness.oci.descriptor import Platform
     from harness.oci.image import Image
@@ -63,6 +65,7 @@ class LayerResult:
     archive_bytes: int = 0
     plain_attributes: bool = False
     prefetch: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    reading: LayerReading | None = None
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -135,6 +138,7 @@ class _Work:
     directory: str
     wanted: frozenset[bytes]
     progress: Callable[[Descriptor, int], object]
+    diff_ids: Mapping[str, str]
 
 
 def _index_layer(work: _Work, blob: Blob) -> LayerResult:
@@ -158,10 +162,14 @@ def _index_layer(work: _Work, blob: Blob) -> LayerResult:
         try:
             indexer.read(pieces, on_piece)
         except FormatError as error:
-            raise FormatError(f"{where}: layer {layer.digest}", str(error)) from None
+            raise type(error)(f"{where}: layer {layer.digest}, {error.where}", error.what) from None
         if verifier is not None:
             verifier.finish()
-        result.skipped = indexer.obstacle
+        if indexer.diff_id != work.diff_ids[layer.digest]:
+            what = f"{where}: layer {layer.digest} decompressed"
+            raise DigestMismatch(what, work.diff_ids[layer.digest], indexer.diff_id)
+        result.reading = indexer.reading
+        result.skipped = indexer.obstacle or ("" if indexer.span_starts else "an empty layer has no spans")
         if result.skipped:
             return result
         result.path = Path(work.directory, layer.hex)
@@ -248,8 +256,10 @@ def index_image(
     image = source.resolve(options.platform)
     wanted = frozenset(_lookup_name(path) for path in options.prefetch_files)
     with tempfile.TemporaryDirectory(prefix="coldbench-ztoc-") as directory:
-        results = _index_layers(_Work(source, destination, options, directory, wanted, progress), image)
+        diff_ids = dict(zip((layer.digest for layer in image.layers), image.diff_ids, strict=True))
+        results = _index_layers(_Work(source, destination, options, directory, wanted, progress, diff_ids), image)
         layers = tuple(results[layer.digest] for layer in image.layers)
+        _check_links(source, layers)
         ranges, missing = _prefetch(layers, wanted)
         artefacts = {digest: soci.prefetch_bytes(spans) for digest, spans in ranges.items()}
         for layer in layers:
@@ -268,6 +278,13 @@ def index_image(
     write = _write_v1 if options.version == soci.V1 else _write_v2
     head, written, referrer = write(source, destination, image, index)
     return IndexedImage(head, written, referrer, layers, missing)
+
+
+def _check_links(source: ImageSource, layers: Sequence[LayerResult]) -> None:
+    """Refuse hard links into lower layers that lead nowhere, as far as all layers were read."""
+    readings = [layer.reading for layer in layers if layer.reading is not None]
+    if len(readings) == len(layers):
+        lower_links(readings, lambda number: f"{source.where}: layer {layers[number].layer.digest}")
 
 
 def _indexed(layers: Sequence[LayerResult], options: Options) -> Iterator[soci.IndexedLayer]:

@@ -29,9 +29,9 @@ class LayerIndexer:
     ``on_entry`` sees every tar entry. Memory stays below 200 MB whatever the layer's size (see ``ztoc_spool``). Use
     as a context manager, or call :meth:`close`.
 
-    After :meth:`read`: ``reading`` is what the layer means; ``obstacle`` says why the layer can have no zTOC that gives
-    back its files (empty when it can: a zTOC knows one extent per file and seven types of entries);
-    ``plain_attributes`` whether no entry has extended attributes and no directory is opaque.
+    After :meth:`read`: ``reading`` is what the layer means and ``diff_id`` the digest of its tar; ``obstacle`` says why
+    the layer can have no zTOC that gives back its files (empty when it can: a zTOC knows one extent per file and seven
+    types of entries); ``plain_attributes`` whether no entry has extended attributes and no directory is opaque.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class LayerIndexer:
         self._on_entry = on_entry
         self._reader = EntryReader()
         self.reading: LayerReading | None = None
+        self.diff_id = ""
         self.span_starts: list[int] = []
         self.span_digests: list[bytes] = []
         self.compressed_bytes = 0
@@ -71,28 +72,38 @@ class LayerIndexer:
         Raises FormatError for damaged gzip or tar data.
         """
         scanner = TarScanner()
+        whole = hashlib.sha256()
+
+        def on_output(view: memoryview) -> None:
+            whole.update(view)
+            self._take(scanner.feed(view))
+
         if self.algorithm == GZIP:
             store = CheckpointStore(self.span_size)
             self._checkpoints = store
-            found = index_gzip(pieces, self.span_size, store.add, lambda view: self._take(scanner.feed(view)), on_piece)
+            found = index_gzip(pieces, self.span_size, store.add, on_output, on_piece)
             self.span_starts = [checkpoint.out_offset for checkpoint in found.checkpoints]
             self.span_digests = found.span_digests
             self.compressed_bytes = found.compressed_bytes
         else:
-            self._read_plain(pieces, scanner, on_piece)
+            self._read_plain(pieces, on_output, on_piece)
         scanner.close()
+        self.diff_id = f"sha256:{whole.hexdigest()}"
         self.reading = self._reader.finish()
         self.plain_attributes = self.plain_attributes and not self.reading.opaque
         self.archive_bytes = scanner.position
 
     def _read_plain(
-        self, pieces: Iterable[bytes], scanner: TarScanner, on_piece: Callable[[bytes], object] | None
+        self,
+        pieces: Iterable[bytes],
+        on_output: Callable[[memoryview], object],
+        on_piece: Callable[[bytes], object] | None,
     ) -> None:
         spans = PieceDigests(self.span_size)
         for piece in pieces:
             if on_piece is not None:
                 on_piece(piece)
-            self._take(scanner.feed(piece))
+            on_output(memoryview(piece))
             spans.update(piece)
             self.compressed_bytes += len(piece)
         self.span_digests = spans.finish()

@@ -70,14 +70,15 @@ class Action(IntEnum):
 class LayerReading:
     """One layer, read. Numbers are those of its entries; IMPLIED stands for a directory without one.
 
-    ``directories`` maps each directory (parents before children) to its names and their inodes: a hard link has the
-    number of the entry that it is a name of. ``nlinks`` counts the names of inodes that have or had more than one.
-    ``whiteouts`` maps names that the layer hides in lower layers to their markers, ``opaque`` are directories whose
-    lower content is hidden. ``lower_links`` are hard links into lower layers: entry -> target; ``children`` hold the
-    link's own number there. ``late_links`` are the links that became possible only at the layer's end, in the order in
-    which an unpacker makes them: (name, target).
+    ``kinds`` are the entries'. ``directories`` maps each directory (parents before children) to its names and their
+    inodes: a hard link has the number of the entry that it is a name of. ``nlinks`` counts the names of inodes that
+    have or had more than one. ``whiteouts`` maps names that the layer hides in lower layers to their markers,
+    ``opaque`` are directories whose lower content is hidden. ``lower_links`` are hard links into lower layers: entry ->
+    target; ``directories`` hold the link's own number there. ``late_links`` are the links that became possible only at
+    the layer's end, in the order in which an unpacker makes them: (name, target).
     """
 
+    kinds: Sequence[int]
     directories: Mapping[bytes, dict[bytes, int]]
     root: int
     nlinks: Mapping[int, int]
@@ -87,6 +88,9 @@ class LayerReading:
     late_links: Sequence[tuple[bytes, bytes]] = ()
     aufs: Sequence[bytes] = ()
     """Where aufs's bookkeeping was put, which an unpacker removes at the end."""
+
+    def is_directory(self, number: int) -> bool:
+        return number == IMPLIED or self.kinds[number] == _DIR
 
     def number_of(self, path: bytes) -> int:
         """The entry of a path that the layer has; IMPLIED for a directory without one."""
@@ -204,7 +208,9 @@ class LayerReader:
             elif self._kind(own) == _DIR:
                 self._opaque.add(path)
         opaque = frozenset(path for path in self._opaque if path in self.directories)
-        return LayerReading(self.directories, self._root, self._nlinks, whiteouts, opaque, lower, late, aufs)
+        return LayerReading(
+            self.kinds, self.directories, self._root, self._nlinks, whiteouts, opaque, lower, late, aufs
+        )
 
     def _kind(self, number: int) -> int:
         return self.kinds[number] if number >= 0 else _DIR

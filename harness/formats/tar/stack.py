@@ -31,12 +31,10 @@ class LowerLink:
     target: int
 
 
-def lower_links(
-    readings: Sequence[LayerReading], is_directory: Callable[[int, int], bool], where: Callable[[int], str]
-) -> list[LowerLink]:
+def lower_links(readings: Sequence[LayerReading], where: Callable[[int], str]) -> list[LowerLink]:
     """All hard links into lower layers, bottom layer first; FormatError for one to nothing or to a directory.
 
-    ``is_directory`` says it of (layer, entry); ``where`` names a layer in errors.
+    ``where`` names a layer in errors.
     """
     found: list[LowerLink] = []
     known: dict[tuple[int, int], tuple[int, int]] = {}
@@ -47,7 +45,7 @@ def lower_links(
                 continue
             at = find_below(readings, layer, target)
             at = known.get(at, at) if at is not None else None
-            if at is None or is_directory(*at):
+            if at is None or readings[at[0]].is_directory(at[1]):
                 what = "which is a directory" if at is not None else "which neither this layer nor one below it has"
                 shown = target[:200].decode("utf-8", "backslashreplace")
                 raise FormatError(f"{where(layer)}, {entry_of(paths[0])}", f"a hard link to {shown!r}, {what}")

@@ -147,11 +147,7 @@ def link_layers(indexes: Sequence[DirectoryIndex], numbers: Sequence[int]) -> di
     Layers are counted as in ``indexes``, bottom first; ``numbers`` are the image's. FormatError for one to nothing.
     """
     found: dict[tuple[int, int], tuple[int, int]] = {}
-
-    def is_directory(layer: int, entry: int) -> bool:
-        return entry == IMPLIED or indexes[layer].kind(entry) == Kind.DIR
-
-    for link in lower_links([index.reading for index in indexes], is_directory, lambda n: f"layer {numbers[n]}"):
+    for link in lower_links([index.reading for index in indexes], lambda n: f"layer {numbers[n]}"):
         found[link.layer, link.number] = link.lower, link.target
         nlinks = indexes[link.lower].nlinks
         nlinks[link.target] = nlinks.get(link.target, 1) + len(link.paths)
