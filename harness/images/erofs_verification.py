@@ -17,7 +17,7 @@ from harness.formats.erofs.writer import write_metadata
 from harness.images.verification_compare import LazyLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from harness.formats.erofs.index import ErofsIndex, IndexedLayer
     from harness.formats.gzip.layer_stream import SpooledTar
@@ -67,10 +67,11 @@ class IndexedByteSource:
         return b"".join(parts)
 
 
-def index_checks(
-    source: ImageSource, image: Image, manifest: bytes
-) -> Iterator[tuple[int, str, Callable[[SpooledTar], LazyLayer]]]:
-    """(layer, what, check) for each layer of the image's EROFS index, whose manifest ``find_erofs_index`` gave.
+LayerCheck = tuple[int, str, "Callable[[SpooledTar], LazyLayer]"]
+
+
+def index_checks(source: ImageSource, image: Image, manifest: bytes) -> tuple[ErofsIndex, list[LayerCheck]]:
+    """The image's EROFS index, whose manifest ``find_erofs_index`` gave, and (layer, what, check) for each layer.
 
     The checks are made in order and each raises ContentError when something does not hold; the last one compares the
     metadata too.
@@ -80,6 +81,7 @@ def index_checks(
     windows_blob = source.open_blob(windows) if windows is not None else None
     tables: list[TarTable] = []
     sizes: list[int] = []
+    checks: list[LayerCheck] = []
     for layer, descriptor in zip(index.layers, image.layers, strict=True):
 
         def check(tar: SpooledTar, layer: IndexedLayer = layer, descriptor: Descriptor = descriptor) -> LazyLayer:
@@ -101,7 +103,10 @@ def index_checks(
             return LazyLayer(TarTable().finish(0), _Nothing(), hidden=names | table.hidden)
 
         last = layer.number == len(index.layers) - 1
-        yield layer.number, f"EROFS spans and windows{', and the metadata of all layers' if last else ''}", check
+        checks.append(
+            (layer.number, f"EROFS spans and windows{', and the metadata of all layers' if last else ''}", check)
+        )
+    return index, checks
 
 
 class _Nothing:

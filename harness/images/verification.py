@@ -2,12 +2,14 @@
 
 Each layer is read once in full (its digest and its diff ID are checked on the way) and its tar kept beside; every
 lazy form the image has for that layer is then read through the same table and byte source that a mount uses, and
-compared entry by entry and byte by byte. A new lazy form is one more function in ``FINDERS``.
+compared entry by entry and byte by byte. At the end what each form shows of all layers together is compared with what
+unpacking them shows (``together``). A new lazy form is one more function in ``FINDERS``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from harness.errors import ContentError, FormatError
@@ -15,6 +17,7 @@ from harness.formats.estargz.footer import FOOTER_BYTES, is_estargz
 from harness.formats.estargz.reader import open_estargz
 from harness.formats.estargz.toc import HIDDEN_NAMES, TOC_DIGEST_ANNOTATION, UNCOMPRESSED_SIZE_ANNOTATION
 from harness.formats.gzip.layer_stream import spool
+from harness.images.together import Together
 from harness.images.verification_compare import LazyLayer, differences
 from harness.oci.descriptor import Descriptor
 from harness.oci.image import parse_json
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator
 
+    from harness.formats.erofs.spans import ErofsIndex
     from harness.formats.gzip.layer_stream import SpooledTar
     from harness.oci.image import Image
     from harness.oci.store import Blob, ImageSource
@@ -37,6 +41,8 @@ class LazyForm:
     layer: int
     name: str
     open: Callable[[SpooledTar], LazyLayer]
+    erofs: ErofsIndex | None = None
+    """Of the form that has one index for all layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +89,22 @@ def verify_image(
             forms += finder(source, image)
         except ContentError as error:
             checks.append(Check("image", f"{finder.__name__.removeprefix('find_')} index", (str(error),)))
+    together = Together()
     for number, layer in enumerate(image.layers):
         subject = f"layer {number} {layer.digest}"
         pieces = _counted(source.open_blob(layer).stream(), number, progress)
         of_layer = [form for form in forms if form.layer == number]
-        checks += _layer(
-            subject, pieces, layer.compression or "none", image.diff_ids[number], of_layer, scratch=scratch
-        )
+        checks += _layer(subject, pieces, image.diff_ids[number], of_layer, together, scratch=scratch)
+    if len(together.layers) == len(image.layers):
+        together.erofs = next((form.erofs for form in forms if form.erofs is not None), None)
+        checks += [Check("image", what, _few(problems)) for what, problems in together.differences()]
     return Verification(tuple(checks))
+
+
+def _few(problems: Iterable[str]) -> tuple[str, ...]:
+    """The first problems, and that there may be more."""
+    found = tuple(islice(problems, MAX_PROBLEMS_PER_CHECK + 1))
+    return found if len(found) <= MAX_PROBLEMS_PER_CHECK else (*found[:-1], "and perhaps more")
 
 
 def _counted(pieces: Iterable[bytes], number: int, progress: Callable[[int, int], None]) -> Iterator[bytes]:
@@ -102,9 +116,9 @@ def _counted(pieces: Iterable[bytes], number: int, progress: Callable[[int, int]
 def _layer(
     subject: str,
     pieces: Iterable[bytes],
-    compression: str,
     diff_id: str,
     forms: list[LazyForm],
+    together: Together,
     *,
     scratch: str | os.PathLike[str] | None,
 ) -> Iterator[Check]:
@@ -119,21 +133,20 @@ def _layer(
         yield Check(
             subject, "diff ID", (f"the config promises {diff_id}, its tar is {tar.diff_id}",) if differs else ()
         )
+        if not differs:
+            together.add(tar)
         for form in forms:
-            yield _form(subject, form, tar)
+            yield _form(subject, form, tar, together)
 
 
-def _form(subject: str, form: LazyForm, tar: SpooledTar) -> Check:
-    problems: list[str] = []
+def _form(subject: str, form: LazyForm, tar: SpooledTar, together: Together) -> Check:
     try:
-        for problem in differences(tar, form.open(tar)):
-            problems.append(problem)
-            if len(problems) == MAX_PROBLEMS_PER_CHECK:
-                problems.append("and perhaps more")
-                break
+        lazy = form.open(tar)
+        if form.erofs is None:
+            together.tables.setdefault(form.name, {})[form.layer] = lazy.table
+        return Check(subject, form.name, _few(differences(tar, lazy)))
     except ContentError as error:
-        problems.append(str(error))
-    return Check(subject, form.name, tuple(problems))
+        return Check(subject, form.name, (str(error),))
 
 
 def find_estargz(source: ImageSource, image: Image) -> Iterator[LazyForm]:
@@ -217,8 +230,9 @@ def find_erofs(source: ImageSource, image: Image) -> Iterator[LazyForm]:
     except ImageNotFound:
         return
     read_parts(source, artefact.digest, leave=frozenset({HEAD_TYPE}))
-    for number, name, check in index_checks(source, image, manifest):
-        yield LazyForm(number, name, check)
+    index, checks = index_checks(source, image, manifest)
+    for number, name, check in checks:
+        yield LazyForm(number, name, check, index)
 
 
 FINDERS: tuple[Callable[[ImageSource, Image], Iterator[LazyForm]], ...] = (find_estargz, find_soci, find_erofs)

@@ -249,6 +249,6 @@ STORED = (
     Fault("zstd-trailing-garbage", "the same behind a zstd frame",
           (Stored(TAR, _zstd(TAR) + b"garbage", OCI_LAYER_ZSTD),), refusal="behind"),
     Fault("another-diff-id", "a layer that is not what the config says", (Stored(TAR, gzipped(NOISE)),),
-          refusal="digest"),
+          refusal="digest|diff ID"),
 )  # fmt: skip
 FAULTS = (*MEANINGS, *STORED)
