@@ -115,7 +115,7 @@ def tree_of(root: Path) -> dict[str, Shown]:
                 found[at] = "-> " + os.readlink(path)
             elif os.path.isdir(path):
                 found[at] = DIRECTORY
-            else:
+            elif os.path.lexists(path):  # OverlayFS lists the whiteouts of a directory that only one layer has
                 with open(path, "rb") as file:
                     found[at] = file.read()
     return found

@@ -122,7 +122,7 @@ class LayerUnpacker:
         if action is _LINK:
             self._link(path, reader.target, replace=True)
         elif action is _CLEAR:
-            tree.remove(path, name, parent)
+            self._remove(path)
         elif kind is Kind.REG:
             try:
                 descriptor = os.open(name, _CREATE, entry.mode & 0o7777, dir_fd=parent)
