@@ -1,4 +1,5 @@
-"""Sessions: ``nox -s bench`` runs the main job; tests, lint, typecheck, docs, microbench, fuzz, interop, equality.
+"""Sessions: ``nox -s bench`` runs the main job; tests, lint, typecheck, docs, microbench, engines,
+credibility, fuzz, interop, equality.
 
 Started by ``./dev`` they share the environment it made; started by a nox of your own each makes its own.
 """
@@ -78,6 +79,26 @@ def microbench(session: nox.Session) -> None:
     _install(session)
     out = ROOT / "results" / "microbench.json"
     session.run("pytest", "-q", "tests/microbench", "--benchmark-enable", f"--benchmark-json={out}", *session.posargs)
+
+
+@nox.session(venv_backend=BACKEND)
+def engines(session: nox.Session) -> None:
+    """Build the real engines (containerd, stargz, SOCI, Docker) from pinned Go modules; minutes once, then kept."""
+    _install(session)
+    session.run("python", "-m", "harness.engines.build", *session.posargs)
+
+
+@nox.session(venv_backend=BACKEND)
+def credibility(session: nox.Session) -> None:
+    """Each preset that claims to do as a real program does, beside it; writes docs/credibility.md. Root, an hour."""
+    _install(session)
+    found = []
+    for path in sorted((ROOT / "scenarios" / "credibility").glob("*.toml")):
+        out = ROOT / "results" / "credibility" / path.stem
+        session.run("coldbench", "run", str(path), "--out", str(out), *(["--resume"] if out.exists() else []))
+        found.append(str(out))
+    page = session.run("python", "-m", "harness.report.credibility", *found, silent=True)
+    (ROOT / "docs" / "credibility.md").write_text(page, encoding="utf-8")
 
 
 @nox.session(venv_backend=BACKEND)

@@ -8,6 +8,7 @@ import pytest
 
 from harness import scenarios
 from harness.errors import ScenarioError, UsageError
+from harness.model.plan import make_plan
 
 GOOD = """\
 name = "web"
@@ -73,7 +74,11 @@ def test_good_file() -> None:
             '"soco"',
             "4: modes[1]: expected a mode (overlay2, estargz, soci, erofs), got 'soco'; did you",
         ),
-        ('"soci:tuned"', '"soci:eager"', "4: modes[1]: expected a preset of mode soci (tuned, reference), got 'eager'"),
+        (
+            '"soci:tuned"',
+            '"soci:eager"',
+            "4: modes[1]: expected a preset of mode soci (tuned, reference, default, parallel-pull",
+        ),
         ('"trace"', '"tracer"', '4: modes[2].prefetch: expected "image", "none", "trace" or a list of paths, got'),
         (', label = "traced"', "", "1: mode 'soci:tuned' is there twice; give one of them a label"),
         ('"gcp-e2-micro"', '"gcp-e2-mico"', "3: shapes[0]: unknown shape 'gcp-e2-mico'; did you mean gcp-e2-micro"),
@@ -145,6 +150,20 @@ def test_shipped_scenarios(path: Path) -> None:
     assert scenario.name == path.stem
     assert scenario.description
     assert path.read_text("utf-8").startswith("#:schema ../docs/schema/scenario.schema.json\n")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "scenarios" / "credibility").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_credibility_scenarios(path: Path) -> None:
+    """Each puts a preset of ours beside a real engine's case of the same mode, in six blocks or more."""
+    scenario = scenarios.load(path)
+    assert scenario.name == f"credibility-{path.stem}"
+    cases = make_plan([scenario], 1).cases
+    ours = {case.case.mode for case in cases if case.case.engine == "embedded"}
+    theirs = {case.case.mode for case in cases if case.case.engine != "embedded"}
+    assert ours == theirs != set()
+    assert scenario.blocks >= 6
 
 
 def test_documented_example() -> None:

@@ -57,7 +57,15 @@ class ContainerdChoice(_OtherEngine):
     """containerd with its snapshotters, inside the machine."""
 
     engine: Literal["containerd"] = "containerd"
-    containerd: str = Field(default="", description="Path of the containerd to run; else the one found.")
+    containerd: str = Field(
+        default="",
+        description="Path of the containerd to run; else COLDBENCH_CONTAINERD, else the one `nox -s engines` built, "
+        "else the one on the PATH. Its shim is looked for beside it.",
+    )
+    stargz: str = Field(
+        default="", description="Path of stargz-snapshotter's daemon (containerd-stargz-grpc); else the one built."
+    )
+    soci: str = Field(default="", description="Path of soci-snapshotter-grpc; else the one built, else the PATH's.")
 
 
 EngineChoice = Annotated[EmbeddedChoice | DockerChoice | ContainerdChoice, Field(discriminator="engine")]

@@ -11,6 +11,8 @@ class Form(StrEnum):
     IMAGE = "image"
     """The image as it is."""
     ESTARGZ = "estargz"
+    ESTARGZ_OPTIMIZED = "estargz-optimized"
+    """Written for one workload: what its start reads comes first, up to a landmark that is fetched ahead."""
     SOCI = "soci"
     EROFS = "erofs"
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
 from harness.model import policy
 from harness.model.forms import Form as Form  # noqa: PLC0414 - exported from here
 from harness.model.forms import Presentation as Presentation  # noqa: PLC0414 - exported from here
 from harness.model.near_miss import near_miss
-from harness.model.policy import KIB, MIB, LazyPolicy, Option, PullPolicy
+from harness.model.policy import KIB, MIB, LazyPolicy, Option, PullPolicy, Snapshotter, SnapshotterPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -61,6 +61,10 @@ class Preset:
     role: Role = Role.OFFER
     shipped_lazy: bool = False
     """Whether an engine that is not ours starts the container before its image is there."""
+    form: Form | None = None
+    """What the registry must hold, where that is not its mode's form."""
+    snapshotter: SnapshotterPolicy | None = None
+    """Engine containerd: how it and its snapshotter are set up."""
 
     @property
     def lazy(self) -> bool:
@@ -204,8 +208,67 @@ DOCKER_OVERLAY2 = Mode(
     "X", "#2496ED",
 )  # fmt: skip
 
+CONTAINERD = "containerd"
+"""containerd with the real snapshotters."""
+
+
+def _containerd(name: str, does: str, setup: SnapshotterPolicy, **more: Any) -> Preset:
+    return Preset(name, does, None, 40.0, shipped_lazy=setup.lazy, snapshotter=setup, **more)
+
+
+_OVERLAYFS, _STARGZ, _SOCI = Snapshotter.OVERLAYFS, Snapshotter.STARGZ, Snapshotter.SOCI
+CONTAINERD_MODES = (
+    Mode(
+        "overlay2", Form.IMAGE, Presentation.NONE,
+        (
+            _containerd("default", "containerd as it is", SnapshotterPolicy(_OVERLAYFS), baseline=True),
+            _containerd(
+                "parallel", "containerd fetches layers in chunks and unpacks them at once",
+                SnapshotterPolicy(_OVERLAYFS, parallel=True), baseline=True, line="--",
+            ),
+        ), "s", "#444444",
+    ),
+    Mode(
+        "estargz", Form.ESTARGZ, Presentation.TREE,
+        (
+            _containerd(
+                "default", "the real stargz-snapshotter as it is", SnapshotterPolicy(_STARGZ, lazy=True), hollow=True
+            ),
+            _containerd(
+                "optimized", "the same, of an image written for this workload: what its start reads is prefetched",
+                SnapshotterPolicy(_STARGZ, lazy=True), form=Form.ESTARGZ_OPTIMIZED,
+            ),
+        ), "o", "#005082",
+    ),
+    Mode(
+        "soci", Form.SOCI, Presentation.TREE,
+        (
+            _containerd(
+                "default", "the real SOCI snapshotter as it is", SnapshotterPolicy(_SOCI, lazy=True), hollow=True
+            ),
+            _containerd(
+                "parallel-pull", "the SOCI snapshotter unpacks everything, in parallel",
+                SnapshotterPolicy(_SOCI, parallel_pull=True), line="--",
+            ),
+        ), "^", "#983E00",
+    ),
+    Mode(
+        "erofs", Form.IMAGE, Presentation.NONE,
+        (
+            _containerd(
+                "default", "containerd's erofs snapshotter: each layer becomes an EROFS file",
+                SnapshotterPolicy(Snapshotter.EROFS), unpacks=False,
+            ),
+        ), "D", "#00694A",
+    ),
+)  # fmt: skip
+
 #: Every engine and its modes, in the order of tables. Each engine's first mode is its full pull.
-ENGINES: dict[str, tuple[Mode, ...]] = {EMBEDDED: (OVERLAY2, ESTARGZ, SOCI, EROFS), DOCKER: (DOCKER_OVERLAY2,)}
+ENGINES: dict[str, tuple[Mode, ...]] = {
+    EMBEDDED: (OVERLAY2, ESTARGZ, SOCI, EROFS),
+    DOCKER: (DOCKER_OVERLAY2,),
+    CONTAINERD: CONTAINERD_MODES,
+}
 
 
 #: Presets by the names they had, which stored sessions and scenario files of others may still use.

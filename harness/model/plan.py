@@ -60,6 +60,11 @@ class PlannedCase(Frozen):
     def lazy(self) -> bool:
         return self.preset.lazy
 
+    @property
+    def form(self) -> mode_table.Form:
+        """What the registry must hold for it."""
+        return self.preset.form or self.mode.form
+
 
 class PlannedTrial(Frozen):
     """One trial: ``trial`` counts from 0 over the whole session and is its id; ``case`` is a case's key."""

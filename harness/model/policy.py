@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TypeVar
 
 from harness.errors import UsageError
@@ -72,6 +73,28 @@ class PullPolicy:
     """Have the image on the machine before T0: the floor, which shows what a lazy start can hope for."""
     keep_pages: bool = fixed(False)
     """With that: leave what unpacking put into the page cache there, as on a machine that ran the image before."""
+
+
+class Snapshotter(StrEnum):
+    """containerd's snapshotters, by its own names for them."""
+
+    OVERLAYFS = "overlayfs"
+    EROFS = "erofs"
+    STARGZ = "stargz"
+    SOCI = "soci"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotterPolicy:
+    """How containerd and one of its snapshotters are set up; their own policies are their own."""
+
+    snapshotter: Snapshotter
+    lazy: bool = False
+    """Whether the container starts before its image is there."""
+    parallel: bool = False
+    """containerd fetches layers in chunks and unpacks several at once (keys of its transfer service)."""
+    parallel_pull: bool = False
+    """SOCI fetches and unpacks whole layers itself, in parallel, and serves nothing lazily."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ at once. What a form costs is recorded on its own.
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import time
 from dataclasses import asdict, dataclass, field
@@ -144,8 +145,8 @@ class Preparer:
             self._local[scenario.name] = found
         return self._local[scenario.name]
 
-    def publish(self, scenario: Scenario, form: Form) -> Published:
-        """One form of the scenario's image, at the registry.
+    def publish(self, scenario: Scenario, form: Form, first: tuple[str, ...] = ()) -> Published:
+        """One form of the scenario's image, at the registry; ``first`` is what its start reads, for an optimized form.
 
         Raises:
             ColdbenchError: it cannot be made or pushed.
@@ -153,7 +154,7 @@ class Preparer:
         key = (scenario.name, form)
         if key not in self._published:
             local = self.local(scenario)
-            name = local.name if form is Form.IMAGE else self._form(scenario, local, form)
+            name = local.name if form is Form.IMAGE else self._form(scenario, local, form, first)
             self.progress.preparing(scenario.name, f"pushing {form}")
             self._published[key] = self._push(scenario, form, name)
         return self._published[key]
@@ -198,17 +199,23 @@ class Preparer:
 
     # -- forms
 
-    def _form(self, scenario: Scenario, local: LocalImage, form: Form) -> Reference:
-        place = self.cache.root / "forms" / f"{form}-{FORMS_VERSION}" / local.digest.partition(":")[2]
+    def _form(self, scenario: Scenario, local: LocalImage, form: Form, first: tuple[str, ...]) -> Reference:
+        key = local.digest.partition(":")[2]
+        if first:
+            key += "-" + hashlib.sha256("\0".join(first).encode()).hexdigest()[:16]
+        place = self.cache.root / "forms" / f"{form}-{FORMS_VERSION}" / key
         cost = Cost()
         self.progress.preparing(scenario.name, form)
-        with self.cache.lock(f"{form}-{local.digest.partition(':')[2]}"):
+        with self.cache.lock(f"{form}-{key}"):
             cached = self.cache.has(place)
             if not cached:
                 with self.cache.scratch(form) as scratch, open_source(local.name) as source:
                     made = scratch / "layout"
                     destination = LayoutStore(made, TAG, create=True)
-                    _MAKERS[form](self, source, local.image, destination, scratch)
+                    if form is Form.ESTARGZ_OPTIMIZED:
+                        self.make_estargz(source, local.image, destination, scratch, first)
+                    else:
+                        _MAKERS[form](self, source, local.image, destination, scratch)
                     destination.close()
                     self.cache.commit(made, place)
         name = Reference("oci", path=str(place), tag=TAG, called=f"{local.name.called or local.name} ({form})")
@@ -218,8 +225,15 @@ class Preparer:
         self._note(scenario, form, head.digest, size, None if cached else cost)
         return name
 
-    def make_estargz(self, source: ImageSource, image: Image, destination: LayoutStore, scratch: Path) -> None:
-        """Layers rewritten so that each file can be read on its own."""
+    def make_estargz(
+        self,
+        source: ImageSource,
+        image: Image,
+        destination: LayoutStore,
+        scratch: Path,
+        first: tuple[str, ...] = (),
+    ) -> None:
+        """Layers rewritten so that each file can be read on its own; the files ``first`` lie before all others."""
         from harness.formats.estargz.image import convert_image
         from harness.formats.estargz.writer import EstargzOptions
 
@@ -229,7 +243,8 @@ class Preparer:
             counts[number] = done
             self.progress.preparing_bytes(sum(counts.values()), image.compressed_bytes)
 
-        convert_image(source, image, destination, EstargzOptions(), scratch=scratch, progress=progress)
+        options = EstargzOptions(prioritized=first)
+        convert_image(source, image, destination, options, scratch=scratch, progress=progress)
 
     def make_soci(self, source: ImageSource, image: Image, destination: LayoutStore, _scratch: Path) -> None:
         """Layers as they are, an index beside them; where all are small, all are indexed all the same."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.engines.confinement import Confinement
 from harness.errors import ColdbenchError, Interrupted, NotReady, RehearsalFailed, WorkloadError, WorkloadExited
-from harness.model.modes import EMBEDDED, OVERLAY2, tracer
+from harness.model.modes import EMBEDDED, OVERLAY2, Form, tracer
 from harness.model.observation import Case
 from harness.model.plan import PlannedCase, PlannedTrial
 from harness.model.scenario import ModeChoice
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from harness.engines.protocol import WorkloadRunner
     from harness.lazyfs.messages import Touch
     from harness.model.bound import ImageSize
-    from harness.model.modes import Form, Mode
+    from harness.model.modes import Mode
     from harness.model.observation import Observation
     from harness.model.scenario import Scenario
     from harness.model.shape import Shape
@@ -112,10 +112,13 @@ class Setups:
     def publish(self, case: PlannedCase) -> None:
         """Have the form of the image that a case pulls at the registry. Raises ColdbenchError."""
         scenario = self.scenarios[case.case.scenario]
-        key = (scenario.name, case.mode.form)
+        key = (scenario.name, case.form)
         if key not in self._published:
+            first: tuple[str, ...] = ()
+            if case.form is Form.ESTARGZ_OPTIMIZED:
+                first = self._trace(scenario, self.material(scenario))
             with self.interrupts.allowed():
-                published = self.preparer.publish(scenario, case.mode.form)
+                published = self.preparer.publish(scenario, case.form, first)
                 self.endpoint.explore(published.repository, published.reference)
                 self._published[key] = published
 
@@ -281,7 +284,7 @@ class Setups:
         """A trial's set-up. ``side``: out of band, without workloads and bound; with ``touches`` it records reads."""
         scenario = self.scenarios[case.case.scenario]
         material = self._materials[scenario.name]
-        published = self._published[scenario.name, case.mode.form]
+        published = self._published[scenario.name, case.form]
         prefetch: tuple[str, ...] = ()
         settings = settings_of_case(scenario, case)
         if not side and settings.prefetch == "trace":

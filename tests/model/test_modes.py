@@ -39,6 +39,13 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "lazyfs/service.py": ("detail of a span", {"erofs"}),
     "engines/embedded/lazy.py": ("a directory's name, and the image's reference", {"erofs", "reference"}),
     "engines/docker": ("Docker's own name of its storage driver", {"overlay2"}),
+    "cli/shapes.py": ("the shape that is taken when none is named", {"default"}),
+    "engines/build/programs.py": ("a kit of programs", {"soci"}),
+    "engines/containerd/configuration.py": ("a kind of content store", {"soci"}),
+    "cli/scenarios.py": ("a column", {"default"}),
+    "machine/shaping.py": ("the default route", {"default"}),
+    "model/shape.py": ("a key of shapes", {"default"}),
+    "model/policy.py": ("containerd's snapshotters", {"soci", "erofs"}),
 }
 
 

@@ -1,0 +1,161 @@
+"""Our presets beside the real programs they speak for: a page written from sessions of ``scenarios/credibility``.
+
+In each session the embedded engine's cases stand against the other engines' cases of the same mode, paired in blocks.
+What should be the *same* policy (``reference``) is held to the same requests and bytes within ``TOLERANCE``; times and
+CPU are shown with their intervals and claim nothing.
+
+    python -m harness.report.credibility SESSION … > docs/credibility.md
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from itertools import product
+from statistics import median
+from typing import TYPE_CHECKING
+
+from harness.errors import ColdbenchError
+from harness.model.modes import EMBEDDED
+from harness.session import store
+from harness.stats.paired import paired_ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from harness.model.observation import Case, Observation
+    from harness.model.session import SessionHeader
+
+TOLERANCE = 0.10
+
+_INTRODUCTION = """# Credibility: our presets beside the real programs
+
+Written by `nox -s credibility` from the sessions it has just run (`scenarios/credibility`); not edited by hand. Ratios
+are ours over theirs, paired in blocks, trimmed means with 95 % intervals; bytes and requests are medians up to ready.
+A policy that is to be *the same* moves the same bytes by as many requests, within 10 %; how long it takes and what CPU
+it costs is another implementation's affair: ours inflates with ISA-L and serves files from Python, theirs is Go.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One case of ours and one of a real engine, in the blocks in which both are valid."""
+
+    ours: Case
+    theirs: Case
+    trials: tuple[tuple[Observation, Observation], ...]
+
+    def ratio(self, figure: Callable[[Observation], float]) -> str:
+        """The paired ratio of a figure, with its interval."""
+        values = [(figure(a), figure(b)) for a, b in self.trials]
+        found = paired_ratio([a for a, _ in values], [b for _, b in values])
+        if found.low is None or found.high is None:
+            return f"{found.ratio:.2f} (no interval)"
+        return f"{found.ratio:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+    def medians(self, figure: Callable[[Observation], float]) -> tuple[float, float]:
+        """Ours and theirs."""
+        return median(figure(a) for a, _ in self.trials), median(figure(b) for _, b in self.trials)
+
+
+def pairs(observations: Sequence[Observation]) -> list[Pair]:
+    """Every case of ours with every case of the real engines of the same mode, where blocks have both."""
+    valid = {(o.case.key, o.block): o for o in observations if o.valid}
+    cases = {o.case.key: o.case for o in observations}
+    ours = [case for case in cases.values() if case.engine == EMBEDDED]
+    theirs = [case for case in cases.values() if case.engine != EMBEDDED]
+    found = []
+    for one, other in product(ours, theirs):
+        if one.mode != other.mode:
+            continue
+        blocks = sorted({o.block for o in observations})
+        trials = tuple(
+            (valid[one.key, block], valid[other.key, block])
+            for block in blocks
+            if (one.key, block) in valid and (other.key, block) in valid
+        )
+        if trials:
+            found.append(Pair(one, other, trials))
+    return found
+
+
+def received(observation: Observation) -> float:
+    return float(observation.wire_before_ready.received_bytes)
+
+
+def requests(observation: Observation) -> float:
+    return float(observation.wire_before_ready.requests or 0)
+
+
+def ready(observation: Observation) -> float:
+    assert observation.time_to_ready_s is not None, "valid trials have one"
+    return observation.time_to_ready_s
+
+
+def cpu(observation: Observation) -> float:
+    return observation.cpu_to_ready_s
+
+
+def verdict(ours: float, theirs: float) -> str:
+    """Whether two medians agree within the tolerance."""
+    if theirs <= 0:
+        return "not known"
+    away = ours / theirs - 1
+    return f"{'yes' if abs(away) <= TOLERANCE else 'no'} ({away:+.0%})"
+
+
+def section(header: SessionHeader, observations: Sequence[Observation]) -> str:
+    """One session as Markdown."""
+    scenario = next(iter(header.scenarios.values()))
+    lines = [f"## {scenario.name}", "", scenario.description, ""]
+    shapes = ", ".join(dict.fromkeys(o.case.shape for o in observations))
+    blocks = len({o.block for o in observations})
+    kernel = header.host.get("kernel") or header.host.get("kernel_release") or "unknown"
+    versions = _versions(observations)
+    lines.append(f"{blocks} blocks, shape {shapes}, kernel {kernel}, {header.created_at[:10]}; {versions}.")
+    lines += [
+        "",
+        "| ours | theirs | blocks | time to ready | CPU to ready | MB | requests | same bytes | same requests |",
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for pair in pairs(observations):
+        bytes_ours, bytes_theirs = pair.medians(received)
+        asked_ours, asked_theirs = pair.medians(requests)
+        lines.append(
+            f"| `{pair.ours.mode}:{pair.ours.preset}` | {pair.theirs.engine} `{pair.theirs.mode}:{pair.theirs.preset}` "
+            f"| {len(pair.trials)} | {pair.ratio(ready)} | {pair.ratio(cpu)} "
+            f"| {bytes_ours / 1e6:.1f} : {bytes_theirs / 1e6:.1f} | {asked_ours:.0f} : {asked_theirs:.0f} "
+            f"| {verdict(bytes_ours, bytes_theirs)} | {verdict(asked_ours, asked_theirs)} |"
+        )
+    left_out = [o for o in observations if not o.valid]
+    if left_out:
+        reasons = dict.fromkeys(o.failure.message if o.failure else o.invalid[0].reason for o in left_out)
+        lines += ["", f"{len(left_out)} of {len(observations)} trials are left out: {'; '.join(reasons)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _versions(observations: Sequence[Observation]) -> str:
+    found: dict[str, str] = {}
+    for observation in observations:
+        versions = observation.details.get("versions")
+        if isinstance(versions, dict):
+            found.update({str(name): str(version) for name, version in versions.items() if version})
+    return ", ".join(f"{name} {version}" for name, version in sorted(found.items())) or "versions not recorded"
+
+
+def page(sessions: Sequence[str]) -> str:
+    """The whole page. Raises ColdbenchError for what is no session."""
+    return "\n".join([_INTRODUCTION, *(section(*store.load(path)) for path in sessions)])
+
+
+def main() -> int:
+    try:
+        sys.stdout.write(page(sys.argv[1:]))
+    except ColdbenchError as error:
+        sys.stderr.write(f"credibility: {error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Engine containerd: its parts, and the real programs."""
