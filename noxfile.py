@@ -92,10 +92,13 @@ def engines(session: nox.Session) -> None:
 def credibility(session: nox.Session) -> None:
     """Each preset that claims to do as a real program does, beside it; writes docs/credibility.md. Root, an hour."""
     _install(session)
+    built = session.run("python", "-m", "harness.engines.build", "--where", "dockerd", silent=True).strip()
+    env = {"COLDBENCH_DOCKERD": built} if built and "COLDBENCH_DOCKERD" not in os.environ else {}
     found = []
     for path in sorted((ROOT / "scenarios" / "credibility").glob("*.toml")):
         out = ROOT / "results" / "credibility" / path.stem
-        session.run("coldbench", "run", str(path), "--out", str(out), *(["--resume"] if out.exists() else []))
+        resume = ["--resume"] if out.exists() else []
+        session.run("coldbench", "run", str(path), "--out", str(out), *resume, env=env)
         found.append(str(out))
     page = session.run("python", "-m", "harness.report.credibility", *found, silent=True)
     (ROOT / "docs" / "credibility.md").write_text(page, encoding="utf-8")

@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from harness.engines.build.compiler import build, missing
-from harness.engines.build.programs import KITS
+from harness.engines.build.programs import KITS, built
 from harness.errors import ColdbenchError
 
 
@@ -23,7 +23,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="nox -s engines --", description="Build the real engines from Go modules.")
     parser.add_argument("kits", nargs="*", metavar="KIT", help=f"one of {', '.join(kit.name for kit in KITS)} (all)")
     parser.add_argument("--if-possible", action="store_true", help="say why a kit is not built, and exit 0")
+    parser.add_argument(
+        "--where", metavar="PROGRAM", help="print the path of a program that was built, and nothing else"
+    )
     options = parser.parse_args()
+    if options.where:
+        _say(built(options.where))
+        return 0
     if unknown := set(options.kits) - {kit.name for kit in KITS}:
         parser.error(f"no kit {', '.join(sorted(unknown))}; there are {', '.join(kit.name for kit in KITS)}")
     code = 0

@@ -7,9 +7,11 @@ with it are looked for beside it first, because a dockerd brings its own along.
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.engines.build.programs import built
 from harness.engines.programs import find_program, version_numbers
 from harness.engines.protocol import Availability, Program
 
@@ -52,10 +54,13 @@ class DockerPrograms:
 
 
 def find(choice: DockerChoice) -> DockerPrograms:
-    """The dockerd that the scenario names, else the environment, else the PATH's; and what goes with it."""
-    dockerd = find_program("dockerd", choice.dockerd or os.environ.get(VARIABLE, ""))
+    """The dockerd that the scenario names, else the environment, else the PATH's, else the one built by
+    ``nox -s engines``; and what goes with it."""
+    named = choice.dockerd or os.environ.get(VARIABLE, "")
+    dockerd = find_program("dockerd", named or ("" if shutil.which("dockerd") else built("dockerd")))
     beside = os.path.dirname(os.path.realpath(dockerd.path)) if dockerd.path else ""
-    containerd = find_program("containerd", choice.containerd or _beside(beside, "containerd"))
+    ours = built("containerd") if dockerd.path and dockerd.path == built("dockerd") else ""
+    containerd = find_program("containerd", choice.containerd or _beside(beside, "containerd") or ours)
     near = os.path.dirname(os.path.realpath(containerd.path)) if containerd.path else beside
     shim = find_program("containerd-shim-runc-v2", _beside(near, "containerd-shim-runc-v2"), "-v")
     return DockerPrograms(dockerd, containerd, shim, find_program("runc", _beside(beside, "runc")))
