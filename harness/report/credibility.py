@@ -110,9 +110,11 @@ def section(header: SessionHeader, observations: Sequence[Observation]) -> str:
     lines = [f"## {scenario.name}", "", scenario.description, ""]
     shapes = ", ".join(dict.fromkeys(o.case.shape for o in observations))
     blocks = len({o.block for o in observations})
-    kernel = header.host.get("kernel") or header.host.get("kernel_release") or "unknown"
+    kernel = ".".join(str(header.host.get("kernel") or "unknown").split(".")[:2])
+    cores, load = header.host.get("cores"), header.host.get("load_per_core")
+    host = f"{cores} cores, kernel {kernel}, load per core at the beginning {load}"
     versions = _versions(observations)
-    lines.append(f"{blocks} blocks, shape {shapes}, kernel {kernel}, {header.created_at[:10]}; {versions}.")
+    lines.append(f"{blocks} blocks, shape {shapes}; {host}; {header.created_at[:10]}; {versions}.")
     lines += [
         "",
         "| ours | theirs | blocks | time to ready | CPU to ready | MB | requests | same bytes | same requests |",
