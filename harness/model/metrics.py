@@ -54,8 +54,14 @@ METRICS: dict[str, Metric] = {
         Metric("cpu-to-ready", "time", "s", "CPU seconds of the machine from T0 until ready"),
         Metric("runtime-overhead", "time", "s", "wall time of all run-time workloads: geometric mean of the trial"),
         Metric("runtime-cpu", "time", "s", "CPU seconds of all run-time workloads: geometric mean of the trial"),
+        Metric("runtime-relative", "time", "", "wall time of run-time workloads over the reference job's beside each"),
         Metric("runtime", "time", "s", "wall time of one run-time workload at one temperature"),
-        Metric("reference-job", "time", "s", "wall time of the reference job, which no image and no mode changes"),
+        Metric(
+            "reference-job",
+            "time",
+            "s",
+            "wall time of the reference job, which no image and no mode changes: geometric mean",
+        ),
     )
 }
 
@@ -109,14 +115,20 @@ def _seen(o: Observation) -> Iterator[tuple[str, float | None]]:
 def _runtime(o: Observation) -> Iterator[tuple[str, float | None]]:
     if any(w.failure is not None for w in o.workloads):
         return  # a mean over fewer workloads than the other side's would be no comparison
-    walls, cpus = [], []
+    walls, cpus, relative, references = [], [], [], []
     for w in o.workloads:
         if w.wall_s > 0:
             yield f"runtime/{w.workload}/{w.temperature}", w.wall_s
             walls.append(w.wall_s)
             cpus.append(w.cpu_workload_s + w.cpu_daemon_s)
+            if w.reference_wall_s > 0:
+                relative.append(w.wall_s / w.reference_wall_s)
+                references.append(w.reference_wall_s)
     if walls:
         yield "runtime-overhead", _geometric_mean(walls)
+    if relative and len(relative) == len(walls):
+        yield "runtime-relative", _geometric_mean(relative)
+        yield "reference-job", _geometric_mean(references)
     if cpus and min(cpus) > 0:
         yield "runtime-cpu", _geometric_mean(cpus)
 

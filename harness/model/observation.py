@@ -167,6 +167,9 @@ class WorkloadResult(Frozen):
     fuse_requests: int | None = 0
     """Of one pass, rounded up, so that 0 means that there was none in any; None where they were not counted."""
     passes: int = 1
+    reference_wall_s: float = 0.0
+    """Median pass of the reference job right before this workload; 0 where it did not run."""
+    reference_cpu_s: float = 0.0
     failure: Failure | None = None
 
 

@@ -128,7 +128,7 @@ class Gate(Table):
 
     margin: float = Field(default=0.05, gt=0, lt=1, description="Relative change that matters.")
     metrics: Many[MetricKey] = Field(
-        default=("time-to-ready", "cpu-to-ready", "runtime-overhead"),
+        default=("time-to-ready", "cpu-to-ready", "runtime-relative"),
         min_length=1,
         description="Times that decide; they are corrected together. Image metrics and counters are always looked at.",
     )

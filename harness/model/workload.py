@@ -158,6 +158,12 @@ class Runtime(Table):
     repeat_s: float = Field(
         default=0.3, ge=0, le=60, description="A warm pass is repeated until it has taken this long; reported per pass."
     )
+    reference_s: float = Field(
+        default=0.1,
+        ge=0,
+        le=10,
+        description="The reference job (fixed work on tmpfs) runs this long before each workload; 0 leaves it out.",
+    )
     workloads: Many[
         Annotated[RuntimeWorkload, BeforeValidator(_expand_workload, json_schema_input_type=str | RuntimeWorkload)]
     ] = ()

@@ -20,6 +20,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from harness.probes import reference_job
 from harness.probes.entering import Entry, enter
 
 if TYPE_CHECKING:
@@ -190,6 +191,7 @@ HANDLERS: dict[str, Callable[[dict[str, Any]], tuple[int, int]]] = {
     "write-small": write_small,
     "copy-up-large": copy_up_large,
     "command": command,
+    "reference-job": reference_job.reference_job,
 }
 
 
@@ -232,6 +234,7 @@ def serve_one(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """``python -m harness.probes.workload_process``; stdin and stdout are the conversation."""
+    reference_job.prepare()  # before the container is entered: it mounts
     enter(Entry.decode(sys.stdin.readline()))
     answer = sys.stdout
     answer.write('{"entered": true}\n')

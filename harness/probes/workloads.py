@@ -7,8 +7,10 @@
 
 Workloads that change files cannot touch the same ones twice; they get four disjoint lists, brought to the temperature
 by reading them first (evicted: then dropped). A short warm pass is repeated until it has taken ``repeat_s``: a single
-one of a few milliseconds measures the clock and the scheduler. Reported CPU seconds are the workload's own and, apart
-from them, all else that the machine was charged for meanwhile, which is the daemon's work.
+one of a few milliseconds measures the clock and the scheduler. Right before each workload the reference job runs for
+``reference_s``: fixed work on tmpfs, whose time takes the host's speed of that moment out of a ratio. Reported CPU
+seconds are the workload's own and, apart from them, all else that the machine was charged for meanwhile, which is the
+daemon's work.
 """
 
 from __future__ import annotations
@@ -140,6 +142,7 @@ class FileWorkloads:
         seed: int = 0,
         confinement: Confinement | None = None,
         repeat_s: float = 0.0,
+        reference_s: float = 0.0,
         timeout_s: float = 300.0,
         sleep: Callable[[float], None] = time.sleep,
         progress: Callable[[str], None] = lambda _: None,
@@ -150,6 +153,7 @@ class FileWorkloads:
         self._seed = seed
         self._confinement = confinement
         self._repeat_s = repeat_s
+        self._reference_s = reference_s
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._progress = progress
@@ -237,6 +241,7 @@ class FileWorkloads:
         engine: Engine,
         process: WorkloadProcess,
     ) -> WorkloadResult:
+        reference = self._reference(process)
         process.request({"hold": request}, name)
         fuse_before = _fuse_requests(engine)
         cpu_before = machine.counters().cpu_total_s
@@ -259,7 +264,16 @@ class FileWorkloads:
             fuse_requests=None if fuse is None else -(-fuse // passes),
             passes=passes,
             failure=failure,
+            reference_wall_s=reference[0],
+            reference_cpu_s=reference[1],
         )
+
+    def _reference(self, process: WorkloadProcess) -> tuple[float, float]:
+        """Wall and CPU seconds of one pass of the reference job, right before a workload; zeros where it cannot run."""
+        if not self._reference_s:
+            return 0.0, 0.0
+        answer = process.request({"workload": "reference-job", "repeat_s": self._reference_s}, "reference job")
+        return (0.0, 0.0) if "error" in answer else (float(answer["wall_s"]), float(answer["cpu_s"]))
 
 
 def _fuse_requests(engine: Engine) -> int | None:

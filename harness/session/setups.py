@@ -200,6 +200,7 @@ class Setups:
             seed=self.seed,
             confinement=_confinement(scenario),
             repeat_s=runtime.repeat_s,
+            reference_s=runtime.reference_s,
             progress=progress,
         )
 

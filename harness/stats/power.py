@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from scipy import stats
+from scipy import special, stats
 
 from harness.stats.trimmed import kept, standard_error
 
@@ -17,7 +17,7 @@ MAX_BLOCKS = 2000
 
 def detectable_log(se: float, degrees: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
     """The smallest change of the log ratio that a two-sided test at ``alpha`` finds with ``power``."""
-    return float(stats.t.ppf(1 - alpha / 2, degrees) + stats.t.ppf(power, degrees)) * se
+    return float(special.stdtrit(degrees, 1 - alpha / 2) + special.stdtrit(degrees, power)) * se
 
 
 def power_of(spread: float, blocks: int, change: float, *, alpha: float = 0.05, margin: float = 0.0) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,9 +69,9 @@ def two_sided_p(center: float, se: float, degrees: float) -> float:
     """p-value of "the mean is zero" by Student's t."""
     if se == 0:
         return 1.0 if center == 0 else 0.0
-    return float(2 * stats.t.sf(abs(center) / se, degrees))
+    return 2 * float(special.stdtr(degrees, -abs(center) / se))
 
 
 def half_width(se: float, degrees: float, alpha: float) -> float:
     """Half the width of the interval that misses the truth with probability ``alpha``."""
-    return float(stats.t.ppf(1 - alpha / 2, degrees)) * se
+    return float(special.stdtrit(degrees, 1 - alpha / 2)) * se

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.probes.entering import Entry
+from harness.probes.reference_job import REFERENCE_FILES
 from harness.probes.selection import ImageFile, Selection, select
 from harness.probes.workload_process import MAX_PASSES, serve_one
 from harness.probes.workloads import FileWorkloads, PlannedWorkload
@@ -72,3 +73,23 @@ def test_what_the_start_touched_is_not_cold() -> None:
     dealt |= {path for quarters in selection.quarters.values() for paths in quarters for path in paths}
     assert dealt.isdisjoint({*touched, "/a", "/"})
     assert "/a/3" in dealt or "/b/3" in dealt
+
+
+@pytest.mark.root
+def test_reference_job_is_the_same_in_every_container() -> None:
+    """The job's files are on a tmpfs that is mounted nowhere: they are there whatever root is entered."""
+    program = (
+        "from harness.probes import reference_job, workload_process as w; import os, json; reference_job.prepare(); "
+        "os.chroot('/proc'); print(json.dumps(w.serve_one({'workload': 'reference-job', 'repeat_s': 0.01})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    assert "error" not in answer
+    assert answer["operations"] == REFERENCE_FILES
+    assert answer["wall_s"] > 0
+
+
+def test_a_kernel_without_the_mount_has_no_reference() -> None:
+    """Where the reference directory could not be made the job is an error, not a number."""
+    answer = serve_one({"workload": "reference-job"})
+    assert "error" in answer
