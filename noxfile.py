@@ -25,6 +25,7 @@ def _install(session: nox.Session) -> None:
     """Install the package and its tools, pinned, unless ``./dev`` already did."""
     if BACKEND is None:
         session.install("--constraint", "constraints.txt", "--editable", ".[dev]")
+        session.install("--no-deps", "apache-otava==0.8.0")  # as ./dev does, and why
 
 
 @nox.session(venv_backend=BACKEND)

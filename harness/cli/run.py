@@ -36,6 +36,10 @@ def run(
         False, "--keep-going", help="Go on when an image cannot be had, or a workload fails by itself."
     ),
     no_workloads: bool = typer.Option(False, "--no-workloads", help="Leave out what is measured after ready."),
+    shard: str = typer.Option("", "--shard", metavar="K/N", help="Run the K-th of N parts of the plan; needs --seed."),
+    scheduler: str = typer.Option(
+        "", "--scheduler", metavar="ADDRESS", help="Run on the workers of this Dask scheduler (docs/campaign.md)."
+    ),
     offline: bool = typer.Option(
         False, "--offline", help="Use images as they are in the cache; ask no registry what their tags mean now."
     ),
@@ -45,6 +49,7 @@ def run(
 
     Ctrl-C stops cleanly; `--resume --out DIR` goes on where a session stopped.
     """
+    from harness.errors import UsageError
     from harness.session.opening import RunOptions
 
     options = RunOptions(
@@ -58,8 +63,11 @@ def run(
         keep_going=keep_going,
         workloads=not no_workloads,
         offline=offline,
+        shard=shard,
     )
-    directory, outcome, total = run_session(options)
+    if shard and scheduler:
+        raise UsageError("--shard and --scheduler: a scheduler hands out the blocks itself; leave --shard out")
+    directory, outcome, total = run_campaign(options, scheduler) if scheduler else run_session(options)
     recorded = outcome.ok + outcome.invalid + outcome.failed
     if as_json:
         counts = {"ok": outcome.ok, "invalid": outcome.invalid, "failed": outcome.failed}
@@ -81,7 +89,21 @@ def run_session(options: RunOptions) -> tuple[Path, Outcome, int]:
         for reason in () if options.resume else session.store.header.plan.left_out:
             print(f"left out: {reason}", file=sys.stderr)
         outcome = session.run()
-        return session.directory, outcome, len(session.store.header.plan.trials)
+        return session.directory, outcome, session.total
+
+
+def run_campaign(options: RunOptions, scheduler: str) -> tuple[Path, Outcome, int]:
+    """Run the session's blocks on a scheduler's workers; this process keeps the session and needs no root."""
+    from harness.cli.progress import make_progress
+    from harness.session.campaign import Campaign
+
+    def say(text: str) -> None:
+        print(f"coldbench: {text}", file=sys.stderr)
+
+    options.check()
+    with make_progress(sys.stderr) as progress, options.open_store(options.header()) as store:
+        outcome = Campaign(scheduler, store, progress, say).run()
+        return store.directory, outcome, len(store.header.plan.trials)
 
 
 def counted(outcome: Outcome) -> str:

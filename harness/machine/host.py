@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -38,6 +39,8 @@ class HostFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: str = ""
+    """Tells this host from others of a campaign, without saying which it is."""
     kernel: str
     machine: str
     cpu_model: str
@@ -66,6 +69,7 @@ def collect(look_s: float = 0.3) -> HostFacts:
     from harness.machine.cgroup import find_mounts
 
     return HostFacts(
+        name=host_name(),
         kernel=os.uname().release,
         machine=os.uname().machine,
         cpu_model=cpu_model(),
@@ -80,6 +84,13 @@ def collect(look_s: float = 0.3) -> HostFacts:
         governor=governor(),
         git_commit=commit,
     )
+
+
+def host_name() -> str:
+    """``COLDBENCH_HOST``, else a short digest of the kernel's boot id: the same for all that runs on this host now."""
+    named = os.environ.get("COLDBENCH_HOST", "")
+    boot = _read("/proc/sys/kernel/random/boot_id").strip()
+    return named or f"host-{hashlib.sha256(boot.encode()).hexdigest()[:8]}"
 
 
 def usable_cores() -> int:

@@ -30,8 +30,8 @@ class SessionHeader(Frozen):
     """False when the run-time workloads were left out (``--no-workloads``)."""
     host: dict[str, Any] = Field(default_factory=dict)
     """Kernel, CPU model, cgroup version, file systems, load, steal, git commit."""
-    hosts: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """The same facts of each host of a campaign or a merged session, by the name its observations carry."""
+    commit: str = ""
+    """Of what is measured, as the CI system names it (``COLDBENCH_COMMIT``, ``GITHUB_SHA``, ``CI_COMMIT_SHA``)."""
     shard: str = ""
     """``2/5``: this session runs the second of five parts of the plan; empty for all of it."""
     versions: dict[str, str] = Field(default_factory=dict)

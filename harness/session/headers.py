@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -40,6 +41,12 @@ def make_header(
     )
 
 
+def commit() -> str:
+    """The commit that is measured, where the environment names one."""
+    names = ("COLDBENCH_COMMIT", "GITHUB_SHA", "CI_COMMIT_SHA")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
 def new_header(
     scenarios: Sequence[Scenario],
     files: Mapping[str, str],
@@ -67,6 +74,7 @@ def new_header(
         scenario_files=dict(files),
         registry=registry,
         workloads=workloads,
+        commit=commit(),
         host=collect().model_dump(mode="json"),
         versions=versions(),
     )

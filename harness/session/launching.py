@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from harness.machine import rates
-from harness.machine.host import require_root, usable_cores
+from harness.machine.host import collect, require_root, usable_cores
 from harness.oci.cache import Cache
-from harness.session import inventory
+from harness.session import hosts, inventory
 from harness.session.bounds import Bounder
 from harness.session.interrupts import Interrupts
 from harness.session.preparation import Preparer, pinned_digests
@@ -97,6 +97,11 @@ class Launcher:
             keep_inventory=lambda found: inventory.save(store.directory, found),
         )
         run = SessionRun(store, setups, self.interrupts, self.progress, keep_going)
+        known = hosts.load(store.directory)
+        if known:
+            facts = collect().model_dump(mode="json")
+            hosts.append(store.directory, facts)
+            run.host = str(facts["name"])
         if takes is not None:
             run.takes = takes
         if goes_on is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import Interrupted, UsageError
 from harness.model.plan import Selection
+from harness.session import shards
 from harness.session.headers import make_header
 from harness.session.launching import Launcher
 from harness.session.store import Store
@@ -16,6 +17,7 @@ from harness.session.store import Store
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from harness.model.plan import PlannedTrial
     from harness.model.session import SessionHeader
     from harness.session.progress import Progress
     from harness.session.run import Outcome
@@ -39,6 +41,8 @@ class RunOptions:
     keep_going: bool = False
     workloads: bool = True
     offline: bool = False
+    shard: str = ""
+    """``2/5``: the second of five parts of the plan."""
 
     def check(self) -> None:
         """Refuse what contradicts itself. Raises UsageError, which says how to put it."""
@@ -48,6 +52,10 @@ class RunOptions:
         if self.resume and (any(changes) or not self.workloads):
             raise UsageError(
                 "--resume continues a session as it was planned: give --out DIR and nothing that changes the plan"
+            )
+        if self.shard and (self.resume or self.seed is None):
+            raise UsageError(
+                "--shard needs --seed, the same on every machine, and starts a session (--resume knows its shard)"
             )
         if self.resume and self.out is None:
             raise UsageError("--resume needs --out DIR, the directory of the session to continue")
@@ -59,9 +67,21 @@ class RunOptions:
         self.check()
         if self.resume:
             return None
-        return make_header(
+        header = make_header(
             self.scenarios, self.selection, seed=self.seed, registry=self.registry, workloads=self.workloads
         )
+        if not self.shard:
+            return header
+        shards.check(shards.parse(self.shard), header.plan)
+        name = f"{header.session}-{self.shard.replace('/', '-of-')}"
+        return header.model_copy(update={"shard": self.shard, "session": name})
+
+    def open_store(self, header: SessionHeader | None) -> Store:
+        """The session on disk, locked for this process: a new one with this header, or the stored one."""
+        if header is None:
+            assert self.out is not None
+            return Store.resume(self.out, self.retry_failed)
+        return Store.create(self.out or RESULTS / header.session, header)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +96,15 @@ class OpenSession:
     def directory(self) -> Path:
         return self.store.directory
 
+    @property
+    def total(self) -> int:
+        """Trials that this session runs: those of its shard."""
+        return sum(self._takes(trial) for trial in self.store.header.plan.trials)
+
+    def _takes(self, trial: PlannedTrial) -> bool:
+        shard = self.store.header.shard
+        return not shard or shards.parse(shard).takes(trial)
+
     def run(self) -> Outcome:
         """Run what is left of it.
 
@@ -84,9 +113,9 @@ class OpenSession:
             ColdbenchError: see ``SessionRun.run``.
         """
         try:
-            return self.launcher.run(self.store, keep_going=self.options.keep_going)
+            return self.launcher.run(self.store, keep_going=self.options.keep_going, takes=self._takes)
         except Interrupted as error:
-            done, total = len(self.store.finished), len(self.store.header.plan.trials)
+            done, total = len(self.store.finished), self.total
             raise Interrupted(
                 f"{error}\n{done} of {total} trials are recorded; "
                 f"go on with: coldbench run --resume --out {self.directory}"
@@ -107,9 +136,5 @@ def open_session(options: RunOptions, progress: Progress) -> Iterator[OpenSessio
         launcher = stack.enter_context(Launcher(progress, offline=options.offline))
         if header is not None and options.registry:
             launcher.endpoint(options.registry)  # before a directory is made: it may not be there at all
-        if header is None:
-            assert options.out is not None
-            store = Store.resume(options.out, options.retry_failed)
-        else:
-            store = Store.create(options.out or RESULTS / header.session, header)
+        store = options.open_store(header)
         yield OpenSession(launcher, stack.enter_context(store), options)

@@ -15,7 +15,7 @@ from harness.session.requests import settings_of_case
 from harness.session.trial import run_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from harness.model.scenario import Scenario
     from harness.session.interrupts import Interrupts
@@ -37,6 +37,14 @@ class Outcome:
     failed: int
 
 
+def outcome_of(seen: Sequence[Observation]) -> Outcome:
+    """Counts over observations; of a trial that was run again the last record counts."""
+    latest = {o.trial: o for o in seen}.values()
+    failed = sum(o.status == "failed" for o in latest)
+    invalid = sum(o.status == "ok" and bool(o.invalid) for o in latest)
+    return Outcome(len(latest) - failed - invalid, invalid, failed)
+
+
 @dataclass
 class SessionRun:
     """Runs what is left of a session.
@@ -53,6 +61,8 @@ class SessionRun:
     """Which trials of the plan are this run's: a shard has some of the blocks."""
     goes_on: Callable[[int, tuple[Observation, ...]], bool] = lambda _block, _seen: True
     """Asked before each block after the first of this run, with all that is recorded: a gate may have seen enough."""
+    host: str = ""
+    """Name of this host where the session has several; observations then carry it."""
     _unprepared: dict[str, Failure] = field(default_factory=dict)
     _seconds: dict[str, list[float]] = field(default_factory=dict)
     _guesses: dict[str, float] = field(default_factory=dict)
@@ -68,7 +78,7 @@ class SessionRun:
                 on this host.
         """
         plan = self.store.header.plan
-        left = [trial for trial in plan.trials if trial.trial not in self.store.finished and self.takes(trial)]
+        left = self._left()
         cases = {case.case.key: case for case in plan.cases}
         needed = [cases[key] for key in dict.fromkeys(trial.case for trial in left)]
         self._guess({})
@@ -92,16 +102,24 @@ class SessionRun:
             started = time.monotonic()
             observation = self._run_one(trial, cases[trial.case])
             self._seconds.setdefault(trial.case, []).append(time.monotonic() - started)
+            if self.host:
+                observation = observation.model_copy(update={"host": self.host})
             self.store.append(observation)
             self.progress.ended(observation, self._remaining())
         return self.outcome()
 
+    def _left(self) -> list[PlannedTrial]:
+        plan, finished = self.store.header.plan, self.store.finished
+        left = [trial for trial in plan.trials if trial.trial not in finished and self.takes(trial)]
+        if self.host:
+            # A block that another host began is run whole here: its trials are compared with each other.
+            begun = {trial.block for trial in left}
+            left = [trial for trial in plan.trials if trial.block in begun and self.takes(trial)]
+        return left
+
     def outcome(self) -> Outcome:
         """Counts of what is recorded."""
-        seen = self.store.observations
-        failed = sum(o.status == "failed" for o in seen)
-        invalid = sum(o.status == "ok" and bool(o.invalid) for o in seen)
-        return Outcome(len(seen) - failed - invalid, invalid, failed)
+        return outcome_of(self.store.observations)
 
     def _scenario(self, case: PlannedCase) -> Scenario:
         return self.store.header.scenarios[case.case.scenario]

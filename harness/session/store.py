@@ -7,6 +7,7 @@ moved aside when the session is resumed, and its trial runs again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from harness.errors import UsageError
+from harness.errors import DiskFull, UsageError
 from harness.model.observation import SCHEMA_VERSION, Observation
 from harness.model.session import Preparation, SessionHeader
 from harness.session.migrations import MIGRATIONS
@@ -114,6 +115,15 @@ def _torn_at(content: bytes) -> int:
     except ValueError:
         return start
     return len(content)
+
+
+def is_torn(path: str | Path) -> bool:
+    """Whether the last line of a session's observations was cut; reading leaves it out."""
+    file = Path(path) / OBSERVATIONS
+    if not file.exists():
+        return False
+    content = file.read_bytes()
+    return _torn_at(content) < len(content)
 
 
 def _read(model: type[M], path: Path) -> list[M]:
@@ -226,9 +236,17 @@ class Store:
             _sync_directory(self.directory)
         line = item.model_dump_json().encode() + b"\n"
         descriptor = self._files[name]
-        while line:
-            line = line[os.write(descriptor, line) :]
-        os.fsync(descriptor)
+        try:
+            while line:
+                line = line[os.write(descriptor, line) :]
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+                raise
+            raise DiskFull(
+                f"{self.directory}: an observation could not be written ({error.strerror}); what was recorded before "
+                f"is kept: free some space, then go on with: coldbench run --resume --out {self.directory}"
+            ) from None
 
     def close(self) -> None:
         """Release the directory."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from harness import __version__
-from harness.errors import UsageError
+from harness.errors import DiskFull, UsageError
 from harness.model.observation import SCHEMA_VERSION, Observation
 from harness.model.plan import make_plan
 from harness.model.scenario import Scenario
@@ -16,6 +17,7 @@ from harness.model.session import Preparation, SessionHeader
 from harness.session import store
 from harness.session.migrations import MIGRATIONS
 from harness.session.store import Store, load, load_preparations
+from tests.gate import sessions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -260,3 +262,31 @@ def test_failed_trials_are_run_again_when_asked(tmp_path: Path) -> None:
         assert writer.finished == {0}
         writer.append(observation(1))
     assert load(tmp_path / "s")[1] == [observation(0), observation(1)]
+
+
+@pytest.mark.root
+def test_a_full_disk_is_one_line_and_the_session_goes_on(tmp_path: Path) -> None:
+    """The results directory runs full in mid-line: the error says how to go on, and a resume drops only that line."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(disk)], check=True)
+    try:
+        head = sessions.header(blocks=12)
+        made = [o.model_copy(update={"output_tail": "x" * 20_000}) for o in sessions.trials(head.plan)]
+        with Store.create(disk / "s", head) as store:
+
+            def append_all() -> None:
+                for observation in made:
+                    store.append(observation)
+
+            with pytest.raises(DiskFull, match="go on with: coldbench run --resume"):
+                append_all()
+        kept = len(load(disk / "s")[1])
+        assert 0 < kept < len(made)
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        with Store.resume(disk / "s") as store:
+            for observation in made[kept:]:
+                store.append(observation)
+        assert len(load(disk / "s")[1]) == len(made)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
