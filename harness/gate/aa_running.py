@@ -15,11 +15,13 @@ from harness import __version__
 from harness.errors import NothingToCompare, UsageError
 from harness.gate import aa, aa_store
 from harness.gate.baseline import SUFFIX, Baseline
+from harness.gate.comparing import excluded_trials
 from harness.gate.environment import describe, host_class
 from harness.gate.planning import block_minutes
 from harness.gate.sides import Side
-from harness.session.headers import new_header
+from harness.session.header import new_header
 from harness.session.store import Store
+from harness.stats.paired import MIN_BLOCKS
 
 if TYPE_CHECKING:
     from harness.gate.aa import AaRecord
@@ -93,8 +95,12 @@ def analyse(side: Side, *, gate_blocks: int, inject: float = 0.0, draws: int = a
     pairs, _alone = Baseline("again").pairs(header, side.observations, side)
     lines = aa.lines_of(pairs, gate)
     drawer = aa.Drawer(pairs, gate, gate_blocks)
-    if not lines or not drawer.blocks:
-        raise NothingToCompare(f"{side.name}: no block holds a valid trial of both sides; see `coldbench report`")
+    if not lines or len(drawer.blocks) < MIN_BLOCKS:
+        why = "; ".join(excluded_trials(side)[:1])
+        raise NothingToCompare(
+            f"{side.name}: {len(drawer.blocks)} blocks hold valid trials of both sides, and {MIN_BLOCKS} are needed to "
+            f"say anything{f' ({why})' if why else ''}; run it again on a quieter host, or with more --blocks"
+        )
     minutes = block_minutes(side.observations)
     wrong, confirmed = aa.false_alarms(drawer, draws)
     caught = aa.caught_as_run(pairs, gate, gate_blocks, draws) if inject else aa.power(drawer, draws=draws)

@@ -9,6 +9,7 @@ from harness.errors import NothingToCompare, UsageError
 from harness.gate.environment import Difference, describe, differences
 from harness.gate.lines import Line, judge, time_lines
 from harness.gate.sides import pairs
+from harness.session import hosts, store
 
 if TYPE_CHECKING:
     from harness.gate.sides import Side
@@ -27,6 +28,8 @@ class Compared:
     lines: tuple[Line, ...]
     alone: tuple[str, ...]
     excluded: tuple[str, ...]
+    hosts: tuple[str, ...] = ()
+    """Hosts that took part, described, where a side has several."""
 
 
 def compare_sides(
@@ -66,15 +69,25 @@ def compare_sides(
         tuple(lines),
         tuple(alone),
         tuple(excluded),
+        tuple(dict.fromkeys(hosts_of(baseline) + hosts_of(candidate))),
     )
+
+
+def hosts_of(side: Side) -> list[str]:
+    """The hosts of a session that has several, one sentence each."""
+    known = {} if side.directory is None else hosts.load(side.directory)
+    return [f"{name}: {describe(facts)}" for name, facts in sorted(known.items())]
 
 
 def excluded_trials(side: Side) -> list[str]:
     """Why trials are in no number, once per case and reason with how often."""
     counts: dict[str, int] = {}
+    torn = []
+    if side.directory is not None and store.is_torn(side.directory):
+        torn = [f"{side.directory}: the last line of its observations, which was cut"]
     for o in side.observations:
         if not o.valid:
             why = o.failure.message if o.failure else "; ".join(i.reason for i in o.invalid) or "it never got ready"
             text = f"{o.case.key}: {why}"
             counts[text] = counts.get(text, 0) + 1
-    return [f"{count} x {text}" for text, count in counts.items()]
+    return [f"{count} x {text}" for text, count in counts.items()] + torn

@@ -72,6 +72,8 @@ class ComparedPart(_Part):
     lines: tuple[LinePart, ...]
     alone: tuple[str, ...]
     excluded: tuple[str, ...]
+    hosts: tuple[str, ...] = ()
+    """Hosts that took part, described, where a side has several."""
 
 
 def document(compared: Compared) -> str:

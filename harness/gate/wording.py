@@ -99,6 +99,7 @@ def host_lines(lines: Sequence[Line]) -> list[str]:
 def markdown(compared: Compared) -> str:
     """A comparison as Markdown, environment first."""
     out = [f"# {compared.candidate} against {compared.baseline}", "", f"Host: {compared.host}.", ""]
+    out += [*(f"- {host}" for host in compared.hosts), ""] if compared.hosts else []
     if compared.anyway:
         out += ["**Compared anyway, although these are not comparable:**", ""]
         out += [f"- **{difference}**" for difference in compared.differences if difference.decisive]

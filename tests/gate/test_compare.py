@@ -13,6 +13,7 @@ from harness.errors import NothingToCompare, UsageError
 from harness.gate.comparing import compare_sides
 from harness.gate.sides import pairs, parse
 from harness.gate.wording import markdown
+from harness.model.observation import SCHEMA_VERSION
 from tests.gate import sessions
 
 if TYPE_CHECKING:
@@ -146,3 +147,24 @@ def test_ambiguous_sides_are_refused(tmp_path: Path) -> None:
     one = stored(tmp_path, "a")
     with pytest.raises(UsageError, match="select one of them"):
         compare_sides(parse(one), parse(f"{one}#mode=erofs"), margin=0.05)
+
+
+def test_a_cut_last_line_is_said(tmp_path: Path) -> None:
+    """A session whose last line was cut is compared without it, and the output says so."""
+    from harness.session.store import OBSERVATIONS
+
+    one, other = stored(tmp_path, "a"), stored(tmp_path, "b", seed=2)
+    with open(f"{other}/{OBSERVATIONS}", "rb+") as file:
+        file.seek(-30, 2)
+        file.truncate()
+    compared = compare_sides(parse(other), parse(one), margin=0.05)
+    assert f"left out: {other}: the last line of its observations, which was cut" in markdown(compared)
+
+
+def test_a_session_of_a_newer_program_is_refused(tmp_path: Path) -> None:
+    """A stored form that this program does not know is refused with the way out."""
+    one = stored(tmp_path, "a")
+    path = tmp_path / "a" / "session.json"
+    path.write_text(path.read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 99', 1))
+    with pytest.raises(UsageError, match="upgrade it"):
+        parse(one)
