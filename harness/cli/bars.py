@@ -6,6 +6,8 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from harness.cli.tables import error_console
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -14,22 +16,22 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def bar(quiet: bool = False, *, transient: bool = True, everywhere: bool = False) -> Iterator[Any]:
-    """A ``rich`` progress display in bytes. ``everywhere``: the final state is worth its lines in a log, too."""
-    from rich.console import Console
+def bar(quiet: bool = False, *, transient: bool = True) -> Iterator[Any]:
+    """A ``rich`` progress display in bytes; nothing where standard error is no terminal: a pipe keeps every turn."""
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn()]
-    console = Console(stderr=True)
-    hidden = quiet or not (everywhere or console.is_terminal)
+    console = error_console()
+    hidden = quiet or not console.is_terminal
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=transient, disable=hidden) as progress:
         yield progress
 
 
 @contextlib.contextmanager
 def build_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for `build_recipe`: one line per thing that is done, bytes where they are known."""
-    with bar(quiet, transient=False, everywhere=True) as progress:
+    """For `build_recipe`: on a terminal a bar per thing that is done, with bytes where they are known; else a line."""
+    lines = not quiet and not sys.stderr.isatty()
+    with bar(quiet, transient=False) as progress:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:
@@ -37,6 +39,8 @@ def build_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
                 for task in tasks.values():
                     progress.stop_task(task)
                 tasks[what] = progress.add_task(what, total=total or None)
+                if lines:
+                    print(what, file=sys.stderr, flush=True)
             progress.update(tasks[what], completed=done, total=total or None)
 
         yield report

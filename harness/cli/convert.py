@@ -116,10 +116,10 @@ def _document(result: ImageConversion, destination: str, seconds: float) -> dict
 
 
 def _print(result: ImageConversion, destination: str, seconds: float) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from harness.cli.bars import megabytes
+    from harness.cli.tables import console as make_console
 
     table = Table("layer", "before", "after", "change", "entries", "remark")
     for number, layer in enumerate(result.layers):
@@ -132,7 +132,7 @@ def _print(result: ImageConversion, destination: str, seconds: float) -> None:
             str(layer.entries or ""),
             layer.unchanged,
         )
-    console = Console()
+    console = make_console()
     console.print(table)
     console.print(
         f"{destination}: {result.manifest.digest}\n"

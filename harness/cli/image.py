@@ -141,6 +141,8 @@ def _print_inspection(name: str, facts: dict[str, Any]) -> None:
     line(name)
     line(facts["digest"])
     line(f"{facts['media_type']}, {facts['platform']}\n")
+    for remark in facts["remarks"]:
+        line(f"note: {remark}\n")
     table = _table(("layer", "digest", "form", "stored", "unpacked", "ratio", "entries", "files"), {"digest", "form"})
     for number, layer in enumerate([*facts["layers"], facts["total"]]):
         plain, stored = layer.get("uncompressed_bytes"), layer["compressed_bytes"]

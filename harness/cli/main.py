@@ -8,9 +8,9 @@ import sys
 import traceback
 
 import typer
-from rich.console import Console
 
 from harness import __version__, cli
+from harness.cli.tables import error_console
 from harness.errors import ColdbenchError
 
 #: A bug of ours: the infrastructure failed.
@@ -57,7 +57,7 @@ def main() -> None:
     try:
         app()
     except ColdbenchError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False, emoji=False).print(f"coldbench: {error}", markup=False)
+        error_console().print(f"coldbench: {error}", markup=False)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("coldbench: interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Where tables are printed."""
+"""Where text is printed: consoles on which a tag ``:new`` stays text and no picture."""
 
 from __future__ import annotations
 
@@ -18,4 +18,11 @@ def console() -> Console:
     from rich.console import Console
 
     wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else FILE_COLUMNS
-    return Console(highlight=False, emoji=False, width=wide)
+    return Console(highlight=False, width=wide, emoji=False)
+
+
+def error_console() -> Console:
+    """Standard error, for progress and messages; lines are not broken."""
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import ColdbenchError
 from harness.oci.image import parse_json
+from harness.oci.store import RangeIgnored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from harness.oci.descriptor import Descriptor, Platform
     from harness.oci.image import Image
@@ -29,13 +30,14 @@ def inspect_image(
     """
     image = source.resolve(platform)
     artefacts, parts = _artefacts(source, image)
+    remarks = list(_remarks(source, image))
     layers = []
     for number, descriptor in enumerate(image.layers):
         facts: dict[str, Any] = {
             "digest": descriptor.digest,
             "diff_id": image.diff_ids[number],
             "media_type": descriptor.media_type,
-            "compression": descriptor.compression,
+            "compression": _compression(source, descriptor),
             "compressed_bytes": descriptor.size,
         }
         if read_layers:
@@ -64,7 +66,34 @@ def inspect_image(
         "layers": layers,
         "total": total,
         "artefacts": artefacts,
+        "remarks": remarks,
     }
+
+
+def _remarks(source: ImageSource, image: Image) -> Iterator[str]:
+    """Where the image says one thing and is another: it works all the same, and surprises whoever trusts the labels."""
+    stated = image.descriptor.platform
+    if stated is not None and str(stated) and not image.platform.accepts(stated):
+        yield f"the index says {stated}, its configuration says {image.platform or 'nothing'}"
+    lying = [
+        f"layer {number} is {actual}, its media type says {layer.compression}"
+        for number, layer in enumerate(image.layers)
+        if (actual := _compression(source, layer)) != layer.compression
+    ]
+    yield from lying[:3]
+    if len(lying) > 3:
+        yield f"{len(lying) - 3} more layers whose media types are wrong"
+
+
+def _compression(source: ImageSource, layer: Descriptor) -> str:
+    """What the layer is compressed with by its first bytes, as engines look at it; its media type may be wrong."""
+    from harness.formats.sniff import SNIFFED_BYTES, compression_of
+
+    try:
+        first = source.open_blob(layer).read_range(0, min(SNIFFED_BYTES, layer.size))
+    except RangeIgnored:
+        return str(layer.compression)
+    return compression_of(first, f"{source.where}: layer {layer.digest}")
 
 
 def _run(image: Image) -> dict[str, Any]:

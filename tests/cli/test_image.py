@@ -11,8 +11,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.cli.bars import megabytes
-from harness.oci.location import open_source
-from tests.oci.samples import sample_layout
+from harness.images.inspection import inspect_image
+from harness.oci.descriptor import (
+    OCI_INDEX,
+    OCI_LAYER_GZIP,
+    OCI_MANIFEST,
+    Descriptor,
+    Platform,
+    digest_bytes,
+    go_json,
+)
+from harness.oci.layout import LayoutStore
+from harness.oci.location import copy_image, open_destination, open_source
+from harness.oci.store import ImageSource
+from tests.oci.samples import make_tar, sample_layout
+from tests.support.images import Layer, put_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,3 +174,54 @@ def test_one_line_errors(tmp_path: Path, arguments: list[str], code: int, messag
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_inspection_says_where_labels_lie(tmp_path: Path) -> None:
+    """A layer's first bytes count, and an index that names another platform than the configuration is said so."""
+    store = LayoutStore(tmp_path / "l", create=True)
+    tar = make_tar({"a": b"1" * 3000})
+    plain = Layer(tar, OCI_LAYER_GZIP, digest_bytes(tar))
+    here = Platform.of_host()
+    made = put_image(store, "", [plain], platform=Platform("linux", "s390x"))
+    entry = Descriptor(OCI_MANIFEST, made.digest, made.size, platform=here).to_json()
+    store.put_manifest(go_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}), OCI_INDEX, "x")
+    with ImageSource(store, "x") as source:
+        facts = inspect_image(source, read_layers=False)
+    assert facts["layers"][0]["compression"] == "none"
+    assert facts["remarks"] == [
+        f"the index says {here}, its configuration says linux/s390x",
+        "layer 0 is none, its media type says gzip",
+    ]
+    assert facts["layers"][0]["media_type"] == OCI_LAYER_GZIP
+
+
+def test_a_tag_is_no_picture(tmp_path: Path) -> None:
+    """`:new:` stays what it is in every line that is printed."""
+    put_image(LayoutStore(tmp_path / "l", create=True), "new", [Layer.of_tar(make_tar({"a": b"1"}))])
+    name = f"oci:{tmp_path}/l:new"
+    for argv in (["image", "inspect", name], ["convert", "estargz", name, f"oci:{tmp_path}/e:new:"]):
+        done = subprocess.run([sys.executable, "-m", "harness", *argv], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert ":new" in done.stdout
+        assert "\N{SQUARED NEW}" not in done.stdout
+
+
+def test_a_pipe_gets_no_spinner(tmp_path: Path) -> None:
+    """Progress into a pipe is a line per step, without control characters."""
+    store = LayoutStore(tmp_path / "l", create=True)
+    put_image(store, "x", [Layer.of_tar(make_tar({"a": b"1"}))], platform=Platform.of_host())
+    archive = open_destination(f"oci-archive:{tmp_path}/a.tar:x")
+    copy_image(ImageSource(store, "x"), archive)
+    archive.close()
+    (tmp_path / "s.toml").write_text(
+        f'name = "s"\nimage = {{ archive = "{tmp_path}/a.tar" }}\n[workload]\nreadiness = {{ kind = "exit" }}\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "image", "build", str(tmp_path / "s.toml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLDBENCH_CACHE": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"unpacking {tmp_path}/a.tar\n"
