@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -30,6 +30,8 @@ EngineName = Annotated[str, AfterValidator(engine_name), Field(json_schema_extra
 class _OtherEngine(Table):
     """What choices of engines that are not ours have in common."""
 
+    own_registry_only: ClassVar[bool] = False
+    """Whether its daemon cannot be led through the relays that stand for a registry elsewhere."""
     optional: bool = Field(
         default=False, description="Leave this engine out, and say so, where it cannot run, instead of refusing to run."
     )
@@ -38,12 +40,14 @@ class _OtherEngine(Table):
 class EmbeddedChoice(Table):
     """Our own engine: it needs nothing but crun or runc."""
 
+    own_registry_only: ClassVar[bool] = False
     engine: Literal["embedded"] = "embedded"
 
 
 class DockerChoice(_OtherEngine):
-    """Docker: a dockerd of the harness's own inside the machine, or the user's running one."""
+    """Docker: a dockerd of the harness's own inside the machine."""
 
+    own_registry_only: ClassVar[bool] = True
     engine: Literal["docker"] = "docker"
     dockerd: str = Field(
         default="", description="Path of the dockerd to run; else COLDBENCH_DOCKERD, else the one on the PATH."

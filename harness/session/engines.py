@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.engines import make_engine
-from harness.errors import HostUnfit
+from harness.errors import HostUnfit, UsageError
 from harness.model.engine import is_optional
 from harness.model.plan import make_plan
 
@@ -25,14 +25,24 @@ class Missing:
     reasons: tuple[str, ...]
 
 
-def runnable_plan(scenarios: Sequence[Scenario], seed: int, selection: Selection | None = None) -> Plan:
+def runnable_plan(
+    scenarios: Sequence[Scenario], seed: int, selection: Selection | None = None, *, registry: str = ""
+) -> Plan:
     """A plan of what can run here; it says which optional engines it leaves out, and why.
 
+    ``registry`` is the one that the user named, empty for the session's own.
+
     Raises:
-        UsageError: the selection names what is not there, or leaves no case.
+        UsageError: the selection names what is not there, or leaves no case; an engine cannot use that registry.
         HostUnfit: an engine that is not optional cannot run here.
     """
     plan = make_plan(scenarios, seed, selection)
+    tied = [case.case.engine for case in plan.cases if case.engine.own_registry_only]
+    if registry and tied:
+        raise UsageError(
+            f"--registry {registry}: engine {tied[0]} pulls from the session's own registry only, since its daemon "
+            "cannot be led to another one through the machine's network; leave --registry or that engine out"
+        )
     missing = find_missing(plan.cases)
     if missing.cases:
         plan = make_plan(scenarios, seed, selection, missing.cases)

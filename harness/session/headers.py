@@ -63,7 +63,7 @@ def new_header(
     plan is empty, HostUnfit where an engine cannot run here.
     """
     now = datetime.now(UTC)
-    plan = runnable_plan(scenarios, seed, selection)
+    plan = runnable_plan(scenarios, seed, selection, registry=registry)
     loaded = {scenario.name: scenario for scenario in scenarios}
     return SessionHeader(
         coldbench_version=__version__,

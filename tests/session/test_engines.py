@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.errors import HostUnfit, ScenarioError
+from harness.errors import HostUnfit, ScenarioError, UsageError
 from harness.model.plan import Selection
 from harness.model.scenario import Scenario
 from harness.scenarios import parse
@@ -75,6 +75,14 @@ def test_a_preset_the_found_version_lacks_is_refused() -> None:
     """20.10 has no images in containerd's store, which its version says."""
     with pytest.raises(HostUnfit, match=r"dockerd 20.10.24 keeps no images in containerd's store"):
         runnable_plan([scenario(["docker"], modes=["overlay2:containerd-store"])], 1)
+
+
+@pytest.mark.usefixtures("dockerd")
+def test_a_registry_elsewhere_is_refused_for_docker() -> None:
+    """dockerd cannot be led through relays; the embedded engine's clients can."""
+    with pytest.raises(UsageError, match="leave --registry or that engine out"):
+        runnable_plan([scenario(["embedded", "docker"])], 1, registry="https://registry.example")
+    assert runnable_plan([scenario(["embedded"])], 1, registry="https://registry.example").cases
 
 
 def test_the_scenario_names_its_dockerd(dockerd: str, monkeypatch: pytest.MonkeyPatch) -> None:
