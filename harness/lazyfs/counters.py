@@ -5,6 +5,7 @@ Plain lists and integers, because the counting itself is paid for by the measure
 
 from __future__ import annotations
 
+import logging
 import resource
 import time
 from dataclasses import dataclass, field
@@ -13,7 +14,10 @@ from typing import TYPE_CHECKING
 from harness.lazyfs.messages import Histogram, OpcodeUsage, Usage
 
 if TYPE_CHECKING:
+    from harness.errors import ColdbenchError
     from harness.lazyfs.data.fetch import Fetched
+
+log = logging.getLogger(__name__)
 
 BUCKETS = 40
 
@@ -89,12 +93,22 @@ class Counters:
     bytes_inflated: int = 0
     digest_mismatches: int = 0
     read_errors: int = 0
+    last_read_error: str = ""
     disk_full: bool = False
     layers_refetched: int = 0
     """Layers fetched a second time because the index and the stream did not agree (``harness.lazyfs.data.whole``)."""
     handed_over: bool = False
     bytes_pushed: int = 0
+    not_handed_over: str = ""
+    """Why the kernel does not read the local file, though it was to."""
     before_ready: tuple[int, int] | None = None
+
+    def note_read_error(self, where: str, error: ColdbenchError) -> None:
+        """Count a read that could not be answered; the log says it once for each cause, not for each read."""
+        self.read_errors += 1
+        if str(error) != self.last_read_error:
+            self.last_read_error = str(error)
+            log.warning("%s: %s; such reads fail with an I/O error", where, error)
 
     def count(self, fetched: Fetched) -> None:
         """Count one range request and what it brought."""
@@ -137,4 +151,5 @@ class Counters:
             read_errors=self.read_errors,
             disk_full=self.disk_full,
             layers_refetched=self.layers_refetched,
+            not_handed_over="" if self.handed_over else self.not_handed_over,
         )

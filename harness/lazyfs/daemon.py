@@ -139,10 +139,7 @@ class Daemon:
             case messages.GetTouches():
                 return messages.Touches(tuple(service.first_touches()))
             case messages.AwaitBackground(wait_s):
-                with trio.move_on_after(wait_s):
-                    await service.background_done.wait()
-                complete = service.background_done.is_set() and service.background_complete
-                return messages.BackgroundState(complete, tuple(service.spans))
+                return await service.background(wait_s)
             case messages.End():
                 pass
             case _:

@@ -250,6 +250,7 @@ class Usage:
     read_errors: int
     disk_full: bool
     layers_refetched: int
+    not_handed_over: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from harness.errors import ColdbenchError, ContentError, UsageError
+from harness.errors import ColdbenchError, DiskFull, UsageError
 from harness.formats.erofs.device import head_with_second_device
 from harness.formats.erofs.spans import WHOLE
 from harness.lazyfs.counters import Counters
 from harness.lazyfs.data import prefetch as fetching
 from harness.lazyfs.data.blob_image import BlobImage, Windows
-from harness.lazyfs.data.disk_cache import DiskCache, SparseFile
+from harness.lazyfs.data.disk_cache import DiskCache, DiskHealth, SparseFile
 from harness.lazyfs.data.regions import RegionSource
 from harness.lazyfs.data.sources import OpenedLayer, open_layer
 from harness.lazyfs.data.store import Store
@@ -25,8 +25,8 @@ from harness.lazyfs.fuse.blob import IMAGE, BlobPresentation
 from harness.lazyfs.fuse.blob import NAME as BLOB_NAME
 from harness.lazyfs.fuse.kernel_pages import KernelPages
 from harness.lazyfs.fuse.tree import TreePresentation
-from harness.lazyfs.messages import BlobMounted, MetadataFile, Span, TreeMounted
-from harness.lazyfs.mounting import handover
+from harness.lazyfs.independence import Independence, LocalImage
+from harness.lazyfs.messages import BackgroundState, BlobMounted, MetadataFile, Span, TreeMounted
 from harness.lazyfs.mounting.mounts import set_read_ahead
 from harness.lazyfs.trace import BlockTrace, Trace
 from harness.model.modes import lazy_policy
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from harness.formats.erofs.index import ErofsIndex
     from harness.formats.erofs.spans import IndexedLayer
     from harness.lazyfs.data.residency import Layer
+    from harness.lazyfs.data.units import Units
     from harness.lazyfs.fuse.connection import Session
     from harness.lazyfs.messages import LazyLayer, MountBlob, MountTree, Serving, StoreAddress, Touch, Usage
     from harness.model.policy import LazyPolicy
@@ -51,10 +52,10 @@ class Service:
     def __init__(self, mountpoint: str, session: Session, nursery: trio.Nursery) -> None:
         self.mountpoint = mountpoint
         self.counters = Counters()
-        self.background_done = trio.Event()
-        self.background_complete = False
-        self.spans: list[Span] = []
-        """Spans that ended after the mount, for whoever asks."""
+        self._spans: list[Span] = []
+        """Spans that ended after the mount."""
+        self._independence: Independence | None = None
+        self._health = DiskHealth()
         self._session = session
         self._nursery = nursery
         self._ready = trio.Event()
@@ -64,11 +65,10 @@ class Service:
         self._disks: list[DiskCache] = []
         self._files: list[SparseFile] = []
         self._windows: Windows | None = None
+        self._windows_file: SparseFile | None = None
         self._image: SparseFile | None = None
         """Where the blob's bytes are kept, each where the blob has it."""
-        self._blob: BlobPresentation | None = None
         self._pages: KernelPages | None = None
-        self._devices = ("", "")
         self._scratch = ""
 
     async def mount_tree(self, request: MountTree) -> TreeMounted:
@@ -78,7 +78,7 @@ class Service:
         layers = await self._open_layers(client, policy, request.layers, spans)
         self.counters.layers_lazy = len(layers)
         for layer in layers:
-            store.add_layer(layer.units, layer.source, self._disk(policy, layer.number))
+            store.add_layer(layer.units, layer.source, self._disk(policy, layer.number, layer.units))
         start = time.monotonic_ns()
         trace = Trace(request.serving.t0_ns or start) if request.serving.trace else None
         tree = TreePresentation(policy, self.counters, trace)
@@ -115,7 +115,6 @@ class Service:
         if blob.cached and self.counters.layers_lazy:
             self._pages = store.pages = KernelPages(partial(self._session.store_pages, IMAGE), image.index.layer_starts)
         self._windows = image.windows
-        self._blob = blob
         if trace is not None:
             self._name_touches = partial(image.name_touches, trace)
         self._session.present(blob, self.counters)
@@ -123,9 +122,12 @@ class Service:
         if policy.prefetch:
             paths = request.serving.prefetch
             await self._start_prefetch(store, image.extents_of(paths) if paths else list(image.index.prefetch))
-        loop = policy.handover and policy.disk_cache
+        loop = policy.handover and self._image is not None
         metadata = await trio.to_thread.run_sync(self._separate_metadata, image.index) if loop else None
-        self._go_on(store)
+        local = None
+        if loop and self._image is not None:
+            local = LocalImage(self._image, memoryview(image.index.metadata), image.index.image_bytes)
+        self._go_on(store, local)
         return BlobMounted(BLOB_NAME, loop, metadata, tuple(layer.number for _, layer in whole), tuple(spans))
 
     def _begin(self, serving: Serving) -> tuple[BlobStore, LazyPolicy, Store]:
@@ -142,14 +144,27 @@ class Service:
         self.counters.layers_unpacked = serving.layers_unpacked
         return client, policy, self._store
 
-    def _go_on(self, store: Store) -> None:
+    def _go_on(self, store: Store, image: LocalImage | None = None) -> None:
         """What both presentations end with: read-ahead set, background work begun."""
         if store.policy.read_ahead_kib:
             set_read_ahead(self.mountpoint, store.policy.read_ahead_kib)
-        self._nursery.start_soon(self._run_background, store, store.policy)
+        self._independence = Independence(
+            store, image=image, fetch_besides=self._fetch_windows, handed_over=self._leave_fuse
+        )
+        self._nursery.start_soon(self._independence.run, self._ready)
 
-    def _disk(self, policy: LazyPolicy, number: int, inflated: SparseFile | None = None) -> DiskCache:
-        disk = DiskCache(self._scratch if policy.disk_cache else None, number, inflated)
+    def _sparse(self, name: str) -> SparseFile | None:
+        """A cache file; None when the disk does not take one."""
+        try:
+            file = SparseFile(self._scratch, name, self._health)
+        except OSError as error:
+            self._health.fail(error)
+            return None
+        self._files.append(file)
+        return file
+
+    def _disk(self, policy: LazyPolicy, number: int, units: Units, inflated: SparseFile | None = None) -> DiskCache:
+        disk = DiskCache(self._scratch if policy.disk_cache else None, number, units, inflated, self._health)
         self._disks.append(disk)
         return disk
 
@@ -163,8 +178,7 @@ class Service:
             start = time.monotonic_ns()
             regions = None
             if policy.region_bytes and policy.disk_cache:
-                regions = SparseFile(self._scratch, f"layer-{layer.number}.regions")
-                self._files.append(regions)
+                regions = self._sparse(f"layer-{layer.number}.regions")
             opened[position] = await trio.to_thread.run_sync(open_layer, client, layer, policy, regions)
             spans.append(_span("index", start, layer.number, layer.kind))
 
@@ -175,11 +189,10 @@ class Service:
         """Add the index's layers to the store; those that have to be fetched whole before the mount."""
         whole: list[tuple[Layer, IndexedLayer]] = []
         if policy.disk_cache:
-            self._image = SparseFile(self._scratch, "image")
-            self._files.append(self._image)
+            self._image = self._sparse("image")
         for layer, units, source in zip(image.index.layers, image.units, image.sources, strict=True):
             part = None if self._image is None else self._image.part(layer.start)
-            added = store.add_layer(units, source, self._disk(policy, layer.number, part))
+            added = store.add_layer(units, source, self._disk(policy, layer.number, units, part))
             if layer.kind == WHOLE or policy.eager:
                 whole.append((added, layer))
         return whole
@@ -204,9 +217,12 @@ class Service:
         store, sink = self._store, layer.disk.inflated
         assert store is not None
         if sink is None:
-            raise ContentError("a layer that is fetched whole needs the disk cache: leave option disk_cache on")
-        fill = partial(fetch_whole, client, indexed.digest, indexed.kind, indexed.size, sink, layer=indexed)
+            why = self._health.failure.strerror if self._health.failure is not None else "switched off"
+            raise DiskFull(f"layers that are fetched whole need the machine's disk, which takes nothing ({why})")
+        fill = partial(fetch_whole, client, indexed.digest, indexed.kind, indexed.size, sink.file, layer=indexed)
         fetched = await trio.to_thread.run_sync(fill, abandon_on_cancel=True)
+        for unit, sums in enumerate(fetched.sums):
+            sink.note_written(unit, sums)
         store.residency.note_filled(layer)
         if fetched.refetched:
             self.counters.layers_refetched += 1
@@ -243,45 +259,26 @@ class Service:
             log.warning("prefetch: %s", error)
         finally:
             done.set()
-        self.spans.append(_span("prefetch", start))
-
-    async def _run_background(self, store: Store, policy: LazyPolicy) -> None:
-        try:
-            if not policy.background:
-                self.background_complete = policy.eager
-                return
-            if not policy.background_from_mount:
-                await self._ready.wait()
-            start = time.monotonic_ns()
-            self.background_complete = await fetching.background(store) and await self._fetch_windows()
-            self.spans.append(_span("background", start))
-            if self.background_complete and self._devices[0]:
-                start = time.monotonic_ns()
-                await handover.inflate_all(store)
-                await self._hand_over()
-                self.spans.append(_span("inflate", start))
-        finally:
-            self.background_done.set()
+        self._spans.append(_span("prefetch", start))
 
     async def use_device(self, device: str, mounted: str) -> None:
-        """This loop device is over our file: turn it to the cache file once that is whole.
+        """This loop device is over our file; ``mounted`` is the one that EROFS is mounted from, this or another."""
+        assert self._independence is not None
+        await self._independence.use_device(device, mounted)
 
-        ``mounted`` is the device that EROFS is mounted from: the same, or one with the metadata.
-        """
-        self._devices = (device, mounted)
-        await self._hand_over()
+    async def background(self, wait_s: float) -> BackgroundState:
+        """What the background fetch has come to when it has ended, or after ``wait_s``."""
+        independence = self._independence
+        if independence is None:
+            raise UsageError("this daemon serves no image yet")
+        with trio.move_on_after(wait_s):
+            await independence.done.wait()
+        complete = independence.done.is_set() and independence.complete
+        return BackgroundState(complete, (*self._spans, *independence.spans))
 
-    async def _hand_over(self) -> None:
-        store, image, blob = self._store, self._image, self._blob
-        if store is None or image is None or blob is None or not store.residency.is_whole():
-            return
-        change = partial(handover.hand_over, *self._devices, image, blob.metadata, blob.size)
-        self.counters.handed_over = await trio.to_thread.run_sync(change)
-        if self.counters.handed_over:
-            store.residency.forget_memory()
-            store.pages = None
-            if self._pages is not None:
-                await trio.to_thread.run_sync(self._forget_pages, self._pages)
+    async def _leave_fuse(self) -> None:
+        if self._pages is not None:
+            await trio.to_thread.run_sync(self._forget_pages, self._pages)
 
     def _forget_pages(self, pages: KernelPages) -> None:
         """Nobody reads the FUSE file any more: what the kernel keeps of it is of no use; blocks."""
@@ -289,17 +286,17 @@ class Service:
         self._session.drop_pages(IMAGE)
 
     async def _fetch_windows(self) -> bool:
-        """The blob's windows are wanted for units that were fetched but not inflated; whether they are local now."""
+        """The blob's windows are wanted for units that were fetched but not inflated; whether they are local now.
+
+        Raises ColdbenchError.
+        """
         windows = self._windows
         if windows is None:
             return True
-        file = SparseFile(self._scratch, "windows")
-        self._files.append(file)
-        try:
-            return await trio.to_thread.run_sync(windows.fetch_all, file, abandon_on_cancel=True)
-        except ColdbenchError as error:
-            log.warning("background fetch of the windows: %s", error)
-            return False
+        if self._windows_file is None:
+            self._windows_file = self._sparse("windows")
+        file = self._windows_file
+        return file is not None and await trio.to_thread.run_sync(windows.fetch_all, file, abandon_on_cancel=True)
 
     def mark_ready(self) -> None:
         """The container is ready: freeze the counters 'before ready', let the background fetch begin."""

@@ -152,10 +152,12 @@ _WARM = Preset(
     role=Role.FLOOR, only_options=(),
 )  # fmt: skip
 _EAGER = Preset(
-    "eager", "full pull that unpacks no file", LazyPolicy(eager=True, prefetch=False, background=False),
+    "eager", "full pull that unpacks no file",
+    LazyPolicy(eager=True, prefetch=False, background=False, trust_disk=True),
     pull_core_s_per_gb=8.0, unpacks=False, line="--",
     only_options=(
-        "entry_timeout_s", "attr_timeout_s", "attempts", "retry_first_s", "read_ahead_kib", "handover", "direct_io"
+        "entry_timeout_s", "attr_timeout_s", "attempts", "retry_first_s", "read_ahead_kib", "handover", "direct_io",
+        "trust_disk",
     ),
 )  # fmt: skip
 

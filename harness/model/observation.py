@@ -134,6 +134,8 @@ class LazyUsage(Frozen):
     """Reads that the daemon could not answer, and that failed with an I/O error."""
     disk_full: bool = False
     """The machine's disk took no more bytes into the cache."""
+    not_handed_over: str = ""
+    """Mode erofs: why the kernel does not read the local file, though it was to."""
     layers_refetched: int = 0
     """Layers fetched a second time in timed work, because index and stream did not agree."""
 

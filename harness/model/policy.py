@@ -143,6 +143,11 @@ class LazyPolicy:
     """Tries of a request in all, on resets, timeouts, 429 and 5xx."""
     retry_first_s: float = option(0.1, most=60.0)
     """Pause before the second try; it doubles from there."""
+    read_timeout_s: float = option(60.0, most=86_400.0)
+    """A read that waits longer fails with an I/O error; 0: it waits as long as it takes."""
+    wait_out_outages: bool = option(False)
+    """While the registry is away, reads of bytes that are not local wait for it (up to ``read_timeout_s``); else they
+    fail at once."""
     memory_bytes: int = option(64 * MIB, MIB, 1024 * GIB)
     """Inflated and compressed bytes kept in memory; the coldest go to the disk cache."""
     disk_cache: bool = True
@@ -166,6 +171,10 @@ class LazyPolicy:
     """Units per background request; 0: as many as ``merge_bytes`` holds."""
     background_in_flight: int = option(1, 1, 256)
     """Background requests at a time."""
+    background_retry_s: float = option(5.0, 0.01, 60.0)
+    """Pause after which a background fetch that an outage or a bad answer stopped goes on; it doubles up to 60 s."""
+    background_resumes: bool = option(True)
+    """Go on after an outage; else the background fetch ends at the fifth failure in a row, as the references' does."""
     background_from_mount: bool = False
     """Count ``background_after_s`` from the mount, whether the container is ready or not."""
     read_ahead_kib: int = option(256, most=1024.0 * 1024)
@@ -180,6 +189,8 @@ class LazyPolicy:
     the cache file and let the kernel read that (docs/how-it-works.md)."""
     inflate_share: float = option(0.5, 0.01, 1.0, only=(Presentation.BLOB,))
     """Of that inflating: the share of time spent in it, at most."""
+    trust_disk: bool = option(False, only=(Presentation.BLOB,))
+    """Hand over what was synced without reading it back from the disk: what a full pull does."""
     direct_io: bool = option(False, only=(Presentation.BLOB,))
     """Blob presentation: the FUSE file's bytes are not cached below EROFS, and so not handed to the kernel before it
     asks (``harness.lazyfs.fuse.kernel_pages``). A trace always does so: it must see what is read."""
@@ -191,8 +202,8 @@ STARGZ = LazyPolicy(
     block_bytes=0, region_bytes=50_000, region_step=2 * MIB, probe_layers=True, merge_gap=0, merge_bytes=2 * MIB,
     readahead_units=0, in_flight=16, cache_inflated=True, prefetch_in_flight=1, prefetch_wait_s=10.0,
     background_after_s=5.0, background_quiet_s=5.0, background_interval_s=0.0, background_units=1,
-    background_in_flight=2, background_from_mount=True, read_ahead_kib=0, attempts=6, retry_first_s=0.03,
-    adaptive=False,
+    background_in_flight=2, background_from_mount=True, background_resumes=False, read_ahead_kib=0, attempts=6,
+    retry_first_s=0.03, adaptive=False,
 )  # fmt: skip
 """The published defaults of stargz-snapshotter 0.19 (its configuration structures)."""
 SOCI = LazyPolicy(
@@ -200,7 +211,8 @@ SOCI = LazyPolicy(
     partial_inflate=False,
     block_bytes=0, probe_layers=True, merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True,
     background_after_s=30.0, background_quiet_s=0.0, background_interval_s=0.5, background_units=1,
-    background_from_mount=True, attempts=9, retry_first_s=0.03, read_ahead_kib=0, adaptive=False,
+    background_from_mount=True, background_resumes=False, attempts=9, retry_first_s=0.03, read_ahead_kib=0,
+    adaptive=False,
 )  # fmt: skip
 """The published defaults of soci-snapshotter 0.16 (its configuration structures)."""
 

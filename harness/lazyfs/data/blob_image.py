@@ -12,6 +12,7 @@ from harness.formats.erofs.index import index_parts, load_erofs_index
 from harness.formats.table import Kind
 from harness.lazyfs.data.indexed_units import IndexedUnits
 from harness.lazyfs.data.sources import BlobRanges, fetch_verified
+from harness.lazyfs.data.unit_file import UnitFile
 from harness.lazyfs.messages import Touch
 from harness.oci.descriptor import Descriptor
 
@@ -35,25 +36,39 @@ class Windows:
     def __init__(self, remote: BlobRanges, digest: str) -> None:
         self._remote = remote
         self._digest = digest
-        self._local: SparseFile | None = None
+        self._local: UnitFile | None = None
 
     def read_range(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes at ``offset``, unverified: each window has a digest of its own."""
-        data = self._local.read(offset, size) if self._local is not None else None
-        return self._remote.read_range(offset, size) if data is None else data
+        if self._local is not None:
+            parts = []
+            for piece in range(offset // _PIECE_BYTES, -(-(offset + size) // _PIECE_BYTES)):
+                begin, length = self._extent(piece)
+                low, high = max(offset, begin), min(offset + size, begin + length)
+                parts.append(self._local.read(piece, low - begin, high - low))
+            known = [part for part in parts if part is not None]
+            if len(known) == len(parts):
+                return b"".join(known)
+        return self._remote.read_range(offset, size)
+
+    def _extent(self, piece: int) -> tuple[int, int]:
+        begin = piece * _PIECE_BYTES
+        return begin, min(_PIECE_BYTES, self._remote.size - begin)
 
     def fetch_all(self, file: SparseFile) -> bool:
         """Bring the whole blob to ``file``, blocking; False when the disk is full. DigestMismatch, RegistryError."""
-        hasher = hashlib.sha256()
-        for offset in range(0, self._remote.size, _PIECE_BYTES):
-            data = self._remote.read_range(offset, min(_PIECE_BYTES, self._remote.size - offset))
+        if self._local is not None:
+            return True
+        hasher, local = hashlib.sha256(), UnitFile(file, self._extent)
+        for piece in range(-(-self._remote.size // _PIECE_BYTES)):
+            data = self._remote.read_range(*self._extent(piece))
             hasher.update(data)
-            if not file.write(offset, data):
+            if not local.write(piece, [data]):
                 return False
         actual = f"sha256:{hasher.hexdigest()}"
         if actual != self._digest:
             raise DigestMismatch("EROFS index: windows", self._digest, actual)
-        self._local = file
+        self._local = local
         return True
 
 

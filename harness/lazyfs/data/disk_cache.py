@@ -1,8 +1,8 @@
 """The machine's disk as a cache of one layer: two sparse files, inflated bytes and stored (compressed) bytes.
 
-Where nothing was written a sparse file reads as zeros, so callers must never read what they have not recorded as
-written; the files hold no state of their own. A full disk is not an error of the file system served: writes then
-report False for good, and the data path goes on from memory and the registry.
+Where nothing was written a sparse file reads as zeros, so callers never read what they have not recorded as written;
+the files hold no state of their own. Whatever the disk refuses is no error of the file system served: after the first
+error nothing is written any more, and the data path goes on from memory and the registry.
 """
 
 from __future__ import annotations
@@ -10,32 +10,65 @@ from __future__ import annotations
 import copy
 import errno
 import fcntl
+import logging
 import os
 from typing import TYPE_CHECKING
+
+from harness.lazyfs.data.unit_file import UnitFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+    from harness.lazyfs.data.units import Units
+
+log = logging.getLogger(__name__)
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DIRECT_ALIGN = 4096
 """Place in the file, size and address in memory of what bypasses the page cache; every file system takes this."""
+
+
+class DiskHealth:
+    """Whether the disk still takes bytes; shared by all files on it, so that one error ends the cache, said once."""
+
+    def __init__(self) -> None:
+        self.failure: OSError | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether it takes nothing because it is full."""
+        return self.failure is not None and self.failure.errno in FULL
+
+    def fail(self, error: OSError) -> None:
+        """Nothing is written from now on."""
+        if self.failure is None:
+            self.failure = error
+            log.warning("the disk takes no more of the cache (%s): on with memory and the registry", error.strerror)
 
 
 class SparseFile:
     """Positional reads and writes of a file that is unlinked at once: it goes away with the process."""
 
-    def __init__(self, directory: str, name: str, pwrite: Callable[[int, bytes | memoryview, int], int] = os.pwrite):
+    def __init__(
+        self,
+        directory: str,
+        name: str,
+        health: DiskHealth | None = None,
+        pwrite: Callable[[int, bytes | memoryview, int], int] = os.pwrite,
+    ) -> None:
+        """OSError when the disk does not even take a file."""
         path = os.path.join(directory, name)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.unlink(path)
+        self.health = health or DiskHealth()
         self._pwrite = pwrite
-        self._base = 0
-        self.full = False
+        self.base = 0
+        """Where its byte 0 is in the file that it is a part of."""
 
     def part(self, base: int) -> SparseFile:
         """The file from ``base`` on, as a file of its own."""
         part = copy.copy(self)
-        part._fd, part._base = os.dup(self._fd), self._base + base
+        part._fd, part.base = os.dup(self._fd), self.base + base
         return part
 
     def uncached(self) -> SparseFile:
@@ -56,22 +89,31 @@ class SparseFile:
 
     def clear(self) -> None:
         """Give its blocks back; every byte reads as absent from now on."""
-        os.ftruncate(self._fd, 0)
+        try:
+            os.ftruncate(self._fd, 0)
+        except OSError as error:
+            self.health.fail(error)
+
+    def sync(self) -> bool:
+        """Make the disk hold what was written; False when it does not. Blocks."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self.health.fail(error)
+        return self.health.failure is None
 
     def write(self, offset: int, data: bytes | memoryview) -> bool:
         """Write all of ``data``; False when the disk is full or failing, after which nothing is written any more."""
-        if self.full:
+        if self.health.failure is not None:
             return False
-        view, offset = memoryview(data), offset + self._base
+        view, offset = memoryview(data), offset + self.base
         while view:
             try:
                 written = self._pwrite(self._fd, view, offset)
             except OSError as error:
                 if error.errno == errno.EINVAL and self._stop_bypassing():
                     continue
-                if error.errno not in FULL:
-                    raise
-                self.full = True
+                self.health.fail(error)
                 return False
             view = view[written:]
             offset += written
@@ -87,17 +129,9 @@ class SparseFile:
         fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         return bool(flags & os.O_DIRECT)
 
-    def write_pieces(self, offset: int, pieces: list[bytes]) -> bool:
-        """Write pieces one after the other; False as for ``write``."""
-        for piece in pieces:
-            if not self.write(offset, piece):
-                return False
-            offset += len(piece)
-        return True
-
     def read(self, offset: int, size: int) -> bytes | None:
         """Exactly ``size`` bytes, None when the disk cannot give them back."""
-        offset += self._base
+        offset += self.base
         try:
             data = os.pread(self._fd, size, offset)
             while len(data) < size:
@@ -118,15 +152,36 @@ class SparseFile:
 class DiskCache:
     """``inflated`` is addressed as the layer's address space, ``packed`` as its blob; both None without a disk."""
 
-    def __init__(self, directory: str | None, layer: int, inflated: SparseFile | None = None) -> None:
+    def __init__(
+        self, directory: str | None, layer: int, units: Units, inflated: SparseFile | None = None,
+        health: DiskHealth | None = None,
+    ) -> None:  # fmt: skip
         """``inflated``: where that is a part of another file."""
-        self.inflated = inflated or (SparseFile(directory, f"layer-{layer}.inflated") if directory else None)
-        self.packed = SparseFile(directory, f"layer-{layer}.packed") if directory else None
+        self.inflated: UnitFile | None = None
+        self.packed: UnitFile | None = None
+        if directory is None:
+            return
+        health = health or DiskHealth()
+        starts, ends = units.starts, units.ends
+        try:
+            file = inflated or SparseFile(directory, f"layer-{layer}.inflated", health)
+            self.inflated = UnitFile(file, lambda unit: (starts[unit], ends[unit] - starts[unit]))
+            self.packed = UnitFile(SparseFile(directory, f"layer-{layer}.packed", health), units.extent)
+        except OSError as error:
+            health.fail(error)
 
-    def files(self) -> list[SparseFile]:
-        """The files there are."""
-        return [file for file in (self.inflated, self.packed) if file is not None]
+    @property
+    def failure(self) -> OSError | None:
+        """Why the disk takes nothing any more, if it does not."""
+        return self.packed.file.health.failure if self.packed is not None else None
+
+    @property
+    def full(self) -> bool:
+        """Whether the disk takes nothing any more because it is full."""
+        return self.packed is not None and self.packed.file.health.full
 
     def close(self) -> None:
-        for file in self.files():
-            file.close()
+        if self.inflated is not None:
+            self.inflated.file.close()
+        if self.packed is not None:
+            self.packed.file.close()

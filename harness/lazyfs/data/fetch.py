@@ -105,7 +105,7 @@ def fetch(
         try:
             units.verify(unit, part)
             if sink is Sink.PACKED:
-                if disk.packed is not None and disk.packed.write(start, part):
+                if disk.packed is not None and disk.packed.write(unit, [part]):
                     result.written_packed.add(unit)
                 continue
             if unit not in upto:
@@ -118,7 +118,7 @@ def fetch(
                 done.add(piece.unit)
                 result.inflated_bytes += sum(map(len, piece.pieces))
                 file = disk.inflated if piece.rest is None and policy.cache_inflated else None
-                if file is not None and file.write_pieces(units.starts[piece.unit], piece.pieces):
+                if file is not None and file.write(piece.unit, piece.pieces):
                     result.written_inflated.add(piece.unit)
                 kept = piece.rest is not None or (keep_packed and piece.unit == unit)
                 result.decoded.append((piece, bytes(part) if kept else None))

@@ -1,4 +1,4 @@
-"""Fetching what nobody has asked for yet: the prefetch list before and during the start, the rest after it."""
+"""Fetches a prefetch list, the part of the image that an earlier start read, before and during the start."""
 
 from __future__ import annotations
 
@@ -32,8 +32,6 @@ _LEAD_GROUP_BYTES = 256 << 10
 """Far from the registry: how much is fetched in small requests, and how small they are."""
 _WIDEST_GAP = 256 << 10
 """Far from the registry: gaps up to here are fetched along where that saves a second round of requests."""
-_GIVE_UP_AFTER = 5
-"""Failed background requests in a row after which the registry is taken to be gone; reads still try."""
 
 
 def units_of(layer: Layer, begin: int, end: int) -> range:
@@ -131,45 +129,6 @@ async def _in_parallel(
     async with trio.open_nursery() as nursery:
         for _ in range(max(1, tasks)):
             nursery.start_soon(worker)
-
-
-async def background(store: Store) -> bool:
-    """Fetch everything else to the disk cache, yielding to foreground reads; whether all of it is local at the end.
-
-    Stored bytes are kept as they came and inflated when they are read. Ends early when the disk is full or the
-    registry stays away.
-    """
-    policy, failures = store.policy, 0
-    await trio.sleep(policy.background_after_s)
-    for layer in store.layers:
-        absent = store.residency.absent_on_disk(layer)
-        batches = store.group(layer, absent, policy.background_units)
-        position = 0
-        while position < len(batches):
-            await yield_to_foreground(store)
-            chosen = batches[position : position + policy.background_in_flight]
-            position += len(chosen)
-            async with trio.open_nursery() as nursery:
-                for batch in chosen:
-                    nursery.start_soon(_background_one, store, layer, batch)
-            if store.counters.disk_full or layer.disk.packed is None or layer.disk.packed.full:
-                store.counters.disk_full = True
-                log.warning("background fetch ends: the disk cache is full")
-                return False
-            lost = any(store.residency.missing(layer, unit) for batch in chosen for unit in batch)
-            failures = failures + 1 if lost else 0
-            if failures >= _GIVE_UP_AFTER:
-                log.warning("background fetch ends: %d requests in a row failed", failures)
-                return False
-            if policy.background_interval_s:
-                await trio.sleep(policy.background_interval_s)
-    return store.residency.all_local()
-
-
-async def _background_one(store: Store, layer: Layer, batch: Sequence[int]) -> None:
-    units = [unit for unit in batch if store.residency.missing(layer, unit)]
-    for group in store.group(layer, units):
-        await store.fetch(layer, group, {}, Sink.PACKED)
 
 
 async def yield_to_foreground(store: Store) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from harness.lazyfs.data.unit_file import UnitFile
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -29,10 +31,14 @@ class RegionSource:
         self._source = source
         self._region = region_bytes
         self._step = step or size or 1
-        self._file = file
+        self._file = UnitFile(file, self._extent) if file is not None else None
         self._local: set[int] = set()
         self._busy: set[int] = set()
         self._changed = threading.Condition()
+
+    def _extent(self, region: int) -> tuple[int, int]:
+        begin = region * self._region
+        return begin, min(self._region, self.size - begin)
 
     def read_range(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes at ``offset``; raises what ``source`` raises."""
@@ -50,23 +56,19 @@ class RegionSource:
             self._fetch(offset, offset + size)
 
     def _read(self, start: int, end: int) -> bytes:
-        brought = self._fetch(start, end)
-        kept = self._file.read(start, end - start) if self._file is not None and not brought else None
-        if kept is not None:
-            return kept
-        if not brought:  # the disk does not give back what it took
-            return self._source.read_range(start, end - start)
-        return b"".join(self._pieces(start, end, brought))
+        return b"".join(self._pieces(start, end, self._fetch(start, end)))
 
-    def _pieces(self, start: int, end: int, brought: dict[int, bytes]) -> Iterator[bytes]:
-        """The range from what just came and, around it, from the file."""
+    def _pieces(self, start: int, end: int, brought: dict[int, bytes]) -> Iterator[bytes | memoryview]:
+        """The range from what just came and, around it, from the file, or anew where the disk does not give it back."""
         for region in range(start // self._region, -(-end // self._region)):
             low, high = max(start, region * self._region), min(end, (region + 1) * self._region)
             data = brought.get(region)
             if data is not None:
                 yield data[low - region * self._region : high - region * self._region]
                 continue
-            kept = self._file.read(low, high - low) if self._file is not None else None
+            kept = None
+            if self._file is not None:
+                kept = self._file.read(region, low - region * self._region, high - low)
             yield kept if kept is not None else self._source.read_range(low, high - low)
 
     def _fetch(self, start: int, end: int) -> dict[int, bytes]:
@@ -93,10 +95,12 @@ class RegionSource:
     def _fetch_run(self, first: int, last: int) -> dict[int, bytes]:
         begin, end = first * self._region, min((last + 1) * self._region, self.size)
         data = self._source.read_range(begin, end - begin)
-        if self._file is not None and self._file.write(begin, data):
+        regions = {r: data[(r - first) * self._region : (r - first + 1) * self._region] for r in range(first, last + 1)}
+        if self._file is not None:
+            written = [region for region, part in regions.items() if self._file.write(region, [part])]
             with self._changed:
-                self._local.update(range(first, last + 1))
-        return {r: data[(r - first) * self._region : (r - first + 1) * self._region] for r in range(first, last + 1)}
+                self._local.update(written)
+        return regions
 
 
 def _runs(regions: list[int]) -> Iterator[tuple[int, int]]:

@@ -206,21 +206,28 @@ class Residency:
 
     # Disk
 
-    def read_inflated(self, layer: Layer, unit: int, offset: int, size: int) -> bytes | None:
+    def read_inflated(self, layer: Layer, unit: int, offset: int, size: int) -> bytes | memoryview | None:
         """Bytes of a unit that is inflated on disk; None, and the unit is lost, when the disk does not give them."""
-        data = layer.disk.inflated.read(offset, size) if layer.disk.inflated else None
+        inflated = layer.disk.inflated
+        data = inflated.read(unit, offset - layer.starts[unit], size) if inflated is not None else None
         if data is None:
             self._states[layer.index][unit] = ABSENT
         return data
 
     def load_packed(self, layer: Layer, unit: int) -> None:
         """Bring a unit's stored bytes back to memory; it is lost when the disk does not give them."""
-        start, size = layer.units.extent(unit)
-        packed = layer.disk.packed.read(start, size) if layer.disk.packed else None
+        packed = self.read_packed(layer, unit)
         if packed is None:
             self._states[layer.index][unit] = ABSENT
         else:
             self.memory.put((layer.index, unit), Resident(packed))
+
+    @staticmethod
+    def read_packed(layer: Layer, unit: int) -> bytes | None:
+        """A unit's stored bytes from disk; None when the disk does not give them. Changes no state."""
+        _, size = layer.units.extent(unit)
+        packed = layer.disk.packed.read(unit, 0, size) if layer.disk.packed is not None else None
+        return None if packed is None else bytes(packed)
 
     async def wait_for_room(self) -> None:
         """Wait for the spilling to disk where memory is far above its budget."""
@@ -242,7 +249,7 @@ class Residency:
                     self._states[index][unit] = max(self._states[index][unit], state)
                     if self.memory.get((index, unit)) is resident and not resident.busy:
                         self.memory.drop((index, unit))
-                self._counters.disk_full |= any(file.full for layer in self.layers for file in layer.disk.files())
+                self._counters.disk_full |= any(layer.disk.full for layer in self.layers)
         finally:
             self._spilling = None
             done.set()
@@ -257,9 +264,8 @@ class Residency:
             if state == INFLATED:
                 yield INFLATED
             elif resident.complete and packed is None and layer.disk.inflated is not None:
-                written = layer.disk.inflated.write_pieces(layer.starts[unit], resident.pieces)
-                yield INFLATED if written else ABSENT
+                yield INFLATED if layer.disk.inflated.write(unit, resident.pieces) else ABSENT
             elif packed is not None and state != PACKED and layer.disk.packed is not None:
-                yield PACKED if layer.disk.packed.write(layer.units.extent(unit)[0], packed) else ABSENT
+                yield PACKED if layer.disk.packed.write(unit, [packed]) else ABSENT
             else:
                 yield ABSENT

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from harness.errors import ColdbenchError, ContentError, DigestMismatch
+from harness.errors import ColdbenchError, ContentError, DigestMismatch, RegistryError
 from harness.lazyfs.data import requests
 from harness.lazyfs.data.fetch import Fetched, Sink, fetch
+from harness.lazyfs.data.outage import Outage
 from harness.lazyfs.data.pace import Pace, block_around, pace_of
 from harness.lazyfs.data.residency import INFLATED, PACKED, Residency
 from harness.lazyfs.data.units import Decoded
@@ -25,6 +26,8 @@ from harness.lazyfs.fuse.kernel_pages import Piece
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from outcome import Outcome
 
     from harness.formats.table import RangeSource
     from harness.lazyfs.counters import Counters
@@ -60,6 +63,7 @@ class Store:
         """Stored bytes of all layers."""
         self.pages: KernelPages | None = None
         """Where inflated bytes go besides, if anywhere."""
+        self.outage = Outage()
         self._nursery = nursery
         self._foreground = Workers(max(1, policy.in_flight), "foreground")
         self._workers = Workers(64, "worker")
@@ -99,7 +103,16 @@ class Store:
         data = self.read_now(layer, offset, size, limit)
         if data is not None:
             return data
-        end = offset + size
+        limit_s = self.policy.read_timeout_s
+        if not limit_s:
+            return await self._read(layer, offset, offset + size)
+        with trio.move_on_after(limit_s):
+            return await self._read(layer, offset, offset + size)
+        error = RegistryError(f"no answer for a read within {limit_s:g} s")
+        self.outage.note_failure(error)
+        raise error
+
+    async def _read(self, layer: Layer, offset: int, end: int) -> bytes | memoryview:
         first = max(0, bisect_right(layer.starts, offset) - 1)
         last = bisect_left(layer.starts, end)
         touched = [unit for unit in range(first, last) if layer.ends[unit] > offset]
@@ -219,21 +232,48 @@ class Store:
         sink: Sink,
         workers: Workers | None = None,
     ) -> Flight:
-        """One request for units that are missing; never raises for a unit's sake (see ``Flight.failed``)."""
-        residency = self.residency
-        flight = residency.take_off(layer, chosen)
+        """One request for units that are missing; never raises for a unit's sake (see ``Flight.failed``).
+
+        Cancelled, the request goes on, and what it brings is taken in when it comes.
+        """
+        flight = self.residency.take_off(layer, chosen)
+        keep = self.pages is not None
+        under_way = False
         try:
-            await residency.wait_for_room()
+            await self.residency.wait_for_room()
+            while not self.outage.admit():
+                if not self.policy.wait_out_outages:
+                    flight.failed = dict.fromkeys(chosen, self.outage.refusal())
+                    return flight
+                await self.outage.wait()
+            settle = partial(self._settle, layer, chosen, flight, keep)
+            bring = partial(fetch, keep_packed=keep)
+            under_way = True
             work = workers or self._workers
-            keep = self.pages is not None
-            fetched = await work.run(partial(fetch, keep_packed=keep), layer.place, chosen, upto, sink, self.policy)
-            self._install(layer, flight, fetched, keep_packed=keep)
+            settle(await work.attempt(bring, layer.place, chosen, upto, sink, self.policy, late=settle))
+        finally:
+            if not under_way:
+                self.residency.land(layer, chosen, flight)
+        return flight
+
+    def _settle(
+        self, layer: Layer, chosen: list[int], flight: Flight, keep_packed: bool, result: Outcome[Fetched]
+    ) -> None:
+        """Take in what a request brought, or why it failed."""
+        try:
+            fetched = result.unwrap()
+            self.outage.note_success()
+            self._install(layer, flight, fetched, keep_packed=keep_packed)
+        except RegistryError as error:
+            self.outage.note_failure(error)
+            if not self.outage.open:
+                log.warning("layer %d, units %d-%d: %s", layer.index, chosen[0], chosen[-1], error)
+            flight.failed = dict.fromkeys(chosen, error)
         except ColdbenchError as error:
             log.warning("layer %d, units %d-%d: %s", layer.index, chosen[0], chosen[-1], error)
             flight.failed = dict.fromkeys(chosen, error)
         finally:
-            residency.land(layer, chosen, flight)
-        return flight
+            self.residency.land(layer, chosen, flight)
 
     def _install(self, layer: Layer, flight: Flight, fetched: Fetched, *, keep_packed: bool) -> None:
         self.counters.count(fetched)
@@ -295,7 +335,8 @@ class Store:
             decoded = await self._workers.run(self._work, layer, unit, resident, target)
             self._take(layer, unit, resident, decoded)
         except ColdbenchError as error:
-            self._lose(layer, unit, error)
+            if isinstance(error, ContentError):
+                self._lose(layer, unit, error)
             flight.failed[unit] = error
             raise
         finally:

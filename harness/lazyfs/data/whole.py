@@ -10,9 +10,11 @@ from harness.formats.gzip import igzip
 from harness.formats.gzip.inflate import Pusher
 from harness.formats.sniff import GZIP, SNIFFED_BYTES, compression_of
 from harness.lazyfs.data import span_stream
+from harness.lazyfs.data.unit_file import LayerSums
 from harness.oci.batches import Batches
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable
 
     from harness.formats.erofs.spans import IndexedLayer
@@ -26,6 +28,8 @@ class WholeLayer(NamedTuple):
     """What fetching a layer whole cost; ``refetched`` says why it was fetched a second time, if it was."""
 
     received_bytes: int
+    sums: list[array[int]]
+    """Checksums of the index's spans as they were written (``harness.lazyfs.data.unit_file``)."""
     requests: int = 1
     refetched: str = ""
 
@@ -39,21 +43,23 @@ def fetch_whole(
     where they do not, the blob is fetched once more and inflated as a stream. Raises DigestMismatch when the blob is
     another, FormatError when it inflates to another size, DiskFull.
     """
-    as_stream = _Filling(store, digest, size, sink)
+    as_stream = _Filling(store, digest, size, sink, layer)
     if layer is None or not span_stream.fits(layer):
-        return WholeLayer(as_stream.as_stream(compression))
-    by_spans = _Filling(store, digest, size, sink)
+        return WholeLayer(as_stream.as_stream(compression), as_stream.sums.sums)
+    by_spans = _Filling(store, digest, size, sink, layer)
     try:
-        return WholeLayer(by_spans.by_spans(layer))
+        return WholeLayer(by_spans.by_spans(layer), by_spans.sums.sums)
     except span_stream.Disagreement as disagreement:
         received = by_spans.received_bytes + as_stream.as_stream(compression)
-        return WholeLayer(received, 2, str(disagreement) or "the index and the stream do not agree")
+        return WholeLayer(
+            received, as_stream.sums.sums, 2, str(disagreement) or "the index and the stream do not agree"
+        )
 
 
 class _Filling:
     """One attempt."""
 
-    def __init__(self, store: BlobStore, digest: str, size: int, sink: SparseFile) -> None:
+    def __init__(self, store: BlobStore, digest: str, size: int, sink: SparseFile, layer: IndexedLayer | None) -> None:
         self._store = store
         self._digest = digest
         self._size = size
@@ -61,11 +67,14 @@ class _Filling:
         self._where = f"layer {digest[:19]}"
         self._position = 0
         self.received_bytes = 0
+        self.sums = LayerSums(layer.starts, layer.ends) if layer is not None else LayerSums([0], [size])
 
     def _write(self, data: bytes | memoryview) -> None:
         room = self._size - self._position
         if room > 0 and data:
-            self._write_at(self._sink, self._position, data[:room])
+            data = data[:room]
+            self._write_at(self._sink, self._position, data)
+            self.sums.feed(self._position, data)
         self._position += len(data)
 
     @staticmethod
@@ -78,6 +87,7 @@ class _Filling:
 
         def write(position: int, data: memoryview) -> None:
             self._write_at(sink, position, data)
+            self.sums.feed(position, data)
             self._position = min(self._size, position + len(data))
 
         try:

@@ -16,26 +16,33 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Late = Callable[[outcome.Outcome[Any]], None]
+
 T = TypeVar("T")
 
 
 class _Job:
-    __slots__ = ("arguments", "function", "task")
+    __slots__ = ("arguments", "function", "late", "task")
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], task: trio.lowlevel.Task) -> None:
+    def __init__(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], task: trio.lowlevel.Task, late: Late | None
+    ) -> None:
         self.function = function
         self.arguments = arguments
         self.task: trio.lowlevel.Task | None = task
+        self.late = late
 
     def abandon(self, _: object) -> trio.lowlevel.Abort:
-        """The task was cancelled: whatever the thread gives comes too late."""
+        """The task was cancelled: whatever the thread gives, it does not hear of it."""
         self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
     def finish(self, result: outcome.Outcome[Any]) -> None:
         """Back on the event loop."""
         if self.task is not None:
-            trio.lowlevel.reschedule(self.task, result)
+            trio.lowlevel.reschedule(self.task, outcome.Value(result))
+        elif self.late is not None:
+            self.late(result)
 
 
 class Workers:
@@ -51,13 +58,22 @@ class Workers:
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """What ``function`` returns or raises, called in a thread. Cancelled, it goes on, and nobody hears of it."""
-        job = _Job(function, arguments, trio.lowlevel.current_task())
+        return (await self.attempt(function, *arguments)).unwrap()
+
+    async def attempt(
+        self, function: Callable[..., T], *arguments: Any, late: Late | None = None
+    ) -> outcome.Outcome[T]:
+        """What ``function`` returned or raised, called in a thread, as a value.
+
+        Cancelled, the thread goes on, and ``late`` is called on the event loop with what it gave.
+        """
+        job = _Job(function, arguments, trio.lowlevel.current_task(), late)
         self._unfinished += 1
         if self._unfinished > self._threads and self._threads < self._most:
             self._threads += 1
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
         self._queue.put(job)
-        result: T = await trio.lowlevel.wait_task_rescheduled(job.abandon)
+        result: outcome.Outcome[T] = await trio.lowlevel.wait_task_rescheduled(job.abandon)
         return result
 
     def _work(self) -> None:

@@ -144,8 +144,7 @@ class BlobPresentation:
             return self._failed(off, size, error)
 
     def _failed(self, off: int, size: int, error: ColdbenchError) -> int:
-        self._counters.read_errors += 1
-        log.warning("read of %d bytes at %d: %s", size, off, error)
+        self._counters.note_read_error(f"read of {size} bytes at {off}", error)
         return -errno.EIO
 
     async def _across(self, off: int, size: int) -> bytes:

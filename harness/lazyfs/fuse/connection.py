@@ -94,6 +94,8 @@ class Session:
         self._nursery: trio.Nursery | None = None
         self._read_ns = time.perf_counter_ns()
         self._handlers: dict[int, tuple[Handler, Opcode]] = {}
+        self._waiting: dict[int, trio.CancelScope] = {}
+        """Requests that have to wait, by their number, so that a killed reader can take its own back."""
         self.present(Empty(), Counters())
 
     def _initialise(self) -> None:
@@ -160,6 +162,11 @@ class Session:
         # Found waiting behind another one, it was there when that was read at the earliest.
         arrived, started = self._read_ns, time.perf_counter_ns()
         self._read_ns = started
+        if opcode == fuse.INTERRUPT:
+            (wanted,) = fuse.INTERRUPT_IN.unpack_from(message, fuse.ARGUMENTS)
+            if wanted in self._waiting:
+                self._waiting[wanted].cancel()
+            return
         known = self._handlers.get(opcode)
         if known is None:
             if opcode not in fuse.SILENT:
@@ -189,13 +196,18 @@ class Session:
         arrived: int,
         started: int,
     ) -> None:
-        """Answer what had to wait."""
+        """Answer what had to wait: with EINTR where whoever asked was killed meanwhile."""
         reply: bytes | memoryview | int = -errno.EIO
         try:
-            reply = await work
+            with trio.CancelScope() as scope:
+                self._waiting[unique] = scope
+                reply = await work
+            if scope.cancelled_caught:
+                reply = -errno.EINTR
         except Exception:
             log.exception("a request that had to wait")
         finally:
+            del self._waiting[unique]
             self._answer(unique, reply)
             counter.record(arrived, started)
 

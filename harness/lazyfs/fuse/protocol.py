@@ -56,6 +56,8 @@ VALID = struct.Struct("<QQII")
 """The part of ENTRY that says how long."""
 ATTRIBUTES_VALID = struct.Struct("<QII")
 """Seconds, nanoseconds, padding; then attributes: the reply to GETATTR."""
+INTERRUPT_IN = struct.Struct("<Q")
+"""The number of the request that is taken back."""
 READ_IN = struct.Struct("<QQI")
 """handle, offset, size (READ, READDIR, READDIRPLUS)."""
 OPEN_OUT = struct.Struct("<QII")

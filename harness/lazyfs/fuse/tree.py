@@ -286,8 +286,7 @@ class TreePresentation:
             return self._failed(subtree, number, off, error)
 
     def _failed(self, subtree: Subtree, number: int, off: int, error: ColdbenchError) -> int:
-        self._counters.read_errors += 1
-        log.warning("read of %r at %d: %s", os.fsdecode(subtree.index.name(number)), off, error)
+        self._counters.note_read_error(f"read of {os.fsdecode(subtree.index.name(number))!r} at {off}", error)
         return -errno.EIO
 
     def readdir(self, inode: int, message: bytes) -> Reply:

@@ -1,7 +1,8 @@
 """Getting FUSE out of the way: everything inflated into the cache file, and the kernel turned to that file.
 
 The cache file has each byte where the served file has it, so that it is the same EROFS image once nothing is missing.
-From then on no read comes here any more, and the end of the daemon harms nobody.
+From then on no read comes here any more, and the end of the daemon harms nobody. No checksum of ours is held against
+what the kernel reads there, so the file is synced and read back from the disk itself before the kernel is turned to it.
 """
 
 from __future__ import annotations
@@ -13,22 +14,28 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from harness.errors import ColdbenchError
+from harness.errors import ColdbenchError, ContentError
 from harness.lazyfs.data.prefetch import yield_to_foreground
 from harness.lazyfs.mounting.loop_device import change_backing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from harness.lazyfs.data.disk_cache import SparseFile
     from harness.lazyfs.data.residency import Layer
     from harness.lazyfs.data.store import Store
 
 log = logging.getLogger(__name__)
 
+_CHECKED_UNITS = 16
+"""Units read back from the disk between two looks at whether somebody waits for a read."""
 
-async def inflate_all(store: Store) -> bool:
-    """Inflate into the cache file what is local but packed, unit by unit, yielding to reads; whether all is there.
 
-    Takes at most ``inflate_share`` of the time. What was stored packed is given back layer by layer.
+async def inflate_all(store: Store) -> str:
+    """Inflate into the cache file what is local but packed, unit by unit, yielding to reads; "" when all is there.
+
+    Takes at most ``inflate_share`` of the time. What was stored packed is given back layer by layer, once the disk
+    holds the layer. Else the answer says what is in the way; units that turned out bad are lost, to be fetched again.
     """
     for layer in store.layers:
         for unit in store.residency.not_inflated(layer):
@@ -36,29 +43,67 @@ async def inflate_all(store: Store) -> bool:
             started = time.monotonic()
             try:
                 if not await trio.to_thread.run_sync(_inflate, store, layer, unit):
-                    return False
-            except ColdbenchError as error:
+                    if layer.disk.failure is None:
+                        store.residency.lose(layer, unit)
+                        return f"layer {layer.index}, unit {unit} is gone from the disk"
+                    return f"the disk takes no more ({layer.disk.failure.strerror})"
+            except ContentError as error:
                 store.note_bad(layer, unit, error)
-                return False
+                store.residency.lose(layer, unit)
+                return str(error)
+            except ColdbenchError as error:
+                return str(error)
             store.residency.note_inflated(layer, unit)
-            share = max(0.01, store.policy.inflate_share)
-            await trio.sleep((time.monotonic() - started) * (1 / share - 1))
+            await _rest(store, started)
+        why = await _check(store, layer)
+        if why:
+            return why
         if layer.disk.packed is not None:
-            layer.disk.packed.clear()
-    return True
+            layer.disk.packed.file.clear()
+    return ""
+
+
+async def _rest(store: Store, started: float) -> None:
+    share = max(0.01, store.policy.inflate_share)
+    await trio.sleep((time.monotonic() - started) * (1 / share - 1))
+
+
+async def _check(store: Store, layer: Layer) -> str:
+    """Sync the layer and read it back from the disk; "" when the disk holds what was written to it."""
+    inflated = layer.disk.inflated
+    if inflated is None:
+        return "there is no disk cache"
+    if not await trio.to_thread.run_sync(inflated.file.sync):
+        return f"the disk does not keep what is written to it ({layer.disk.failure})"
+    if store.policy.trust_disk:
+        return ""
+    bad: list[int] = []
+    for units in _slices(len(layer)):
+        await yield_to_foreground(store)
+        started = time.monotonic()
+        bad += await trio.to_thread.run_sync(inflated.bad_on_disk, units)
+        await _rest(store, started)
+    for unit in bad:
+        store.residency.lose(layer, unit)
+    return f"the disk lost {len(bad)} of the {len(layer)} units written to it" if bad else ""
+
+
+def _slices(units: int) -> Iterator[range]:
+    for first in range(0, units, _CHECKED_UNITS):
+        yield range(first, min(first + _CHECKED_UNITS, units))
 
 
 def _inflate(store: Store, layer: Layer, unit: int) -> bool:
     """One unit, in a worker thread; the store's own copy, if a reader is at work on it, is left alone."""
-    file, packed_file = layer.disk.inflated, layer.disk.packed
-    if file is None or packed_file is None:
+    inflated = layer.disk.inflated
+    if inflated is None:
         return False
     resident = store.residency.resident(layer, unit)
     if resident is not None and resident.complete and not resident.busy:
-        return file.write_pieces(layer.starts[unit], list(resident.pieces))
+        return inflated.write(unit, list(resident.pieces))
     packed = resident.packed if resident is not None else None
     if packed is None:
-        packed = packed_file.read(*layer.units.extent(unit))
+        packed = store.residency.read_packed(layer, unit)
     if packed is None:
         return False
     layer.units.verify(unit, packed)
@@ -66,22 +111,26 @@ def _inflate(store: Store, layer: Layer, unit: int) -> bool:
         layer.units.load([unit])
     size = layer.ends[unit] - layer.starts[unit]
     for decoded in layer.units.decode(unit, packed, size):
-        if decoded.unit == unit and not file.write_pieces(layer.starts[unit], decoded.pieces):
+        if decoded.unit == unit and not inflated.write(unit, decoded.pieces):
             return False
     return True
 
 
-def hand_over(device: str, mounted: str, file: SparseFile, metadata: memoryview, size: int) -> bool:
-    """Complete ``file`` and turn ``device`` to it; False, with a warning, when disk or kernel refuses. Blocks.
+def hand_over(device: str, mounted: str, file: SparseFile, metadata: memoryview, size: int) -> str:
+    """Complete ``file``, sync it and turn ``device`` to it; "", or why disk or kernel refuse. Blocks.
 
     ``mounted``: the device that EROFS is mounted from, this or another.
     """
-    if device == mounted and not file.write(0, metadata):
-        return False  # mounted from two devices, this one has the layers only
+    if device == mounted and not file.write(0, metadata):  # mounted from two devices, this one has the layers only
+        return f"the disk takes no more ({file.health.failure})"
     try:
         os.ftruncate(file.descriptor, size)
+    except OSError as error:
+        return f"the disk does not take the file ({error.strerror})"
+    if not file.sync():
+        return f"the disk does not keep what is written to it ({file.health.failure})"
+    try:
         change_backing(device, file.descriptor, mounted)
     except OSError as error:
-        log.warning("handing the mount over to the local file: %s", error)
-        return False
-    return True
+        return f"the kernel does not turn the device to the local file ({error.strerror})"
+    return ""

@@ -71,7 +71,8 @@ def run(work: Callable[[Store, Layer, Source], Awaitable[None]], link: Link | No
         async with trio.open_nursery() as nursery:
             store = Store(LazyPolicy(), Counters(), nursery, link)
             source = Source()
-            layer = store.add_layer(Plain(), source, DiskCache(None, 0))
+            plain = Plain()
+            layer = store.add_layer(plain, source, DiskCache(None, 0, plain))
             await work(store, layer, source)
             nursery.cancel_scope.cancel()
 

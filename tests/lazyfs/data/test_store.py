@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import itertools
+import os
 import random
 import threading
 import zlib
@@ -13,16 +15,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from harness.errors import ColdbenchError, ContentError, DigestMismatch, RegistryError
 from harness.formats.soci import ztoc
 from harness.formats.soci.ztoc_build import LayerIndexer
 from harness.lazyfs.counters import Counters
 from harness.lazyfs.data import prefetch
+from harness.lazyfs.data.background import Background
 from harness.lazyfs.data.disk_cache import DiskCache
+from harness.lazyfs.data.outage import Outage
 from harness.lazyfs.data.residency import PACKED, Layer
 from harness.lazyfs.data.span_units import SpanInflater, SpanUnits
 from harness.lazyfs.data.store import Store
+from harness.lazyfs.mounting import handover
 from harness.model.modes import lazy_policy
 from harness.model.policy import LazyPolicy
 from tests.lazyfs.support import GOLDEN, File, noise, tar_of, text
@@ -47,6 +53,16 @@ def units_of(blob: bytes = BLOB, span: int = SPAN, place: Path | None = None) ->
     return SpanUnits(ztoc.parse(out.getvalue()))
 
 
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class Source:
     """A blob in memory that counts its ranges and can be told to fail."""
 
@@ -54,11 +70,19 @@ class Source:
         self.blob = blob
         self.ranges: list[tuple[int, int]] = []
         self.error: Exception | None = None
+        self.fail_after: int | None = None
+        """The registry is away after so many ranges."""
+        self.hold: threading.Event | None = None
+        """No range comes before this is set."""
         self.lock = threading.Lock()
 
     def read_range(self, offset: int, size: int) -> bytes:
         with self.lock:
             self.ranges.append((offset, size))
+            if self.fail_after is not None and len(self.ranges) > self.fail_after:
+                self.error = RegistryError("refused")
+        if self.hold is not None:
+            self.hold.wait(20)
         if self.error is not None:
             raise self.error
         return self.blob[offset : offset + size]
@@ -76,9 +100,9 @@ def run(
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             store = Store(policy or LazyPolicy(readahead_units=0, block_bytes=0), counters, nursery)
-            source = Source()
-            disk = DiskCache(str(directory) if directory else None, 0)
-            layer = store.add_layer(units or units_of(), source, disk)
+            source, given = Source(), units or units_of()
+            disk = DiskCache(str(directory) if directory else None, 0, given)
+            layer = store.add_layer(given, source, disk)
             await work(store, layer, source)
             nursery.cancel_scope.cancel()
 
@@ -205,9 +229,11 @@ def test_flipped_bits_never_come_through() -> None:
 
 
 def test_errors_of_the_registry_reach_all_who_wait() -> None:
-    """Everyone waiting for the flight gets the error; later reads try again."""
+    """Everyone waiting for the flight gets the error; a later read tries again."""
 
     async def work(store: Store, layer: Layer, source: Source) -> None:
+        clock = Clock()
+        store.outage = Outage(clock)
         source.error = RegistryError("gone")
         failures = []
 
@@ -222,6 +248,7 @@ def test_errors_of_the_registry_reach_all_who_wait() -> None:
                 nursery.start_soon(reader)
         assert failures == ["gone"] * 5
         source.error = None
+        clock.now += 10
         assert bytes(await store.read(layer, 10, 100, layer.size)) == TAR[10:110]
 
     run(work)
@@ -238,12 +265,213 @@ def test_short_answers_are_refused() -> None:
     run(work)
 
 
+def test_while_the_registry_is_away_reads_fail_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """After one exhausted series nobody asks the registry, but for one probe now and then; the log says each change."""
+
+    async def work(store: Store, layer: Layer, source: Source) -> None:
+        clock = Clock()
+        store.outage = Outage(clock)
+        source.error = RegistryError("refused")
+        for _ in range(20):
+            with pytest.raises(RegistryError):
+                await store.read(layer, 0, 10, layer.size)
+        assert len(source.ranges) == 1
+        clock.now += 1
+        with pytest.raises(RegistryError, match=r"^refused$"):
+            await store.read(layer, 0, 10, layer.size)
+        for _ in range(20):
+            with pytest.raises(RegistryError, match="away since"):
+                await store.read(layer, layer.starts[2], 10, layer.size)
+        assert len(source.ranges) == 2
+        source.error = None
+        clock.now += 10
+        assert bytes(await store.read(layer, 0, 10, layer.size)) == TAR[:10]
+
+    run(work)
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" since")[0].partition(", after")[0] for line in said] == [
+        "the registry is away",
+        "the registry answers again",
+    ]
+
+
+def test_reads_may_wait_for_the_registry_instead() -> None:
+    """With ``wait_out_outages`` a read of absent bytes comes back when the registry does."""
+
+    async def work(store: Store, layer: Layer, source: Source) -> None:
+        source.error = RegistryError("refused")
+        with pytest.raises(RegistryError):
+            await store.read(layer, 0, 10, layer.size)
+        got: list[bytes] = []
+
+        async def reader() -> None:
+            got.append(bytes(await store.read(layer, 0, 10, layer.size)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not got
+            source.error = None
+        assert got == [TAR[:10]]
+
+    run(work, LazyPolicy(wait_out_outages=True, readahead_units=0, block_bytes=0))
+
+
+def test_a_read_has_a_deadline() -> None:
+    """A registry that says nothing costs a read ``read_timeout_s``; what it says afterwards is kept all the same."""
+
+    async def work(store: Store, layer: Layer, source: Source) -> None:
+        source.hold = threading.Event()
+        with pytest.raises(RegistryError, match="no answer for a read within"):
+            await store.read(layer, 0, 10, layer.size)
+        source.hold.set()
+        flight = store.residency.flight(layer, 0)
+        assert flight is not None
+        await flight.done.wait()
+        assert bytes(await store.read(layer, 0, 10, layer.size)) == TAR[:10]
+        assert len(source.ranges) == 1
+
+    run(work, LazyPolicy(read_timeout_s=0.05, readahead_units=0, block_bytes=0))
+
+
+def test_what_a_killed_reader_had_asked_for_comes_all_the_same() -> None:
+    """A reader that goes away leaves its request under way, and others get what it brings."""
+
+    async def work(store: Store, layer: Layer, source: Source) -> None:
+        source.hold = threading.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.read, layer, 0, 10, layer.size)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        source.hold.set()
+        assert bytes(await store.read(layer, 0, 10, layer.size)) == TAR[:10]
+        assert len(source.ranges) == 1
+
+    run(work)
+
+
+LOSSES: dict[str, Callable[[int, bytes | memoryview, int], int]] = {
+    "nothing is written": lambda descriptor, data, offset: len(data),
+    "the wrong place": lambda descriptor, data, offset: os.pwrite(descriptor, data, offset + 4096),
+    "a bit is flipped": lambda descriptor, data, offset: os.pwrite(
+        descriptor, bytes(data[:-1]) + bytes([data[-1] ^ 1]), offset
+    ),
+}
+
+
+@pytest.mark.files
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("inflated", [False, True])
+def test_a_disk_that_loses_writes_costs_requests_and_no_byte(tmp_path: Path, loss: str, inflated: bool) -> None:
+    """Whatever comes back from the cache is held against its checksum, and fetched again where it does not fit."""
+
+    async def work(store: Store, layer: Layer, source: Source) -> None:
+        for file in (layer.disk.inflated, layer.disk.packed):
+            assert file is not None
+            file.file._pwrite = LOSSES[loss]
+        for _ in range(2):
+            for offset in range(0, layer.size, 50_000):
+                size = min(50_000, layer.size - offset)
+                assert bytes(await store.read(layer, offset, size, layer.size)) == TAR[offset : offset + size]
+        assert len(source.ranges) > len(layer)
+
+    policy = LazyPolicy(memory_bytes=100_000, readahead_units=0, block_bytes=0, cache_inflated=inflated)
+    assert run(work, policy, tmp_path).read_errors == 0
+
+
+@pytest.mark.files
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENODEV, errno.ENOSPC, errno.EUCLEAN])
+def test_any_error_of_the_disk_means_no_cache_any_more(tmp_path: Path, number: int) -> None:
+    """Reads go on with memory and the registry; only a full disk is called full."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    async def work(store: Store, layer: Layer, source: Source) -> None:
+        for file in (layer.disk.inflated, layer.disk.packed):
+            assert file is not None
+            file.file._pwrite = refuse
+        assert not await Background(store).run()
+        for offset in range(0, layer.size, 50_000):
+            size = min(50_000, layer.size - offset)
+            assert bytes(await store.read(layer, offset, size, layer.size)) == TAR[offset : offset + size]
+
+    policy = LazyPolicy(memory_bytes=100_000, background_after_s=0.0)
+    assert run(work, policy, tmp_path).disk_full is (number == errno.ENOSPC)
+
+
+@pytest.mark.files
+def test_a_background_fetch_resumes_after_an_outage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It pauses while the registry is away, and then brings all the rest; the log has one line for each change."""
+    policy = LazyPolicy(
+        background_after_s=0.0, background_interval_s=0.0, background_units=1, background_quiet_s=0.0,
+        background_retry_s=0.01,
+    )  # fmt: skip
+
+    async def work(store: Store, layer: Layer, source: Source) -> None:
+        clock = Clock()
+        store.outage = Outage(clock)
+        source.fail_after = 5
+        background = Background(store)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(background.run)
+            while not any("paused" in record.getMessage() for record in caplog.records):
+                await trio.sleep(0.001)
+            assert len(store.residency.absent_on_disk(layer)) == len(layer) - 5
+            source.fail_after, source.error = None, None
+            clock.now += 100
+        assert store.residency.all_local()
+
+    run(work, policy, tmp_path)
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert said.count("background fetch paused: the registry is away since") == 1
+    assert said.count("MB missing") == 1
+    assert said.count("resumed and complete") == 1
+
+
+@pytest.mark.files
+def test_nothing_is_handed_over_that_the_disk_does_not_hold(tmp_path: Path) -> None:
+    """Before the kernel is turned to the file, it is read back from the disk; what is not there is lost, and said."""
+    policy = LazyPolicy(background_after_s=0.0, background_interval_s=0.0, inflate_share=1.0)
+
+    async def work(store: Store, layer: Layer, source: Source) -> None:
+        assert await Background(store).run()
+        inflated = layer.disk.inflated
+        assert inflated is not None
+        inflated.file._pwrite = LOSSES["nothing is written"]
+        assert "the disk lost" in await handover.inflate_all(store)
+        assert not store.residency.is_whole()
+        inflated.file._pwrite = os.pwrite
+        assert await Background(store).run()
+        assert await handover.inflate_all(store) == ""
+        assert store.residency.is_whole()
+        assert os.pread(inflated.file.descriptor, layer.size, 0) == TAR[: layer.size]
+
+    run(work, policy, tmp_path)
+
+
+@pytest.mark.files
+def test_a_disk_that_cannot_sync_is_not_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of fdatasync means that the disk may not hold what it took."""
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def work(store: Store, layer: Layer, source: Source) -> None:
+        assert await Background(store).run()
+        monkeypatch.setattr(os, "fdatasync", fail)
+        assert "does not keep" in await handover.inflate_all(store)
+        assert bytes(await store.read(layer, 0, layer.size, layer.size)) == TAR[: layer.size]
+
+    run(work, LazyPolicy(background_after_s=0.0, background_interval_s=0.0, inflate_share=1.0), tmp_path)
+
+
 def test_background_keeps_stored_bytes_on_disk(tmp_path: Path) -> None:
     """Everything is local at the end, nothing was inflated for it, and reads give the right bytes."""
     policy = LazyPolicy(background_after_s=0.0, background_interval_s=0.0, readahead_units=0)
 
     async def work(store: Store, layer: Layer, source: Source) -> None:
-        assert await prefetch.background(store)
+        assert await Background(store).run()
         assert {store.residency.state(layer, unit) for unit in range(len(layer))} == {PACKED}
         assert store.counters.bytes_inflated == 0
         asked = len(source.ranges)
@@ -253,13 +481,13 @@ def test_background_keeps_stored_bytes_on_disk(tmp_path: Path) -> None:
     run(work, policy, tmp_path)
 
 
-def test_background_gives_up_on_a_registry_that_is_gone(tmp_path: Path) -> None:
-    """It ends and says so; it does not try for ever."""
-    policy = LazyPolicy(background_after_s=0.0, background_interval_s=0.0, background_units=1)
+def test_a_background_fetch_that_does_not_resume_gives_up(tmp_path: Path) -> None:
+    """The reference daemons' way: it ends at the fifth failure in a row, and says so."""
+    policy = LazyPolicy(background_after_s=0.0, background_interval_s=0.0, background_units=1, background_resumes=False)
 
     async def work(store: Store, layer: Layer, source: Source) -> None:
         source.error = RegistryError("gone")
-        assert not await prefetch.background(store)
+        assert not await Background(store).run()
         assert len(source.ranges) < len(layer)
 
     run(work, policy, tmp_path)
@@ -274,7 +502,7 @@ def test_bytes_that_do_not_fit_on_disk_stay_right(tmp_path: Path) -> None:
     async def work(store: Store, layer: Layer, source: Source) -> None:
         for file in (layer.disk.inflated, layer.disk.packed):
             assert file is not None
-            file._pwrite = refuse
+            file.file._pwrite = refuse
         for offset in range(0, layer.size, 50_000):
             size = min(50_000, layer.size - offset)
             assert bytes(await store.read(layer, offset, size, layer.size)) == TAR[offset : offset + size]

@@ -134,7 +134,7 @@ def test_the_rest_of_a_span_costs_no_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("memory_bytes", [64 << 20, 300_000])
+@pytest.mark.parametrize("memory_bytes", [64 << 20, 1 << 20])
 def test_every_byte_is_right_with_and_without_the_kernels_pages(memory_bytes: int, tmp_path: Path) -> None:
     """Pages that were pushed, pages that were dropped again, units that had to leave memory: always the same tree."""
     unpacked = survey(str(unpack(TAR, tmp_path / "unpacked")))

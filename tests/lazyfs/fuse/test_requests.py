@@ -206,7 +206,7 @@ def test_background_fetch_makes_the_registry_dispensable(mode: str, tmp_path: Pa
         return Answer(500) if gone else None
 
     with blob_server(source, fault) as server:
-        options = {"background_after_s": 0.0, "background_interval_s": 0.0, "attempts": 1, "memory_bytes": 200_000}
+        options = {"background_after_s": 0.0, "background_interval_s": 0.0, "attempts": 1, "memory_bytes": 1 << 20}
         with serve(source, mode, tmp_path / "s", store=registry(server), options=options) as served:
             assert served.background(0.1).complete is False
             frozen = served.usage()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+import threading
+from pathlib import Path
 
 import pytest
 
 from harness.lazyfs.compare import compare, survey
 from harness.lazyfs.data.disk_cache import SparseFile
 from harness.lazyfs.mounting.loop_device import LoopDevice
-from tests.lazyfs.support import File, convert, noise, serve, tar_of, text, unpack, write_image
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.lazyfs.support import File, blob_server, convert, noise, registry, serve, tar_of, text, unpack, write_image
+from tests.oci.registry.fault_server import Answer, Request
 
 pytestmark = pytest.mark.root
 
@@ -51,6 +50,64 @@ def test_after_the_background_fetch_fuse_is_out_of_the_way(tmp_path: Path) -> No
         forget_pages()
         with open(f"{served.root}/large", "rb") as file:
             assert file.read(4096) == begin
+
+
+def test_the_handover_follows_an_outage(tmp_path: Path) -> None:
+    """The registry refuses everything for a while: absent bytes fail, the log says so once, then all is handed over."""
+    unpacked = survey(str(unpack(TAR, tmp_path / "unpacked")))
+    source = convert(write_image(tmp_path / "plain", [TAR]), tmp_path / "image", "erofs")
+    away = threading.Event()
+
+    def fault(request: Request, data: bytes) -> Answer | None:
+        return Answer(503) if away.is_set() else None
+
+    options = {
+        "background_after_s": 0.0, "background_retry_s": 0.05, "inflate_share": 1.0, "attempts": 1,
+        "retry_first_s": 0.01,
+    }  # fmt: skip
+    with blob_server(source, fault) as server:
+        with serve(source, "erofs", tmp_path / "s", store=registry(server), options=options) as served:
+            away.set()
+            served.ready()
+            with pytest.raises(OSError, match="Input/output error"):
+                Path(f"{served.root}/large").read_bytes()
+            assert not served.background(0.3).complete
+            assert served.usage().read_errors
+            away.clear()
+            assert served.background(60).complete
+            assert served.usage().handed_over
+            served.process.send_signal(signal.SIGKILL)
+            served.process.wait(20)
+            forget_pages()
+            assert not list(compare(unpacked, survey(str(served.root))))
+
+
+def test_a_cache_that_was_changed_is_fetched_again(tmp_path: Path) -> None:
+    """What the disk changed of the stored bytes is noticed before it is handed over."""
+    unpacked = survey(str(unpack(TAR, tmp_path / "unpacked")))
+    source = convert(write_image(tmp_path / "plain", [TAR]), tmp_path / "image", "erofs")
+    away = threading.Event()
+
+    def fault(request: Request, data: bytes) -> Answer | None:
+        return Answer(503) if away.is_set() and request.headers["range"].startswith("bytes=0-") is False else None
+
+    options = {
+        "background_after_s": 0.0, "background_retry_s": 0.05, "inflate_share": 1.0, "attempts": 1,
+        "retry_first_s": 0.01, "prefetch": False, "merge_bytes": 64 << 10,
+    }  # fmt: skip
+    with blob_server(source, fault) as server:
+        with serve(source, "erofs", tmp_path / "s", store=registry(server), options=options) as served:
+            away.set()
+            served.ready()
+            assert not served.background(0.5).complete
+            for path in Path(f"/proc/{served.process.pid}/fd").iterdir():
+                if ".packed" in os.readlink(path) and (size := path.stat().st_size):
+                    path.write_bytes(bytes(size))
+            away.clear()
+            assert served.background(60).complete
+            assert served.usage().handed_over
+            forget_pages()
+            assert not list(compare(unpacked, survey(str(served.root))))
 
 
 def test_a_full_pull_is_handed_over_at_once(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""The way to independence: everything local, then the kernel turned to the local file, so that nobody needs us.
+
+Whatever gets in the way is said once in the log, and what can pass (the registry away, a unit that the disk lost) is
+waited for: the fetch goes on, and the handover follows.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from harness.lazyfs.data.background import LONGEST_PAUSE_S, Background
+from harness.lazyfs.messages import Span
+from harness.lazyfs.mounting import handover
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from harness.lazyfs.data.disk_cache import SparseFile
+    from harness.lazyfs.data.store import Store
+
+log = logging.getLogger(__name__)
+
+_DISK_ROUNDS = 3
+"""How often a disk that lost units may try to hold them again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalImage:
+    """The blob's cache file and what completes it."""
+
+    file: SparseFile
+    metadata: memoryview
+    size: int
+
+
+class Independence:
+    """One image's way there. ``image``: the cache file to hand over, for a blob that may be handed over."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        image: LocalImage | None = None,
+        fetch_besides: Callable[[], Awaitable[bool]] | None = None,
+        handed_over: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """``fetch_besides``: other blobs that reading takes; ``handed_over`` is called when the kernel was turned."""
+        self.done = trio.Event()
+        """The background fetch has ended, and the handover, if one was due, has been tried."""
+        self.complete = False
+        """Everything is local."""
+        self.spans: list[Span] = []
+        self._store = store
+        self._image = image
+        self._fetch_besides = fetch_besides
+        self._handed_over = handed_over
+        self._device: tuple[str, str] | None = None
+        self._device_known = trio.Event()
+
+    async def use_device(self, device: str, mounted: str) -> None:
+        """This loop device is over our file. Handed over at once where all is local and the disk is trusted."""
+        self._device = (device, mounted)
+        store = self._store
+        if store.policy.trust_disk and store.residency.is_whole():
+            await self._hand_over()
+        self._device_known.set()
+
+    async def run(self, ready: trio.Event) -> None:
+        """Fetch the rest and hand over; the background fetch begins when ``ready`` is set, or at once by policy."""
+        store = self._store
+        policy = store.policy
+        try:
+            if not policy.background:
+                self.complete = policy.eager
+            else:
+                if not policy.background_from_mount:
+                    await ready.wait()
+                start = time.monotonic_ns()
+                self.complete = await Background(store, self._fetch_besides).run()
+                self.spans.append(Span("background", start, time.monotonic_ns()))
+            if self.complete and self._device_known.is_set():
+                await self._inflate_and_hand_over()
+        finally:
+            self.done.set()
+        if self.complete and self._image is not None:
+            await self._device_known.wait()
+            await self._inflate_and_hand_over()
+
+    async def _inflate_and_hand_over(self) -> None:
+        """Until it is done, or the disk or the kernel does not let us."""
+        store = self._store
+        if self._image is None or store.counters.handed_over:
+            return
+        start, rounds, pause_s = time.monotonic_ns(), 0, store.policy.background_retry_s
+        while why := await handover.inflate_all(store):
+            disk_lost = not store.residency.all_local()
+            rounds += disk_lost
+            if self._disk_failed() or rounds >= _DISK_ROUNDS or not store.policy.background_resumes:
+                self._stay(why)
+                return
+            if why != store.counters.not_handed_over:
+                self._stay(why)
+            if disk_lost:
+                await Background(store, self._fetch_besides).run()
+            else:
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        await self._hand_over()
+        self.spans.append(Span("inflate", start, time.monotonic_ns()))
+
+    def _disk_failed(self) -> bool:
+        return any(layer.disk.failure is not None for layer in self._store.layers)
+
+    def _stay(self, why: str) -> None:
+        """Reads go on through FUSE."""
+        self._store.counters.not_handed_over = why
+        log.warning("the mount stays on FUSE: %s", why)
+
+    async def _hand_over(self) -> None:
+        if self._image is None or self._device is None:
+            return
+        image, counters = self._image, self._store.counters
+        turn = partial(handover.hand_over, *self._device, image.file, image.metadata, image.size)
+        why = await trio.to_thread.run_sync(turn)
+        if why:
+            self._stay(why)
+            return
+        counters.handed_over = True
+        self._store.residency.forget_memory()
+        self._store.pages = None
+        if self._handed_over is not None:
+            await self._handed_over()
