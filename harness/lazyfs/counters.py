@@ -99,6 +99,8 @@ class Counters:
     """Layers fetched a second time because the index and the stream did not agree (``harness.lazyfs.data.whole``)."""
     handed_over: bool = False
     bytes_pushed: int = 0
+    background_finished: bool | None = None
+    """None where no background fetch was promised."""
     not_handed_over: str = ""
     """Why the kernel does not read the local file, though it was to."""
     before_ready: tuple[int, int] | None = None
@@ -151,5 +153,6 @@ class Counters:
             read_errors=self.read_errors,
             disk_full=self.disk_full,
             layers_refetched=self.layers_refetched,
+            background_finished=self.background_finished,
             not_handed_over="" if self.handed_over else self.not_handed_over,
         )

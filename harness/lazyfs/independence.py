@@ -79,10 +79,12 @@ class Independence:
             if not policy.background:
                 self.complete = policy.eager
             else:
+                store.counters.background_finished = False
                 if not policy.background_from_mount:
                     await ready.wait()
                 start = time.monotonic_ns()
                 self.complete = await Background(store, self._fetch_besides).run()
+                store.counters.background_finished = self.complete
                 self.spans.append(Span("background", start, time.monotonic_ns()))
             if self.complete and self._device_known.is_set():
                 await self._inflate_and_hand_over()

@@ -251,6 +251,7 @@ class Usage:
     disk_full: bool
     layers_refetched: int
     not_handed_over: str
+    background_finished: bool | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,8 @@ class Invalidity(Frozen):
 
     rule: str
     """One of the rules of ``harness.session.validity``: ``not-lazy``, ``fuse-in-full-pull``, ``cache-not-cold``,
-    ``host-stolen``, ``limits-not-as-asked``, ``below-bound``, ``daemon-died``, ``out-of-memory``."""
+    ``host-stolen``, ``limits-not-as-asked``, ``below-bound``, ``daemon-died``, ``reads-failed``,
+    ``not-independent``, ``out-of-memory``."""
     reason: str
 
 
@@ -130,10 +131,12 @@ class LazyUsage(Frozen):
     """Mode erofs: from then on the kernel reads the local file, and FUSE is out of the way."""
     bytes_pushed: int = 0
     """Mode erofs: inflated bytes handed to the kernel's page cache without a request for them."""
-    read_errors: int = 0
+    read_errors: int | None = None
     """Reads that the daemon could not answer, and that failed with an I/O error."""
-    disk_full: bool = False
+    disk_full: bool | None = None
     """The machine's disk took no more bytes into the cache."""
+    background_finished: bool | None = None
+    """The rest of the image is local; None where that was not promised, or is not known."""
     not_handed_over: str = ""
     """Mode erofs: why the kernel does not read the local file, though it was to."""
     layers_refetched: int = 0

@@ -188,6 +188,10 @@ class Witness:
             time_to_ready_s=self.ready_s,
             bound_s=bound.seconds if bound else None,
             daemons_died=self.died,
+            read_errors=self.lazy.read_errors if self.lazy else None,
+            background_finished=(
+                self.lazy.background_finished if self.lazy and self.setup.timeouts.background_s > 0 else None
+            ),
             oom_kills=used.oom_kills if used else 0,
         )
 

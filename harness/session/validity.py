@@ -20,6 +20,10 @@ An invalid trial is kept with its reasons. The rules:
     Ready sooner than physics allows for this image, shape and host: something was measured wrongly.
 ``daemon-died``
     A daemon that serves the root file system ended before tear-down.
+``reads-failed``
+    A read of the root file system could not be answered and failed with an I/O error.
+``not-independent``
+    A lazy start promised to fetch the rest of the image in the background, and had not when the wait for it ended.
 ``out-of-memory``
     The kernel killed a process of the machine for want of memory.
 """
@@ -46,7 +50,7 @@ CPU_TOLERANCE_S = 0.25
 
 RULES = (
     "not-lazy", "fuse-in-full-pull", "cache-not-cold", "not-there", "host-stolen", "limits-not-as-asked", "below-bound",
-    "daemon-died", "out-of-memory",
+    "daemon-died", "reads-failed", "not-independent", "out-of-memory",
 )  # fmt: skip
 
 
@@ -75,6 +79,9 @@ class Evidence:
     time_to_ready_s: float | None = None
     bound_s: float | None = None
     daemons_died: tuple[str, ...] = ()
+    read_errors: int | None = None
+    background_finished: bool | None = None
+    """None where nothing was promised, or nobody waited for it."""
     oom_kills: int = 0
 
 
@@ -104,6 +111,10 @@ def _broken(e: Evidence) -> Iterator[tuple[str, str]]:
         yield "below-bound", f"ready after {e.time_to_ready_s:.2f} s, the lower bound is {e.bound_s:.2f} s"
     for daemon in e.daemons_died:
         yield "daemon-died", f"{daemon} ended before tear-down"
+    if e.read_errors:
+        yield "reads-failed", f"{e.read_errors} read(s) of the root file system failed with an I/O error"
+    if e.background_finished is False:
+        yield "not-independent", "the background fetch was promised and had not finished when the wait for it ended"
     if e.oom_kills:
         yield "out-of-memory", f"the kernel killed {e.oom_kills} process(es) of the machine for want of memory"
 

@@ -51,6 +51,8 @@ def test_clean_trial_is_valid(evidence: Evidence) -> None:
         (replace(FULL, cpu_s=4.0, wall_s=10.0, ceiling_cores=0.25), "limits-not-as-asked", "4.00 CPU seconds"),
         (replace(FULL, time_to_ready_s=1.0, bound_s=1.5), "below-bound", "1.50 s"),
         (replace(LAZY, daemons_died=("lazyfs",)), "daemon-died", "lazyfs"),
+        (replace(LAZY, read_errors=3), "reads-failed", "3 read(s)"),
+        (replace(LAZY, background_finished=False), "not-independent", "had not finished"),
         (replace(FULL, oom_kills=2), "out-of-memory", "2 process"),
     ],
 )
@@ -64,7 +66,7 @@ def test_rule(evidence: Evidence, rule: str, words: str) -> None:
 def test_every_rule_is_reached() -> None:
     """All broken rules are reported together, in the stated order."""
     lazy = replace(LAZY, layers_lazy=0, received_before_ready_bytes=0, steal_share=1.0, oom_kills=1)
-    lazy = replace(lazy, daemons_died=("d",), limits_wrong=("cpu",), time_to_ready_s=1.0, bound_s=2.0)
+    lazy = replace(lazy, read_errors=1, background_finished=False, daemons_died=("d",), limits_wrong=("cpu",), time_to_ready_s=1.0, bound_s=2.0)
     full = replace(FULL, root_file_systems=frozenset({"fuse"}))
     found = rules(lazy)
     assert found == sorted(found, key=RULES.index)
