@@ -130,8 +130,8 @@ class Daemon:
                 return await service.mount_tree(request)
             case messages.MountBlob():
                 return await service.mount_blob(request)
-            case messages.UseDevice(path, mounted):
-                await service.use_device(path, mounted)
+            case messages.UseDevices(paths, mounted):
+                await service.use_devices(paths, mounted)
             case messages.MarkReady():
                 service.mark_ready()
             case messages.GetUsage():

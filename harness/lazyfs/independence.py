@@ -60,16 +60,16 @@ class Independence:
         self._image = image
         self._fetch_besides = fetch_besides
         self._handed_over = handed_over
-        self._device: tuple[str, str] | None = None
-        self._device_known = trio.Event()
+        self._devices: tuple[tuple[str, ...], str] | None = None
+        self._devices_known = trio.Event()
 
-    async def use_device(self, device: str, mounted: str) -> None:
-        """This loop device is over our file. Handed over at once where all is local and the disk is trusted."""
-        self._device = (device, mounted)
+    async def use_devices(self, devices: tuple[str, ...], mounted: str) -> None:
+        """These loop devices are over our file. Handed over at once where all is local and the disk is trusted."""
+        self._devices = (devices, mounted)
         store = self._store
         if store.policy.trust_disk and store.residency.is_whole():
             await self._hand_over()
-        self._device_known.set()
+        self._devices_known.set()
 
     async def run(self, ready: trio.Event) -> None:
         """Fetch the rest and hand over; the background fetch begins when ``ready`` is set, or at once by policy."""
@@ -86,12 +86,12 @@ class Independence:
                 self.complete = await Background(store, self._fetch_besides).run()
                 store.counters.background_finished = self.complete
                 self.spans.append(Span("background", start, time.monotonic_ns()))
-            if self.complete and self._device_known.is_set():
+            if self.complete and self._devices_known.is_set():
                 await self._inflate_and_hand_over()
         finally:
             self.done.set()
         if self.complete and self._image is not None:
-            await self._device_known.wait()
+            await self._devices_known.wait()
             await self._inflate_and_hand_over()
 
     async def _inflate_and_hand_over(self) -> None:
@@ -125,10 +125,10 @@ class Independence:
         log.warning("the mount stays on FUSE: %s", why)
 
     async def _hand_over(self) -> None:
-        if self._image is None or self._device is None:
+        if self._image is None or self._devices is None:
             return
         image, counters = self._image, self._store.counters
-        turn = partial(handover.hand_over, *self._device, image.file, image.metadata, image.size)
+        turn = partial(handover.hand_over, *self._devices, image.file, image.metadata, image.size)
         why = await trio.to_thread.run_sync(turn)
         if why:
             self._stay(why)

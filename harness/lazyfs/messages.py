@@ -98,10 +98,10 @@ class ErofsIndexName:
 
 @dataclass(frozen=True, slots=True)
 class MetadataFile:
-    """The EROFS image in two: ``path`` holds the metadata, and layers begin at byte ``start`` of the image file."""
+    """The EROFS image in parts: ``path`` holds the metadata, and a device begins at each of ``starts`` in the file."""
 
     path: str
-    start: int
+    starts: tuple[int, ...]
 
 
 class Request(Generic[A]):
@@ -178,11 +178,11 @@ class MountBlob(Request[BlobMounted]):
 
 
 @dataclass(frozen=True, slots=True)
-class UseDevice(Request[Done]):
-    """``path`` is the loop device over the image file, ``mounted`` the one that EROFS is mounted from."""
+class UseDevices(Request[Done]):
+    """``paths`` are the loop devices over the image file, ``mounted`` the device that EROFS is mounted from."""
 
     answer: ClassVar[type] = Done
-    path: str
+    paths: tuple[str, ...]
     mounted: str
 
 
@@ -291,5 +291,5 @@ class End(Request[Done]):
     answer: ClassVar[type] = Done
 
 
-REQUESTS: tuple[type, ...] = (MountTree, MountBlob, UseDevice, MarkReady, AwaitBackground, GetUsage, GetTouches, End)
+REQUESTS: tuple[type, ...] = (MountTree, MountBlob, UseDevices, MarkReady, AwaitBackground, GetUsage, GetTouches, End)
 ANSWERS: tuple[type, ...] = (Up, Refused, Done, TreeMounted, BlobMounted, BackgroundState, Usage, Touches)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from harness.errors import ColdbenchError, DiskFull, UsageError
-from harness.formats.erofs.device import head_with_second_device
+from harness.formats.erofs.device import device_starts, head_with_devices
 from harness.formats.erofs.spans import WHOLE
 from harness.lazyfs.counters import Counters
 from harness.lazyfs.data import prefetch as fetching
@@ -123,7 +123,7 @@ class Service:
             paths = request.serving.prefetch
             await self._start_prefetch(store, image.extents_of(paths) if paths else list(image.index.prefetch))
         loop = policy.handover and self._image is not None
-        metadata = await trio.to_thread.run_sync(self._separate_metadata, image.index) if loop else None
+        metadata = await trio.to_thread.run_sync(self._separate_metadata, image.index, policy.devices) if loop else None
         local = None
         if loop and self._image is not None:
             local = LocalImage(self._image, memoryview(image.index.metadata), image.index.image_bytes)
@@ -197,19 +197,20 @@ class Service:
                 whole.append((added, layer))
         return whole
 
-    def _separate_metadata(self, index: ErofsIndex) -> MetadataFile | None:
+    def _separate_metadata(self, index: ErofsIndex, devices: int) -> MetadataFile | None:
         """The metadata as a file of its own, if there are layers and room for it; blocks."""
         if not index.layers:
             return None
-        path, start = os.path.join(self._scratch, "metadata"), index.layer_starts[0]
+        path = os.path.join(self._scratch, "metadata")
+        starts = device_starts(index.layer_starts[0], index.image_bytes, devices)
         try:
             with open(path, "xb") as file:
-                head = head_with_second_device(index.metadata, start, index.image_bytes)
+                head = head_with_devices(index.metadata, starts, index.image_bytes)
                 file.writelines([head, memoryview(index.metadata)[len(head) :]])
         except OSError as error:
             log.warning("the metadata stays in the lazy file: %s", error)
             return None
-        return MetadataFile(path, start)
+        return MetadataFile(path, starts)
 
     async def _fill_whole(self, client: BlobStore, layer: Layer, indexed: IndexedLayer, spans: list[Span]) -> None:
         """All of a layer into the disk cache before anything is mounted."""
@@ -261,10 +262,10 @@ class Service:
             done.set()
         self._spans.append(_span("prefetch", start))
 
-    async def use_device(self, device: str, mounted: str) -> None:
-        """This loop device is over our file; ``mounted`` is the one that EROFS is mounted from, this or another."""
+    async def use_devices(self, devices: tuple[str, ...], mounted: str) -> None:
+        """These loop devices are over our file; ``mounted`` is the one that EROFS is mounted from."""
         assert self._independence is not None
-        await self._independence.use_device(device, mounted)
+        await self._independence.use_devices(devices, mounted)
 
     async def background(self, wait_s: float) -> BackgroundState:
         """What the background fetch has come to when it has ended, or after ``wait_s``."""

@@ -191,6 +191,9 @@ class LazyPolicy:
     """Of that inflating: the share of time spent in it, at most."""
     trust_disk: bool = option(False, only=(Presentation.BLOB,))
     """Hand over what was synced without reading it back from the disk: what a full pull does."""
+    devices: int = option(7, 1, 7, only=(Presentation.BLOB,))
+    """Loop devices that share the layers. Each reads one thing after the other, so that a reader that waits for the
+    registry holds up those of its own device only."""
     direct_io: bool = option(False, only=(Presentation.BLOB,))
     """Blob presentation: the FUSE file's bytes are not cached below EROFS, and so not handed to the kernel before it
     asks (``harness.lazyfs.fuse.kernel_pages``). A trace always does so: it must see what is read."""

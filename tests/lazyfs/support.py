@@ -30,7 +30,7 @@ from harness.lazyfs.messages import (
     MountTree,
     Serving,
     StoreAddress,
-    UseDevice,
+    UseDevices,
 )
 from harness.lazyfs.mounting.mounts import mount_erofs
 from harness.lazyfs.mounting.mounts import unmount as detach
@@ -224,8 +224,8 @@ def serve(source: ImageSource, mode: str, place: Path, **request: Any) -> Iterat
             blob = client.call(MountBlob(serving, plan_blob(source, image)))
             target.mkdir()
             mounted = mount_erofs(str(mountpoint / blob.file), str(target), loop=blob.loop, parts=blob.metadata)
-            if mounted.device:
-                client.call(UseDevice(mounted.device, mounted.mounted))
+            if mounted.devices:
+                client.call(UseDevices(mounted.devices, mounted.mounted))
             yield Served(client, process, str(mountpoint), target, [])
         else:
             plan = plan_layers(source, image, mode)

@@ -58,7 +58,7 @@ def test_messages_come_out_as_they_went_in(message: object) -> None:
         b'{"say":"MarkReady"}',
         b'{"say":"Nonsense","id":1,"body":{}}',
         b'{"say":"AwaitBackground","id":1,"body":{"wait_s":"soon"}}',
-        b'{"say":"UseDevice","id":1,"body":{"path":"/dev/loop0"}}',
+        b'{"say":"UseDevices","id":1,"body":{"paths":["/dev/loop0"]}}',
         b'{"say":"Touches","id":1,"body":{"touches":[]}}',
     ],
 )

@@ -103,22 +103,22 @@ def test_without_a_loop_device_the_file_will_do() -> None:
     """A device is better, since its backing can be changed; it is no condition."""
     kernel = Kernel(0)
     mounted = mounts.mount_erofs("/f/image", "/t", loop=True, syscalls=kernel.calls(errno.EBUSY))
-    assert (mounted.way, mounted.device, len(mounted.refused)) == ("file", "", 1)
+    assert (mounted.way, mounted.devices, len(mounted.refused)) == ("file", (), 1)
     kernel = Kernel(0)
     mounted = mounts.mount_erofs("/f/image", "/t", loop=True, syscalls=kernel.calls())
-    assert (mounted.way, mounted.device) == ("loop", "/dev/loop-none")
+    assert (mounted.way, mounted.devices) == ("loop", ("/dev/loop-none",))
 
 
-PARTS = MetadataFile("/s/metadata", 8192)
+PARTS = MetadataFile("/s/metadata", (8192, 16384))
 
 
 def test_metadata_has_a_device_of_its_own() -> None:
     """The layers' device begins where they begin in the file; EROFS is mounted from the metadata's."""
     kernel = Kernel(0)
     mounted = mounts.mount_erofs("/f/image", "/t", loop=True, parts=PARTS, syscalls=kernel.calls())
-    assert mounted == mounts.Mounted("loops", "/dev/loop-none", "/dev/loop-none")
-    assert kernel.attached == [("/f/image", 8192), ("/s/metadata", 0)]
-    assert kernel.options == ["device=/dev/loop-none"]
+    assert mounted == mounts.Mounted("loops", ("/dev/loop-none", "/dev/loop-none"), "/dev/loop-none")
+    assert kernel.attached == [("/f/image", 8192), ("/f/image", 16384), ("/s/metadata", 0)]
+    assert kernel.options == ["device=/dev/loop-none,device=/dev/loop-none"]
 
 
 def test_a_kernel_that_knows_no_second_device_gets_the_whole_file_as_one() -> None:
@@ -128,7 +128,7 @@ def test_a_kernel_that_knows_no_second_device_gets_the_whole_file_as_one() -> No
     assert mounted.way == "loop"
     assert len(mounted.refused) == 1
     assert mounted.refused[0].startswith("loops: the kernel refuses the EROFS image")
-    assert kernel.attached[2:] == [("/f/image", 0)]
+    assert kernel.attached[3:] == [("/f/image", 0)]
     assert kernel.options[1] is None
 
 

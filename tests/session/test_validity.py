@@ -66,7 +66,15 @@ def test_rule(evidence: Evidence, rule: str, words: str) -> None:
 def test_every_rule_is_reached() -> None:
     """All broken rules are reported together, in the stated order."""
     lazy = replace(LAZY, layers_lazy=0, received_before_ready_bytes=0, steal_share=1.0, oom_kills=1)
-    lazy = replace(lazy, read_errors=1, background_finished=False, daemons_died=("d",), limits_wrong=("cpu",), time_to_ready_s=1.0, bound_s=2.0)
+    lazy = replace(
+        lazy,
+        read_errors=1,
+        background_finished=False,
+        daemons_died=("d",),
+        limits_wrong=("cpu",),
+        time_to_ready_s=1.0,
+        bound_s=2.0,
+    )
     full = replace(FULL, root_file_systems=frozenset({"fuse"}))
     found = rules(lazy)
     assert found == sorted(found, key=RULES.index)

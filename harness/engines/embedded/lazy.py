@@ -27,7 +27,7 @@ from harness.lazyfs.messages import (
     MountBlob,
     MountTree,
     Serving,
-    UseDevice,
+    UseDevices,
 )
 from harness.lazyfs.mounting.mounts import mount_erofs, unmount
 from harness.lazyfs.plan import plan_blob, plan_layers
@@ -153,8 +153,8 @@ def _provide_blob(
         with context.span("mount", detail="EROFS"):
             image_file = os.path.join(mountpoint, answer.file)
             mounted = mount_erofs(image_file, target, loop=answer.loop, parts=answer.metadata)
-        if mounted.device:
-            daemon.call(UseDevice(mounted.device, mounted.mounted))
+        if mounted.devices:
+            daemon.call(UseDevices(mounted.devices, mounted.mounted))
     except BaseException:
         cleanup()
         raise

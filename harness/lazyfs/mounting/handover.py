@@ -16,10 +16,10 @@ import trio
 
 from harness.errors import ColdbenchError, ContentError
 from harness.lazyfs.data.prefetch import yield_to_foreground
-from harness.lazyfs.mounting.loop_device import change_backing
+from harness.lazyfs.mounting.loop_device import change_backing, read_ahead_as_local
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from harness.lazyfs.data.disk_cache import SparseFile
     from harness.lazyfs.data.residency import Layer
@@ -116,12 +116,13 @@ def _inflate(store: Store, layer: Layer, unit: int) -> bool:
     return True
 
 
-def hand_over(device: str, mounted: str, file: SparseFile, metadata: memoryview, size: int) -> str:
-    """Complete ``file``, sync it and turn ``device`` to it; "", or why disk or kernel refuse. Blocks.
+def hand_over(devices: Sequence[str], mounted: str, file: SparseFile, metadata: memoryview, size: int) -> str:
+    """Complete ``file``, sync it and turn ``devices`` to it; "", or why disk or kernel refuse. Blocks.
 
-    ``mounted``: the device that EROFS is mounted from, this or another.
+    ``mounted`` is the device that EROFS is mounted from, one of these or another. A device that is not turned goes on
+    reading the same bytes through FUSE.
     """
-    if device == mounted and not file.write(0, metadata):  # mounted from two devices, this one has the layers only
+    if mounted in devices and not file.write(0, metadata):  # mounted from two devices, this one has the layers only
         return f"the disk takes no more ({file.health.failure})"
     try:
         os.ftruncate(file.descriptor, size)
@@ -130,7 +131,9 @@ def hand_over(device: str, mounted: str, file: SparseFile, metadata: memoryview,
     if not file.sync():
         return f"the disk does not keep what is written to it ({file.health.failure})"
     try:
-        change_backing(device, file.descriptor, mounted)
+        for device in devices:
+            change_backing(device, file.descriptor)
     except OSError as error:
         return f"the kernel does not turn the device to the local file ({error.strerror})"
+    read_ahead_as_local(mounted)
     return ""

@@ -47,11 +47,10 @@ class LoopDevice:
             self._fd = -1
 
 
-def change_backing(device: str, backing: int, mounted: str) -> None:
+def change_backing(device: str, backing: int) -> None:
     """Turn ``device`` to the open file ``backing``, which must have the same size and content. Raises OSError.
 
-    Waits for reads under way. Pages are then cached once, by EROFS, if the file system below allows direct reads; and
-    the bytes are near now, so the read-ahead of ``mounted``, the device that was mounted, is the usual one again.
+    Waits for reads under way. Pages are then cached once, by EROFS, if the file system below allows direct reads.
     """
     handle = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -62,7 +61,11 @@ def change_backing(device: str, backing: int, mounted: str) -> None:
             pass
     finally:
         os.close(handle)
-    _set_read_ahead(mounted, _LOCAL_READ_AHEAD_KIB)
+
+
+def read_ahead_as_local(device: str) -> None:
+    """The device's bytes are near now: its read-ahead is the usual one again."""
+    _set_read_ahead(device, _LOCAL_READ_AHEAD_KIB)
 
 
 def _set_read_ahead(device: str, kib: int) -> None:

@@ -42,12 +42,12 @@ class Syscalls:
 class Mounted:
     """``way``: ``file``, ``loop``, or ``loops`` where the metadata has a device of its own.
 
-    ``device`` is the loop device with the layers, ``mounted`` the one mounted. ``refused`` says of each way that was
-    tried before why it failed.
+    ``devices`` are the loop devices over the image file, ``mounted`` the one mounted. ``refused`` says of each way that
+    was tried before why it failed.
     """
 
     way: str
-    device: str = ""
+    devices: tuple[str, ...] = ()
     mounted: str = ""
     refused: tuple[str, ...] = ()
 
@@ -90,15 +90,16 @@ def mount_erofs(
 def _mount_loop(source: str, target: str, calls: Syscalls, parts: MetadataFile | None) -> Mounted:
     """OSError when no device is to be had, MachineError when the kernel refuses what is on it."""
     with ExitStack() as devices:  # a mounted device stays; it frees itself when that ends
-        layers = devices.enter_context(closing(calls.attach_loop(source, parts.start if parts else 0)))
-        first = layers if parts is None else devices.enter_context(closing(calls.attach_loop(parts.path, 0)))
+        starts = parts.starts if parts is not None else (0,)
+        layers = [devices.enter_context(closing(calls.attach_loop(source, start))) for start in starts]
+        first = layers[0] if parts is None else devices.enter_context(closing(calls.attach_loop(parts.path, 0)))
         try:
-            option = None if parts is None else f"device={layers.path}"
+            option = None if parts is None else ",".join(f"device={device.path}" for device in layers)
             calls.mount(first.path, target, "erofs", CONTAINED, option)
         except OSError as error:
             raise MachineError(f"the kernel refuses the EROFS image ({os.strerror(error.errno or 0)}): blocks of 512 "
                                f"bytes need Linux 6.4 or newer; {_ADVICE}") from None  # fmt: skip
-        return Mounted("loop" if parts is None else "loops", layers.path, first.path)
+        return Mounted("loop" if parts is None else "loops", tuple(device.path for device in layers), first.path)
 
 
 def unmount(target: str, syscalls: Syscalls | None = None) -> bool:
