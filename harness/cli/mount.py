@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,13 @@ from harness.model.modes import SOCI, lazy_modes, lazy_policy
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from harness.lazyfs.messages import StoreAddress
+    from harness.lazyfs.control import DaemonClient
+    from harness.lazyfs.messages import StoreAddress, Usage
     from harness.machine.records import Record
     from harness.oci.store import ImageSource
+
+_ANSWER_S = 5.0
+"""A daemon that answers nothing for so long is not waited for."""
 
 
 def _modes() -> str:
@@ -51,6 +56,7 @@ def mount(
     from harness.cli.bars import open_named
     from harness.engines.embedded.lazy import provide
     from harness.engines.embedded.modes import Context
+    from harness.errors import MachineError
     from harness.lazyfs.control import spawn
     from harness.lazyfs.messages import GetUsage, MarkReady
     from harness.lazyfs.mounting.stack import stacked
@@ -60,7 +66,8 @@ def mount(
     lazy_policy(mode, preset)
     require_root("mounting")
     os.makedirs(directory, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM):  # a script's background job starts with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     with ExitStack() as cleanups:
         source = cleanups.enter_context(open_named(image))
         resolved = source.resolve(Platform.parse(platform) if platform else None)
@@ -69,7 +76,7 @@ def mount(
         os.umask(0)
         process, client = spawn(str(run.directory / "lazyfs"))
         run.add_process(process.pid)
-        cleanups.callback(process.wait)
+        cleanups.callback(_end, process)
         cleanups.callback(client.close)
         context = Context(
             client=source.store,
@@ -86,11 +93,13 @@ def mount(
         client.call(MarkReady())
         typer.echo(f"{image} is mounted on {directory} (mode {mode}); Ctrl-C unmounts it")
         try:
-            while process.poll() is None:
-                signal.sigtimedwait([signal.SIGCHLD], 1.0)
+            _watch(process, client)
         except KeyboardInterrupt:
             pass
-        usage = client.call(GetUsage())
+        try:
+            usage = client.call(GetUsage(), timeout_s=_ANSWER_S)
+        except MachineError:
+            return
         typer.echo(
             f"fetched {usage.bytes_fetched / 1e6:.1f} of {resolved.compressed_bytes / 1e6:.1f} MB in "
             f"{usage.requests} requests; {usage.spans_fetched} of {usage.spans_total} spans"
@@ -133,6 +142,54 @@ def _guarded(lowerdirs: Sequence[str], scratch: str, allow_other: bool) -> list[
     os.mkdir(empty)
     os.chmod(empty, 0o700)
     return [*lowerdirs, empty] if allow_other else [empty, *lowerdirs]
+
+
+def _watch(process: subprocess.Popen[bytes], client: DaemonClient) -> None:
+    """Say what changes, until interrupted. The daemon's end matters only while something still comes through it."""
+    from harness.errors import MachineError
+    from harness.lazyfs.messages import GetUsage
+
+    told = ""
+    handed_over = False
+    while process.poll() is None:
+        try:
+            usage = client.call(GetUsage(), timeout_s=_ANSWER_S)
+        except MachineError as error:
+            said = str(error)
+        else:
+            handed_over = usage.handed_over
+            said = _state(usage)
+        if said and said != told:
+            typer.echo(said)
+        told = said or told
+        signal.sigtimedwait([signal.SIGCHLD], 1.0)
+    if not handed_over:
+        raise MachineError(f"the lazyfs daemon ended (exit {process.returncode}); what is not local is gone")
+    typer.echo("the daemon ended; the mount goes on without it")
+    while True:
+        signal.pause()
+
+
+def _state(usage: Usage) -> str:
+    """What somebody who looks at the mount should know of it."""
+    if usage.handed_over:
+        return "complete: the daemon is no longer needed"
+    if usage.not_handed_over:
+        return f"the daemon stays needed: {usage.not_handed_over}"
+    if usage.background_finished:
+        return "complete: the registry is no longer needed"
+    if usage.disk_full:
+        return "the disk is full: what memory does not hold is fetched again and again"
+    return ""
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The daemon was told to end; one that does not (stopped, or stuck) is killed."""
+    try:
+        process.wait(_ANSWER_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _address(source: ImageSource) -> StoreAddress:

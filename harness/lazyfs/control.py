@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 
-END_TIMEOUT_S = 10.0
+END_TIMEOUT_S = 5.0
 
 
 class DaemonClient:

@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from harness.kernel import loop
@@ -17,6 +18,7 @@ from harness.lazyfs.mounting.mounts import mount_device
 from harness.machine import leftovers, records
 from tests.engines.support import tar_bytes
 from tests.hostile.images import attacker
+from tests.lazyfs.mounting.test_handover import forget_pages
 from tests.lazyfs.support import MODES, File, convert, need_root, tar_of, text, write_image
 
 if TYPE_CHECKING:
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 
-def command(*arguments: str) -> subprocess.Popen[str]:
+def command(*arguments: str, ignore_interrupt: bool = False) -> subprocess.Popen[str]:
+    """``ignore_interrupt``: as a shell without job control starts what goes to the background."""
+    shell = ["sh", "-c", 'trap "" INT; exec "$0" "$@"'] if ignore_interrupt else []
     return subprocess.Popen(
-        [sys.executable, "-m", "harness", "mount", *arguments],
+        [*shell, sys.executable, "-m", "harness", "mount", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -116,6 +120,44 @@ def test_killed_and_cleaned(mode: str, tmp_path: Path) -> None:
     assert lines_below(target, record.directory, Path(record.files[0])) == []
     assert [device for device in Path("/dev").glob("loop[0-9]*") if loop.name_of(str(device)) == record.name] == []
     assert target.is_dir(), "the place was the user's choice"
+
+
+def test_a_complete_mount_does_without_its_daemon(tmp_path: Path) -> None:
+    """It says when the daemon is no longer needed, outlives its death, and ends as ever; from a script's background."""
+    need_root()
+    convert(write_image(tmp_path / "image", [tar_of(File("a", text(500_000)))]), tmp_path / "lazy", "erofs")
+    target = tmp_path / "mnt"
+    process = command(f"oci:{tmp_path}/lazy:image", str(target), "--mode", "erofs", ignore_interrupt=True)
+    assert process.stdout is not None
+    lines = iter(process.stdout.readline, "")
+    assert "complete: the daemon is no longer needed\n" in lines
+    (daemon,) = [child.pid for child in psutil.Process(process.pid).children()]
+    os.kill(daemon, signal.SIGKILL)
+    assert "the daemon ended; the mount goes on without it\n" in lines
+    forget_pages()
+    assert (target / "a").read_bytes() == text(500_000)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "Traceback" not in err
+    assert mount_device(str(target)) is None
+
+
+def test_a_stopped_daemon_does_not_hold_the_exit(tmp_path: Path) -> None:
+    """SIGTERM ends it within seconds, and nothing stays mounted."""
+    need_root()
+    convert(write_image(tmp_path / "image", [tar_of(File("a", text(5000)))]), tmp_path / "lazy", "soci")
+    target = tmp_path / "mnt"
+    process = command(f"oci:{tmp_path}/lazy:image", str(target), "--mode", "soci")
+    assert process.stdout is not None
+    assert "is mounted on" in process.stdout.readline()
+    (daemon,) = [child.pid for child in psutil.Process(process.pid).children()]
+    os.kill(daemon, signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert mount_device(str(target)) is None
+    assert not psutil.pid_exists(daemon)
 
 
 def test_image_without_an_index_is_a_clear_error(tmp_path: Path) -> None:

@@ -43,7 +43,10 @@ class DiskHealth:
         """Nothing is written from now on."""
         if self.failure is None:
             self.failure = error
-            log.warning("the disk takes no more of the cache (%s): on with memory and the registry", error.strerror)
+            log.warning(
+                "the disk takes no more of the cache (%s): what memory does not hold is fetched again and again",
+                error.strerror,
+            )
 
 
 class SparseFile:

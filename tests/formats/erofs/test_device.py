@@ -11,7 +11,7 @@ import struct
 import pytest
 
 from harness.errors import FormatError
-from harness.formats.erofs.device import head_with_devices
+from harness.formats.erofs.device import MOST_DEVICES, device_starts, head_with_devices
 from harness.formats.erofs.layout import PART_ALIGN, SUPER_OFFSET, SUPER_SIZE, Superblock, crc32c
 from harness.formats.erofs.merge import merge_layers
 from harness.formats.erofs.writer import ErofsMetadata, write_metadata
