@@ -77,7 +77,7 @@ def test_good_file() -> None:
         (
             '"soci:tuned"',
             '"soci:eager"',
-            "4: modes[1]: expected a preset of mode soci (tuned, reference, default, parallel-pull",
+            "4: modes[1]: expected a preset of mode soci (tuned, reference, pyfuse3, default, parallel-pull",
         ),
         ('"trace"', '"tracer"', '4: modes[2].prefetch: expected "image", "none", "trace" or a list of paths, got'),
         (', label = "traced"', "", "1: mode 'soci:tuned' is there twice; give one of them a label"),

@@ -52,7 +52,7 @@ def gate(
     from harness.gate.sides import Side
     from harness.model.plan import Selection
     from harness.model.shape import parse_shape
-    from harness.session.header import new_header
+    from harness.session.headers import new_header
     from harness.session.launching import Launcher
 
     file = scenarios.find(scenario)

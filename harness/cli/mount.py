@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,14 +57,16 @@ def mount(
     from harness.cli.bars import open_named
     from harness.engines.embedded.lazy import provide
     from harness.engines.embedded.modes import Context
-    from harness.errors import MachineError
+    from harness.errors import MachineError, UsageError
     from harness.lazyfs.control import spawn
     from harness.lazyfs.messages import GetUsage, MarkReady
     from harness.lazyfs.mounting.stack import stacked
     from harness.machine.host import require_root
     from harness.oci.descriptor import Platform
 
-    lazy_policy(mode, preset)
+    policies = lazy_policy(mode, preset)
+    if policies.library and find_spec(policies.library) is None:
+        raise UsageError(f"preset {preset} needs the library {policies.library}: pip install 'coldbench[{preset}]'")
     require_root("mounting")
     os.makedirs(directory, exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # a script's background job starts with SIGINT ignored
@@ -74,7 +77,7 @@ def mount(
         run = cleanups.enter_context(_recorded(image, directory))
         scratch = run.files[0]
         os.umask(0)
-        process, client = spawn(str(run.directory / "lazyfs"))
+        process, client = spawn(str(run.directory / "lazyfs"), policies.library)
         run.add_process(process.pid)
         cleanups.callback(_end, process)
         cleanups.callback(client.close)

@@ -19,7 +19,7 @@ from harness.gate.comparing import excluded_trials
 from harness.gate.environment import describe, host_class
 from harness.gate.planning import block_minutes
 from harness.gate.sides import Side
-from harness.session.header import new_header
+from harness.session.headers import new_header
 from harness.session.store import Store
 from harness.stats.paired import MIN_BLOCKS
 

@@ -21,7 +21,7 @@ from harness.gate.result import GateResult, Regression
 from harness.gate.sides import Side
 from harness.gate.wording import change, percent, value
 from harness.report import wording
-from harness.session.header import new_header
+from harness.session.headers import new_header
 from harness.session.store import Store
 from harness.stats.sequential import looks, nominal_levels
 

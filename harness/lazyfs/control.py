@@ -77,12 +77,17 @@ class DaemonClient:
         self._channel.close()
 
 
-def spawn(mountpoint: str | None = None) -> tuple[subprocess.Popen[bytes], DaemonClient]:
-    """Start a daemon as a child of this process (command line, tests); the engine starts its own in the machine."""
+def spawn(mountpoint: str | None = None, library: str = "") -> tuple[subprocess.Popen[bytes], DaemonClient]:
+    """Start a daemon as a child of this process (command line, tests); the engine starts its own in the machine.
+
+    ``library`` names what speaks FUSE, where that is not our own session (``LazyPolicy.library``).
+    """
     ours, theirs = socket.socketpair()
     arguments = [sys.executable, "-m", "harness.lazyfs.daemon", "--harness-fd", str(theirs.fileno())]
     if mountpoint is not None:
         arguments += ["--mountpoint", mountpoint]
+    if library:
+        arguments += ["--library", library]
     # In a session of its own, so that Ctrl-C reaches the parent alone, which then unmounts in the right order.
     process = subprocess.Popen(arguments, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
     theirs.close()

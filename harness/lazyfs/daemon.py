@@ -27,11 +27,13 @@ from harness.lazyfs.channel import Lines, encode
 from harness.lazyfs.fuse.connection import Session
 from harness.lazyfs.mounting import mounts
 from harness.lazyfs.service import Service
+from harness.model.policy import PYFUSE3
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from harness.lazyfs.channel import Received
+    from harness.lazyfs.fuse.connection import AnySession
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +74,21 @@ class Peer:
                 yield request
 
 
+def open_session(mountpoint: str, library: str) -> AnySession:
+    """Mount an empty tree at ``mountpoint`` with our own session or with pyfuse3; OSError, MachineError."""
+    if library == PYFUSE3:
+        from harness.lazyfs.fuse.pyfuse3_tree import LibrarySession
+
+        return LibrarySession(mountpoint)
+    return Session(mountpoint)
+
+
 class Daemon:
     """Ties sockets, service and FUSE session together."""
 
-    def __init__(self, mountpoint: str) -> None:
+    def __init__(self, mountpoint: str, library: str) -> None:
         self.mountpoint = mountpoint
-        self.session = Session(mountpoint)
+        self.session = open_session(mountpoint, library)
         self._ended = trio.Event()
 
     async def run(self, peers: list[int]) -> None:
@@ -164,6 +175,7 @@ def main() -> None:
     parser.add_argument("--agent-fd", type=int)
     parser.add_argument("--harness-fd", type=int, required=True)
     parser.add_argument("--mountpoint")
+    parser.add_argument("--library", default="")
     options = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="lazyfs: %(message)s")
     os.umask(0)
@@ -174,7 +186,7 @@ def main() -> None:
     # more resident and saved no CPU (python-data, import pandas).
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     try:
-        daemon = Daemon(mountpoint)
+        daemon = Daemon(mountpoint, options.library)
         gc.collect()
         gc.freeze()
         gc.disable()  # reference counting frees what requests make; a few exceptions make cycles

@@ -24,7 +24,7 @@ from harness.lazyfs.data.whole import fetch_whole
 from harness.lazyfs.fuse.blob import IMAGE, BlobPresentation
 from harness.lazyfs.fuse.blob import NAME as BLOB_NAME
 from harness.lazyfs.fuse.kernel_pages import KernelPages
-from harness.lazyfs.fuse.tree import TreePresentation
+from harness.lazyfs.fuse.namespace import Namespace
 from harness.lazyfs.independence import Independence, LocalImage
 from harness.lazyfs.messages import BackgroundState, BlobMounted, MetadataFile, Span, TreeMounted
 from harness.lazyfs.mounting.mounts import set_read_ahead
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from harness.formats.erofs.spans import IndexedLayer
     from harness.lazyfs.data.residency import Layer
     from harness.lazyfs.data.units import Units
-    from harness.lazyfs.fuse.connection import Session
+    from harness.lazyfs.fuse.connection import AnySession
     from harness.lazyfs.messages import LazyLayer, MountBlob, MountTree, Serving, StoreAddress, Touch, Usage
     from harness.model.policy import LazyPolicy
     from harness.oci.store import BlobStore
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 class Service:
     """One image, mounted once. Everything runs on the event loop unless said otherwise."""
 
-    def __init__(self, mountpoint: str, session: Session, nursery: trio.Nursery) -> None:
+    def __init__(self, mountpoint: str, session: AnySession, nursery: trio.Nursery) -> None:
         self.mountpoint = mountpoint
         self.counters = Counters()
         self._spans: list[Span] = []
@@ -81,11 +81,11 @@ class Service:
             store.add_layer(layer.units, layer.source, self._disk(policy, layer.number, layer.units))
         start = time.monotonic_ns()
         trace = Trace(request.serving.t0_ns or start) if request.serving.trace else None
-        tree = TreePresentation(policy, self.counters, trace)
+        tree = Namespace(policy, self.counters, trace)
         tree.add_layers(store, [layer.table for layer in layers], [layer.number for layer in layers])
         if trace is not None:
             self._name_touches = partial(tree.name_touches, trace)
-        self._session.present(tree, self.counters)
+        self._session.show_tree(tree, self.counters)
         spans.append(_span("mount", start, detail="tree"))
         if policy.prefetch:
             paths = request.serving.prefetch

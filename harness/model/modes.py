@@ -20,7 +20,7 @@ from harness.model import policy
 from harness.model.forms import Form as Form  # noqa: PLC0414 - exported from here
 from harness.model.forms import Presentation as Presentation  # noqa: PLC0414 - exported from here
 from harness.model.near_miss import near_miss
-from harness.model.policy import KIB, MIB, LazyPolicy, Option, PullPolicy, Snapshotter, SnapshotterPolicy
+from harness.model.policy import KIB, MIB, PYFUSE3, LazyPolicy, Option, PullPolicy, Snapshotter, SnapshotterPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -166,6 +166,17 @@ def _tuned(policies: LazyPolicy) -> Preset:
     return Preset("tuned", "the best policies known", policies)
 
 
+def _library(policies: LazyPolicy) -> Preset:
+    return Preset(
+        PYFUSE3,
+        "the tuned policies, served through the library pyfuse3",
+        dataclasses.replace(policies, library=PYFUSE3),
+        line="-.",
+        hollow=True,
+        role=Role.YARDSTICK,
+    )
+
+
 def _reference(policies: LazyPolicy) -> Preset:
     return Preset(
         "reference",
@@ -177,17 +188,21 @@ def _reference(policies: LazyPolicy) -> Preset:
     )
 
 
+_ESTARGZ = LazyPolicy()
+_SOCI = LazyPolicy(readahead_units=0, memory_bytes=52 * MIB)
+"""A span of 4 MiB is read-ahead enough: fetching the next one too costs 1 % more bytes and no less time."""
+
 OVERLAY2 = Mode("overlay2", Form.IMAGE, Presentation.NONE, (_SEQUENTIAL, _TUNED_PULL, _LOCAL, _WARM), "s", "#666666")
 ESTARGZ = Mode(
-    "estargz", Form.ESTARGZ, Presentation.TREE, (_tuned(LazyPolicy()), _reference(policy.STARGZ)), "o", "#0072B2",
+    "estargz", Form.ESTARGZ, Presentation.TREE,
+    (_tuned(_ESTARGZ), _reference(policy.STARGZ), _library(_ESTARGZ)), "o", "#0072B2",
     # It serves every layer, where soci has small ones unpacked and does not see what is read of them, and it sees
     # files, where erofs sees blocks that several files share.
     tracer=True,
 )  # fmt: skip
 SOCI = Mode(
     "soci", Form.SOCI, Presentation.TREE,
-    # A span of 4 MiB is read-ahead enough: fetching the next one too costs 1 % more bytes and no less time.
-    (_tuned(LazyPolicy(readahead_units=0, memory_bytes=52 * MIB)), _reference(policy.SOCI)), "^", "#D55E00",
+    (_tuned(_SOCI), _reference(policy.SOCI), _library(_SOCI)), "^", "#D55E00",
 )  # fmt: skip
 EROFS = Mode(
     "erofs", Form.EROFS, Presentation.BLOB,
@@ -391,6 +406,12 @@ def lazy_policy(mode: str, preset: str, options: Mapping[str, object] | None = N
 def containerd_store(preset: str) -> bool:
     """Whether this preset of Docker keeps images in containerd's store."""
     return DOCKER_OVERLAY2.preset(preset) is _CONTAINERD_STORE
+
+
+def uses_library(mode: str, preset: str) -> bool:
+    """Whether an embedded preset serves through a library that has to be installed."""
+    policies = find(mode).preset(preset).policy
+    return isinstance(policies, LazyPolicy) and bool(policies.library)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,9 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
+PYFUSE3 = "pyfuse3"
+"""The library of that name, and the presets that serve through it."""
+
 
 T = TypeVar("T")
 P = TypeVar("P", "PullPolicy", "LazyPolicy")
@@ -194,6 +197,8 @@ class LazyPolicy:
     devices: int = option(7, 1, 7, only=(Presentation.BLOB,))
     """Loop devices that share the layers. Each reads one thing after the other, so that a reader that waits for the
     registry holds up those of its own device only."""
+    library: str = fixed("")
+    """What speaks FUSE: our own session, or ``pyfuse3``."""
     direct_io: bool = option(False, only=(Presentation.BLOB,))
     """Blob presentation: the FUSE file's bytes are not cached below EROFS, and so not handed to the kernel before it
     asks (``harness.lazyfs.fuse.kernel_pages``). A trace always does so: it must see what is read."""

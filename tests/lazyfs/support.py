@@ -35,6 +35,7 @@ from harness.lazyfs.messages import (
 from harness.lazyfs.mounting.mounts import mount_erofs
 from harness.lazyfs.mounting.mounts import unmount as detach
 from harness.lazyfs.plan import plan_blob, plan_layers
+from harness.model.modes import lazy_policy
 from harness.oci.descriptor import OCI_LAYER_GZIP, digest_bytes
 from harness.oci.layout import LayoutStore
 from harness.oci.store import ImageSource
@@ -217,7 +218,7 @@ def serve(source: ImageSource, mode: str, place: Path, **request: Any) -> Iterat
     image = source.resolve()
     store = StoreAddress(layout=source.store.where.removeprefix("oci:"))
     serving = replace(Serving(mode=mode, preset="tuned", scratch=str(scratch), store=store), **request)
-    process, client = spawn(str(mountpoint))
+    process, client = spawn(str(mountpoint), lazy_policy(mode, serving.preset).library)
     target = place / "erofs"
     try:
         if mode == "erofs":

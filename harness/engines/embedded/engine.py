@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from harness.engines.confinement import Confinement
@@ -36,7 +37,8 @@ from harness.engines.protocol import Availability, Report
 from harness.errors import ColdbenchError, ContentError, MachineError, MissingTool, OutOfMemory, from_kind
 from harness.lazyfs.channel import Channel
 from harness.lazyfs.messages import Span
-from harness.model.modes import EMBEDDED, engine_modes, find
+from harness.model.modes import EMBEDDED, engine_modes, find, lazy_policy, uses_library
+from harness.model.policy import PYFUSE3
 
 if TYPE_CHECKING:
     from harness.engines.protocol import Container, DeployRequest, Watch
@@ -92,6 +94,11 @@ class EmbeddedEngine:
             program = find_runtime()
         except MissingTool as error:
             return Availability(reason=str(error))
+        if mode and uses_library(mode, preset) and find_spec(PYFUSE3) is None:
+            return Availability(
+                reason=f"preset {preset} needs the library {PYFUSE3}: pip install 'coldbench[{PYFUSE3}]' (built with "
+                "libfuse3-dev, pkg-config and gcc)"
+            )
         return Availability((find_program(os.path.basename(program), program),))
 
     def start(self, machine: Machine, request: DeployRequest) -> None:
@@ -109,9 +116,10 @@ class EmbeddedEngine:
                 mountpoint = machine.scratch / "lazyfs"
                 machine.outside(mountpoint).mkdir(exist_ok=True)
                 ends = ["--agent-fd", str(daemon_agent_end.fileno()), "--harness-fd", str(daemon_end.fileno())]
+                library = lazy_policy(request.mode, request.preset).library
                 self._daemon = machine.exec_python(
                     parts.daemon,
-                    [*ends, "--mountpoint", str(mountpoint)],
+                    [*ends, "--mountpoint", str(mountpoint), "--library", library],
                     pass_fds=(daemon_agent_end.fileno(), daemon_end.fileno()),
                     stderr=self._log,
                 )

@@ -22,11 +22,13 @@ from harness.kernel.syscalls import MS_NODEV, MS_NOSUID
 from harness.kernel.syscalls import mount as _mount
 from harness.lazyfs.counters import Counters
 from harness.lazyfs.fuse import protocol as fuse
+from harness.lazyfs.fuse.tree import TreePresentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from harness.lazyfs.counters import Opcode
+    from harness.lazyfs.fuse.namespace import Namespace
 
     Reply = bytes | memoryview | int | Coroutine[Any, Any, "bytes | memoryview | int"]
     """Payload, negative errno, or a coroutine that gives one of them."""
@@ -57,6 +59,22 @@ class Presentation(Protocol):
     def handlers(self) -> Mapping[int, Handler]:
         """Opcode -> handler; opcodes without one are answered with ENOSYS, so that the kernel stops asking."""
         ...
+
+
+class AnySession(Protocol):
+    """A mount that answers the kernel: ours, or the library's (``harness.lazyfs.fuse.pyfuse3_tree``)."""
+
+    def present(self, presentation: Presentation, counters: Counters) -> None: ...
+
+    def show_tree(self, namespace: Namespace, counters: Counters) -> None: ...
+
+    async def serve(self) -> None: ...
+
+    def store_pages(self, inode: int, offset: int, data: Sequence[bytes | memoryview]) -> bool: ...
+
+    def drop_pages(self, inode: int) -> bool: ...
+
+    def close(self) -> None: ...
 
 
 class Empty:
@@ -120,6 +138,10 @@ class Session:
         self._handlers = {
             opcode: (given.get(opcode, _not_supported), counters.opcode(name)) for opcode, name in fuse.NAMES.items()
         }
+
+    def show_tree(self, namespace: Namespace, counters: Counters) -> None:
+        """From now on this tree answers."""
+        self.present(TreePresentation(namespace), counters)
 
     async def serve(self) -> None:
         """Answer requests until unmounted or ``close``d."""

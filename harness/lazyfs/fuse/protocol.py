@@ -56,6 +56,7 @@ VALID = struct.Struct("<QQII")
 """The part of ENTRY that says how long."""
 ATTRIBUTES_VALID = struct.Struct("<QII")
 """Seconds, nanoseconds, padding; then attributes: the reply to GETATTR."""
+INODE = struct.Struct("<Q")
 INTERRUPT_IN = struct.Struct("<Q")
 """The number of the request that is taken back."""
 READ_IN = struct.Struct("<QQI")
