@@ -34,6 +34,7 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "cli/image.py": ("formats found in an image", {"estargz", "soci", "erofs"}),
     "cli/index.py": ("the subcommand that makes a SOCI index", {"soci"}),
     "cli/index_erofs.py": ("the subcommand that makes an EROFS index", {"erofs"}),
+    "model/policy.py": ("the library of that name", {"pyfuse3"}),
     "lazyfs/plan.py": ("a kind of lazy layer", {"estargz"}),
     "lazyfs/data/sources.py": ("a kind of lazy layer", {"estargz"}),
     "lazyfs/service.py": ("detail of a span", {"erofs"}),
