@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OPTIONS = frozenset({"fsname=coldbench", "subtype=lazyfs", "ro", "allow_other", "default_permissions"})
+_OPTIONS = frozenset(
+    {"fsname=coldbench", "subtype=lazyfs", "ro", "nosuid", "nodev", "allow_other", "default_permissions"}
+)
 
 
 def _counted(name: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
