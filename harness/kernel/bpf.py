@@ -84,6 +84,11 @@ def when(tests: Sequence[Test], body: bytes) -> bytes:
     return body
 
 
+def unless(test: Test, body: bytes) -> bytes:
+    """Run ``body`` when the test does not hold; go on behind it when it does."""
+    return _instruction(0x16, test.register, offset=len(body) // 8, value=test.value) + body  # jeq32
+
+
 def _call(command: int, attributes: bytes) -> int:
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
     number = _CALL.get(platform.machine())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.errors import HostUnfit
-from harness.machine import cgroup, host, shaping
+from harness.machine import cgroup, host, network_filter, shaping
 from harness.machine.devices import STANDARD
 from harness.machine.records import Record, recorded_directory
 
@@ -136,9 +136,11 @@ def _shaping() -> list[Check]:
     try:
         tbf = shaping.has_tbf()
         netem = shaping.has_netem()
+        filtered = _network_filter()
     except Exception as error:
         return [Check("shaping", "fail", f"no veth pair: {error}", "modprobe veth")]
     return [
+        filtered,
         Check("bandwidth", "ok", "tbf") if tbf else Check("bandwidth", "fail", "no tbf", "modprobe sch_tbf"),
         Check("round trip", "ok", "netem")
         if netem
@@ -146,6 +148,16 @@ def _shaping() -> list[Check]:
             "round trip", "ok", "delaying relay (the kernel has no netem)", "modprobe sch_netem, if you want it"
         ),
     ]
+
+
+def _network_filter() -> Check:
+    try:
+        found = network_filter.way()
+    except HostUnfit as error:
+        return Check(
+            "network filter", "fail", str(error), "modprobe -a sch_ingress cls_bpf, or apt-get install nftables"
+        )
+    return Check("network filter", "ok", f"{found}: containers reach the registry, not this host")
 
 
 def _tools() -> list[Check]:

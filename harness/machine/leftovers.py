@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import MachineError
 from harness.kernel import loop
-from harness.machine import cgroup, records, shaping
+from harness.machine import cgroup, network_filter, records, shaping
 from harness.machine.mount_table import find_mounts, mounts_below
 from harness.machine.records import ENVIRONMENT_MARK, PREFIX, ProcessId, Record
 
@@ -83,6 +83,7 @@ def find_leftovers(mine: bool = False) -> list[Leftover]:
     found += _mounts(dead)
     found += _loops(titles)
     found += _interfaces(titles)
+    found += _tables(dead)
     found += _files(dead)
     # A record goes after all that it vouches for: without it nothing of that would be found any more.
     return [*found, *_records(dead, {leftover.id for leftover in found}), *_half_written()]
@@ -204,6 +205,13 @@ def _interfaces(titles: Titles) -> Iterator[Leftover]:
             yield Leftover(
                 "address", address, found, lambda address=address: shaping.remove_loopback_address(address)  # type: ignore[misc]
             )  # fmt: skip
+
+
+def _tables(dead: list[Record]) -> Iterator[Leftover]:
+    there = network_filter.tables() if dead else []
+    for record in dead:
+        if record.id in there:
+            yield Leftover("nftables table of", record.name, record.id, lambda r=record: network_filter.detach(r))  # type: ignore[misc]
 
 
 def _files(dead: list[Record]) -> Iterator[Leftover]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import MachineError
 from harness.kernel import syscalls
-from harness.machine import addresses, cgroup, leftovers, shaping
+from harness.machine import addresses, cgroup, leftovers, network_filter, shaping
 from harness.machine.cgroup import CgroupDriver, Counters, CpuLimit, IoLimit
 from harness.machine.credits import Governor, Sample
 from harness.machine.host import require_root
@@ -210,11 +210,19 @@ class Machine:
         delayed = self.distance.rtt_ms > 0 and shaping.has_netem()
         delay_us = round(self.distance.rtt_ms * 500) if delayed else 0
         shaping.shape_link(self._record, self._holder.pid, self._chain, delay_us)
-        if self._upstream is None:
-            return
-        rest = self.distance.model_copy(update={"rtt_ms": 0.0}) if delayed else self.distance
-        self._registry = self._way_to(self._upstream, rest)
-        self._further = tuple(self._way_to(upstream, rest) for upstream in self._further_upstreams)
+        if self._upstream is not None:
+            rest = self.distance.model_copy(update={"rtt_ms": 0.0}) if delayed else self.distance
+            self._registry = self._way_to(self._upstream, rest)
+            self._further = tuple(self._way_to(upstream, rest) for upstream in self._further_upstreams)
+        self._close_network()
+
+    def _close_network(self) -> None:
+        """Nothing of the host is reached from inside but the registry and what stands in front of it."""
+        ways = [way.rpartition(":") for way in (*([self._registry] if self._registry else ()), *self._further)]
+        places = [(address, int(port)) for address, _, port in ways]
+        shaping.add_routes(self._holder.pid, [address for address, _port in places], self.host_address)
+        self._undo(network_filter.detach, self._record)
+        network_filter.attach(self._record, places)
 
     def _way_to(self, upstream: tuple[str, int], distance: Distance) -> str:
         """``host:port`` that stands for a host outside: itself, or a relay in front of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from typing import TYPE_CHECKING
 
 from harness.machine import addresses, leftovers, shaping
@@ -10,6 +11,7 @@ from harness.machine.host import require_root
 from harness.machine.records import Record, host_lock
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
 
@@ -38,6 +40,15 @@ class SimulatedNetwork:
             shaping.add_loopback_address(self.address, record.interface("n"))
         return self
 
+    def own_directory(self, parent: Path) -> Path:
+        """A new directory below ``parent`` for root alone, gone with the network, or by ``coldbench clean``."""
+        assert self._record is not None
+        made = parent / self._record.name
+        self._record.files.append(str(made))
+        self._record.save()
+        made.mkdir(mode=0o700, parents=True)
+        return made
+
     def add_process(self, pid: int) -> None:
         """Note a server of this session (the registry), so that ``coldbench clean`` ends it after a kill."""
         if self._record is not None:
@@ -48,5 +59,7 @@ class SimulatedNetwork:
     ) -> None:
         if self._record is not None:
             shaping.remove_loopback_address(self.address)
+            for made in self._record.files:
+                shutil.rmtree(made, ignore_errors=True)
             self._record.remove()
             self._record = None

@@ -18,7 +18,7 @@ from harness.machine import addresses
 from harness.model.bound import burst_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from harness.machine.records import Record
     from harness.model.shape import Network
@@ -85,7 +85,7 @@ def used_addresses() -> list[str]:
 
 
 def make_link(record: Record, namespace_pid: int, block: addresses.Block) -> None:
-    """A veth pair between this namespace and that of a process, with addresses, up, and a default route inside."""
+    """A veth pair between this namespace and that of a process, with addresses, up."""
     outer = record.interface("h")
     with _netlink() as ipr:
         ipr.link("add", ifname=outer, kind="veth", peer={"ifname": INNER_INTERFACE, "net_ns_pid": namespace_pid})
@@ -99,7 +99,14 @@ def make_link(record: Record, namespace_pid: int, block: addresses.Block) -> Non
         index = inside.link_lookup(ifname=INNER_INTERFACE)[0]
         inside.addr("add", index=index, address=block.machine, prefixlen=addresses.PREFIX_LENGTH)
         inside.link("set", index=index, state="up")
-        inside.route("add", dst="default", gateway=block.host)
+
+
+def add_routes(namespace_pid: int, hosts: Sequence[str], gateway: str) -> None:
+    """Ways to these hosts through the link. There is no other: a connection to anywhere else fails at once."""
+    with _netlink(f"/proc/{namespace_pid}/ns/net") as inside:
+        for host in dict.fromkeys(hosts):
+            if host != gateway:
+                inside.route("add", dst=f"{host}/32", gateway=gateway)
 
 
 def shape_link(record: Record, namespace_pid: int, chain: list[Filter], delay_us: int = 0) -> None:

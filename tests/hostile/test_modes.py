@@ -1,0 +1,67 @@
+"""A hostile image in every mode of the embedded engine, as a whole session with run-time workloads. Needs root."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.model.modes import engine_modes
+from harness.session.store import load
+from tests.hostile.images import PROGRAM, hostile_layer, results
+from tests.hostile.test_containment import EVERYTHING, check_everything
+from tests.session.support import write_layout
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+
+SCENARIO = """\
+name = "hostile"
+image = {{ layout = "{layout}" }}
+shapes = ["memory=512M"]
+modes = {modes}
+blocks = 1
+
+[workload]
+command = {command}
+readiness = {{ kind = "exit" }}
+
+[runtime]
+temperatures = ["cold"]
+workloads = ["stat-walk", {{ name = "attack", argv = {attack} }}]
+"""
+
+
+def test_every_mode_contains_it(tmp_path: Path) -> None:
+    """All modes start it, measure its workloads after it has ended, and what it says is that it is confined."""
+    layout = write_layout(tmp_path / "layout", [hostile_layer()])
+    modes = [f"{mode.name}:{mode.best.name}" for mode in engine_modes("embedded")]
+    scenario = tmp_path / "hostile.toml"
+    command, attack = [PROGRAM, *EVERYTHING], [PROGRAM, "forge", "others"]
+    scenario.write_text(
+        SCENARIO.format(layout=layout, modes=json.dumps(modes), command=json.dumps(command), attack=json.dumps(attack)),
+        "utf-8",
+    )
+    cache = tmp_path / "cache"
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "run", str(scenario), "--out", str(tmp_path / "s")],
+        env={**os.environ, "COLDBENCH_CACHE": str(cache), "XDG_CACHE_HOME": str(tmp_path)},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = load(tmp_path / "s")[1]
+    assert len(seen) == len(modes)
+    for observation in seen:
+        assert observation.status == "ok", observation.failure
+        assert "privileges" not in observation.details
+        check_everything(results(observation.output_tail))
+        measured = {result.workload: result for result in observation.workloads}
+        assert set(measured) == {"stat-walk", "attack"}
+        assert all(result.failure is None and result.wall_s > 0 for result in measured.values())
+    assert list((cache / "registry").iterdir()) == [], "the registry's storage went with the session"
