@@ -122,6 +122,8 @@ class DeployRequest:
     prefetch: tuple[str, ...] = ()
     trace: bool = False
     credentials: dict[str, str] = field(default_factory=dict)
+    index: str = ""
+    """Digest of the index that preparation made, for a mode whose index stands beside the image; empty for any."""
     routes: tuple[str, ...] = ()
     """How the machine reaches the registry and its other hosts (``harness.oci.registry.places``); empty: as named."""
     layers: tuple[str, ...] = ()

@@ -33,9 +33,15 @@ class Plan:
     soci_index: str | None = None
 
 
-def plan_blob(source: ImageSource, image: Image) -> ErofsIndexName:
-    """The index of mode ``erofs`` for a mount request; ImageNotFound when there is none."""
-    found = next(referring(source, image.descriptor.digest, EROFS_INDEX_TYPE, last_first=True), None)
+def plan_blob(source: ImageSource, image: Image, digest: str = "") -> ErofsIndexName:
+    """The index of mode ``erofs`` for a mount request; ImageNotFound when there is none.
+
+    ``digest`` names the one to use: anybody who may push can list another. Without, the last one listed is taken.
+    """
+    indexes = referring(source, image.descriptor.digest, EROFS_INDEX_TYPE, last_first=True)
+    found = next((index for index in indexes if digest in ("", index[0].digest)), None)
+    if found is None and digest:
+        raise ImageNotFound(f"{source.where}: the registry does not list the EROFS index {digest} that was pushed")
     if found is None:
         raise ImageNotFound(f"{source.where}: the image has no EROFS index; make one: coldbench index erofs")
     _, manifest = found

@@ -61,6 +61,8 @@ class Published:
     compressed_bytes: int
     layers: tuple[str, ...] = ()
     """Digests of its layers, the lowest first."""
+    index: str = ""
+    """Digest of the EROFS index beside it."""
 
 
 def pinned_digests(session: Path) -> dict[str, str]:
@@ -263,10 +265,15 @@ class Preparer:
     # -- the registry
 
     def _push(self, scenario: Scenario, form: str, name: Reference) -> Published:
+        from harness.formats.erofs.image import find_erofs_index
+
         repository = f"{self.prefix}{scenario.name}"
         with open_source(name) as source:
             head, _data = source.head()
             image = source.resolve()
+            index = ""
+            if form == Form.EROFS:
+                index = find_erofs_index(source, image.descriptor)[0].digest
             tag = f"{form}-{head.digest.partition(':')[2][:16]}"
             destination = open_destination(f"docker://{self.host}/{repository}:{tag}")
             try:
@@ -274,7 +281,8 @@ class Preparer:
             finally:
                 destination.close()
         size = sum({layer.digest: layer.size for layer in image.layers}.values())
-        return Published(repository, pushed.digest, size, tuple(layer.digest for layer in image.layers))
+        layers = tuple(layer.digest for layer in image.layers)
+        return Published(repository, pushed.digest, size, layers, index)
 
 
 _MAKERS: dict[Form, Callable[[Preparer, ImageSource, Image, LayoutStore, Path], None]] = {

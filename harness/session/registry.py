@@ -13,6 +13,7 @@ from harness.oci.registry.client import address_of
 from harness.oci.registry.places import host_and_port, route
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import ExitStack
     from pathlib import Path
 
@@ -34,6 +35,9 @@ class Endpoint:
     credentials: dict[str, str] = field(default_factory=dict)
     requests: RequestCounter | None = None
     """Requests answered so far; None for a registry that is not ours, whose log cannot be read."""
+    seal: Callable[[], None] = lambda: None
+    """Told when all that trials pull has been pushed: from then on our own server takes nothing, until ``unseal``."""
+    unseal: Callable[[], None] = lambda: None
     neighbours: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)
     """Its other hosts as far as they are known: the token server, the blob store; name and port to where it listens."""
 
@@ -114,7 +118,10 @@ class RequestCounter:
 
 
 def own_endpoint(stack: ExitStack, storage: Path) -> Endpoint:
-    """Start a registry on an address of the simulated network; it ends with ``stack``.
+    """Start a registry on an address of the simulated network; it ends with ``stack``, and what it stores goes.
+
+    Two servers share the storage, a directory of its own below ``storage``: one takes what is pushed, on the host's
+    loopback, which no machine reaches, until ``Endpoint.seal``; the other, which machines reach, only reads.
 
     Raises:
         NotRoot, MissingTool, RegistryError: it cannot be started here.
@@ -123,10 +130,23 @@ def own_endpoint(stack: ExitStack, storage: Path) -> Endpoint:
     from harness.oci.registry.server import RegistryServer
 
     network = stack.enter_context(SimulatedNetwork("registry"))
-    server = stack.enter_context(RegistryServer(network.address, storage=storage))
-    network.add_process(server.pid)
-    upstream = (network.address, server.port)
-    return Endpoint(server.host, upstream, prefix="coldbench/", requests=RequestCounter(server.log))
+    own = network.own_directory(storage)
+    scratch, blobs = own / "servers", own / "storage"
+    scratch.mkdir()
+    writer = RegistryServer("127.0.0.1", storage=blobs, scratch=scratch)
+    reader = RegistryServer(network.address, storage=blobs, scratch=scratch, read_only=True)
+    for server in (writer, reader):
+        stack.enter_context(server)
+        network.add_process(server.pid)
+    upstream = (network.address, reader.port)
+
+    def unseal() -> None:
+        if not writer.running:
+            writer.start()
+            network.add_process(writer.pid)
+
+    requests = RequestCounter(reader.log)
+    return Endpoint(writer.host, upstream, prefix="coldbench/", requests=requests, seal=writer.stop, unseal=unseal)
 
 
 def named_endpoint(url: str) -> Endpoint:

@@ -57,6 +57,7 @@ def make_request(
         prefetch=prefetch,
         trace=trace,
         credentials=endpoint.credentials,
+        index=published.index,
         routes=endpoint.routes(machine),
         layers=published.layers,
     )

@@ -83,6 +83,7 @@ class SessionRun:
         needed = [cases[key] for key in dict.fromkeys(trial.case for trial in left)]
         self._guess({})
         self.progress.session(plan, len(self.store.finished), self._remaining())
+        self.setups.unseal()
         try:
             self._prepare(needed)
         except (HostUnfit, Interrupted, UsageError):
@@ -92,6 +93,7 @@ class SessionRun:
                 if trial.case in self._unprepared:
                     self.store.append(self._run_one(trial, cases[trial.case]))
             raise
+        self.setups.seal()
         block = left[0].block if left else 0
         for trial in left:
             if trial.block != block and not self.goes_on(trial.block, tuple(self.store.observations)):

@@ -122,6 +122,14 @@ class Setups:
                 self.endpoint.explore(published.repository, published.reference)
                 self._published[key] = published
 
+    def unseal(self) -> None:
+        """The session's registry takes what is published now."""
+        self.endpoint.unseal()
+
+    def seal(self) -> None:
+        """All that trials pull has been published: the session's registry takes nothing any more."""
+        self.endpoint.seal()
+
     def material(self, scenario: Scenario) -> Material:
         """The scenario's image on this disk, with its files listed where bounds or workloads need them."""
         if scenario.name not in self._materials:

@@ -205,6 +205,16 @@ def test_unknown_names(root: Path) -> None:
 
 
 @pytest.mark.files
+@pytest.mark.parametrize("user", ["9999999999999", "4294967295", "0:9999999999999", "huge", "0:hugegroup"])
+def test_numbers_that_no_kernel_takes(root: Path, user: str) -> None:
+    """An ID beyond 32 bits, given or in the image's files, is refused with words before a runtime chokes on it."""
+    for name, line in (("passwd", "huge:x:9999999999999:1::/:/bin/sh\n"), ("group", "hugegroup:x:-1:\n")):
+        with (root / "etc" / name).open("a") as file:
+            file.write(line)
+    with pytest.raises(FormatError, match="no kernel takes"):
+        resolve_user(str(root), user)
+
+
 def test_the_hosts_users_are_out_of_reach(tmp_path: Path) -> None:
     """A passwd that is a symlink to the host's, a fifo, or absent gives no users, and does not hang."""
     (tmp_path / "out").mkdir()

@@ -29,11 +29,18 @@ class FakeSetups:
     """``Setups`` without an image: trials run on the fakes of ``tests.session.fakes``."""
 
     def __init__(self) -> None:
+        self.sealed = 0
         self.image: ColdbenchError | None = None
         self.publishing: dict[str, ColdbenchError] = {}
         self.tracing: ColdbenchError | None = None
         self.alone: ColdbenchError | None = None
         self.rehearsed: list[bool] = []
+
+    def seal(self) -> None:
+        self.sealed += 1
+
+    def unseal(self) -> None:
+        self.sealed = 0
 
     def material(self, _scenario: Scenario) -> Any:
         if self.image is not None:

@@ -154,6 +154,7 @@ class Agent:
             prefetch=request.prefetch,
             trace=request.trace,
             t0_ns=t0_ns,
+            index=request.index,
         )
         with context.span("resolve"):
             image = resolve(client, request)

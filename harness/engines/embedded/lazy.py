@@ -136,7 +136,7 @@ def _provide_blob(
 ) -> Rootfs:
     """One directory for all layers: EROFS over the daemon's single file."""
     with context.span("index", detail="manifests"):
-        index = plan_blob(source, image)
+        index = plan_blob(source, image, context.index)
     mountpoint = daemon.wait_up().root
     target = os.path.join(context.scratch, "erofs")
 

@@ -43,7 +43,8 @@ class Context:
     ``client`` reads the image's store (a registry client, or a layout on disk), ``store`` says how a daemon finds the
     same, ``reference`` names the image there. ``scratch`` is a directory of this trial on the machine's own disk.
     ``report_span(name, start_ns, end_ns, layer, detail)`` puts a span on the timeline (CLOCK_MONOTONIC) and may be
-    called from any thread. ``daemon`` speaks to the mode's daemon, None for a mode without one.
+    called from any thread. ``index`` is the digest of the one index to use, empty for any. ``daemon`` speaks to the
+    mode's daemon, None for a mode without one.
     """
 
     client: Any
@@ -56,6 +57,7 @@ class Context:
     prefetch: tuple[str, ...] = ()
     trace: bool = False
     t0_ns: int = 0
+    index: str = ""
 
     @contextmanager
     def span(self, name: str, layer: int | None = None, detail: str = "") -> Iterator[None]:

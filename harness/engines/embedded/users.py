@@ -17,6 +17,9 @@ from harness.errors import FormatError
 _SYS_OPENAT2 = 437
 _RESOLVE_IN_ROOT = 0x10
 _MAX_BYTES = 4 << 20
+LAST_ID = 2**32 - 2
+"""The one above means "leave it as it is" to the kernel."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -89,4 +92,6 @@ def resolve_user(root: str, user: str) -> Identity:
             additional = tuple(int(row[2]) for row in groups if len(row) > 3 and entry[0] in row[3].split(","))
     except ValueError:
         raise FormatError("image config: User", f"the image's entry for {user!r} holds no number") from None
+    if wrong := [number for number in (uid, gid, *additional) if not 0 <= number <= LAST_ID]:
+        raise FormatError("image config: User", f"{user!r} is ID {wrong[0]}, which no kernel takes")
     return Identity(uid, gid, additional, (entry[5] if entry else "") or "/")

@@ -50,6 +50,8 @@ storage:
   maintenance:
     uploadpurging:
       enabled: false
+    readonly:
+      enabled: {read_only}
 http:
   addr: {address}
   relativeurls: true
@@ -62,7 +64,8 @@ class RegistryServer:
     """A registry on ``address:port`` while the context is open; port 0 takes a free one.
 
     ``storage`` is kept between runs (the cache's ``registry`` directory by default), so that images are pushed once.
-    The process dies with the thread that started it (PR_SET_PDEATHSIG), so start it from one that lasts. Raises
+    With ``read_only`` it answers GET and HEAD only (405 to the rest). Configuration and log are below ``scratch``. The
+    process dies with the thread that started it (PR_SET_PDEATHSIG), so start it from one that lasts. Raises
     MissingTool without the program, RegistryError when it does not come up (with its own words).
     """
 
@@ -73,13 +76,17 @@ class RegistryServer:
         *,
         storage: Path | None = None,
         log: Path | None = None,
+        scratch: Path | None = None,
+        read_only: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.address = address
         self.port = port
         self.storage = storage or Cache.default().registry
+        self.read_only = read_only
         self._log = log
+        self._parent = scratch
         self._clock = clock
         self._sleep = sleep
         self._process: subprocess.Popen[bytes] | None = None
@@ -89,6 +96,11 @@ class RegistryServer:
     def host(self) -> str:
         """``address:port`` as image references name it."""
         return f"{self.address}:{self.port}"
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._process is not None
 
     @property
     def pid(self) -> int:
@@ -123,9 +135,11 @@ class RegistryServer:
         except OSError as error:
             raise HostUnfit(f"{self.storage}: cannot be created ({error.strerror}); set COLDBENCH_CACHE") from None
         self.port = self._claim_port()
-        self._scratch = Path(tempfile.mkdtemp(prefix="coldbench-registry-"))
+        self._scratch = Path(tempfile.mkdtemp(prefix="coldbench-registry-", dir=self._parent))
         config = self._scratch / "config.yml"
-        config.write_text(_CONFIG.format(storage=self.storage, address=self.host))
+        config.write_text(
+            _CONFIG.format(storage=self.storage, address=self.host, read_only=str(self.read_only).lower())
+        )
         if self._log is None:
             self._log = self._scratch / "registry.log"
         libc = ctypes.CDLL(None, use_errno=True)
