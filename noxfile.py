@@ -75,6 +75,21 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend=BACKEND)
+def notebooks(session: nox.Session) -> None:
+    """Execute every notebook in a kernel of its own, on the newest session below results/ (or COLDBENCH_RESULTS)."""
+    _install(session)
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        session.run("jupyter", "execute", str(path), "--kernel_name=python3")
+
+
+@nox.session(venv_backend=BACKEND)
+def notebook(session: nox.Session) -> None:
+    """Open JupyterLab on the notebooks; installs what it needs first."""
+    session.run_install("python", "-m", "pip", "install", "--quiet", "-c", "constraints.txt", "-e", ".[notebook]")
+    session.run("jupyter", "lab", "--notebook-dir", str(ROOT / "notebooks"), *session.posargs)
+
+
+@nox.session(venv_backend=BACKEND)
 def microbench(session: nox.Session) -> None:
     """Micro-benchmarks of parsers and data paths; results as pytest-benchmark's JSON. They carry no limits."""
     _install(session)
