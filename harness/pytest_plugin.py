@@ -61,7 +61,7 @@ class ColdStart:
         """
         from harness.model.plan import Selection
         from harness.model.shape import parse_distance, parse_shape
-        from harness.session.header import make_header
+        from harness.session.headers import make_header
         from harness.session.store import Store
 
         selection = Selection.model_validate(

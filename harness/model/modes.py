@@ -233,15 +233,14 @@ def _containerd(name: str, does: str, setup: SnapshotterPolicy, **more: Any) -> 
     return Preset(name, does, None, 40.0, shipped_lazy=setup.lazy, snapshotter=setup, **more)
 
 
-_OVERLAYFS, _STARGZ, _SOCI = Snapshotter.OVERLAYFS, Snapshotter.STARGZ, Snapshotter.SOCI
 CONTAINERD_MODES = (
     Mode(
         "overlay2", Form.IMAGE, Presentation.NONE,
         (
-            _containerd("default", "containerd as it is", SnapshotterPolicy(_OVERLAYFS), baseline=True),
+            _containerd("default", "containerd as it is", SnapshotterPolicy(Snapshotter.OVERLAYFS), baseline=True),
             _containerd(
                 "parallel", "containerd fetches layers in chunks and unpacks them at once",
-                SnapshotterPolicy(_OVERLAYFS, parallel=True), baseline=True, line="--",
+                SnapshotterPolicy(Snapshotter.OVERLAYFS, parallel=True), baseline=True, line="--",
             ),
         ), "s", "#444444",
     ),
@@ -249,11 +248,14 @@ CONTAINERD_MODES = (
         "estargz", Form.ESTARGZ, Presentation.TREE,
         (
             _containerd(
-                "default", "the real stargz-snapshotter as it is", SnapshotterPolicy(_STARGZ, lazy=True), hollow=True
+                "default",
+                "the real stargz-snapshotter as it is",
+                SnapshotterPolicy(Snapshotter.STARGZ, lazy=True),
+                hollow=True,
             ),
             _containerd(
                 "optimized", "the same, of an image written for this workload: what its start reads is prefetched",
-                SnapshotterPolicy(_STARGZ, lazy=True), form=Form.ESTARGZ_OPTIMIZED,
+                SnapshotterPolicy(Snapshotter.STARGZ, lazy=True), form=Form.ESTARGZ_OPTIMIZED,
             ),
         ), "o", "#005082",
     ),
@@ -261,11 +263,14 @@ CONTAINERD_MODES = (
         "soci", Form.SOCI, Presentation.TREE,
         (
             _containerd(
-                "default", "the real SOCI snapshotter as it is", SnapshotterPolicy(_SOCI, lazy=True), hollow=True
+                "default",
+                "the real SOCI snapshotter as it is",
+                SnapshotterPolicy(Snapshotter.SOCI, lazy=True),
+                hollow=True,
             ),
             _containerd(
                 "parallel-pull", "the SOCI snapshotter unpacks everything, in parallel",
-                SnapshotterPolicy(_SOCI, parallel_pull=True), line="--",
+                SnapshotterPolicy(Snapshotter.SOCI, parallel_pull=True), line="--",
             ),
         ), "^", "#983E00",
     ),

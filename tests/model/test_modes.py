@@ -34,7 +34,7 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "cli/image.py": ("formats found in an image", {"estargz", "soci", "erofs"}),
     "cli/index.py": ("the subcommand that makes a SOCI index", {"soci"}),
     "cli/index_erofs.py": ("the subcommand that makes an EROFS index", {"erofs"}),
-    "model/policy.py": ("the library of that name", {"pyfuse3"}),
+    "model/policy.py": ("the library of that name, and containerd's snapshotters", {"pyfuse3", "soci", "erofs"}),
     "lazyfs/plan.py": ("a kind of lazy layer", {"estargz"}),
     "lazyfs/data/sources.py": ("a kind of lazy layer", {"estargz"}),
     "lazyfs/service.py": ("detail of a span", {"erofs"}),
@@ -46,7 +46,6 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "cli/scenarios.py": ("a column", {"default"}),
     "machine/shaping.py": ("the default route", {"default"}),
     "model/shape.py": ("a key of shapes", {"default"}),
-    "model/policy.py": ("containerd's snapshotters", {"soci", "erofs"}),
 }
 
 
