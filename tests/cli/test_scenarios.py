@@ -42,5 +42,5 @@ def test_options_of_what_is_not_there() -> None:
     """A wrong mode or preset is told with the right ones."""
     result = CliRunner().invoke(group, ["options", "soci:quick"])
     assert isinstance(result.exception, UsageError)
-    assert "expected a preset of mode soci (tuned, reference), got 'quick'" in str(result.exception)
+    assert "expected a preset of mode soci (tuned, reference, pyfuse3), got 'quick'" in str(result.exception)
     assert "did you mean 'soci'" in str(CliRunner().invoke(group, ["options", "sozi"]).exception)

@@ -27,6 +27,7 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "model/workload.py": ("a temperature", {"warm"}),
     "probes/workloads.py": ("a temperature", {"warm"}),
     "report/figures": ("a temperature", {"warm"}),
+    "engines/build/compiler.py": ("the Go toolchain's word for no other one", {"local"}),
     "session/reads.py": ("a directory of the image", {"local"}),
     "session/validity.py": ("a file system in the kernel's mount table", {"erofs"}),
     "formats": ("formats speak of themselves", {"estargz", "soci", "erofs"}),
@@ -44,7 +45,6 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "engines/build/programs.py": ("a kit of programs", {"soci"}),
     "engines/containerd/configuration.py": ("a kind of content store", {"soci"}),
     "cli/scenarios.py": ("a column", {"default"}),
-    "machine/shaping.py": ("the default route", {"default"}),
     "model/shape.py": ("a key of shapes", {"default"}),
 }
 
