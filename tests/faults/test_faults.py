@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ from harness.errors import ContentError, UsageError
 from harness.images.verification import verify_image
 from harness.lazyfs.compare import compare, survey
 from harness.oci.descriptor import OCI_LAYER_ZSTD
-from tests.faults.cases import FAULTS, Fault
+from tests.faults.cases import FAULTS, Fault, Stored
+from tests.faults.entries import file, gzipped, tar_of
 from tests.faults.showing import FORMS, WAYS, convert, shown, tree_of, write
 from tests.lazyfs.support import need_root
 
@@ -89,3 +91,28 @@ def test_verify_finds_it(fault: Fault, tmp_path: Path) -> None:
 def _names_a_layer(message: str) -> None:
     assert "\n" not in message
     assert re.search(r"layer (\d+|sha256:[0-9a-f]{8,})", message), message
+
+
+@pytest.mark.root
+def test_a_tree_1500_deep_is_shown_by_every_mode(tmp_path: Path) -> None:
+    """No mode recurses by level or keeps a descriptor for each; a name replaces the whole of it."""
+    need_root()
+    deep = b"/".join([b"d"] * 1500)
+    for number, more in enumerate(([], [file(b"d", b"instead")])):
+        layer = tar_of(file(deep + b"/end", b"deep"), *more)
+        source = write([Stored(layer, gzipped(layer))], tmp_path / str(number))
+        for way in (WAYS[1], WAYS[2], WAYS[3], WAYS[4]):
+            form = convert(source, way.form, tmp_path / f"{number}-{way.form}")
+            assert verify_image(form, form.resolve()).problems == []
+            with shown(form, way, tmp_path / f"{number}-{way.mode}-place") as root:
+                if more:
+                    assert (root / "d").read_bytes() == b"instead"
+                    continue
+                place = os.open(root, os.O_RDONLY)
+                for _ in range(1500):
+                    below = os.open(b"d", os.O_RDONLY, dir_fd=place)
+                    os.close(place)
+                    place = below
+                with open(os.open(b"end", os.O_RDONLY, dir_fd=place), "rb") as end:
+                    assert end.read() == b"deep"
+                os.close(place)

@@ -74,12 +74,12 @@ class RawInflater:
 
         ValueError for 4 GiB or more, and for a beginning that is not there.
         """
-        if len(data) > _MAX_BYTES or len(window) > _MAX_BYTES or (bits and not data):
-            raise ValueError(f"{len(data)} bytes cannot be inflated from bit {bits} on")
         try:
             self._state = self._idle.pop()
         except IndexError:
             self._state = _State()
+        if len(data) > _MAX_BYTES or len(window) > _MAX_BYTES or (bits and not data):
+            raise ValueError(f"{len(data)} bytes cannot be inflated from bit {bits} on")
         self._data = data  # kept alive: the state points into it
         state, start = self._state, _address(data)
         self._place = ctypes.addressof(state)

@@ -75,3 +75,43 @@ def test_spans_in_steps_and_across_members() -> None:
     assert made == plain + window + b"second" * 1000
     with pytest.raises(FormatError):
         inflater.inflate(1)
+
+
+def test_lengths_that_32_bits_do_not_hold_are_refused() -> None:
+    """The C struct would take them modulo 2**32 and give back memory as it was."""
+    data = zlib.compress(b"hello", wbits=-15)
+    for size in (1 << 32, (1 << 32) + 5, -1):
+        with pytest.raises(ValueError, match="cannot be inflated"):
+            igzip.RawInflater(data, 0, b"").inflate(size)
+    with pytest.raises(ValueError, match="cannot be inflated"):
+        igzip.RawInflater(b"", 3, b"")
+
+
+def test_a_short_inflate_gives_nothing() -> None:
+    """Fewer bytes than asked for are no bytes, never zeros at the end."""
+    assert igzip.RawInflater(zlib.compress(b"hello", wbits=-15), 0, b"").inflate(6) is None
+
+
+def test_a_header_without_end_is_refused() -> None:
+    """A name of any length would be searched again with every piece: beyond a limit it is damage."""
+    inflater = igzip.StreamInflater(lambda _: None, "layer")
+    for piece in [b"\x1f\x8b\x08\x08\0\0\0\0\0\3", *[b"n" * 65536] * 15]:
+        inflater.feed(piece)
+    with pytest.raises(FormatError, match="gzip header of more than"):
+        inflater.feed(b"n" * 131072)
+
+
+def test_what_stands_behind_is_not_an_early_end() -> None:
+    """Zeros are padding, another member goes on, anything else is said to stand behind; a cut one ends early."""
+    member = gzip.compress(b"a" * 1000)
+    made = bytearray()
+    inflater = igzip.StreamInflater(made.extend, "layer")
+    inflater.feed(member + bytes(100) + member + bytes(3))
+    inflater.finish()
+    assert bytes(made) == b"a" * 2000
+    with pytest.raises(FormatError, match="stands behind"):
+        igzip.StreamInflater(made.extend, "layer").feed(member + b"garbage")
+    cut = igzip.StreamInflater(made.extend, "layer")
+    cut.feed(member[:-1])
+    with pytest.raises(FormatError, match="ends early"):
+        cut.finish()
