@@ -22,7 +22,7 @@ from harness.engines.embedded.directories import DirectoryTree
 from harness.errors import FormatError
 from harness.formats.table import Kind
 from harness.formats.tar.entry_reader import EntryReader
-from harness.formats.tar.limits import OPAQUE_XATTR, held_time, held_xattrs
+from harness.formats.tar.limits import MAX_TIME_S, MIN_TIME_S, OPAQUE_XATTR, held_time, held_xattrs
 from harness.formats.tar.names import entry_of
 from harness.formats.tar.reading import Action
 from harness.formats.tar.scanner import TarScanner
@@ -267,7 +267,9 @@ class LayerUnpacker:
 
 
 def _time_ns(entry: TarEntry) -> int:
-    seconds, nanoseconds = held_time(entry.mtime_s, entry.mtime_ns)
+    seconds, nanoseconds = entry.mtime_s, entry.mtime_ns
+    if not MIN_TIME_S <= seconds <= MAX_TIME_S:
+        seconds, nanoseconds = held_time(seconds, nanoseconds)
     return seconds * 1_000_000_000 + nanoseconds
 
 

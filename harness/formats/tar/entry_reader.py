@@ -28,7 +28,7 @@ class EntryReader(LayerReader):
         if entry.uid or entry.gid:
             check_owner(name, entry.uid, entry.gid)
         if kind is Kind.REG:
-            return self.take(name, 1)
+            return self.take_file(name)
         if kind is Kind.DIR:
             opaque = bool(entry.pax) and entry.xattrs.get(OPAQUE_XATTR) == b"y"
             return self.take(name, kind, opaque=opaque)

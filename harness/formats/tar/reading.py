@@ -66,6 +66,9 @@ class Action(IntEnum):
     """Remove what is at ``LayerReader.path``: a hard link comes there when its target has come."""
 
 
+_MAKE: Final = Action.MAKE
+
+
 @dataclass(frozen=True, slots=True)
 class LayerReading:
     """One layer, read. Numbers are those of its entries; IMPLIED stands for a directory without one.
@@ -157,6 +160,19 @@ class LayerReader:
         if kind == _SYMLINK:
             self._own_links[number] = link
         return self.place(number, name, kind, link, whiteout=whiteout, opaque=opaque)
+
+    def take_file(self, name: bytes) -> Action:
+        """``take`` of a regular file, cheap where there is nothing to decide: most entries are such."""
+        cut = name.rfind(b"/")
+        children = self.directories.get(name[:cut] if cut > 0 else b"")
+        base = name[cut + 1 :]
+        if children is None or base in children or base[:4] == b".wh." or not base:
+            return self.take(name, 1)
+        children[base] = self.count
+        self._own_kinds.append(1)
+        self.count += 1
+        self.path = name
+        return _MAKE
 
     def place(
         self, number: int, name: bytes, kind: int, link: bytes = b"", *, whiteout: bool = False, opaque: bool = False
