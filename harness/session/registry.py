@@ -8,7 +8,7 @@ import urllib.parse
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.errors import ColdbenchError, RegistryError, UsageError
+from harness.errors import AuthError, ColdbenchError, RegistryError, UsageError
 from harness.oci.registry.client import address_of
 from harness.oci.registry.places import host_and_port, route
 
@@ -178,7 +178,9 @@ def named_endpoint(url: str) -> Endpoint:
     except RegistryError as error:
         raise RegistryError(f"--registry {url}: {error}") from None
     prefix = parts.path.strip("/")
-    found = find_credentials(host)
+    found = None
+    with contextlib.suppress(AuthError):  # what is public needs no login; where one is needed, the clients say why not
+        found = find_credentials(host)
     credentials = {}
     if found is not None:
         credentials = {"user": found.user, "secret": found.secret, **({"identity": "1"} if found.identity else {})}

@@ -103,3 +103,11 @@ def test_the_path_becomes_a_prefix() -> None:
     found = named_endpoint("http://127.0.0.1:5000/team/")
     assert (found.host, found.upstream, found.prefix) == ("127.0.0.1:5000", ("127.0.0.1", 5000), "team/")
     assert found.requests is None
+
+
+def test_a_missing_credential_helper_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is public needs no login, so a session begins without one."""
+    (tmp_path / "config.json").write_text('{"credsStore": "no-such-helper"}')
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert named_endpoint("http://127.0.0.1:5000/team").credentials == {}
