@@ -49,7 +49,7 @@ _EXPECTED = {
 
 
 def directories() -> list[Path]:
-    """Where a scenario named without a path is looked for: ``./scenarios``, then the shipped ones."""
+    """Lists where a scenario named without a path is looked for: ``./scenarios``, then the shipped ones."""
     package = Path(__file__).parent
     shipped = package / "_scenarios"
     found = [Path("scenarios"), shipped if shipped.is_dir() else package.parent / "scenarios"]
@@ -58,7 +58,7 @@ def directories() -> list[Path]:
 
 
 def available() -> dict[str, Path]:
-    """Names (file name without ``.toml``) of all scenarios in reach and their files; the nearer directory wins."""
+    """Lists all scenarios in reach by name (file name without ``.toml``); the nearer directory wins."""
     files: dict[str, Path] = {}
     for directory in directories():
         for path in sorted(directory.glob("*.toml")):
@@ -67,7 +67,7 @@ def available() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """The file of a scenario given as a path or a name.
+    """Finds the file of a scenario given as a path or a name.
 
     Raises:
         UsageError: there is none; the message names the nearest.
@@ -154,7 +154,7 @@ def _either(expectations: list[str]) -> str:
 
 
 def _data_path(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> tuple[str | int, ...]:
-    """A pydantic location without the names of union members it mentions on the way."""
+    """Returns a pydantic location without the names of union members it mentions on the way."""
     path: list[str | int] = []
     for position, part in enumerate(loc):
         inside = (isinstance(data, dict) and part in data) or (
@@ -176,7 +176,7 @@ def _dotted(path: tuple[str | int, ...]) -> str:
 
 
 def _describe(item: Any) -> tuple[str, str]:
-    """What was expected, and what was got instead (empty where the first says it all)."""
+    """Says what was expected, and what was got instead (empty where the first says it all)."""
     kind, context = item["type"], item.get("ctx", {})
     if kind == "missing":
         return "expected this key, which is missing", ""
@@ -194,7 +194,7 @@ def _describe(item: Any) -> tuple[str, str]:
 
 
 def _known_keys(loc: tuple[str | int, ...]) -> list[str]:
-    """Keys of the table in which the last part of a location was refused."""
+    """Lists the keys of the table in which the last part of a location was refused."""
     models: list[type[BaseModel]] = [Scenario]
     for part in loc[:-1]:
         fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]

@@ -1,4 +1,4 @@
-"""The physical lower bound of a cold start: no engine, however good, is ready sooner.
+"""The physical lower bound of a cold start is the time before which no engine, however good, is ready.
 
 A result below its bound is a measuring error. So every term errs downwards: rates are the best ever seen on this host,
 work is what *has* to be done (each compressed byte received and hashed once, each decompressed byte inflated and

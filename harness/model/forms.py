@@ -1,4 +1,4 @@
-"""What the registry holds for a mode, and how served bytes become a file system."""
+"""Forms name what the registry holds for a mode; presentations name how served bytes become a file system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a scenario's image comes from: a recipe to build, a registry reference, an OCI layout, or an archive."""
+"""A scenario's image comes from a recipe to build, a registry reference, an OCI layout, or an archive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the keys of a TOML text stand: key path -> line, so that an error can name the line it is about."""
+"""This module finds the line on which each key of a TOML text stands, so that an error can name it."""
 
 from __future__ import annotations
 

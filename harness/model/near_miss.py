@@ -1,4 +1,4 @@
-"""Says which known word somebody may have meant."""
+"""This module says which known word somebody may have meant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one trial recorded: status, validity, timeline and counters; the stored form of a session is a line of these.
+"""An observation is what one trial recorded; a session is stored as lines of them.
 
 Status and values are separate fields: a failed or invalid trial keeps what was seen and why, and never becomes a
 number (architecture: rules of measurement, 4). Every field states its unit in its name.

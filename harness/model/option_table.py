@@ -1,4 +1,4 @@
-"""The options of all modes as a table: what docs/options.md and ``coldbench scenarios options`` show.
+"""The table of options holds what docs/options.md and ``coldbench scenarios options`` show.
 
 What an option means is said once, below its field in ``harness.model.policy``; here it is read from there.
 """

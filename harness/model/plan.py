@@ -1,4 +1,4 @@
-"""A plan: every trial of a session in the order it will run, drawn from a recorded seed; pure.
+"""A plan holds every trial of a session in the order it will run, drawn from a recorded seed.
 
 A block holds one trial of every case, in an order of its own, so that whatever drifts on the host during a session
 falls on all cases alike and comparisons can be paired inside a block.

@@ -1,4 +1,4 @@
-"""Policies: what a preset has its mode do, as frozen values; each field that a scenario may change is an option.
+"""A policy says what a preset has its mode do; each of its fields that a scenario may change is an option.
 
 A full pull's policy says how layers are fetched and unpacked. A lazy mode's policy says what the daemon promises the
 kernel, fetches, keeps and prefetches. Which preset has which values is in ``harness.model.modes``. The agent and the

@@ -1,4 +1,6 @@
-"""Quantities as users write them: ``1G``, ``250m``, ``1Gbit``, ``25MB/s``, ``10ms``; ``ValueError`` states the form."""
+"""This module reads quantities as users write them: ``1G``, ``250m``, ``1Gbit``, ``25MB/s``, ``10ms``.
+
+A ``ValueError`` states the form that was expected."""
 
 from __future__ import annotations
 

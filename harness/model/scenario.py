@@ -1,4 +1,4 @@
-"""A scenario: an image, a workload with its readiness condition, what to compare, how to measure, and what gates.
+"""A scenario names an image, a workload with its readiness condition, what to compare, how to measure, and what gates.
 
 These models are what a file in ``scenarios/`` says. Shorthands are expanded on the way in ("soci" is a mode with its
 default preset), so that a loaded scenario has one form only. Unknown keys are refused; ``harness.scenarios`` turns the

@@ -1,4 +1,4 @@
-"""What a session says about itself before its first trial: plan, seed, scenarios, host and versions."""
+"""A header says what a session is before its first trial: plan, seed, scenarios, host and versions."""
 
 from __future__ import annotations
 

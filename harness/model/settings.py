@@ -1,4 +1,4 @@
-"""What an entry of a scenario runs with on one engine: its policy's options and its prefetch list, nothing left open.
+"""Settings are what an entry of a scenario runs with on one engine: its policy's options and its prefetch list.
 
 A scenario says some things for all its lazy modes (``[lazy]``) and some for one entry. Here the two become one, each is
 checked against what the mode and preset really take, and what would be dropped is refused.

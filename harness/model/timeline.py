@@ -1,4 +1,4 @@
-"""Timeline of one trial: named spans on CLOCK_MONOTONIC, as seen from where they happened.
+"""The timeline of a trial holds named spans on CLOCK_MONOTONIC, as seen from where they happened.
 
 Nothing here is inferred by subtraction: what ran in parallel overlaps (architecture: rules of measurement, 2).
 """

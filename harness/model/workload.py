@@ -1,4 +1,4 @@
-"""What runs in the container, when it counts as ready, and what is measured after that; parts of a scenario file."""
+"""These parts of a scenario say what runs in the container, when it counts as ready, and what is measured after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A of the lower bound: CPU seconds the workload itself needs from its start until ready, measured once and kept.
+"""This module measures and keeps the CPU seconds that a workload itself needs from its start until it is ready.
 
 Measured where nothing but the workload works: a full pull (overlay2, preset ``tuned``) on a machine without limits, so
 that every file is local and in the page cache. What counts begins when crun has created the container, and leaves out
@@ -32,13 +32,13 @@ DETAIL = "cpu_from_start_s"
 
 
 def place(cache: Cache, image_digest: str, workload: Workload, host: str) -> Path:
-    """Where the figure of one workload on one image and host is kept; readiness is part of what it means."""
+    """Returns where the figure of one workload on one image and host is kept; readiness is part of what it means."""
     what = hashlib.sha256(f"{workload.readiness.model_dump_json()}|{host}".encode()).hexdigest()[:16]
     return cache.root / "applications" / f"{key_of(image_digest, workload)}-{what}.v{APPLICATIONS_VERSION}.json"
 
 
 def load(path: Path) -> float | None:
-    """The kept figure (the safety factor applied), None when there is none."""
+    """Returns the kept figure (the safety factor applied), None when there is none."""
     try:
         return float(json.loads(path.read_text("utf-8"))["application_core_s"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,5 @@
-"""The lower bound of every case of a scenario, from its image's figures, its workload's CPU and this host's rates."""
+"""A bounder computes the lower bound of every case of a scenario from its image's figures, its workload's CPU and this
+host's rates."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ _LAZY_ROUNDS = 2
 
 
 def image_size(image: Image, files: Sequence[ListedFile]) -> ImageSize:
-    """An image in the figures that bounds are made of; what cannot be told is taken so that the bound is lower."""
+    """Returns an image's figures for bounds; what cannot be told is taken so that the bound is lower."""
     layers = {layer.digest: layer for layer in image.layers}.values()
     compressions = {layer.compression or "none" for layer in layers}
     return model.ImageSize(
@@ -34,7 +35,7 @@ def image_size(image: Image, files: Sequence[ListedFile]) -> ImageSize:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What a lazy start had moved when it was ready; 0 where it is not known.
+    """Says what a lazy start had moved when it was ready; 0 where it is not known.
 
     ``late_core_s``: CPU seconds used between readiness and the moment these counters were read.
     """
@@ -53,7 +54,7 @@ class Bounder:
     host_cores: int
 
     def bound(self, case: PlannedCase, image: ImageSize, application_core_s: float, moved: Moved) -> Bound:
-        """The least time to ready of a case; for a lazy one, given what it had moved by then."""
+        """Returns the least time to ready of a case; for a lazy one, given what it had moved by then."""
         setting = model.Setting(
             shape=case.shape,
             distance=case.distance,
@@ -72,7 +73,7 @@ class Bounder:
         return model.full_pull(setting, image)
 
     def _work(self, image: ImageSize, moved: Moved) -> model.LazyWork:
-        """Whatever was done after readiness is taken off, as if it had been all inflating and all FUSE at once."""
+        """Takes off whatever was done after readiness, as if it had been all inflating and all FUSE at once."""
         rates = self.rates
         inflate = rates.inflate_zstd_bytes_s if image.compression == "zstd" else rates.inflate_bytes_s
         late_requests = moved.late_core_s / rates.fuse_request_core_s if rates.fuse_request_core_s else 0.0

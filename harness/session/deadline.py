@@ -1,4 +1,4 @@
-"""What outlasts its time is killed, and whoever waited for it notices."""
+"""A deadline kills what outlasts its time, and whoever waited for it notices."""
 
 from __future__ import annotations
 

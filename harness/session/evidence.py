@@ -1,4 +1,4 @@
-"""What was seen of one trial: counters at its turning points, limits, credits, daemons, and how its root was served.
+"""A witness keeps what was seen of one trial: counters at its turning points, limits, credits, daemons, and its root.
 
 The trial's course calls a witness at each turning point. When all is over the witness gives the evidence that the
 rules of validity look at (``harness.session.validity``) and the figures of the observation.

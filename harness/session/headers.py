@@ -1,4 +1,4 @@
-"""The header of a session that is about to start: plan, host, versions, one place for every command that runs."""
+"""Every command that starts a session makes its header here: plan, host and versions."""
 
 from __future__ import annotations
 

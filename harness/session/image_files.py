@@ -1,4 +1,6 @@
-"""The files an image shows when its layers are stacked, for choosing what run-time workloads touch and for ``trace``.
+"""This module lists the files that an image shows when its layers are stacked.
+
+Run-time workloads choose from the list what they touch, and ``coldbench trace`` says what of it a start never reads.
 
 Read out of band from the layers' tars, merged as OverlayFS would show them, and kept by image digest in the cache
 directory: listing a gigabyte takes seconds, and every trial of a session needs the same list.
@@ -32,7 +34,7 @@ CACHE_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class ListedFile:
-    """A visible entry: absolute path, kind (``file``, ``dir``, ``other``), bytes, layer of its data (-1: no data)."""
+    """Describes a visible entry: path, kind (``file``, ``dir``, ``other``), bytes, its data's layer (-1: none)."""
 
     path: str
     kind: str
@@ -47,7 +49,7 @@ class ListedFile:
 def list_files(
     source: ImageSource, image: Image, cache: Path | None = None, progress: Callable[[int], None] = lambda _: None
 ) -> list[ListedFile]:
-    """All visible entries of the image, sorted by path; ``progress`` is told compressed bytes as they are read.
+    """Lists the visible entries of the image by path; ``progress`` is told compressed bytes as they are read.
 
     Raises ContentError for a layer that is not what it claims to be.
     """
@@ -83,7 +85,7 @@ def _counted(pieces: Iterable[bytes], progress: Callable[[int], None]) -> Iterat
 
 
 def walk(tree: MergedTree) -> list[ListedFile]:
-    """The merged tree's entries by path; names that are not UTF-8 keep their bytes as surrogates."""
+    """Walks the merged tree's entries by path; names that are not UTF-8 keep their bytes as surrogates."""
     files: list[ListedFile] = []
     place = {int(inode): k for k, inode in enumerate(tree.directories)}
     pending = [(0, "")]

@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM: an exception where work may stop, a note where it may not (making and unmaking a machine)."""
+"""Ctrl-C and SIGTERM raise an exception where work may stop, and leave a note where it may not.
+
+It may not while a machine is made or unmade."""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ class Interrupts:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Code that may stop anywhere; whatever it holds must be released by its callers' ``finally``."""
+        """Lets the code inside be stopped anywhere; its callers' ``finally`` must release whatever it holds."""
         if self.requested:
             raise Interrupted(self._message())
         self._allowed = True

@@ -1,4 +1,4 @@
-"""What a trial looks at from outside the machine: phases at the moments they change, mounts, daemons."""
+"""A trial looks at its machine from outside: it reads counters when phases change, and sees mounts and daemons."""
 
 from __future__ import annotations
 

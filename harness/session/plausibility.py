@@ -1,4 +1,6 @@
-"""Whether a stored observation can be what a trial saw: files are edited, cut, merged by hand and written by bugs.
+"""These rules say whether a stored observation can be what a trial saw.
+
+Files are edited, cut, merged by hand, and written by bugs.
 
 The rules of validity (``harness.session.validity``) judge what a trial saw; these judge whether it can have been seen
 at all. They run when a session is read, so that no statistic meets a zero or a negative time.

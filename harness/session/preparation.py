@@ -1,4 +1,4 @@
-"""Out-of-band work: a scenario's image made, put into every form its modes need, and pushed; never part of a trial.
+"""The preparer makes a scenario's image, puts it into every form its modes need and pushes it, outside all trials.
 
 Each form is an OCI layout in the cache directory, found again by the image's digest, so that a second session starts
 at once. What a form costs is recorded on its own.
@@ -37,7 +37,7 @@ TAG = "latest"
 
 @dataclass(frozen=True, slots=True)
 class LocalImage:
-    """A scenario's image on this disk: a name ``open_source`` takes, and what it resolves to."""
+    """Names a scenario's image on this disk, as ``open_source`` takes it, with what it resolves to."""
 
     name: Reference
     image: Image
@@ -48,13 +48,13 @@ class LocalImage:
 
     @property
     def compressed_bytes(self) -> int:
-        """Bytes of its layers, each counted once, as it is pulled once."""
+        """Returns the bytes of its layers, each counted once, as it is pulled once."""
         return sum({layer.digest: layer.size for layer in self.image.layers}.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One form at the registry: where, and what a full pull of it moves."""
+    """Says where one form is at the registry, and how much a full pull of it moves."""
 
     repository: str
     reference: str
@@ -75,7 +75,7 @@ def pinned_digests(session: Path) -> dict[str, str]:
 
 
 class Cost:
-    """Wall and CPU seconds since it was made, children included."""
+    """Counts wall and CPU seconds since it was made, children included."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.monotonic(), self._cpu_s()
@@ -106,7 +106,7 @@ class Preparer:
     _published: dict[tuple[str, Form], Published] = field(default_factory=dict)
 
     def local(self, scenario: Scenario) -> LocalImage:
-        """The scenario's image, built or copied to this disk unless it is there.
+        """Returns the scenario's image, which is built or copied to this disk unless it is there.
 
         Raises:
             ColdbenchError: it cannot be built, reached or read.
@@ -249,7 +249,7 @@ class Preparer:
         convert_image(source, image, destination, options, scratch=scratch, progress=progress)
 
     def make_soci(self, source: ImageSource, image: Image, destination: LayoutStore, _scratch: Path) -> None:
-        """Layers as they are, an index beside them; where all are small, all are indexed all the same."""
+        """Puts an index beside the layers, which stay as they are; where all are small, all are indexed."""
         from harness.formats.soci.image import Options, index_image
 
         default = Options()
@@ -257,7 +257,7 @@ class Preparer:
         index_image(source, destination, Options(min_layer_bytes=least), progress=self._bytes(image))
 
     def make_erofs(self, source: ImageSource, image: Image, destination: LayoutStore, _scratch: Path) -> None:
-        """Layers as they are, metadata of a file system and checkpoints beside them."""
+        """Puts metadata of a file system and checkpoints beside the layers, which stay as they are."""
         from harness.formats.erofs.image import index_image
 
         index_image(source, destination, progress=self._bytes(image), copy=True)

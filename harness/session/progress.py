@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it; the command line draws it, tests record it, ``Silent`` drops it."""
+"""A run tells its progress to whoever watches: the command line draws it, tests record it, ``Silent`` drops it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Events of a run, in the order they happen. Times in seconds."""
+    """Hears the events of a run in the order they happen. Times are in seconds."""
 
     def session(self, plan: Plan, finished: int, remaining_s: float) -> None:
         """The session begins or is resumed with ``finished`` trials already recorded."""
@@ -23,11 +23,11 @@ class Progress(Protocol):
         ...
 
     def preparing_bytes(self, done: int, total: int) -> None:
-        """How far the current out-of-band work is."""
+        """The current out-of-band work is this far."""
         ...
 
     def remark(self, text: str) -> None:
-        """Something to keep in sight, though the run goes on: a tag that has moved."""
+        """Something happened that is to be kept in sight, though the run goes on: a tag has moved."""
         ...
 
     def trial(self, trial: PlannedTrial, position: int, remaining_s: float) -> None:
@@ -44,7 +44,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """A ``Progress`` for which nobody watches."""
+    """Stands in as ``Progress`` where nobody watches."""
 
     def session(self, plan: Plan, finished: int, remaining_s: float) -> None: ...
 
@@ -66,7 +66,7 @@ OUTPUT_LINES = 20
 
 
 def last_lines(text: str, lines: int = OUTPUT_LINES) -> list[str]:
-    """The last lines of a container's output, without what a terminal would take for a command."""
+    """Returns the last lines of a container's output, without what a terminal would take for a command."""
     clean = ["".join(c for c in line.expandtabs(4) if c.isprintable()).rstrip() for line in text.splitlines()]
     while clean and not clean[-1]:
         clean.pop()
@@ -74,14 +74,14 @@ def last_lines(text: str, lines: int = OUTPUT_LINES) -> list[str]:
 
 
 def output_of(observation: Observation) -> list[str]:
-    """What a failed trial's container said last, indented to stand below its summary; nothing for other trials."""
+    """Returns what a failed trial's container said last, indented to stand below its summary; else nothing."""
     if observation.failure is None or observation.failure.phase not in {"start", "workloads"}:
         return []
     return [f"    {line}" for line in last_lines(observation.output_tail)]
 
 
 def summary(observation: Observation) -> str:
-    """One line about one trial."""
+    """Says in one line what came of one trial."""
     case = observation.case
     engine = "" if case.engine == EMBEDDED else f" ({case.engine})"
     where = f"{case.mode}:{case.variant}{engine} {case.shape}" + (

@@ -1,4 +1,4 @@
-"""What a start read of its image: shares of files and bytes, per layer and per package directory (pure).
+"""This module computes what a start read of its image: shares of files and bytes, per layer and package directory.
 
 A *package directory* is what somebody would add to an image or leave out of it in one piece: a Python distribution, a
 node module, else a directory near the root.
@@ -25,7 +25,7 @@ _DEEP = {"usr": 3, "opt": 3, "var": 3, "home": 3}
 
 
 def package_of(path: str) -> str:
-    """The package directory that a file (absolute path) belongs to; it ends without a slash."""
+    """Returns the package directory that a file (absolute path) belongs to; it ends without a slash."""
     if (found := _NODE.match(path)) is not None:
         return f"{found[1]}/{found[2]}"
     if (found := _PYTHON.match(path)) is not None:
@@ -48,7 +48,7 @@ def _python_name(rest: str) -> str:
 
 @dataclass(slots=True)
 class Part:
-    """A part of an image: what it holds, and what of it was read. ``bytes_read`` counts from the first byte of a file
+    """Counts what a part of an image holds, and what was read. ``bytes_read`` counts from the first byte of a file
     that was read to the last, the kernel's read-ahead included."""
 
     name: str
@@ -74,7 +74,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """The whole image; its layers, lowest first; package directories, the largest first."""
+    """Holds the whole image, its layers (lowest first) and its package directories (the largest first)."""
 
     image: Part
     layers: tuple[Part, ...]
@@ -84,7 +84,7 @@ class Reads:
 
     @property
     def unread(self) -> tuple[Part, ...]:
-        """Package directories of which no file was read: what this start could do without."""
+        """Returns the package directories of which no file was read: this start could do without them."""
         return tuple(part for part in self.packages if not part.files_read)
 
 
@@ -120,5 +120,5 @@ def _largest_first(parts: Iterable[Part], size: Callable[[Part], int]) -> list[P
 
 
 def most_read(reads: Reads) -> list[Part]:
-    """Package directories of which something was read, the most bytes read first."""
+    """Returns the package directories of which something was read, the most bytes read first."""
     return _largest_first((part for part in reads.packages if part.files_read), lambda part: part.bytes_read)

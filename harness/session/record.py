@@ -1,4 +1,4 @@
-"""The record of one trial: its failure, if it had one, and the observation that is stored."""
+"""The record of a trial is the observation that is stored, with its failure if it had one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry of a session: its own server on the simulated network, or one the user names."""
+"""A session's registry is a server of its own on the simulated network, or one that the user names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where images are pushed to and pulled from.
+    """Says where images are pushed to and pulled from.
 
     ``host`` is ``host[:port]`` as the harness names it, ``upstream`` where it listens; ``prefix`` goes before every
     repository's name.
@@ -71,15 +71,15 @@ class Endpoint:
             self.neighbours[host, port] = resolve(host, port)
 
     def places(self) -> tuple[tuple[str, int], ...]:
-        """The hosts beside the registry that a machine needs a way to, in the order of ``Machine.further``."""
+        """Returns the hosts beside the registry that a machine needs a way to, in the order of ``Machine.further``."""
         return tuple(self.neighbours)
 
     def inside(self, machine: Machine) -> str:
-        """``host:port`` as clients inside a machine name it: a registry that is not ours keeps its name."""
+        """Returns ``host:port`` as clients inside a machine name it: a registry that is not ours keeps its name."""
         return machine.registry if self.own else self.host
 
     def routes(self, machine: Machine) -> tuple[str, ...]:
-        """How clients inside get to the registry and its other hosts: through the relays of their machine."""
+        """Says how clients inside get to the registry and its other hosts: through the relays of their machine."""
         if self.own:
             return ()
         itself = host_and_port(f"{self.scheme}://{address_of(self.host)}")
@@ -88,7 +88,7 @@ class Endpoint:
 
 
 def resolve(host: str, port: int) -> tuple[str, int]:
-    """Where a host listens; RegistryError when its name cannot be resolved."""
+    """Returns where a host listens; RegistryError when its name cannot be resolved."""
     try:
         return str(socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]), port
     except OSError as error:
@@ -104,7 +104,7 @@ class RequestCounter:
         self._count = 0
 
     def so_far(self) -> int:
-        """Requests until now; a line that is not finished yet counts next time."""
+        """Returns how many requests there were until now; a line that is not finished yet counts next time."""
         try:
             with open(self._log, "rb") as file:
                 file.seek(self._at)
@@ -150,7 +150,7 @@ def own_endpoint(stack: ExitStack, storage: Path) -> Endpoint:
 
 
 def named_endpoint(url: str) -> Endpoint:
-    """A registry given as ``https://HOST[:PORT][/PREFIX]`` (http for loopback addresses only).
+    """Returns a registry given as ``https://HOST[:PORT][/PREFIX]`` (http for loopback addresses only).
 
     Raises:
         UsageError: not such a URL.

@@ -1,4 +1,4 @@
-"""From a scenario and a case to what the machine is told at T0."""
+"""A request is made from a scenario and a case: it is what the machine is told at T0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def settings_of_case(scenario: Scenario, case: PlannedCase) -> Settings:
-    """What a planned case runs with."""
+    """Returns what a planned case runs with."""
     settings = settings_of(scenario, case.choice, case.case.engine)
     assert settings is not None, "a plan holds what an engine runs"
     return settings
@@ -32,7 +32,7 @@ def make_request(
     traced: tuple[str, ...] = (),
     trace: bool = False,
 ) -> DeployRequest:
-    """The request for one trial; ``traced`` is the recorded prefetch list, ``trace`` asks for a new one."""
+    """Makes the request for one trial; ``traced`` is the recorded prefetch list, ``trace`` asks for a new one."""
     settings = settings_of_case(scenario, case)
     prefetch = settings.prefetch if isinstance(settings.prefetch, tuple) else traced
     options = {**settings.options, "prefetch": False} if trace else settings.options

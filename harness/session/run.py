@@ -1,4 +1,4 @@
-"""The run loop: prepare out of band, then every trial of the plan that is not recorded yet, one at a time."""
+"""A run prepares out of band, then runs every trial of the plan that is not recorded yet, one at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNLIMITED_PASS_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended; counts over the whole session, what was recorded before a resume included."""
+    """Says how a run ended, in counts over the whole session, what was recorded before a resume included."""
 
     ok: int
     invalid: int
@@ -221,7 +221,7 @@ class SessionRun:
     # -- time
 
     def _guess(self, compressed_bytes: dict[str, int]) -> None:
-        """First guesses for all cases, or better ones for the scenarios whose image is known now."""
+        """Makes first guesses for all cases, or better ones for the scenarios whose image is known now."""
         header = self.store.header
         for case in header.plan.cases:
             name = case.case.scenario
@@ -240,7 +240,7 @@ class SessionRun:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what takes part, for the header."""
+    """Returns the versions of what takes part, for the header."""
     import platform
     from importlib import metadata
 

@@ -1,4 +1,4 @@
-"""The scene and the bound of a real trial: machine, engine, request and probe made from a scenario's case."""
+"""The scene of a real trial makes machine, engine, request and probe from a scenario's case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trial is made from: the case, what touches the system, and what is asked of it.
+"""A set-up holds what a trial is made from: the case, what touches the system, and what is asked of it.
 
 A trial touches the system through a *scene* alone, so that its course reads, and is tested, without one.
 """
@@ -30,11 +30,11 @@ class ReadinessProbe(Protocol):
     """Watches a container from outside its machine's CPU quota."""
 
     def wait(self) -> int:
-        """CLOCK_MONOTONIC nanoseconds of readiness; raises ``WorkloadError`` when it does not come."""
+        """Waits for readiness; returns its CLOCK_MONOTONIC time. Raises ``WorkloadError`` when it does not come."""
         ...
 
     def output_tail(self) -> str:
-        """The end of what the container has written so far."""
+        """Returns the end of what the container has written so far."""
         ...
 
     def close(self) -> None:
@@ -43,43 +43,43 @@ class ReadinessProbe(Protocol):
 
 
 class Scene(Protocol):
-    """Where a trial plays."""
+    """Makes everything a trial plays with: machine, engine, request and probe."""
 
     def machine(self) -> AbstractContextManager[Machine]:
-        """A fresh machine of the case's shape, there while it is entered."""
+        """Makes a fresh machine of the case's shape, which is there while it is entered."""
         ...
 
     def engine(self) -> Engine:
-        """A fresh engine of the case."""
+        """Makes a fresh engine of the case."""
         ...
 
     def request(self, machine: Machine) -> DeployRequest:
-        """What the engine is told at T0."""
+        """Makes what the engine is told at T0."""
         ...
 
     def probe(self, container: Container, machine: Machine, daemons_alive: Callable[[], bool]) -> ReadinessProbe:
-        """Whoever watches the container until it is ready."""
+        """Makes the probe that watches the container until it is ready."""
         ...
 
 
 class LowerBound(Protocol):
-    """What physics allows a trial of this case."""
+    """Says what physics allows a trial of this case."""
 
     def given(self, moved: Moved) -> Bound | None:
-        """The bound, given what a lazy start had moved when it was ready; None where no bound is computed."""
+        """Returns the bound, given what a lazy start had moved when it was ready; None where no bound is computed."""
         ...
 
 
 class RequestLog(Protocol):
-    """A registry whose log is ours."""
+    """Reads the log of a registry of ours."""
 
     def so_far(self) -> int:
-        """Requests it has answered until now."""
+        """Returns how many requests it has answered until now."""
         ...
 
 
 class Unbounded:
-    """A ``LowerBound`` for trials that are compared with none."""
+    """Stands in as ``LowerBound`` for trials that are compared with none."""
 
     def given(self, moved: Moved) -> Bound | None:
         return None
@@ -87,7 +87,7 @@ class Unbounded:
 
 @dataclass(frozen=True, slots=True)
 class TrialSetup:
-    """What a trial is made from; everything that touches the system comes in with ``scene``."""
+    """Holds what a trial is made from; everything that touches the system comes in with ``scene``."""
 
     session: str
     trial: PlannedTrial

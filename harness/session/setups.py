@@ -1,4 +1,4 @@
-"""From a scenario and a case to a trial: images published, files listed, starts traced, each once per session.
+"""Setups make trials from scenarios and cases: they publish images, list files and trace starts, each once per session.
 
 Beside the trials of the plan there are two kinds that run out of band and are kept in the cache directory: the *trace*
 (what a start reads) and the *calibration* (CPU seconds the workload itself needs, ``harness.session.application``).
@@ -53,7 +53,7 @@ _OF_THE_WORKLOAD = frozenset({WorkloadExited.__name__, NotReady.__name__})
 
 @dataclass(slots=True)
 class Material:
-    """What the trials of one scenario share."""
+    """Holds what the trials of one scenario share."""
 
     digest: str
     compressed_bytes: int
@@ -65,13 +65,13 @@ class Material:
 
 
 def roomy_shape() -> Shape:
-    """No limits but half of this host's memory: a workload that eats all there is must not take the host along."""
+    """Returns a shape without limits but half of this host's memory: a greedy workload must not take the host along."""
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return parse_shape("unlimited").model_copy(update={"memory_bytes": memory_bytes // 2})
 
 
 def side_case(scenario: Scenario, mode: Mode, shape: Shape | None = None) -> PlannedCase:
-    """A case that is in no plan: the mode's best preset, no distance, a roomy machine unless a shape is given."""
+    """Makes a case that is in no plan: the mode's best preset, no distance, a roomy machine unless a shape is given."""
     shape = shape or roomy_shape()
     distance = shape.distance or Distance()
     choice = ModeChoice(mode=mode.name, preset=mode.best.name)
@@ -83,7 +83,7 @@ def side_case(scenario: Scenario, mode: Mode, shape: Shape | None = None) -> Pla
 
 
 def _confinement(scenario: Scenario) -> Confinement:
-    """What the container is kept from, but for what the scenario asks for."""
+    """Says what the container is kept from, but for what the scenario asks for."""
     asked = scenario.workload
     return Confinement(asked.capabilities, asked.devices, asked.privileged)
 
@@ -131,7 +131,7 @@ class Setups:
         self.endpoint.seal()
 
     def material(self, scenario: Scenario) -> Material:
-        """The scenario's image on this disk, with its files listed where bounds or workloads need them."""
+        """Returns the scenario's image on this disk, with its files listed where bounds or workloads need them."""
         if scenario.name not in self._materials:
             with self.interrupts.allowed():
                 self._materials[scenario.name] = self._material(scenario)
@@ -155,7 +155,7 @@ class Setups:
         return self.with_workloads and bool(scenario.runtime.workloads)
 
     def rehearse(self, scenario: Scenario, *, trace: bool, calibrate: bool = True) -> None:
-        """The scenario's trials out of band, unless their results are kept: trace, calibration; then its workloads.
+        """Runs the scenario's trials out of band, unless their results are kept, and prepares its workloads.
 
         The calibration comes first: a full pull on a machine without limits shows whether the workload works at all.
 
@@ -224,7 +224,7 @@ class Setups:
         )  # fmt: skip
 
     def _trace(self, scenario: Scenario, material: Material) -> tuple[str, ...]:
-        """Paths that the start reads, in first-touch order."""
+        """Returns the paths that the start reads, in first-touch order."""
         path = traces.place(self.preparer.cache, material.digest, scenario.workload)
         paths = traces.load(path)
         cost: Cost | None = None
@@ -246,7 +246,7 @@ class Setups:
         return observation, [touch for touch in touches if touch.t_s <= ready_s]
 
     def _calibrate(self, scenario: Scenario, material: Material) -> float:
-        """Core-seconds of the workload from its start until ready, as the bound takes them."""
+        """Returns the workload's core-seconds from its start until ready, as the bound takes them."""
         assert self.bounder is not None
         host = self.bounder.rates.host
         path = application.place(self.preparer.cache, material.digest, scenario.workload, host)
@@ -290,7 +290,7 @@ class Setups:
         *,
         side: bool = False,
     ) -> TrialSetup:
-        """A trial's set-up. ``side``: out of band, without workloads and bound; with ``touches`` it records reads."""
+        """Makes a trial's set-up. On the ``side`` there are no workloads and no bound; ``touches`` takes the reads."""
         scenario = self.scenarios[case.case.scenario]
         material = self._materials[scenario.name]
         published = self._published[scenario.name, case.form]

@@ -1,4 +1,4 @@
-"""A session on disk: ``session.json``, ``observations.jsonl`` and ``preparations.jsonl``; lines are only ever added.
+"""A session on disk is ``session.json``, ``observations.jsonl`` and ``preparations.jsonl``; lines are only ever added.
 
 A line is fsynced before the next trial starts. A crash can therefore leave at most one torn line, the last; it is
 moved aside when the session is resumed, and its trial runs again.

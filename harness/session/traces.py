@@ -1,4 +1,4 @@
-"""What a start reads, in first-touch order: recorded by a trial of its own, kept by image and workload.
+"""A trace holds what a start reads, in first-touch order; a trial of its own records it, by image and workload.
 
 Its paths are a prefetch list (``prefetch = "trace"``), and what they name is not cold when run-time workloads begin.
 """
@@ -29,12 +29,12 @@ def key_of(image_digest: str, workload: Workload) -> str:
 
 
 def place(cache: Cache, image_digest: str, workload: Workload) -> Path:
-    """Where the list of one workload on one image is kept."""
+    """Returns where the list of one workload on one image is kept."""
     return cache.root / "traces" / f"{key_of(image_digest, workload)}.v{TRACES_VERSION}.json"
 
 
 def load(path: Path) -> tuple[str, ...] | None:
-    """The kept list, None when there is none (or it is not one)."""
+    """Returns the kept list, None when there is none (or it is not one)."""
     try:
         paths = json.loads(path.read_text("utf-8"))["paths"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -43,11 +43,11 @@ def load(path: Path) -> tuple[str, ...] | None:
 
 
 def save(path: Path, paths: tuple[str, ...]) -> None:
-    """Keep a list."""
+    """Keeps a list."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps({"paths": paths}, indent=0).encode())
 
 
 def paths_of(touches: Iterable[Touch]) -> tuple[str, ...]:
-    """Paths in first-touch order, each once."""
+    """Returns the paths in first-touch order, each once."""
     return tuple(dict.fromkeys(touch.path for touch in touches))

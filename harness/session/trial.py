@@ -1,4 +1,4 @@
-"""One trial: a fresh machine, one cold start of one case, and everything that was seen, as an observation.
+"""A trial starts one case cold on a fresh machine, and makes an observation of everything that was seen.
 
 The course of events is here; ``evidence`` keeps what is seen on the way, ``record`` makes the observation of it.
 Whatever happens, the container, the daemons and the machine are gone when ``run_trial`` returns, and what was seen up
@@ -50,7 +50,7 @@ def run_trial(setup: TrialSetup) -> Observation:
 
 
 class Course:
-    """The course of one trial, step by step."""
+    """Runs one trial step by step."""
 
     def __init__(self, setup: TrialSetup) -> None:
         self.setup = setup
@@ -98,7 +98,7 @@ class Course:
     # -- the steps
 
     def _start(self, machine: Machine, engine: Engine) -> None:
-        """Boot, limit, T0, deploy, ready; then what comes after readiness."""
+        """Boot, set the limits, deploy at T0, wait until ready; then go on with what comes after readiness."""
         setup, witness = self.setup, self.witness
         self._enter("boot")
         request = setup.scene.request(machine)
@@ -148,7 +148,7 @@ class Course:
         self.recorder.add("ready", min(started_ns, at_ns), at_ns, detail=self.setup.readiness)
 
     def _go_on(self, machine: Machine, engine: Engine, container: Container, meter: PhaseMeter) -> None:
-        """Run-time workloads while the rest of the image is absent, background fetch, workloads with the data local."""
+        """Run the workloads while the rest of the image is absent, fetch it, and run them again with the data local."""
         assert self.recorder is not None
         workloads, lazy, witness = self.setup.workloads, self.setup.case.lazy, self.witness
         if workloads is not None:
@@ -171,7 +171,7 @@ class Course:
 
     @contextmanager
     def _quota_lifted(self, machine: Machine) -> Iterator[None]:
-        """Without the CPU limit inside, if the scenario says so."""
+        """Lift the CPU limit inside, if the scenario says so."""
         self.witness.details["runtime_quota"] = "none" if self.setup.lift_quota else "shape"
         if not self.setup.lift_quota:
             yield
@@ -228,7 +228,7 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class _Watch:
-    """What an engine tells while it deploys (``harness.engines.protocol.Watch``)."""
+    """Hears what an engine tells while it deploys (``harness.engines.protocol.Watch``)."""
 
     course: Course
     machine: Machine

@@ -56,7 +56,7 @@ RULES = (
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the rules look at. Sizes in bytes; None where it was not seen (its rules then do not speak)."""
+    """Holds what the rules look at. Sizes are in bytes; None stands for what was not seen, and its rules are silent."""
 
     lazy: bool
     image_compressed_bytes: int
@@ -86,7 +86,7 @@ class Evidence:
 
 
 def check(evidence: Evidence) -> tuple[Invalidity, ...]:
-    """All rules the trial broke, in the order of ``RULES``."""
+    """Returns all rules that the trial broke, in the order of ``RULES``."""
     found = [Invalidity(rule=rule, reason=reason) for rule, reason in _broken(evidence)]
     return tuple(sorted(found, key=lambda i: RULES.index(i.rule)))
 
