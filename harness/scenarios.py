@@ -7,7 +7,7 @@ import re
 import tomllib
 import typing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,7 +15,10 @@ from harness.errors import ScenarioError, UsageError
 from harness.model.keylines import key_lines
 from harness.model.near_miss import near_miss
 from harness.model.scenario import Scenario
-from harness.model.settings import WrongSetting, check
+from harness.model.settings import wrong_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: What each kind of pydantic error expects, in a reader's words.
 _EXPECTED = {
@@ -116,13 +119,16 @@ def parse(text: str, file: str) -> Scenario:
         scenario = Scenario.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         raise ScenarioError("\n".join(_messages(error, data, text, file))) from None
-    try:
-        check(scenario)
-    except WrongSetting as error:
-        lines, path = key_lines(text), error.path
-        line = next(lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in lines)
-        raise ScenarioError(f"{file}:{line}: {_dotted(path)}: {error}") from None
+    lines = key_lines(text)
+    wrong = [(_line_of(error.path, lines), _dotted(error.path), error) for error in wrong_settings(scenario)]
+    if wrong:
+        raise ScenarioError("\n".join(f"{file}:{line}: {where}: {error}" for line, where, error in wrong))
     return scenario
+
+
+def _line_of(path: tuple[str | int, ...], lines: Mapping[tuple[str | int, ...], int]) -> int:
+    """The line of a key, or of the nearest table around it that the text spells out."""
+    return next(lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in lines)
 
 
 def _messages(error: ValidationError, data: dict[str, Any], text: str, file: str) -> list[str]:
@@ -142,7 +148,7 @@ def _messages(error: ValidationError, data: dict[str, Any], text: str, file: str
         gots[path] = got
     out = []
     for path, expectations in merged.items():
-        line = next(lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in lines)
+        line = _line_of(path, lines)
         where = _dotted(path)
         out.append((line, f"{file}:{line}: {where + ': ' if where else ''}{_either(expectations)}{gots[path]}"))
     return [message for _, message in sorted(out)]

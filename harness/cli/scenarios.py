@@ -127,6 +127,9 @@ def options(
     if as_json:
         print(json.dumps(rows, indent=2))
         return
+    if not rows:
+        print(f"{name} takes no options")
+        return
     from rich.markup import escape
     from rich.table import Table
 

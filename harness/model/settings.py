@@ -86,30 +86,42 @@ def _checked(mode: Mode, preset: Preset, options: dict[str, Value], where: Path)
         raise WrongSetting(str(error), where) from None
 
 
-def check(scenario: Scenario) -> None:
-    """Every entry of a scenario on every engine it names.
+def wrong_settings(scenario: Scenario) -> Iterator[WrongSetting]:
+    """Everything that is wrong with the entries of a scenario on the engines it names, each thing once.
 
-    Raises:
-        WrongSetting: a setting that would be dropped, an entry that no engine runs, or two that would run the same.
+    That is a setting that would be dropped, an entry that no engine runs, two entries that would run the same, and a
+    baseline that is no entry.
     """
     engines = [chosen.engine for chosen in scenario.engines]
+    said: set[tuple[Path, str]] = set()
     for engine in engines:
-        seen: dict[tuple[object, ...], int] = {}
-        for number, choice in enumerate(scenario.modes):
-            settings = settings_of(scenario, choice, engine, ("modes", number))
-            if settings is None:
-                continue
-            key = (choice.mode, *_runs_as(choice, engine, settings))
-            if key in seen:
-                first = scenario.modes[seen[key]].key
-                message = f"{choice.key} would run the same as {first}: same mode, policies and prefetch list"
-                raise WrongSetting(message, ("modes", number))
-            seen[key] = number
+        for wrong in _wrong_on(scenario, engine):
+            if (wrong.path, str(wrong)) not in said:
+                said.add((wrong.path, str(wrong)))
+                yield wrong
     for number, choice in enumerate(scenario.modes):
         if all(modes.offers(engine, choice.mode, choice.preset) is None for engine in engines):
             message = f"no engine of this scenario ({', '.join(engines)}) runs {choice.key}"
-            raise WrongSetting(message, ("modes", number))
-    _check_baseline(scenario)
+            yield WrongSetting(message, ("modes", number))
+    yield from _wrong_baseline(scenario)
+
+
+def _wrong_on(scenario: Scenario, engine: str) -> Iterator[WrongSetting]:
+    seen: dict[tuple[object, ...], int] = {}
+    for number, choice in enumerate(scenario.modes):
+        try:
+            settings = settings_of(scenario, choice, engine, ("modes", number))
+        except WrongSetting as wrong:
+            yield wrong
+            continue
+        if settings is None:
+            continue
+        key = (choice.mode, *_runs_as(choice, engine, settings))
+        if key in seen:
+            first = scenario.modes[seen[key]].key
+            message = f"{choice.key} would run the same as {first}: same mode, policies and prefetch list"
+            yield WrongSetting(message, ("modes", number))
+        seen.setdefault(key, number)
 
 
 def _runs_as(choice: ModeChoice, engine: str, settings: Settings) -> Iterator[object]:
@@ -123,9 +135,9 @@ def _runs_as(choice: ModeChoice, engine: str, settings: Settings) -> Iterator[ob
         yield modes.policy_of(choice.mode, preset.name, settings.options)
 
 
-def _check_baseline(scenario: Scenario) -> None:
+def _wrong_baseline(scenario: Scenario) -> Iterator[WrongSetting]:
     """The gate's baseline has to be one of the entries."""
     baseline = scenario.gate.baseline
     if baseline and not any(baseline in {choice.mode, choice.key} for choice in scenario.modes):
         known = ", ".join(choice.key for choice in scenario.modes)
-        raise WrongSetting(f"expected one of the scenario's modes ({known}), got {baseline!r}", ("gate", "baseline"))
+        yield WrongSetting(f"expected one of the scenario's modes ({known}), got {baseline!r}", ("gate", "baseline"))

@@ -121,6 +121,15 @@ def test_what_would_be_dropped_is_refused(text: str, message: str) -> None:
     assert message in refused(text)
 
 
+def test_every_problem_is_told_at_once() -> None:
+    """Each with its place, so that a file is mended in one go."""
+    text = 'modes = ["overlay2", { mode = "overlay2", label = "x" }, { mode = "soci", options = { in_fligth = 3 } }]'
+    lines = refused(text).splitlines()
+    assert len(lines) == 2
+    assert "modes[1]: overlay2:sequential+x would run the same" in lines[0]
+    assert "modes[2].options: option 'in_fligth': soci:tuned has none of that name" in lines[1]
+
+
 def test_entries_that_differ_in_anything_are_two() -> None:
     """A label alone is no difference; a policy, a prefetch list or a preset is."""
     scenario = parsed(
