@@ -108,10 +108,21 @@ def mounted(mountinfo: str) -> dict[str, str]:
     return found
 
 
-def root_file_systems(machine: Machine, pids: Iterable[int]) -> frozenset[str]:
-    """What serves the layers: FUSE and EROFS mounted in the machine and not on the host, else the scratch disk."""
-    host = mounted(Path("/proc/self/mountinfo").read_text("utf-8", errors="replace"))
-    found: set[str] = set()
+def host_mounts() -> dict[str, str]:
+    """What is mounted on the host now."""
+    return mounted(Path("/proc/self/mountinfo").read_text("utf-8", errors="replace"))
+
+
+def root_file_systems(
+    machine: Machine, pids: Iterable[int], host: Callable[[], dict[str, str]] = host_mounts
+) -> frozenset[str]:
+    """What serves the layers: FUSE and EROFS mounted in the machine and not on the host, else the scratch disk.
+
+    The host's mounts are those before *and* after the machine's are read: the machine sees what the host mounts, and
+    what another program mounts in between is none of the machine's.
+    """
+    on_host = host()
+    found: set[tuple[str, str]] = set()
     seen: set[str] = set()
     for pid in (machine.namespace_pid, *pids):
         try:
@@ -122,8 +133,10 @@ def root_file_systems(machine: Machine, pids: Iterable[int]) -> frozenset[str]:
             inside = mounted(Path(f"/proc/{pid}/mountinfo").read_text("utf-8", errors="replace"))
         except OSError:
             continue
-        found |= {kind for device, kind in inside.items() if device not in host}
-    return frozenset(kind for kind in found if kind == "erofs" or kind.startswith("fuse")) or frozenset({"ext4"})
+        found |= set(inside.items())
+    on_host = on_host | host()
+    kinds = {kind for device, kind in found if device not in on_host}
+    return frozenset(kind for kind in kinds if kind == "erofs" or kind.startswith("fuse")) or frozenset({"ext4"})
 
 
 def running(pid: int) -> bool:

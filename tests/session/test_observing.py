@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
-from harness.session.observing import mounted
+from harness.session.observing import host_mounts, mounted, root_file_systems
 from harness.session.registry import RequestCounter
 
 if TYPE_CHECKING:
@@ -19,6 +21,15 @@ MOUNTINFO = """\
 def test_mounts_by_device() -> None:
     """File systems are told apart by device: a mount point may be anywhere, and hidden by another."""
     assert mounted(MOUNTINFO) == {"0:50": "fuse.lazyfs", "0:51": "overlay"}
+
+
+def test_what_the_host_mounts_meanwhile_is_not_the_machines() -> None:
+    """Another program's FUSE mount that appears while the tables are read is the host's, whichever is read first."""
+    inside = dict.fromkeys(host_mounts(), "fuse.other")
+    machine: Any = SimpleNamespace(namespace_pid=os.getpid())
+    for tables in ([{}, inside], [inside, {}]):
+        answers = iter(tables)
+        assert root_file_systems(machine, (), lambda answers=answers: next(answers)) == {"ext4"}  # type: ignore[misc]
 
 
 def test_request_counter_reads_what_is_new(tmp_path: Path) -> None:
