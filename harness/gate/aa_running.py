@@ -50,9 +50,14 @@ def slowed(case: PlannedCase, share: float) -> PlannedCase:
             f"--inject slows a start by its CPU limit, and shape {shape.label} has none; choose another with --shape"
         )
     factor = 1 / (1 + share)
-    changed = {"baseline_cores": shape.baseline_cores * factor}
-    if shape.ceiling_cores is not None and shape.credits is not None:
-        changed["burst_cores"] = shape.ceiling_cores * factor
+    changed: dict[str, object] = {"baseline_cores": shape.baseline_cores * factor}
+    if shape.credits is not None:
+        # A slower machine that earns credits as before would earn more than it may spend, and burst.
+        fields = ("at_boot_core_s", "earned_core_s_per_h", "cap_core_s")
+        less = {name: getattr(shape.credits, name) * factor for name in fields}
+        changed["credits"] = shape.credits.model_copy(update=less)
+        if shape.ceiling_cores is not None:
+            changed["burst_cores"] = shape.ceiling_cores * factor
     return case.model_copy(update={"shape": shape.model_copy(update=changed)})
 
 

@@ -117,3 +117,24 @@ def test_plan_says_blocks_and_minutes(tmp_path: Path) -> None:
     tiny = CliRunner().invoke(app, ["plan", str(path), "--detect", "0.1%"])
     assert "no number of blocks is enough" in tiny.stdout
     assert CliRunner().invoke(app, ["plan", str(path), "--detect", "5 percent"]).exit_code != 0
+
+
+def test_a_slowed_machine_with_credits_is_slower_throughout() -> None:
+    """CPU limit, burst and credits shrink alike, so that any amount of work takes longer by the share: a machine that
+    went on earning as before would burst, and be the faster one."""
+    from harness.gate.aa_running import slowed
+    from harness.model.shape import parse_shape
+
+    case = sessions.header().plan.cases[0]
+    for name in ("gcp-e2-micro:drained", "aws-t3.micro:fresh"):
+        shape = parse_shape(name)
+        slow = slowed(case.model_copy(update={"shape": shape}), 0.15).shape
+        assert shape.credits is not None
+        assert slow.credits is not None
+        assert slow.baseline_cores is not None
+        assert slow.credits.earned_core_s_per_h / 3600 <= slow.baseline_cores + 1e-9
+        assert shape.baseline_cores is not None
+        factor = slow.baseline_cores / shape.baseline_cores
+        assert factor == pytest.approx(1 / 1.15)
+        assert slow.ceiling_cores == pytest.approx((shape.ceiling_cores or 0.0) * factor)
+        assert slow.credits.at_boot_core_s == pytest.approx(shape.credits.at_boot_core_s * factor)
