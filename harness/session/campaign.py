@@ -9,6 +9,7 @@ dropped. When the scheduler itself goes away the client waits for it and hands o
 from __future__ import annotations
 
 import json
+import queue
 import signal
 import threading
 import time
@@ -83,7 +84,7 @@ class Campaign:
     _attempts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     _appended: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     _stop_name: str = field(default_factory=lambda: f"coldbench-stop-{uuid.uuid4().hex}")
-    _problem: BlockResult | None = None
+    _messages: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
 
     def run(self) -> Outcome:
         """Hand out every unfinished block, and wait for all.
@@ -102,6 +103,8 @@ class Campaign:
         header = self.store.header
         todo = self.unfinished()
         self.progress.session(header.plan, len(self.store.finished), 0.0)
+        keeper = threading.Thread(target=self._keep_messages, daemon=True)
+        keeper.start()
         previous = {n: signal.signal(n, _interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             while todo:
@@ -113,6 +116,8 @@ class Campaign:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            self._messages.put(None)
+            keeper.join()
         return outcome_of(self.store.observations)
 
     def unfinished(self) -> list[int]:
@@ -249,7 +254,15 @@ class Campaign:
     # -- what comes back
 
     def _on_event(self, event: tuple[float, dict[str, Any]]) -> None:
-        message = event[1]
+        # The client's own loop calls this: waiting for the disk here would hold up results and heartbeats.
+        self._messages.put(event[1])
+
+    def _keep_messages(self) -> None:
+        """Append what workers tell, in a thread of its own, until None is told."""
+        while (message := self._messages.get()) is not None:
+            self._keep(message)
+
+    def _keep(self, message: dict[str, Any]) -> None:
         with self._lock:
             if self._token.get(message["block"]) != message["token"]:
                 return  # of an attempt that was given up
@@ -271,6 +284,7 @@ class Campaign:
 
     def _take(self, result: BlockResult) -> None:
         with self._lock:
+            self._token[result.block] = ""  # what is still on its way is in the result
             hosts.append(self.store.directory, json.loads(result.facts))
             # The lines of the worker that finished are what counts, also where a first one had sent some of its own.
             latest = {o.trial: o.host for o in self.store.observations}
