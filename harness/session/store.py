@@ -133,7 +133,8 @@ def _read(model: type[M], path: Path) -> list[M]:
 def load(path: str | Path) -> tuple[SessionHeader, list[Observation]]:
     """Header and observations of a session, in the order they were recorded.
 
-    A failed trial that was run again counts once: the later record wins.
+    A trial that was run again counts once, and the later record wins: a failed one that was retried, or one of a
+    campaign's blocks that was run again whole on another host (its observations name their host).
 
     Raises:
         UsageError: no session there, written by a newer coldbench, or something in it that no trial can have recorded.
@@ -152,7 +153,7 @@ def load(path: str | Path) -> tuple[SessionHeader, list[Observation]]:
         if wrong is not None:
             raise UsageError(f"{file}:{number}: {wrong}")
         before = latest.get(observation.trial)
-        if before is not None and before.status != "failed":
+        if before is not None and before.status != "failed" and not observation.host:
             first = lines[observation.trial]
             raise UsageError(f"{file}:{number}: trial {observation.trial} is there twice, on line {first} before")
         latest[observation.trial], lines[observation.trial] = observation, number

@@ -290,3 +290,14 @@ def test_a_full_disk_is_one_line_and_the_session_goes_on(tmp_path: Path) -> None
         assert len(load(disk / "s")[1]) == len(made)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_block_run_again_elsewhere_counts_once(tmp_path: Path) -> None:
+    """A campaign's block that a lost worker began is run again whole on another host: the later records count."""
+    head = sessions.header(blocks=2)
+    made = [o.model_copy(update={"host": "lost"}) for o in sessions.trials(head.plan)[:1]]
+    made += [o.model_copy(update={"host": "other"}) for o in sessions.trials(head.plan)]
+    sessions.write(tmp_path / "s", head, made)
+    _, seen = load(tmp_path / "s")
+    assert [o.trial for o in seen] == [t.trial for t in head.plan.trials]
+    assert {o.host for o in seen} == {"other"}
