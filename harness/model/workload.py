@@ -12,8 +12,8 @@ from harness.model.privileges import capability
 
 #: The run-time workloads that come with the program, in the order they run.
 WORKLOADS = (
-    "stat-walk", "readdir-walk", "read-small", "read-sequential", "read-random", "mmap-read", "exec-many",
-    "write-small", "copy-up-large",
+    "stat-walk", "readdir-walk", "read-small", "read-small-parallel", "read-sequential", "read-random", "mmap-read",
+    "exec-many", "write-small", "copy-up-large",
 )  # fmt: skip
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 #: Built-in workloads, in the order they run: what warms least first.
 BUILTIN = (
-    "stat-walk", "readdir-walk", "read-small", "read-sequential", "read-random", "mmap-read", "exec-many",
-    "write-small", "copy-up-large",
+    "stat-walk", "readdir-walk", "read-small", "read-small-parallel", "read-sequential", "read-random", "mmap-read",
+    "exec-many", "write-small", "copy-up-large",
 )  # fmt: skip
 
 SMALL_BYTES = 64 * 1024
@@ -126,6 +126,8 @@ def select(
             "stat-walk": [f.path for f in hands[0][:MAX_STATS]],
             "readdir-walk": [f.path for f in directories[:MAX_DIRECTORIES]],
             "read-small": [f.path for f in hands[2][:MAX_SMALL_READS]],
+            # Their directories may have been listed, but nothing has read them.
+            "read-small-parallel": [f.path for f in hands[1][:MAX_SMALL_READS]],
             "read-sequential": _bounded(large_hands[0], MAX_SEQUENTIAL_BYTES, 64),
             "read-random": [f.path for f in large_hands[1][:64]],
             "mmap-read": _bounded(large_hands[2], MAX_MMAP_BYTES, 32),

@@ -63,6 +63,7 @@ def test_only_harmless_programs_are_executed() -> None:
     [
         ("stat-walk", 2, 0),
         ("read-small", 2, 5000),
+        ("read-small-parallel", 2, 5000),
         ("read-random", 512, None),
         ("mmap-read", 3, 3 * 4096),
         ("write-small", 4, 4 * 4096),

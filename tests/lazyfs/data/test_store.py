@@ -207,6 +207,7 @@ def test_walking_reader_is_read_ahead_of() -> None:
     run(work, LazyPolicy(readahead_units=8, block_bytes=0))
 
 
+@pytest.mark.logs("digest is")
 def test_flipped_bits_never_come_through() -> None:
     """A wrong digest fails the read, is counted, and the next read asks again."""
 
@@ -228,6 +229,7 @@ def test_flipped_bits_never_come_through() -> None:
     assert run(work).digest_mismatches == 1
 
 
+@pytest.mark.logs("registry (is away|answers again)")
 def test_errors_of_the_registry_reach_all_who_wait() -> None:
     """Everyone waiting for the flight gets the error; a later read tries again."""
 
@@ -254,6 +256,7 @@ def test_errors_of_the_registry_reach_all_who_wait() -> None:
     run(work)
 
 
+@pytest.mark.logs("bytes came for")
 def test_short_answers_are_refused() -> None:
     """A range that comes cut is an error, not a shorter file."""
 
@@ -295,6 +298,7 @@ def test_while_the_registry_is_away_reads_fail_at_once(caplog: pytest.LogCapture
     ]
 
 
+@pytest.mark.logs("registry (is away|answers again)")
 def test_reads_may_wait_for_the_registry_instead() -> None:
     """With ``wait_out_outages`` a read of absent bytes comes back when the registry does."""
 
@@ -317,6 +321,7 @@ def test_reads_may_wait_for_the_registry_instead() -> None:
     run(work, LazyPolicy(wait_out_outages=True, readahead_units=0, block_bytes=0))
 
 
+@pytest.mark.logs("no answer for a read|answers again")
 def test_a_read_has_a_deadline() -> None:
     """A registry that says nothing costs a read ``read_timeout_s``; what it says afterwards is kept all the same."""
 
@@ -359,6 +364,7 @@ LOSSES: dict[str, Callable[[int, bytes | memoryview, int], int]] = {
 }
 
 
+@pytest.mark.logs("disk cache does not give back")
 @pytest.mark.files
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("inflated", [False, True])
@@ -379,6 +385,7 @@ def test_a_disk_that_loses_writes_costs_requests_and_no_byte(tmp_path: Path, los
     assert run(work, policy, tmp_path).read_errors == 0
 
 
+@pytest.mark.logs("the disk takes no more|background fetch ends")
 @pytest.mark.files
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENODEV, errno.ENOSPC, errno.EUCLEAN])
 def test_any_error_of_the_disk_means_no_cache_any_more(tmp_path: Path, number: int) -> None:
@@ -429,6 +436,7 @@ def test_a_background_fetch_resumes_after_an_outage(tmp_path: Path, caplog: pyte
     assert said.count("resumed and complete") == 1
 
 
+@pytest.mark.logs("disk cache does not give back")
 @pytest.mark.files
 def test_nothing_is_handed_over_that_the_disk_does_not_hold(tmp_path: Path) -> None:
     """Before the kernel is turned to the file, it is read back from the disk; what is not there is lost, and said."""
@@ -450,6 +458,7 @@ def test_nothing_is_handed_over_that_the_disk_does_not_hold(tmp_path: Path) -> N
     run(work, policy, tmp_path)
 
 
+@pytest.mark.logs("the disk takes no more")
 @pytest.mark.files
 def test_a_disk_that_cannot_sync_is_not_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of fdatasync means that the disk may not hold what it took."""
@@ -481,6 +490,7 @@ def test_background_keeps_stored_bytes_on_disk(tmp_path: Path) -> None:
     run(work, policy, tmp_path)
 
 
+@pytest.mark.logs("background fetch ends|is away")
 def test_a_background_fetch_that_does_not_resume_gives_up(tmp_path: Path) -> None:
     """The reference daemons' way: it ends at the fifth failure in a row, and says so."""
     policy = LazyPolicy(background_after_s=0.0, background_interval_s=0.0, background_units=1, background_resumes=False)
@@ -493,6 +503,7 @@ def test_a_background_fetch_that_does_not_resume_gives_up(tmp_path: Path) -> Non
     run(work, policy, tmp_path)
 
 
+@pytest.mark.logs("No space left")
 def test_bytes_that_do_not_fit_on_disk_stay_right(tmp_path: Path) -> None:
     """A disk that refuses every write costs requests, never bytes."""
 

@@ -74,6 +74,7 @@ def test_only_whole_pages_are_stored_and_told() -> None:
     assert 0 < len(told) < 7
 
 
+@pytest.mark.logs("storing pages")
 @pytest.mark.parametrize("way", ["gone", "error"])
 def test_what_is_not_stored_is_not_told(way: str) -> None:
     """A file that is gone, or a kernel that refuses: the bytes stay where they are, and the thread does not end."""
