@@ -61,6 +61,10 @@ class Attributes(NamedTuple):
     rdev: int
 
 
+_new = tuple.__new__
+"""Makes the tuple without its class's own constructor, which takes twice as long (0.2 us of 2 us per lookup)."""
+
+
 class Entry(NamedTuple):
     """A name of a directory, with whose entry it is; without a subtree ``number`` is a directory's inode."""
 
@@ -193,10 +197,10 @@ class Namespace:
         elif kind in {Kind.CHAR, Kind.BLOCK}:
             rdev = os.makedev(*subtree.rdevs.get(number, (0, 0))) & 0xFFFFFFFF
         at, at_ns = subtree.mtimes[number], subtree.mtimes_ns[number]
-        return Attributes(
+        return _new(Attributes, (
             subtree.base + number, size, (size + 511) >> 9, at, at, at, at_ns, at_ns, at_ns, _TYPE[kind] | mode, links,
             subtree.uids[number], subtree.gids[number], rdev,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def attributes(self, inode: int) -> Attributes:
         """Attributes of an inode; LookupError for one that was never given out."""

@@ -52,11 +52,10 @@ ATTRIBUTES = struct.Struct("<QQQqqqIIIIIIIIII")
 """inode, size, blocks of 512, atime, mtime, ctime, their nanoseconds, mode, links, uid, gid, rdev, block size, 0."""
 ENTRY = struct.Struct("<QQQQII")
 """inode, generation, seconds the entry and its attributes are valid, their nanoseconds; then attributes."""
-VALID = struct.Struct("<QQII")
-"""The part of ENTRY that says how long."""
+ENTRY_WITH_ATTRIBUTES = struct.Struct(ENTRY.format + ATTRIBUTES.format.removeprefix("<"))
+"""Both in one go, for replies of which there are many."""
 ATTRIBUTES_VALID = struct.Struct("<QII")
 """Seconds, nanoseconds, padding; then attributes: the reply to GETATTR."""
-INODE = struct.Struct("<Q")
 INTERRUPT_IN = struct.Struct("<Q")
 """The number of the request that is taken back."""
 READ_IN = struct.Struct("<QQI")
@@ -85,15 +84,11 @@ def name_of(message: bytes) -> bytes:
 
 def entry(inode: int, entry_s: float, attributes_s: float, attributes: bytes) -> bytes:
     """Reply to LOOKUP; inode 0 says that the name does not exist, for ``entry_s`` seconds."""
-    return ENTRY.pack(inode, 0, *_valid(entry_s, attributes_s)) + attributes
+    return ENTRY.pack(inode, 0, *validity(entry_s, attributes_s)) + attributes
 
 
-def valid(entry_s: float, attributes_s: float) -> bytes:
-    """The middle of an entry, made once where many entries follow."""
-    return VALID.pack(*_valid(entry_s, attributes_s))
-
-
-def _valid(entry_s: float, attributes_s: float) -> tuple[int, int, int, int]:
+def validity(entry_s: float, attributes_s: float) -> tuple[int, int, int, int]:
+    """Seconds the entry and its attributes are valid, then their nanoseconds."""
     return int(entry_s), int(attributes_s), int(entry_s % 1 * 1e9), int(attributes_s % 1 * 1e9)
 
 

@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from harness.lazyfs.fuse.connection import Handler, Reply
     from harness.lazyfs.fuse.namespace import Attributes, Namespace
 
-_GENERATION = bytes(8)
 _DIRENT_BYTES = fuse.DIRENT.size
 _pack = fuse.ATTRIBUTES.pack
-_pack_inode = fuse.INODE.pack
+_pack_entry = fuse.ENTRY_WITH_ATTRIBUTES.pack
 _read_in = fuse.READ_IN.unpack_from
 
 
@@ -31,7 +30,7 @@ class TreePresentation:
         policy = namespace.policy
         self._namespace = namespace
         self._attributes_s = policy.attr_timeout_s
-        self._valid = fuse.valid(policy.entry_timeout_s, policy.attr_timeout_s)
+        self._valid = fuse.validity(policy.entry_timeout_s, policy.attr_timeout_s)
         self._negative: bytes | int = -errno.ENOENT
         if policy.negative_timeout_s > 0:
             self._negative = fuse.entry(0, policy.negative_timeout_s, 0, bytes(fuse.ATTRIBUTES.size))
@@ -59,7 +58,7 @@ class TreePresentation:
         return found
 
     def _entry(self, attributes: Attributes) -> bytes:
-        return _pack_inode(attributes.inode) + _GENERATION + self._valid + _pack(*attributes, BLOCK_BYTES, 0)
+        return _pack_entry(attributes[0], 0, *self._valid, *attributes, BLOCK_BYTES, 0)
 
     def lookup(self, parent: int, message: bytes) -> Reply:
         found = self._namespace.lookup(parent, fuse.name_of(message))
