@@ -15,7 +15,9 @@ daemon's work.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 Temperature = Literal["cold", "warm", "stale", "evicted"]
 TEMPERATURES: tuple[Temperature, ...] = ("cold", "warm", "stale", "evicted")
+
+_EXIT_SEEN_S = 2.0
+"""A container's end is seen by another thread; a fork that fails for it may be told before."""
 
 #: Longer than the reference daemons' attribute, entry and negative timeouts of 1 s.
 STALE_AFTER_S = 1.1
@@ -60,22 +65,49 @@ class WorkloadProcess:
         self, machine: Machine, container: Container, timeout_s: float, confinement: Confinement | None = None
     ) -> None:
         """``confinement`` is the container's own. Raises MachineError when it cannot be entered."""
-        confinement = confinement or Confinement()
-        entry = _entry(container, confinement)
+        self._machine, self._container = machine, container
         self._timeout_s = timeout_s
-        self._process = machine.exec_python(
+        self._confinement = confinement or Confinement()
+        self._enter()
+
+    def _enter(self) -> None:
+        entry = _entry(self._container, self._confinement)
+        self._alive = entry.alive
+        self._process = self._machine.exec_python(
             "harness.probes.workload_process",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=tuple(entry.namespaces.values()),
-            devices=confinement.device_rules(),
+            devices=self._confinement.device_rules(),
         )
         self._tell(entry.encode())
         self._answer("entering the container")
 
+    def lost_its_place(self, answer: dict[str, Any]) -> bool:
+        """Whether a request failed because the container's first process ended meanwhile, and its pid namespace with
+        it: fork(2) says ENOMEM then. If so the container has been entered anew, and the request can be made again."""
+        if not self._alive or os.strerror(errno.ENOMEM) not in str(answer.get("error", "")):
+            return False
+        return self._enter_anew_if_ended(_EXIT_SEEN_S)
+
+    def _enter_anew_if_ended(self, timeout_s: float) -> bool:
+        """Enter again when the container has ended since; a pid namespace of our own takes its place then."""
+        deadline = time.monotonic() + timeout_s
+        while self._container.exited_at_ns() is None:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.01)
+        self._tell(json.dumps({"hold": {}}))  # any request makes it put files back
+        self._answer("putting files back")
+        self.close()
+        self._enter()
+        return True
+
     def request(self, message: dict[str, Any], what: str) -> dict[str, Any]:
         """Send one request and wait for its answer; raises WorkloadError when the process ends or takes too long."""
+        if self._alive and "go" not in message:
+            self._enter_anew_if_ended(0.0)
         self._tell(json.dumps(message))
         return self._answer(what)
 
@@ -227,6 +259,8 @@ class FileWorkloads:
         self._progress(f"{planned.name} set-up")
         request = {"workload": "command", "argv": ["/bin/sh", "-c", planned.setup], "env": planned.env}
         answer = process.request(request, f"{planned.name}, set-up")
+        if process.lost_its_place(answer):
+            answer = process.request(request, f"{planned.name}, set-up")
         if "error" not in answer:
             return None
         return Failure(kind="WorkloadError", message=f"{planned.name}, set-up: {answer['error']}", phase="workloads")
@@ -242,11 +276,14 @@ class FileWorkloads:
         process: WorkloadProcess,
     ) -> WorkloadResult:
         reference = self._reference(process)
-        process.request({"hold": request}, name)
-        fuse_before = _fuse_requests(engine)
-        cpu_before = machine.counters().cpu_total_s
-        answer = process.request({"go": True}, name)
-        cpu_s = machine.counters().cpu_total_s - cpu_before
+        for _try in range(2):  # the container may end under the first: nothing of the image was executed then
+            process.request({"hold": request}, name)
+            fuse_before = _fuse_requests(engine)
+            cpu_before = machine.counters().cpu_total_s
+            answer = process.request({"go": True}, name)
+            cpu_s = machine.counters().cpu_total_s - cpu_before
+            if not process.lost_its_place(answer):
+                break
         fuse_after = _fuse_requests(engine)
         fuse = None if fuse_before is None or fuse_after is None else fuse_after - fuse_before
         failure = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -83,6 +84,35 @@ def test_workloads_are_confined(machine: Machine, hostile: TestRegistry, ended: 
     check_everything(said)
     assert len(said["NSpid"].split()) == 1, "its /proc is that of its own pid namespace"
     assert 1 < int(said["NSpid"]) < 100
+
+
+@pytest.mark.parametrize("seen", [False, True], ids=["under-a-request", "between-requests"])
+def test_workloads_go_on_when_the_container_ends(
+    machine: Machine, hostile: TestRegistry, seen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container whose first process ends after the workloads have begun takes its pid namespace along; programs are
+    executed all the same, as confined as before, whether its end is seen before the next request or by its failure."""
+    request = hostile.request("hostile", process=Process(args=(PROGRAM, "sleep")))
+    with deployed(machine, request) as made:
+        process = WorkloadProcess(machine, made.container, 20.0)
+        try:
+            told = {"workload": "command", "argv": [PROGRAM, "report", "/tmp/said", *EVERYTHING]}
+            assert "error" not in process.request({"workload": "command", "argv": [PROGRAM]}, "first")
+            os.kill(made.container.pid, signal.SIGKILL)
+            made.container.exit_code(10.0)
+            assert made.container.exited_at_ns() is not None
+            if not seen:
+                with monkeypatch.context() as blind:
+                    blind.setattr(process, "_enter_anew_if_ended", lambda _timeout_s: False)
+                    answer = process.request(told, "second")
+                assert "Cannot allocate memory" in answer["error"]
+                assert process.lost_its_place(answer)
+            answer = process.request(told, "again")
+            assert "error" not in answer, answer
+            assert not process.lost_its_place(answer)
+        finally:
+            process.close()
+        check_everything(results(machine.outside(f"{made.container.root}/tmp/said").read_text()))
 
 
 @pytest.mark.parametrize("ended", [False, True], ids=["alive", "ended"])
