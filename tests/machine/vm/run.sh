@@ -60,7 +60,7 @@ mount -t tmpfs run /run
 mount -t tmpfs tmp /var/tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
-for module in loop ext4 veth sch_tbf sch_netem overlay fuse; do modprobe "$module"; done
+for module in loop ext4 veth sch_tbf sch_netem sch_ingress cls_bpf overlay fuse; do modprobe "$module"; done
 cd /project
 read -r arguments < /arguments
 uname -r
