@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from contextlib import ExitStack, contextmanager
@@ -117,7 +116,7 @@ def _recorded(image: str, directory: str) -> Iterator[Record]:
     """
     from harness.machine import leftovers
     from harness.machine.mount_table import mounts_below
-    from harness.machine.records import ENVIRONMENT_MARK, Record
+    from harness.machine.records import ENVIRONMENT_MARK, Record, remove_directory
 
     leftovers.sweep()
     run = Record.new("mount", image)
@@ -133,8 +132,8 @@ def _recorded(image: str, directory: str) -> Iterator[Record]:
         yield run
     finally:
         if not mounts_below(scratch) and not mounts_below(run.directory):  # else it is left to `coldbench clean`
-            shutil.rmtree(scratch, ignore_errors=True)
-            shutil.rmtree(run.directory, ignore_errors=True)
+            remove_directory(scratch)
+            remove_directory(run.directory)
             run.remove()
 
 

@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import os
 import re
-import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -254,6 +253,6 @@ def _file_remover(path: Path) -> Callable[[], None]:
         if not path.is_dir() or path.is_symlink():
             path.unlink(missing_ok=True)
         elif not mounts_below(path):
-            shutil.rmtree(path, ignore_errors=True)
+            records.remove_directory(path)
 
     return remove

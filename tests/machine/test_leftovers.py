@@ -241,6 +241,25 @@ def test_a_file_that_another_user_put_in_its_place_stays(dead: Record, tmp_path:
 
 
 @pytest.mark.root
+def test_a_tree_of_any_depth_goes(dead: Record, tmp_path: Path) -> None:
+    """A scratch directory with an image's tree of 1 500 levels is removed, and ``clean`` does not stumble over it."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    descriptor = os.open(scratch, os.O_RDONLY)
+    for _level in range(1500):
+        os.mkdir("level", dir_fd=descriptor)
+        below = os.open("level", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+    dead.files.append(str(scratch))
+    dead.save()
+    sweep()
+    assert not scratch.exists()
+    assert not dead.path.exists()
+
+
+@pytest.mark.root
 def test_a_noted_mount_point_is_found_and_what_the_user_mounted_since_stays(dead: Record, tmp_path: Path) -> None:
     """At a place the user chose, only a mount that carries our name as its source goes."""
     ours, theirs = tmp_path / "with space", tmp_path / "theirs"
