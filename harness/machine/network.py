@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import random
-import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.machine import addresses, leftovers, shaping
 from harness.machine.host import require_root
-from harness.machine.records import Record, host_lock
+from harness.machine.records import Record, host_lock, remove_directory
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import TracebackType
 
 
@@ -60,6 +59,6 @@ class SimulatedNetwork:
         if self._record is not None:
             shaping.remove_loopback_address(self.address)
             for made in self._record.files:
-                shutil.rmtree(made, ignore_errors=True)
+                remove_directory(Path(made))
             self._record.remove()
             self._record = None
