@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zstandard
 
+from harness.model.modes import lazy_policy
 from harness.oci.descriptor import OCI_LAYER_ZSTD
 from tests.lazyfs.support import MODES, QUIET, File, blob_server, convert, registry, serve, tar_of, text, write_image
 from tests.oci.registry.fault_server import Answer
@@ -94,13 +95,14 @@ def test_xattr_calls_end_after_the_first(tmp_path: Path) -> None:
 
 
 def test_second_touch_of_a_blob_costs_nothing(tmp_path: Path) -> None:
-    """Reads are the only requests ever, and the second pass makes none."""
+    """Reads are the only requests but for the opening of each loop device, and the second pass makes none."""
+    devices = lazy_policy("erofs", "tuned").devices
     with serve(image_for("erofs", tmp_path), "erofs", tmp_path / "s", options=QUIET) as served:
         touch_all(inside(served))
         first = fuse(served)
         assert second_touch(served) == set()
         assert first["read"] > 10
-        assert sum(count for name, count in first.items() if name != "read") <= 6
+        assert sum(count for name, count in first.items() if name != "read") <= 4 + 2 * devices
 
 
 def test_reference_timeouts_make_the_kernel_ask_again(tmp_path: Path) -> None:
