@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 NAME = "containerd"
 NAMESPACE = "coldbench"
 CONTAINER = "c1"
-#: Background fetch has ended when so long no byte came; SOCI begins 30 s after the last read (its silence period).
-_QUIET_S = {Snapshotter.STARGZ: 5.0, Snapshotter.SOCI: 35.0}
+#: Background fetch has ended when so long no byte came. stargz begins 5 s after the last read (the silence period of
+#: its task manager), SOCI 30 s after it (silence_period_msec).
+_QUIET_S = {Snapshotter.STARGZ: 10.0, Snapshotter.SOCI: 35.0}
 _QUIET_BYTES = 20_000
 _WATCH_S = 0.5
 
