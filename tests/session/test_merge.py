@@ -133,6 +133,7 @@ def test_a_block_on_two_hosts_is_refused(tmp_path: Path) -> None:
         merge([one, other], tmp_path / "m")
 
 
+@pytest.mark.logs("the last line is cut off")
 def test_a_torn_last_line_is_left_out_and_said(tmp_path: Path) -> None:
     """A crash in mid-line loses that trial only, and the command names the session."""
     load_commands()

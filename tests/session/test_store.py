@@ -64,6 +64,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b'{"schema_version":1,"tri', b'{"schema_version":1\n', b"\0\0\0\0"])
+@pytest.mark.logs("the last line is cut off")
 def test_torn_last_line(tmp_path: Path, torn: bytes) -> None:
     """A crash in mid-write loses its own line only: readers pass over it, resuming moves it aside and goes on."""
     directory = tmp_path / "s"
@@ -265,6 +266,7 @@ def test_failed_trials_are_run_again_when_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.logs("the last line is cut off")
 def test_a_full_disk_is_one_line_and_the_session_goes_on(tmp_path: Path) -> None:
     """The results directory runs full in mid-line: the error says how to go on, and a resume drops only that line."""
     disk = tmp_path / "disk"
