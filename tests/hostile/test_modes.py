@@ -34,7 +34,7 @@ readiness = {{ kind = "exit" }}
 
 [runtime]
 temperatures = ["cold"]
-workloads = ["stat-walk", {{ name = "attack", argv = {attack} }}]
+workloads = [{{ name = "attack", argv = {attack} }}]
 """
 
 
@@ -62,6 +62,6 @@ def test_every_mode_contains_it(tmp_path: Path) -> None:
         assert "privileges" not in observation.details
         check_everything(results(observation.output_tail))
         measured = {result.workload: result for result in observation.workloads}
-        assert set(measured) == {"stat-walk", "attack"}
+        assert set(measured) == {"attack"}
         assert all(result.failure is None and result.wall_s > 0 for result in measured.values())
     assert list((cache / "registry").iterdir()) == [], "the registry's storage went with the session"
