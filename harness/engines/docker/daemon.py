@@ -61,9 +61,7 @@ class Daemons:
         self._containerd_log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self.directory = Path()
 
-    def start(
-        self, machine: Machine, *, containerd_store: bool, insecure_registry: str, timeout_s: float = START_TIMEOUT_S
-    ) -> IsolatedClient:
+    def start(self, machine: Machine, *, containerd_store: bool, insecure_registry: str) -> IsolatedClient:
         """Start both and wait until dockerd answers. Raises MachineError (or OutOfMemory) with its last words."""
         self._machine = machine
         self._before = frozenset(machine.pids())
@@ -74,7 +72,7 @@ class Daemons:
             machine.namespace_pid,
             lambda: syscalls.mount("tmpfs", str(SHIM_SOCKETS), "tmpfs", syscalls.MS_NODEV | syscalls.MS_NOSUID),
         )
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + START_TIMEOUT_S
         self._start_containerd(deadline)
         return self._start_dockerd(deadline, containerd_store, insecure_registry)
 
