@@ -1,5 +1,5 @@
 """Sessions: ``nox -s bench`` runs the main job; tests, lint, typecheck, docs, microbench, engines,
-credibility, fuzz, interop, equality.
+credibility, fuzz, interop, equality, lock.
 
 Started by ``./dev`` they share the environment it made; started by a nox of your own each makes its own.
 """
@@ -24,8 +24,10 @@ OUTSIDE = [f"--ignore=tests/{name}" for name in ("microbench", "fuzz", "interop"
 def _install(session: nox.Session) -> None:
     """Install the package and its tools, pinned, unless ``./dev`` already did."""
     if BACKEND is None:
-        session.install("--constraint", "constraints.txt", "--editable", ".[dev]")
-        session.install("--no-deps", "apache-otava==0.8.0")  # as ./dev does, and why
+        hashed = ("--require-hashes", "--requirement", "constraints.txt")
+        session.install(*hashed, env={"PIP_CONSTRAINT": "constraints.txt"})
+        session.install("--no-deps", "--require-hashes", "--requirement", "constraints-apart.txt")  # why: see ./dev
+        session.install("--no-deps", "--no-build-isolation", "--editable", ".")
 
 
 @nox.session(venv_backend=BACKEND)
@@ -85,7 +87,10 @@ def notebooks(session: nox.Session) -> None:
 @nox.session(venv_backend=BACKEND)
 def notebook(session: nox.Session) -> None:
     """Open JupyterLab on the notebooks; installs what it needs first."""
-    session.run_install("python", "-m", "pip", "install", "--quiet", "-c", "constraints.txt", "-e", ".[notebook]")
+    hashed = ("--require-hashes", "--requirement", "constraints-notebook.txt")
+    session.run_install("python", "-m", "pip", "install", "--quiet", *hashed, env={"PIP_CONSTRAINT": hashed[-1]})
+    package = ("--no-deps", "--no-build-isolation", "--editable", ".")
+    session.run_install("python", "-m", "pip", "install", "--quiet", *package)
     session.run("jupyter", "lab", "--notebook-dir", str(ROOT / "notebooks"), *session.posargs)
 
 
@@ -141,3 +146,21 @@ def equality(session: nox.Session) -> None:
     # Whole images are unpacked below the temporary directory: nothing of them is kept.
     retention = ("-o", "tmp_path_retention_policy=none")
     session.run("pytest", "-q", "-s", *retention, "tests/equality", *session.posargs)
+
+
+@nox.session(venv_backend=BACKEND)
+def lock(session: nox.Session) -> None:
+    """Rewrite constraints*.txt, versions and hashes, from pyproject.toml: ``nox -s lock``.
+
+    What is pinned already stays, unless pyproject.toml or ``-- --upgrade`` asks for another version.
+    """
+    _install(session)
+    form = ("--universal", "--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate")
+    compiled = ("uv", "pip", "compile", "--quiet", *form, *session.posargs)
+    session.run(*compiled, "--extra", "dev", "--output-file", "constraints.txt", "pyproject.toml")
+    # The same versions, and what JupyterLab needs beside them.
+    extras = ("--extra", "dev", "--extra", "notebook", "--constraint", "constraints.txt")
+    session.run(*compiled, *extras, "--output-file", "constraints-notebook.txt", "pyproject.toml")
+    apart = Path(session.create_tmp()) / "apart.in"
+    apart.write_text("apache-otava==0.8.0\n")
+    session.run(*compiled, "--no-deps", "--output-file", "constraints-apart.txt", str(apart))
