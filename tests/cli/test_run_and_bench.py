@@ -18,6 +18,8 @@ from harness.session.store import Store, load
 from tests.test_scenarios import GOOD
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.model.plan import PlannedTrial
 
 pytestmark = pytest.mark.files
@@ -43,11 +45,13 @@ class FakeLauncher:
     def endpoint(self, registry: str) -> None:
         self.asked["registry"] = registry
 
-    def run(self, store: Store, *, keep_going: bool = False) -> Outcome:
+    def run(
+        self, store: Store, *, keep_going: bool = False, takes: Callable[[PlannedTrial], bool] | None = None
+    ) -> Outcome:
         self.asked["keep_going"] = keep_going
         cases = {case.case.key: case.case for case in store.header.plan.cases}
         for trial in store.header.plan.trials:
-            if trial.trial not in store.finished:
+            if trial.trial not in store.finished and (takes is None or takes(trial)):
                 if self.stop_after is not None and len(store.finished) >= self.stop_after:
                     raise Interrupted("interrupted by SIGINT")
                 store.append(self._observation(store, trial, cases[trial.case]))
