@@ -81,7 +81,7 @@ def test_blobs_of_every_kind(registry: RegistryServer, tmp_path: Path) -> None:
     with pytest.raises(ContentError):
         destination.put_blob(wrong, iter([b"deliverd"]))
     path.write_bytes(b"deliverd")
-    with pytest.raises(RegistryError, match="DIGEST_INVALID"):
+    with pytest.raises(DigestMismatch, match=str(path)):
         destination.put_blob(wrong, path)
     assert not destination.has_blob(wrong.digest)
 
