@@ -157,7 +157,7 @@ def _answer(
 
 
 @given(ODD_LAYERS)
-@settings(max_examples=400, deadline=None)
+@settings(derandomize=True, max_examples=400, deadline=None)
 def test_every_form_means_the_same(layers: list[Layer]) -> None:
     """Tar, zTOC, eStargz, EROFS and a second reader show one tree with all metadata and links, or all refuse."""
     first = _answer(_as_tar, layers)
@@ -190,7 +190,7 @@ def _unpacked(layers: Sequence[Layer], place: Path) -> list[str]:
 
 @pytest.mark.root
 @given(ODD_LAYERS)
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_unpacking_shows_it(layers: list[Layer]) -> None:
     """OverlayFS over the unpacked layers shows names, kinds, modes, sizes, times, targets and links of the reading."""
     need_root()
@@ -239,7 +239,7 @@ def _of_umoci(layers: list[Layer]) -> bool:
 
 @pytest.mark.root
 @given(st.lists(st.lists(PLAIN, max_size=6), min_size=1, max_size=3).filter(_of_umoci))
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_umoci_unpacks_the_same(layers: list[Layer]) -> None:
     """A reader that is not ours shows the same names, content and targets, where it reads the layers at all."""
     need_root()
@@ -260,19 +260,7 @@ def test_umoci_unpacks_the_same(layers: list[Layer]) -> None:
 
 
 def _but_implied(tree: dict[str, Expected], layers: list[Layer]) -> dict[str, Expected]:
-    """Without directories that a marker stands in: to us it implies them, as to Docker; umoci makes none for it."""
-    implied = set()
-    # A marker may stand below a symbolic link: then it implies what the link names, and all above that.
-    named = set()
-    for path, shown in tree.items():
-        if str(shown).startswith("-> "):
-            target = os.path.normpath(os.path.join("/", os.path.dirname(path), str(shown)[3:])).strip("/")
-            named |= {target[:end] for end in (*(k for k, c in enumerate(target) if c == "/"), len(target))}
-    for layer in layers:
-        for entry in layer:
-            above, _, base = entry.name.rpartition(b"/")
-            parts = above.split(b"/") if base.startswith(b".wh.") else []
-            implied |= {os.fsdecode(b"/".join(parts[: depth + 1])) for depth in range(len(parts))}
-            if parts:
-                implied |= named | {path for path in tree if any(path.startswith(f"{top}/") for top in named if top)}
-    return {path: shown for path, shown in tree.items() if shown != DIRECTORY or path not in implied}
+    """Without plain directories that no entry names: a marker implies those it stands in, to us as to Docker, also
+    below a symbolic link; umoci makes none for it."""
+    named = {os.path.normpath(os.path.join("/", os.fsdecode(e.name))).strip("/") for layer in layers for e in layer}
+    return {path: shown for path, shown in tree.items() if shown != DIRECTORY or path in named}
