@@ -149,6 +149,7 @@ def test_ambiguous_sides_are_refused(tmp_path: Path) -> None:
         compare_sides(parse(one), parse(f"{one}#mode=erofs"), margin=0.05)
 
 
+@pytest.mark.logs("the last line is cut off")
 def test_a_cut_last_line_is_said(tmp_path: Path) -> None:
     """A session whose last line was cut is compared without it, and the output says so."""
     from harness.session.store import OBSERVATIONS
