@@ -60,7 +60,9 @@ class Bench:
             [*prefix, *command], cwd=self.place, env=self.environment, capture_output=True, text=True, check=False
         )
         assert "Traceback" not in done.stderr
-        failures = [o.failure for o in load(out)[1] if o.failure is not None]
+        # What is refused before anything runs leaves no session.
+        seen = load(out)[1] if (out / "session.json").exists() else []
+        failures = [o.failure for o in seen if o.failure is not None]
         return done.returncode, done.stderr.splitlines()[-1], failures
 
 
@@ -98,7 +100,6 @@ def test_changed_layer(bench: Bench) -> None:
     ("upper", "media_type", "kind", "says"),
     [
         ([("../../escaped", {"data": b"x"})], "", "UnsafePath", "escaped"),
-        ([("/escaped", {"data": b"x"})], "", "UnsafePath", "absolute"),
         (None, "application/vnd.example.layer+br", "UnsupportedMediaType", "layer+br"),
     ],
 )  # fmt: skip
@@ -156,7 +157,7 @@ def test_missing_tool(bench: Bench) -> None:
     hide = 'for f in /usr/bin/crun /usr/sbin/runc; do test ! -e $f || mount --bind /dev/null $f; done; exec "$@"'
     code, line, failures = bench.run(bench.layout("fine2"), prefix=("unshare", "--mount", "sh", "-c", hide, "sh"))
     assert (code, failures) == (4, [])
-    assert line == "coldbench: neither crun nor runc is installed; install one with: apt-get install crun"
+    assert line == "coldbench: engine embedded: neither crun nor runc is installed; install one with: apt-get install crun"
 
 
 def test_not_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
