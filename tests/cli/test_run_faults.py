@@ -157,7 +157,9 @@ def test_missing_tool(bench: Bench) -> None:
     hide = 'for f in /usr/bin/crun /usr/sbin/runc; do test ! -e $f || mount --bind /dev/null $f; done; exec "$@"'
     code, line, failures = bench.run(bench.layout("fine2"), prefix=("unshare", "--mount", "sh", "-c", hide, "sh"))
     assert (code, failures) == (4, [])
-    assert line == "coldbench: engine embedded: neither crun nor runc is installed; install one with: apt-get install crun"
+    assert (
+        line == "coldbench: engine embedded: neither crun nor runc is installed; install one with: apt-get install crun"
+    )
 
 
 def test_not_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.oci.layout import LayoutStore
+from harness.oci.store import ImageSource
 from tests.lazyfs.support import QUIET, convert, serve, write_image
+from tests.support.images import Layer, put_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,9 +73,15 @@ def test_file_over_four_gigabytes(mode: str, tmp_path: Path) -> None:
     marks = b"".join(b"%08d" % n for n in range(375))
     head, tail = header(b"huge", size), marks + bytes(-3000 % 512) + header(b"after", 5) + b"after".ljust(512, b"\0")
     blob = gzip.compress(head, mtime=0) + zeros * repeats + gzip.compress(tail + bytes(1024), mtime=0)
+    diff_id = hashlib.sha256(head)
+    for part in (*[piece] * repeats, tail, bytes(1024)):
+        diff_id.update(part)
+    put_image(
+        LayoutStore(tmp_path / "image", "image", create=True), "image",
+        [Layer(blob, diff_id=f"sha256:{diff_id.hexdigest()}")],
+    )  # fmt: skip
     source = convert(
-        # The diff ID is of no interest here, so the tar is not put together for it.
-        write_image(tmp_path / "image", [head], [blob]), tmp_path / mode, mode,
+        ImageSource(LayoutStore(tmp_path / "image", "image")), tmp_path / mode, mode,
         **{"span_size" if mode == "soci" else "span_bytes": 64 << 20},
     )  # fmt: skip
     with serve(source, mode, tmp_path / "s", options=QUIET) as served:
