@@ -49,9 +49,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class ColdStart:
     """Runs one trial a call and returns its observation."""
 
-    def __init__(self, launcher: Launcher, place: Path) -> None:
+    def __init__(self, launcher: Launcher, place: Path, benchmark: Any = None) -> None:
         self._launcher = launcher
         self._place = place
+        self._benchmark = benchmark
         self.observations: list[Observation] = []
 
     def __call__(self, scenario: str | Path, *, mode: str, shape: str = "", distance: str = "") -> Observation:
@@ -61,6 +62,7 @@ class ColdStart:
         """
         from harness.model.plan import Selection
         from harness.model.shape import parse_distance, parse_shape
+        from harness.report.exports import extra_info
         from harness.session.headers import make_header
         from harness.session.store import Store
 
@@ -80,6 +82,8 @@ class ColdStart:
             why = seen.failure.message if seen.failure else "; ".join(i.reason for i in seen.invalid)
             pytest.fail(f"{seen.case.key}: {seen.status}, no time to ready: {why}", pytrace=False)
         self.observations.append(seen)
+        if self._benchmark is not None:
+            self._benchmark.extra_info.update(extra_info(self.observations))
         CLOCK.now_s += seen.time_to_ready_s or 0.0
         return seen
 
@@ -95,17 +99,13 @@ def _cold_start_launcher() -> Iterator[Launcher]:
 
 
 @pytest.fixture
-def cold_start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ColdStart]:
+def cold_start(request: pytest.FixtureRequest, tmp_path: Path) -> ColdStart:
     """Start images cold on simulated machines; see ``harness.pytest_plugin``. Needs root, and skips without it."""
     from harness.errors import HostUnfit
-    from harness.report.exports import extra_info
 
     try:
         launcher: Launcher = request.getfixturevalue("_cold_start_launcher")
     except HostUnfit as unfit:
         pytest.skip(str(unfit))
-    started = ColdStart(launcher, tmp_path)
-    yield started
-    if "benchmark" in request.fixturenames and started.observations:
-        benchmark: Any = request.getfixturevalue("benchmark")
-        benchmark.extra_info.update(extra_info(started.observations))
+    used = "benchmark" in request.fixturenames
+    return ColdStart(launcher, tmp_path, request.getfixturevalue("benchmark") if used else None)

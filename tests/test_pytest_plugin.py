@@ -32,7 +32,7 @@ def test_that_cannot_be_ready(cold_start):
 
 def run_suite(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "harness.pytest_plugin", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
         cwd=place,
         env={**os.environ, "COLDBENCH_CACHE": str(place / "cache"), "PYTEST_ADDOPTS": ""},
         capture_output=True,
