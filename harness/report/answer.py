@@ -8,7 +8,7 @@ differences that survive the correction over everything a table shows enter it (
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from harness.report import wording
@@ -171,8 +171,6 @@ def _findings(group: Group) -> list[str]:
 
 
 def _said(made: Answer, group: Group) -> Answer:
-    from dataclasses import replace
-
     first = _decision(made)
     lines = [*made.findings, first]
     if made.over_floor is not None and made.floor_ready_s is not None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harness.stats.breakeven import BreakEven
     from harness.stats.paired import PairedRatio
-    from harness.stats.summary import Summary
 
 #: An en dash stands where there is no number.
 NO_NUMBER = "\u2013"
@@ -81,17 +80,6 @@ def times_sooner(result: PairedRatio | None) -> str:
     if result.ratio <= 1:
         return f"{1 / result.ratio:.3g} times sooner [{1 / result.high:.3g}, {1 / result.low:.3g}]"
     return f"{result.ratio:.3g} times later [{result.low:.3g}, {result.high:.3g}]"
-
-
-def spread(summary: Summary | None) -> str:
-    """Quartiles, the middle half of the trials."""
-    if summary is None or summary.n < 2:
-        return NO_NUMBER
-    return f"{_short(summary.q1)}{NO_NUMBER}{_short(summary.q3)} s"
-
-
-def _short(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def meeting(point: BreakEven | None, result: PairedRatio | None) -> str:
