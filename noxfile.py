@@ -26,7 +26,8 @@ def _install(session: nox.Session) -> None:
     if BACKEND is None:
         hashed = ("--require-hashes", "--requirement", "constraints.txt")
         session.install(*hashed, env={"PIP_CONSTRAINT": "constraints.txt"})
-        session.install("--no-deps", "--require-hashes", "--requirement", "constraints-apart.txt")  # why: see ./dev
+        apart = ("--no-deps", "--no-build-isolation", "--require-hashes")  # why: see ./dev
+        session.install(*apart, "--requirement", "constraints-apart.txt")
         session.install("--no-deps", "--no-build-isolation", "--editable", ".")
 
 
@@ -157,10 +158,11 @@ def lock(session: nox.Session) -> None:
     _install(session)
     form = ("--universal", "--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate")
     compiled = ("uv", "pip", "compile", "--quiet", *form, *session.posargs)
-    session.run(*compiled, "--extra", "dev", "--output-file", "constraints.txt", "pyproject.toml")
+    together = ("--no-emit-package", "pyfuse3")
+    session.run(*compiled, *together, "--extra", "dev", "--output-file", "constraints.txt", "pyproject.toml")
     # The same versions, and what JupyterLab needs beside them.
     extras = ("--extra", "dev", "--extra", "notebook", "--constraint", "constraints.txt")
-    session.run(*compiled, *extras, "--output-file", "constraints-notebook.txt", "pyproject.toml")
+    session.run(*compiled, *together, *extras, "--output-file", "constraints-notebook.txt", "pyproject.toml")
     apart = Path(session.create_tmp()) / "apart.in"
-    apart.write_text("apache-otava==0.8.0\n")
+    apart.write_text("apache-otava==0.8.0\npyfuse3>=3.5\n")
     session.run(*compiled, "--no-deps", "--output-file", "constraints-apart.txt", str(apart))

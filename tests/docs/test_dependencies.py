@@ -55,4 +55,13 @@ def test_nothing_else_is_installed() -> None:
         installs = [line for line in text.splitlines() if "pip install" in line or "session.install(" in line]
         assert installs
         for line in installs:
-            assert any(way in line for way in ("--require-hashes", "--no-build-isolation", "*hashed")), line
+            assert any(way in line for way in ("--require-hashes", "--no-build-isolation", "*hashed", "*apart", " $apart")), line
+
+
+def test_what_needs_a_compiler_comes_after_its_tools() -> None:
+    """pyfuse3 has no wheel and old pips build none under hashes: it is installed apart, once setuptools is there."""
+    for file in ("constraints.txt", "constraints-notebook.txt"):
+        names = {pin["name"] for pin in pins(file)}
+        assert "setuptools" in names
+        assert "pyfuse3" not in names
+    assert "pyfuse3" in {pin["name"] for pin in pins("constraints-apart.txt")}
