@@ -55,7 +55,9 @@ def test_nothing_else_is_installed() -> None:
         installs = [line for line in text.splitlines() if "pip install" in line or "session.install(" in line]
         assert installs
         for line in installs:
-            assert any(way in line for way in ("--require-hashes", "--no-build-isolation", "*hashed", "*apart", " $apart")), line
+            assert any(
+                way in line for way in ("--require-hashes", "--no-build-isolation", "*hashed", "*apart", " $apart")
+            ), line
 
 
 def test_what_needs_a_compiler_comes_after_its_tools() -> None:
