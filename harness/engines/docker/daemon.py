@@ -102,6 +102,7 @@ class Daemons:
             "pidfile": str(self.directory / "dockerd.pid"),
             "hosts": [f"unix://{self._socket}"],
             "bridge": "none",
+            "userland-proxy": False,  # on by default, it wants its program also where there is no bridge
             "iptables": False,
             "ip6tables": False,
             "ip-forward": False,
