@@ -26,7 +26,7 @@ def bench(
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON; all else goes to stderr."),
 ) -> None:
     """Run scenarios under every mode they name, then print the comparison and where the report is."""
-    from harness.cli.run import counted, run_session, select
+    from harness.cli.run import counted, run_session, select, typed
     from harness.report.publish import publish
     from harness.session.opening import RunOptions
 
@@ -35,6 +35,7 @@ def bench(
         selection=select(mode, [], _with(scenario, engine), shape, [], blocks),
         seed=seed,
         out=out,
+        command=typed("--seed", "--out"),
         registry=registry,
         workloads=not no_workloads,
         offline=offline,

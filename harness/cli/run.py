@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,10 @@ def run(
         False, "--keep-going", help="Go on when an image cannot be had, or a workload fails by itself."
     ),
     no_workloads: bool = typer.Option(False, "--no-workloads", help="Leave out what is measured after ready."),
+    workload: list[str] = typer.Option([], "--workload", metavar="NAME", help="Only these workloads (repeatable)."),
+    temperature: list[str] = typer.Option(
+        [], "--temperature", help="Workloads at these only: cold, warm, stale or evicted (repeatable)."
+    ),
     shard: str = typer.Option("", "--shard", metavar="K/N", help="Run the K-th of N parts of the plan; needs --seed."),
     scheduler: str = typer.Option(
         "", "--scheduler", metavar="ADDRESS", help="Run on the workers of this Dask scheduler (docs/campaign.md)."
@@ -54,9 +59,10 @@ def run(
 
     options = RunOptions(
         scenarios=tuple(scenario or ()),
-        selection=select(mode, preset, engine, shape, distance, blocks),
+        selection=select(mode, preset, engine, shape, distance, blocks, workload, temperature),
         seed=seed,
         out=out,
+        command=typed("--seed", "--out"),
         resume=resume,
         retry_failed=retry_failed,
         registry=registry,
@@ -112,6 +118,18 @@ def counted(outcome: Outcome) -> str:
     return f"{recorded} trials: {outcome.ok} ok, {outcome.invalid} invalid, {outcome.failed} failed"
 
 
+def typed(*without: str) -> str:
+    """The command line as it was typed, but for these options and their values."""
+    words = [Path(sys.argv[0]).name]
+    rest = iter(sys.argv[1:])
+    for word in rest:
+        if word in without:
+            next(rest, None)
+        elif not word.startswith(tuple(f"{option}=" for option in without)):
+            words.append(word)
+    return shlex.join(words)
+
+
 def select(
     modes: list[str],
     presets: list[str],
@@ -119,6 +137,8 @@ def select(
     shapes: list[str],
     distances: list[str],
     blocks: int | None,
+    workloads: list[str] = [],  # noqa: B006 - never changed
+    temperatures: list[str] = [],  # noqa: B006
 ) -> Selection:
     """What the options of a command choose of its scenarios. Raises UsageError for what there is not."""
     from harness.errors import UsageError
@@ -126,7 +146,12 @@ def select(
     from harness.model.near_miss import near_miss
     from harness.model.plan import Selection
     from harness.model.shape import parse_distance, parse_shape
+    from harness.model.workload import TEMPERATURES
 
+    for temperature in temperatures:
+        if temperature not in TEMPERATURES:
+            hint = near_miss(temperature, TEMPERATURES) or f"; expected one of {', '.join(TEMPERATURES)}"
+            raise UsageError(f"--temperature {temperature}: no such temperature{hint}")
     for engine in engines:
         if engine not in ENGINES:
             hint = near_miss(engine, ENGINES) or f"; expected one of {', '.join(ENGINES)}"
@@ -139,6 +164,8 @@ def select(
             "shapes": [parse_shape(text) for text in shapes],
             "distances": [parse_distance(text) for text in distances],
             "blocks": blocks,
+            "workloads": workloads,
+            "temperatures": temperatures,
         }
     )
 

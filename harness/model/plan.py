@@ -20,6 +20,7 @@ from harness.model.observation import Case, Frozen
 from harness.model.scenario import ModeChoice, Scenario, parse_mode
 from harness.model.settings import settings_of
 from harness.model.shape import Distance, Shape
+from harness.model.workload import Temperature
 
 #: Core-seconds of a lazy start beside the workload's own (mount, first reads), and of making and unmaking a machine.
 _LAZY_CORE_S = 1.0
@@ -37,6 +38,9 @@ class Selection(Frozen):
     shapes: tuple[Shape, ...] = ()
     distances: tuple[Distance, ...] = ()
     blocks: int | None = Field(default=None, ge=1)
+    workloads: tuple[str, ...] = ()
+    """Run-time workloads by name."""
+    temperatures: tuple[Temperature, ...] = ()
 
 
 class PlannedCase(Frozen):
@@ -143,6 +147,32 @@ def _entry(entries: Sequence[ModeChoice], mode: str, preset: str) -> ModeChoice:
     wanted = {"mode": mode, "preset": preset}
     found = next((entry for entry in entries if _fits(entry, wanted)), ModeChoice(mode=mode))
     return found.model_copy(update={"preset": preset})
+
+
+def choose_workloads(scenario: Scenario, selection: Selection) -> Scenario:
+    """The scenario with only the run-time workloads and temperatures that a selection names, in its own order.
+
+    Raises:
+        UsageError: the scenario has no workload of such a name, or none is left.
+    """
+    runtime = scenario.runtime
+    known = [workload.name for workload in runtime.workloads]
+    for name in selection.workloads:
+        if name not in known:
+            hint = near_miss(name, known) or f"; it has {', '.join(known) or 'none'}"
+            raise UsageError(f"--workload {name}: scenario {scenario.name} has no such workload{hint}")
+    wanted = selection.temperatures or runtime.temperatures
+    kept = [
+        workload.model_copy(update={"temperatures": temperatures})
+        for workload in runtime.workloads
+        if (not selection.workloads or workload.name in selection.workloads)
+        and (temperatures := tuple(t for t in workload.temperatures or runtime.temperatures if t in wanted))
+    ]
+    if not kept and (selection.workloads or (known and selection.temperatures)):
+        raise UsageError(f"scenario {scenario.name}: none of its workloads runs at {', '.join(wanted)} files")
+    if not selection.workloads and not selection.temperatures:
+        return scenario
+    return scenario.model_copy(update={"runtime": runtime.model_copy(update={"workloads": tuple(kept)})})
 
 
 def choose_engines(scenario: Scenario, names: Sequence[str]) -> tuple[EngineChoice, ...]:

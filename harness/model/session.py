@@ -32,6 +32,8 @@ class SessionHeader(Frozen):
     """Kernel, CPU model, cgroup version, file systems, load, steal, git commit."""
     commit: str = ""
     """Of what is measured, as the CI system names it (``COLDBENCH_COMMIT``, ``GITHUB_SHA``, ``CI_COMMIT_SHA``)."""
+    command: str = ""
+    """What started it, as one types it, without its seed and its directory; empty in sessions from before 2027."""
     shard: str = ""
     """``2/5``: this session runs the second of five parts of the plan; empty for all of it."""
     versions: dict[str, str] = Field(default_factory=dict)

@@ -100,7 +100,7 @@ def context_of(header: SessionHeader) -> page.Context:
     return page.Context(
         session=header.session,
         created=header.created_at,
-        command=f"coldbench run {files} --seed {header.seed}",
+        command=f"{header.command or f'coldbench run {files}'} --seed {header.seed}",
         facts=facts,
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness import __version__, scenarios
 from harness.machine.host import collect
+from harness.model.plan import choose_workloads
 from harness.model.session import SessionHeader
 from harness.session.engines import runnable_plan
 from harness.session.run import versions
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
 
 
 def make_header(
-    names: Sequence[str], selection: Selection, *, seed: int | None = None, registry: str = "", workloads: bool = True
+    names: Sequence[str],
+    selection: Selection,
+    *,
+    seed: int | None = None,
+    registry: str = "",
+    workloads: bool = True,
+    command: str = "",
 ) -> SessionHeader:
     """The header of a session of these scenarios (names or files); the seed is drawn where none is given.
 
@@ -38,6 +45,7 @@ def make_header(
         selection,
         registry=registry,
         workloads=workloads,
+        command=command,
     )
 
 
@@ -56,6 +64,7 @@ def new_header(
     registry: str = "",
     workloads: bool = True,
     kind: str = "",
+    command: str = "",
 ) -> SessionHeader:
     """A header that looks at this host now.
 
@@ -63,6 +72,7 @@ def new_header(
     plan is empty, HostUnfit where an engine cannot run here.
     """
     now = datetime.now(UTC)
+    scenarios = [choose_workloads(scenario, selection) if selection else scenario for scenario in scenarios]
     plan = runnable_plan(scenarios, seed, selection, registry=registry)
     loaded = {scenario.name: scenario for scenario in scenarios}
     return SessionHeader(
@@ -75,6 +85,7 @@ def new_header(
         registry=registry,
         workloads=workloads,
         commit=commit(),
+        command=command,
         host=collect().model_dump(mode="json"),
         versions=versions(),
     )

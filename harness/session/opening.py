@@ -41,6 +41,8 @@ class RunOptions:
     keep_going: bool = False
     workloads: bool = True
     offline: bool = False
+    command: str = ""
+    """How the command line says all this."""
     shard: str = ""
     """``2/5``: the second of five parts of the plan."""
 
@@ -68,8 +70,9 @@ class RunOptions:
         if self.resume:
             return None
         header = make_header(
-            self.scenarios, self.selection, seed=self.seed, registry=self.registry, workloads=self.workloads
-        )
+            self.scenarios, self.selection, seed=self.seed, registry=self.registry, workloads=self.workloads,
+            command=self.command,
+        )  # fmt: skip
         if not self.shard:
             return header
         shards.check(shards.parse(self.shard), header.plan)

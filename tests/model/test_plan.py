@@ -9,7 +9,15 @@ import pytest
 
 from harness.errors import UsageError
 from harness.model.modes import ENGINES, Form, Mode, Presentation, Preset
-from harness.model.plan import Plan, Selection, choose_modes, estimate_trial_s, make_plan, remaining_s
+from harness.model.plan import (
+    Plan,
+    Selection,
+    choose_modes,
+    choose_workloads,
+    estimate_trial_s,
+    make_plan,
+    remaining_s,
+)
 from harness.model.scenario import Scenario
 from harness.model.shape import DISTANCES, parse_shape
 
@@ -136,3 +144,23 @@ def test_estimates_are_ordered() -> None:
     assert remaining_s(plan, {full: [10.0]}, frozenset(range(9)), guesses) == 0
     halved = remaining_s(plan, {full: [guesses[full] / 2]}, frozenset(), guesses)
     assert halved == pytest.approx(everything / 2)
+
+
+def test_workloads_are_chosen_by_name_and_temperature() -> None:
+    """What a selection leaves out of a scenario's workloads is not measured; its own order and temperatures stay."""
+    own = scenario(
+        runtime={
+            "temperatures": ["cold", "warm"],
+            "workloads": ["stat-walk", "read-small", {"name": "again", "argv": ["a"], "temperatures": ["stale"]}],
+        }
+    )
+    assert choose_workloads(own, Selection()) is own
+    chosen = choose_workloads(own, Selection(workloads=("read-small", "stat-walk"), temperatures=("cold",)))
+    assert [(w.name, w.temperatures) for w in chosen.runtime.workloads] == [
+        ("stat-walk", ("cold",)),
+        ("read-small", ("cold",)),
+    ]
+    with pytest.raises(UsageError, match=r"--workload read-smal: .* did you mean"):
+        choose_workloads(own, Selection(workloads=("read-smal",)))
+    with pytest.raises(UsageError, match="none of its workloads runs at evicted files"):
+        choose_workloads(own, Selection(temperatures=("evicted",)))
