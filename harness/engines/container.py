@@ -25,7 +25,15 @@ class RunningContainer:
     that learns the pid after it has told of the container gives 0 at first, and the pid by ``watch`` then.
     """
 
-    def __init__(self, pid: int, output: tuple[int, int], root: str, code: Callable[[float], int | None]) -> None:
+    def __init__(
+        self,
+        pid: int,
+        output: tuple[int, int],
+        root: str,
+        code: Callable[[float], int | None],
+        namespaces: Namespaces | None = None,
+    ) -> None:
+        """``namespaces`` are the process's, where the engine held them before it ran; else they are looked for now."""
         self._pid = 0
         self._stdout, self._stderr = output
         self._root = root
@@ -35,7 +43,7 @@ class RunningContainer:
         self._pidfd = -1
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
         self._watcher: threading.Thread | None = None
-        self._namespaces: Namespaces | None = None
+        self._namespaces = namespaces
         if pid:
             self.watch(pid)
 
@@ -43,8 +51,9 @@ class RunningContainer:
         """The container's process is this one: see when it ends. ProcessLookupError when it is gone already."""
         self._pidfd = os.pidfd_open(pid)
         self._pid = pid
-        with contextlib.suppress(OSError):  # it has ended since, and its namespaces with it
-            self._namespaces = Namespaces(pid)
+        if self._namespaces is None:
+            with contextlib.suppress(OSError):  # it has ended since, and its namespaces with it
+                self._namespaces = Namespaces.of(pid)
         self._watcher = threading.Thread(target=self._watch, name="container-pidfd", daemon=True)
         self._watcher.start()
 

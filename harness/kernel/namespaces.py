@@ -9,6 +9,10 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CLONE_NEWNS = 0x0002_0000
 KINDS = {
@@ -30,15 +34,22 @@ class Namespaces:
     """A process's namespaces, held open: they stay when it ends, but for a pid namespace, which dies with its first
     process."""
 
-    def __init__(self, pid: int) -> None:
-        """OSError when there is no such process (any more)."""
-        self.descriptors: dict[str, int] = {}
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        """Take over open descriptors, one of each of ``KINDS`` in its order. ValueError for any other number."""
+        self.descriptors = dict(zip(KINDS, descriptors, strict=True))
+
+    @classmethod
+    def of(cls, pid: int) -> Namespaces:
+        """Those of a process. OSError when there is no such process any more, or only its exit status."""
+        opened: list[int] = []
         try:
             for kind in KINDS:
-                self.descriptors[kind] = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+                opened.append(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
-            self.close()
+            for descriptor in opened:
+                os.close(descriptor)
             raise
+        return cls(opened)
 
     def close(self) -> None:
         """Let go of them; idempotent."""

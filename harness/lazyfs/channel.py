@@ -7,7 +7,9 @@ it into the class and checks every field on the way.
 
 from __future__ import annotations
 
+import array
 import json
+import os
 import socket
 import threading
 import time
@@ -18,7 +20,7 @@ import msgspec
 from harness.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 MAX_LINE_BYTES = 64 << 20
 """A mount request with a long prefetch list, or the trace of a large image, is the largest message there is."""
@@ -27,10 +29,12 @@ _RECEIVE_BYTES = 1 << 18
 
 
 class Received(NamedTuple):
-    """A message and its number; requests and answers have one above 0."""
+    """A message and its number; requests and answers have one above 0. ``descriptors`` came along and are its
+    reader's to close."""
 
     number: int
     message: object
+    descriptors: tuple[int, ...] = ()
 
 
 def encode(message: object, number: int = 0) -> bytes:
@@ -72,9 +76,11 @@ class Lines:
 class Channel:
     """One blocking end. ``send`` may be called from any thread, ``receive`` from one."""
 
-    def __init__(self, end: socket.socket, types: Iterable[type]) -> None:
-        """``types`` are the classes of what may arrive."""
+    def __init__(self, end: socket.socket, types: Iterable[type], *, descriptors: int = 0) -> None:
+        """``types`` are the classes of what may arrive; with one message come ``descriptors`` at most, and what comes
+        beyond is closed by the kernel."""
         self._socket = end
+        self._descriptors = descriptors
         self._lock = threading.Lock()
         self._lines = Lines(types)
         self._messages: list[Received] = []
@@ -82,12 +88,16 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, message: object, number: int = 0) -> bool:
-        """Send one message; False when the other end is gone (it reads nothing any more)."""
+    def send(self, message: object, number: int = 0, descriptors: Sequence[int] = ()) -> bool:
+        """Send one message, with copies of open descriptors; False when the other end is gone (it reads nothing any
+        more). A message that carries descriptors is short."""
         data = encode(message, number)
         with self._lock:
             try:
                 self._socket.settimeout(None)
+                if descriptors:
+                    # They arrive with the first byte, and a reader is stopped after what was sent in the same call.
+                    data = data[socket.send_fds(self._socket, [data], descriptors) :]
                 self._socket.sendall(data)
             except OSError:
                 return False
@@ -102,13 +112,30 @@ class Channel:
                 raise TimeoutError
             self._socket.settimeout(left)
             try:
-                data = self._socket.recv(_RECEIVE_BYTES)
+                data, came = self._take()
             except ConnectionError:
                 return None
             if not data:
                 return None
-            self._messages += self._lines.feed(data)
+            read = self._lines.feed(data)
+            if came and not read:
+                for descriptor in came:
+                    os.close(descriptor)
+                raise FormatError(_WHERE, "descriptors without a whole message")
+            if came:  # by the last of these, since the kernel ends a read after what carries descriptors
+                read[-1] = read[-1]._replace(descriptors=came)
+            self._messages += read
         return self._messages.pop(0)
+
+    def _take(self) -> tuple[bytes, tuple[int, ...]]:
+        if not self._descriptors:
+            return self._socket.recv(_RECEIVE_BYTES), ()
+        came = array.array("i")  # socket.recv_fds drops its flags, and with them close-on-exec
+        room = socket.CMSG_LEN(self._descriptors * came.itemsize)
+        data, ancillary, _flags, _sender = self._socket.recvmsg(_RECEIVE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+        for _level, _kind, body in ancillary:
+            came.frombytes(body[: len(body) - len(body) % came.itemsize])
+        return data, tuple(came)
 
     def shut_down(self) -> None:
         """End the conversation in both directions; the other end, and our own reader, see the end of the stream."""

@@ -43,6 +43,7 @@ from harness.machine.machine import Machine
 from harness.model.engine import EmbeddedChoice
 from harness.model.shape import parse_shape
 from harness.model.timeline import Recorder
+from harness.probes.workloads import WorkloadProcess
 from tests.engines.support import Watching, base_layer, directory, tar_bytes
 
 if TYPE_CHECKING:
@@ -221,7 +222,8 @@ def test_who_watches_is_told_before_the_process_runs(machine: Machine, registry:
 def test_a_container_that_ended_before_anybody_looked(
     machine: Machine, registry: TestRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a busy host its process may be over when the harness hears of it: it is seen all the same, with its code."""
+    """On a busy host its process may be over when the harness hears of it: it is seen all the same, with its code, and
+    run-time workloads still have its namespaces, which the agent held before it ran."""
     engine = make_engine(EmbeddedChoice())
 
     def late(*arguments: Any) -> RunningContainer:
@@ -235,6 +237,13 @@ def test_a_container_that_ended_before_anybody_looked(
         container = engine.deploy(machine, request, Recorder(time.monotonic_ns()), Unwatched())
         assert container.exit_code(10) == 7
         assert container.exited_at_ns() is not None
+        assert container.namespaces is not None
+        process = WorkloadProcess(machine, container, 20.0)
+        try:
+            answer = process.request({"workload": "command", "argv": ["/bin/probe", "exit", "0"]}, "late")
+            assert "error" not in answer
+        finally:
+            process.close()
     finally:
         engine.tear_down()
         assert machine.pids() == []

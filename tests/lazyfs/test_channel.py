@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import socket
 import threading
 
 import pytest
 
-from harness.engines.embedded.messages import FROM_AGENT, TO_AGENT, Created, Deploy, RootfsDetails
+from harness.engines.embedded.messages import FROM_AGENT, TO_AGENT, Created, Deploy, Exited, RootfsDetails
 from harness.engines.protocol import DeployRequest, Process
 from harness.errors import FormatError
 from harness.lazyfs import channel
-from harness.lazyfs.channel import Channel, Lines, encode
+from harness.lazyfs.channel import Channel, Lines, Received, encode
 from harness.lazyfs.messages import (
     ANSWERS,
     REQUESTS,
@@ -40,14 +41,39 @@ MESSAGES = [
 ]
 
 
+def test_descriptors_come_with_their_message() -> None:
+    """Open descriptors arrive with the message they were sent with, and with no other, whatever was sent around it; an
+    end that expects none gets the messages alone."""
+    for wanted in (2, 0):
+        left, right = socket.socketpair()
+        with left, right:
+            ours, theirs = Channel(left, ()), Channel(right, FROM_AGENT, descriptors=wanted)
+            reader, writer = os.pipe()
+            assert ours.send(Exited(1))
+            assert ours.send(Exited(2), descriptors=(reader, writer))
+            assert ours.send(Exited(3))
+            os.close(reader)
+            os.close(writer)
+            received = [theirs.receive(5.0) for _ in range(3)]
+            assert [r.message for r in received if r] == [Exited(1), Exited(2), Exited(3)]
+            assert [len(r.descriptors) for r in received if r] == [0, wanted, 0]
+            if wanted:
+                assert received[1] is not None
+                reader, writer = received[1].descriptors
+                assert not os.get_inheritable(reader)
+                os.write(writer, b"x")
+                assert os.read(reader, 2) == b"x"
+                os.close(reader)
+                os.close(writer)
+
+
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_messages_come_out_as_they_went_in(message: object) -> None:
     """Every value keeps its type, names that are no UTF-8 included, and the number comes along."""
     lines = Lines([*REQUESTS, *ANSWERS, *TO_AGENT, *FROM_AGENT])
     data = encode(message, 5)
     assert lines.feed(data[:7]) == []
-    ((number, received),) = lines.feed(data[7:])
-    assert (number, received) == (5, message)
+    assert lines.feed(data[7:]) == [Received(5, message)]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +115,7 @@ def test_channel_between_two_processes() -> None:
 
     sender = threading.Thread(target=send)
     sender.start()
-    assert [theirs.receive(10) for _ in range(3)] == [(1, touches), (2, touches), (3, touches)]
+    assert [theirs.receive(10) for _ in range(3)] == [Received(number, touches) for number in (1, 2, 3)]
     sender.join()
     with pytest.raises(TimeoutError):
         theirs.receive(0.01)

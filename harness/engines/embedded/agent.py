@@ -42,6 +42,7 @@ from harness.engines.embedded.registry import connect, resolve, store_address
 from harness.engines.embedded.runtime import Runtime, find_runtime, makes_groups, prepare_cgroup_view
 from harness.engines.protocol import DeployRequest  # noqa: TC001 - as below
 from harness.errors import BY_KIND, ColdbenchError, DiskFull, MachineError, OutOfMemory
+from harness.kernel.namespaces import Namespaces
 from harness.kernel.overlay import mount_overlay, unmount
 from harness.kernel.syscalls import MS_NODEV
 from harness.lazyfs.channel import Channel
@@ -184,12 +185,18 @@ class Agent:
             for descriptor in self._output:
                 os.close(descriptor)
         details = dataclasses.replace(rootfs.details, agent_requests=brought.requests - before)
-        self._control.send(Created(pid, root, details))
+        self._tell_created(Created(pid, root, details))
         self._enter("start")
         threading.Thread(target=self._await_exit, args=(pid,), daemon=True).start()
         with context.span("start"):
             self._runtime.start()
         self._control.send(Started(time.monotonic_ns(), image.descriptor.digest))
+
+    def _tell_created(self, message: Created) -> None:
+        """Its namespaces go along: the harness may come to look at the process when it has ended."""
+        held = Namespaces.of(message.pid)
+        self._control.send(message, descriptors=tuple(held.descriptors.values()))
+        held.close()
 
     def _enter(self, phase: Literal["create", "start"]) -> None:
         self._phase = phase

@@ -35,6 +35,7 @@ from harness.engines.embedded.runtime import find_runtime
 from harness.engines.programs import find_program
 from harness.engines.protocol import Availability, Report
 from harness.errors import ColdbenchError, ContentError, MachineError, MissingTool, OutOfMemory, from_kind
+from harness.kernel.namespaces import KINDS, Namespaces
 from harness.lazyfs.channel import Channel
 from harness.lazyfs.messages import Span
 from harness.model.modes import EMBEDDED, engine_modes, find, lazy_policy, uses_library
@@ -76,6 +77,7 @@ class EmbeddedEngine:
         self._pipes: list[int] = []
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by tear_down
         self._container: RunningContainer | None = None
+        self._namespaces: Namespaces | None = None
         self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._reader: threading.Thread | None = None
         self._deploying = False
@@ -127,7 +129,7 @@ class EmbeddedEngine:
                 assert parts.observer is not None
                 self._observer = load(parts.observer)(harness_end)
             ours, theirs = socket.socketpair()
-            self._control = Channel(ours, FROM_AGENT)
+            self._control = Channel(ours, FROM_AGENT, descriptors=len(KINDS))
             inherited.append(theirs)
             writers = []
             for _ in range(2):
@@ -211,7 +213,18 @@ class EmbeddedEngine:
                 self._problems += message.problems
                 self._stopped.set()
             else:
+                if isinstance(message, Created):
+                    self._hold(received.descriptors)
                 self._events.put(message)
+
+    def _hold(self, descriptors: tuple[int, ...]) -> None:
+        """Keep the container's namespaces, which came with the message of its creation."""
+        if len(descriptors) == len(KINDS):
+            self._namespaces = Namespaces(descriptors)
+            return
+        for descriptor in descriptors:  # this process has too many open
+            os.close(descriptor)
+        self._problems.append(f"{len(descriptors)} of {len(KINDS)} of the container's namespaces could be held")
 
     def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder, watch: Watch) -> Container:
         """See ``protocol.Engine``. Spans reach ``timeline`` when they end, so a caller may sample counters then."""
@@ -232,7 +245,8 @@ class EmbeddedEngine:
                 self._details = message.details.known()
                 self._agent_requests = message.details.agent_requests
                 output = (self._pipes[0], self._pipes[1])
-                self._container = RunningContainer(message.pid, output, message.root, self._wait_code)
+                held, self._namespaces = self._namespaces, None
+                self._container = RunningContainer(message.pid, output, message.root, self._wait_code, held)
                 self._pipes = []
                 watch.created(self._container)
             elif isinstance(message, Started):
@@ -348,6 +362,8 @@ class EmbeddedEngine:
             self._reader.join(STOP_TIMEOUT_S)
         if self._control is not None:
             self._control.close()
+        if self._namespaces is not None:  # it was interrupted before the container was made of them
+            self._namespaces.close()
         if self._container is not None:
             self._container.close()
         for descriptor in self._pipes:

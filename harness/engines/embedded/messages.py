@@ -82,7 +82,11 @@ class Entered:
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """The container exists with this ``pid`` and ``root``; its process does not run yet."""
+    """The container exists with this ``pid`` and ``root``; its process does not run yet.
+
+    With the message come open descriptors of the process's namespaces, one of each of ``harness.kernel.namespaces``'
+    ``KINDS``: a process that ends at once has none any more when the harness comes to look.
+    """
 
     pid: int
     root: str
