@@ -47,19 +47,19 @@ def run_block(
     """Run a block of the session that ``header`` describes. ``tell`` gets every observation's line as it is written;
     when ``stopped`` says so the trial is ended and the machine taken away."""
     from harness.machine.host import collect
+    from harness.machine.records import recorded_directory
     from harness.session.hosts import HOSTS
     from harness.session.inventory import DIRECTORY
     from harness.session.store import HEADER, OBSERVATIONS, PREPARATIONS
 
     facts = collect().model_dump(mode="json")
-    with tempfile.TemporaryDirectory(prefix="coldbench-block-") as name:
-        directory = Path(name)
+    with recorded_directory("block", Path(tempfile.gettempdir())) as directory:
         (directory / HEADER).write_text(header)
         # With it observations carry the host's name.
         (directory / HOSTS).write_text(json.dumps(facts) + "\n")
         with open(directory / "log", "w+") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "harness", "run-block", name, str(block), str(os.getpid())],
+                [sys.executable, "-m", "harness", "run-block", str(directory), str(block), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

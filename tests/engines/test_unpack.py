@@ -313,3 +313,13 @@ def test_many_deep_directories(tmp_path: Path) -> None:
     unpack(tar_bytes(members), tmp_path / "out")
     assert (tmp_path / "out" / deep / "file").read_bytes() == b"deep"
     assert len(os.listdir(tmp_path / "out/wide")) == 600
+
+
+def test_a_tree_of_any_depth_is_replaced(tmp_path: Path) -> None:
+    """Directories 1 900 deep give way to a file of the same name: removing them takes no call per level."""
+    deep = "/".join("d" for _ in range(1900))
+    root = tmp_path / "out"
+    unpack(tar_bytes([(f"{deep}/file", {"data": b"deep"}), ("other", {"data": b"stays"})]), root)
+    unpack(tar_bytes([("d", {"data": b"flat"})]), root)
+    assert (root / "d").read_bytes() == b"flat"
+    assert (root / "other").read_bytes() == b"stays"

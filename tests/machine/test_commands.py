@@ -50,6 +50,7 @@ def test_wrong_shape_is_a_usage_error() -> None:
 def test_doctor_finds_this_host_fit(tmp_path: Path) -> None:
     """With all that the tests need installed no check fails, facts and measured rates come as JSON, and rates stay."""
     said = coldbench("doctor", "--rates", "--json", XDG_CACHE_HOME=str(tmp_path))
+    assert said.stdout, said.stderr
     data: dict[str, Any] = json.loads(said.stdout)
     assert [c for c in data["checks"] if c["level"] == "fail"] == []
     assert said.returncode == 0

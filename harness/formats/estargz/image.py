@@ -20,6 +20,7 @@ from harness.formats.estargz.toc import TOC_DIGEST_ANNOTATION
 from harness.formats.estargz.writer import EstargzOptions, write_estargz
 from harness.formats.gzip.layer_stream import errors_of, room_for, spool
 from harness.formats.tar.stack import lower_links
+from harness.machine.records import recorded_directory
 from harness.oci.descriptor import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, go_json
 from harness.oci.location import copy_blob
 
@@ -87,11 +88,11 @@ def convert_image(
     if options.chunk_size <= 0 or options.min_chunk_size < 0:
         raise UsageError("chunk sizes are numbers of bytes above 0")
     with (
-        tempfile.TemporaryDirectory(prefix="coldbench-convert-", dir=scratch) as directory,
+        recorded_directory("convert", Path(scratch or tempfile.gettempdir())) as directory,
         ThreadPoolExecutor(os.cpu_count() or 1, "compress") as compressors,
         ThreadPoolExecutor(LAYERS_SIDE_BY_SIDE, "layer") as layers,
     ):
-        job = _Job(source, destination, image, options, Path(directory), compressors, progress)
+        job = _Job(source, destination, image, options, directory, compressors, progress)
         futures = [layers.submit(job.layer, number) for number in range(len(image.layers))]
         try:
             results = [future.result() for future in futures]

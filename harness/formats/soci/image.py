@@ -20,6 +20,7 @@ from harness.formats.table import Kind
 from harness.formats.tar.names import clean_name
 from harness.formats.tar.scanner import KINDS
 from harness.formats.tar.stack import lower_links
+from harness.machine.records import recorded_directory
 from harness.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
 from harness.oci.location import copy_blob, copy_image
 from harness.oci.store import Verifier
@@ -135,7 +136,7 @@ class _Work:
     source: ImageSource
     destination: ImageDestination
     options: Options
-    directory: str
+    directory: Path
     wanted: frozenset[bytes]
     progress: Callable[[Descriptor, int], object]
     diff_ids: Mapping[str, str]
@@ -172,7 +173,7 @@ def _index_layer(work: _Work, blob: Blob) -> LayerResult:
         result.skipped = indexer.obstacle or ("" if indexer.span_starts else "an empty layer has no spans")
         if result.skipped:
             return result
-        result.path = Path(work.directory, layer.hex)
+        result.path = work.directory / layer.hex
         with open(result.path, "wb") as file:
             os.fchmod(file.fileno(), 0o644)
             digest, size = indexer.write(file, options.tool)
@@ -255,7 +256,7 @@ def index_image(
         raise UsageError(f"span size {options.span_size} is not between 1 and {MAX_SPAN_SIZE} bytes")
     image = source.resolve(options.platform)
     wanted = frozenset(_lookup_name(path) for path in options.prefetch_files)
-    with tempfile.TemporaryDirectory(prefix="coldbench-ztoc-") as directory:
+    with recorded_directory("ztoc", Path(tempfile.gettempdir())) as directory:
         diff_ids = dict(zip((layer.digest for layer in image.layers), image.diff_ids, strict=True))
         results = _index_layers(_Work(source, destination, options, directory, wanted, progress, diff_ids), image)
         layers = tuple(results[layer.digest] for layer in image.layers)

@@ -31,7 +31,7 @@ import shutil
 import sys
 
 target = pathlib.Path(sys.argv[1])
-pending = ["pydantic", "pyroute2", "psutil", "pytest", "typer", "rich", "isal", "zstandard", "numpy"]
+pending = ["pydantic", "pyroute2", "psutil", "pytest", "typer", "rich", "isal", "zstandard", "numpy", "msgspec", "docker"]
 seen = set()
 while pending:
     name = re.split(r"[^A-Za-z0-9._-]", pending.pop())[0].lower()
