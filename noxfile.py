@@ -1,5 +1,5 @@
 """Sessions: ``nox -s bench`` runs the main job; tests, lint, typecheck, docs, microbench, engines,
-credibility, fuzz, interop, equality, lock.
+credibility, reference, notebooks, fuzz, interop, equality, lock.
 
 Started by ``./dev`` they share the environment it made; started by a nox of your own each makes its own.
 """
@@ -79,10 +79,11 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend=BACKEND)
 def notebooks(session: nox.Session) -> None:
-    """Execute every notebook in a kernel of its own, on the newest session below results/ (or COLDBENCH_RESULTS)."""
+    """Execute every notebook in a kernel of its own, on the reference session (or COLDBENCH_RESULTS)."""
     _install(session)
+    where = os.environ.get("COLDBENCH_RESULTS", str(ROOT / "results" / "reference"))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        session.run("jupyter", "execute", str(path), "--kernel_name=python3")
+        session.run("jupyter", "execute", str(path), "--kernel_name=python3", env={"COLDBENCH_RESULTS": where})
 
 
 @nox.session(venv_backend=BACKEND)
@@ -124,6 +125,13 @@ def credibility(session: nox.Session) -> None:
         found.append(str(out))
     page = session.run("python", "-m", "harness.report.credibility", *found, silent=True)
     (ROOT / "docs" / "credibility.md").write_text(page, encoding="utf-8")
+
+
+@nox.session(venv_backend=BACKEND)
+def reference(session: nox.Session) -> None:
+    """Record results/reference and write the documents' figures and tables: root, an hour. `-- write`: only write."""
+    _install(session)
+    session.run("python", "tools/reference.py", *(session.posargs or ["record"]))
 
 
 @nox.session(venv_backend=BACKEND)

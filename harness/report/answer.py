@@ -150,8 +150,10 @@ def _costs(group: Group, line: CaseLine) -> list[Cost]:
 
 
 def _break_even(group: Group, best: CaseLine, costs: Sequence[Cost]) -> float | None:
-    """The earliest of the repeatable workloads; infinite where none is proven slower, None if not measured."""
-    if not any(r.label == best.label and r.ratio is not None for r in group.runtime):
+    """The earliest of the repeatable workloads; infinite where none is proven slower, None if that is not known."""
+    if len(best.ready_by_block) < MIN_BLOCKS or not any(
+        r.label == best.label and r.ratio is not None for r in group.runtime
+    ):
         return None
     return min((c.break_even_s for c in costs if c.temperature != "cold"), default=math.inf)
 
@@ -198,6 +200,8 @@ def _decision(made: Answer) -> str:
 
 def _price(made: Answer) -> str:
     """What the sooner start costs afterwards, for the same sentence."""
+    if made.blocks < MIN_BLOCKS:
+        return "too few blocks to say what it costs afterwards"
     if made.break_even_s is None:
         return "what it costs afterwards was not measured"
     if made.first_touch is None and made.later is None:

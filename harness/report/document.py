@@ -150,7 +150,7 @@ class AnswerPart(_Part):
     later: CostPart | None
     """The worst proven cost with files that were read before."""
     break_even_s: OrNever
-    """The earliest of all workloads that can be repeated; null: never, or no workload was measured."""
+    """The earliest of all workloads that can be repeated; null: never, not measured, or too few blocks to know."""
     floor: str | None
     """The case whose image was on the machine already."""
     floor_ready_s: float | None

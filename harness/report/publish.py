@@ -12,7 +12,7 @@ from harness.errors import NothingToCompare
 from harness.report import figures, page, tables
 from harness.report.comparison import Group, compare
 from harness.report.document import make_document
-from harness.report.figures.canvas import svg
+from harness.report.figures.canvas import standalone
 from harness.session import store
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def write_figures(groups: Sequence[Group], folder: Path) -> list[Path]:
             figure = draw(group)
             if figure is not None:
                 path = folder / f"{prefix}-{name}.svg"
-                path.write_text(svg(figure, f"{name}: {group.key.title}"))
+                path.write_text(standalone(figure, f"{name}: {group.key.title}"))
                 written.append(path)
     return written
 

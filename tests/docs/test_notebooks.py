@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import harness
 from tests.report.observations import write_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
@@ -40,6 +42,17 @@ def test_cells_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for source in code(path):
         exec(compile(source, path.name, "exec"), names)
     assert len(names["session"].trials) == 28
+
+
+@pytest.mark.files
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_cells_run_on_the_reference(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clone that has measured nothing has a session to open: the reference; a mode never ready breaks nothing."""
+    monkeypatch.setenv("COLDBENCH_RESULTS", str(REFERENCE))
+    names: dict[str, Any] = {}
+    for source in code(path):
+        exec(compile(source, path.name, "exec"), names)
+    assert names["session"].headers[0].session in {header.session for header in harness.load(f"{REFERENCE}/*").headers}
 
 
 @pytest.mark.files

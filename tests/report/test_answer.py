@@ -78,6 +78,8 @@ def test_two_blocks_are_no_verdict() -> None:
     said = answer(_group([o for o in session() if o.block in {1, 2}]))
     assert said.sure == "too few blocks"
     assert said.sentences[0].startswith("Soonest so far: erofs:tuned")
+    assert said.sentences[0].endswith("too few blocks to say what it costs afterwards.")
+    assert said.break_even_s is None
     assert said.sentences[-1] == "2 blocks: no verdict (one needs 6)."
 
 

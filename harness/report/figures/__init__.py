@@ -7,6 +7,7 @@ the figure as it is; the report turns it into inline SVG (``harness.report.figur
 from __future__ import annotations
 
 from harness.report.figures.breakeven import break_even_curves
+from harness.report.figures.overview import overview
 from harness.report.figures.ready import all_trials, ready_times
 from harness.report.figures.resources import cpu_by_phase, credit_balance, received_bytes
 from harness.report.figures.runtime import runtime_heat, runtime_ratios
@@ -17,6 +18,7 @@ __all__ = [
     "break_even_curves",
     "cpu_by_phase",
     "credit_balance",
+    "overview",
     "ready_times",
     "received_bytes",
     "runtime_heat",

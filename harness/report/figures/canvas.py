@@ -59,10 +59,12 @@ def canvas(height_inches: float, *, narrow: bool = False) -> Figure:
         return Figure(figsize=(NARROW_INCHES if narrow else WIDE_INCHES, height_inches), layout="constrained")
 
 
-def axes_of(figure: Figure, rows: int = 1, columns: int = 1, *, share_x: bool = False) -> list[Axes]:
+def axes_of(
+    figure: Figure, rows: int = 1, columns: int = 1, *, share_x: bool = False, share_y: bool = True
+) -> list[Axes]:
     """The axes of a grid in reading order, in the report's style."""
     with mpl.rc_context(_STYLE):
-        grid = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=share_x)
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y, sharex=share_x)
     return list(grid.flat)
 
 
@@ -81,6 +83,16 @@ def svg(figure: Figure, alternative: str) -> str:
     text = _HEX.sub(_variable, text)
     name = html.escape(alternative, quote=True)
     return text.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
+
+
+def standalone(figure: Figure, alternative: str) -> str:
+    """The figure as a file of its own: an SVG that follows the reader's light or dark scheme by itself."""
+    style = (
+        f"<style>svg {{ {scheme(dark=False)} }} @media (prefers-color-scheme: dark) {{ svg {{ {scheme(dark=True)} }} }}"
+    )
+    text = svg(figure, alternative)
+    end = text.index(">") + 1
+    return f"{text[:end]}\n{style}</style>{text[end:]}"
 
 
 def _variable(found: re.Match[str]) -> str:
