@@ -61,7 +61,8 @@ class IoLimit:
 class Counters:
     """What was charged to the machine since it was made. Times in seconds.
 
-    ``memory_peak_bytes`` includes the page cache, as the kernel counts it. ``io_written_bytes`` is what reached the
+    ``memory_peak_bytes`` includes the page cache, as the kernel counts it; ``memory_cache_bytes`` is what of
+    ``memory_bytes`` is page cache now, tmpfs included. ``io_written_bytes`` is what reached the
     machine's own disk (from the device, so that writeback counts under both versions).
     """
 
@@ -73,6 +74,7 @@ class Counters:
     throttled_s: float = 0.0
     memory_peak_bytes: int = 0
     memory_bytes: int = 0
+    memory_cache_bytes: int = 0
     oom_kills: int = 0
     io_written_bytes: int = 0
     io_read_bytes: int = 0
@@ -83,7 +85,7 @@ class Counters:
         The total of CPU seconds is exact. How it divides into user and system is the kernel's estimate over all of it,
         which may be put right from one snapshot to the next: neither part is ever less than nothing.
         """
-        levels = {"memory_peak_bytes", "memory_bytes"}
+        levels = {"memory_peak_bytes", "memory_bytes", "memory_cache_bytes"}
         used = Counters(
             **{
                 f.name: getattr(self, f.name) - (0 if f.name in levels else getattr(earlier, f.name))

@@ -131,6 +131,7 @@ class CgroupV1:
             throttled_s=stat.get("throttled_time", 0) / 1e9,
             memory_peak_bytes=int(read_text(memory / "memory.max_usage_in_bytes") or 0),
             memory_bytes=int(read_text(memory / "memory.usage_in_bytes") or 0),
+            memory_cache_bytes=read_pairs(memory / "memory.stat").get("total_cache", 0),
             oom_kills=sum(
                 read_pairs(group / "memory.oom_control").get("oom_kill", 0) for group in cgroup.group_dirs(memory)
             ),

@@ -145,6 +145,7 @@ class CgroupV2:
             throttled_s=cpu.get("throttled_usec", 0) / 1e6,
             memory_peak_bytes=self._peak_bytes,
             memory_bytes=current,
+            memory_cache_bytes=read_pairs(self._top / "memory.stat").get("file", 0),
             oom_kills=read_pairs(self._top / "memory.events").get("oom_kill", 0),
         )
 

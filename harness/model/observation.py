@@ -210,6 +210,10 @@ class Observation(Frozen):
     timeline: tuple[Span, ...] = ()
     phases: tuple[PhaseUsage, ...] = ()
     memory_peak_bytes: int = 0
+    memory_ready_bytes: int | None = None
+    """What the machine held when it was seen to be ready; None in sessions from before 2027."""
+    memory_ready_cache_bytes: int | None = None
+    """What of that is page cache, which the kernel gives back when programs want the memory."""
     disk_written_bytes: int = 0
     wire: Wire = Wire()
     wire_before_ready: Wire = Wire()

@@ -56,6 +56,10 @@ class CaseLine:
     requests: Summary | None
     throttled: Summary | None
     memory: Summary | None
+    memory_ready: Summary | None
+    """Bytes at readiness; None where it was not recorded."""
+    cache_ready: Summary | None
+    """What of them is page cache."""
     bound_s: float | None
     lazy: bool
     """Whether the container started before its image was there."""
@@ -239,6 +243,10 @@ def _line(
         ),
         throttled=summarise([sum(p.throttled_s for p in o.phases if p.phase in BEFORE_READY) for o in valid]),
         memory=summarise([float(o.memory_peak_bytes) for o in valid]),
+        memory_ready=summarise([float(o.memory_ready_bytes) for o in valid if o.memory_ready_bytes is not None]),
+        cache_ready=summarise(
+            [float(o.memory_ready_cache_bytes) for o in valid if o.memory_ready_cache_bytes is not None]
+        ),
         bound_s=min(bounds) if bounds else None,
         lazy=modes.is_lazy(case.engine, case.mode, case.preset),
         style=modes.style(case.engine, case.mode, case.preset),

@@ -52,6 +52,8 @@ TRIALS = (
     Column("received_bytes", _COUNT, "bytes", "Bytes received in the whole trial."),
     Column("requests_before_ready", _COUNT, "", "Registry requests until readiness; empty where they are not known."),
     Column("memory_peak_bytes", _COUNT, "bytes", "Peak memory of the machine, page cache included."),
+    Column("memory_ready_bytes", _COUNT, "bytes", "Memory of the machine at readiness, page cache included."),
+    Column("memory_ready_cache_bytes", _COUNT, "bytes", "What of that is page cache."),
     Column("disk_written_bytes", _COUNT, "bytes", "Bytes written to the machine's disk."),
     Column("fuse_requests", _COUNT, "", "FUSE requests in the whole trial; empty where no daemon counts them."),
 )

@@ -91,6 +91,10 @@ class CasePart(_Part):
     """Seconds held back by the CPU quota before ready."""
     memory: SummaryPart | None
     """Peak bytes."""
+    memory_ready: SummaryPart | None
+    """Bytes at readiness; null where they were not recorded."""
+    cache_ready: SummaryPart | None
+    """What of them is page cache."""
     bound_s: float | None
     """Physical lower bound, the lowest of the valid trials'."""
     ratios: dict[str, RatioPart]

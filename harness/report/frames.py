@@ -42,6 +42,8 @@ def _trials(o: Observation) -> Rows:
         "received_bytes": o.wire.received_bytes,
         "requests_before_ready": o.wire_before_ready.requests,
         "memory_peak_bytes": o.memory_peak_bytes,
+        "memory_ready_bytes": o.memory_ready_bytes,
+        "memory_ready_cache_bytes": o.memory_ready_cache_bytes,
         "disk_written_bytes": o.disk_written_bytes,
         "fuse_requests": o.lazy.fuse_requests if o.lazy else None,
     }

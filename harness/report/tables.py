@@ -46,7 +46,7 @@ def cold_start(group: Group) -> Table:
     floor = (f"of {group.floor}",) if group.floor else ()
     head = (
         "mode", "valid", "ready, median", *(f"against {b}" for b in group.baselines), *floor, "CPU s to ready",
-        "received before ready", "requests", "throttled", "memory peak", "over bound",
+        "received before ready", "requests", "throttled", "memory peak", "page cache at ready", "over bound",
     )  # fmt: skip
     lines = sorted(group.lines, key=lambda line: line.ready.median if line.ready else float("inf"))
     return Table(head, tuple(_cold_row(group, line) for line in lines))
@@ -81,8 +81,16 @@ def _cold_row(group: Group, line: CaseLine) -> tuple[Cell, ...]:
         wording.count(line.requests.median if line.requests else None, measured=ready is not None),
         wording.seconds(line.throttled.median if line.throttled else None),
         wording.size(line.memory.median if line.memory else None),
+        _cache(line),
         wording.NO_NUMBER if over is None else f"{over:.1f}x",
     )
+
+
+def _cache(line: CaseLine) -> str:
+    """``105 of 162 MB``: what of the memory at readiness the kernel gives back when it is wanted."""
+    if line.cache_ready is None or line.memory_ready is None:
+        return wording.NO_NUMBER
+    return f"{wording.size(line.cache_ready.median)} of {wording.size(line.memory_ready.median)}"
 
 
 def _ratio(ratio: PairedRatio | None, *, baseline: bool, proven: bool) -> Cell:

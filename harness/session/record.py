@@ -47,6 +47,9 @@ def observation(witness: Witness, timeline: Recorder | None, failure: Failure | 
     fields: dict[str, Any] = {}
     if (before_ready := witness.traffic(witness.ready_mark)) is not None:
         fields["wire_before_ready"] = before_ready
+    if witness.ready_mark is not None:
+        fields["memory_ready_bytes"] = witness.ready_mark.counters.memory_bytes
+        fields["memory_ready_cache_bytes"] = witness.ready_mark.counters.memory_cache_bytes
     if (in_all := witness.traffic(end)) is not None:
         fields["wire"] = in_all
     if meter is not None and end is not None:

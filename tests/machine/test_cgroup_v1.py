@@ -95,6 +95,7 @@ def test_counters(driver: CgroupV1, roots: dict[str, Path]) -> None:
     (accounting / "cpuacct.usage_sys").write_text("900000000\n")
     (accounting / "cpuacct.stat").write_text("user 3\nsystem 9\n")
     (memory / "memory.max_usage_in_bytes").write_text("4096\n")
+    (memory / "memory.stat").write_text("cache 1\nrss 2\ntotal_cache 512\ntotal_rss 400\n")
     (memory / "memory.usage_in_bytes").write_text("1024\n")
     (memory / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
     counters = driver.counters()
@@ -103,6 +104,7 @@ def test_counters(driver: CgroupV1, roots: dict[str, Path]) -> None:
     assert counters.cpu_total_s == driver.cpu_used_s() == 1.0
     assert (counters.nr_periods, counters.nr_throttled, counters.throttled_s) == (40, 30, 2.5)
     assert (counters.memory_peak_bytes, counters.memory_bytes, counters.oom_kills) == (4096, 1024, 2)
+    assert counters.memory_cache_bytes == 512
 
 
 def test_split_falls_back_to_jiffies(driver: CgroupV1, roots: dict[str, Path]) -> None:

@@ -78,12 +78,14 @@ def test_counters(driver: CgroupV2, tmp_path: Path) -> None:
         "nr_periods 7\nnr_throttled 3\nthrottled_usec 500000\n"
     )
     (group / "memory.current").write_text("1000\n")
+    (group / "memory.stat").write_text("anon 300\nfile 650\nfile_mapped 20\n")
     (group / "memory.peak").write_text("5000\n")
     (group / "memory.events").write_text("low 0\nhigh 0\nmax 9\noom 1\noom_kill 1\n")
     counters = driver.counters()
     assert (counters.cpu_user_s, counters.cpu_system_s, counters.cpu_total_s) == (0.6, 0.4, 1.0)
     assert (counters.nr_periods, counters.nr_throttled, counters.throttled_s) == (7, 3, 0.5)
     assert (counters.memory_peak_bytes, counters.oom_kills) == (5000, 1)
+    assert (counters.memory_bytes, counters.memory_cache_bytes) == (1000, 650)
     assert driver.cpu_used_s() == 1.0
 
 
