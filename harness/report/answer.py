@@ -173,7 +173,7 @@ def _findings(group: Group) -> list[str]:
 
 
 def _said(made: Answer, group: Group) -> Answer:
-    first = _decision(made)
+    first = _decision(made, group)
     lines = [*made.findings, first]
     if made.over_floor is not None and made.floor_ready_s is not None:
         lines.append(
@@ -184,7 +184,7 @@ def _said(made: Answer, group: Group) -> Answer:
     return replace(made, sentences=tuple(lines))
 
 
-def _decision(made: Answer) -> str:
+def _decision(made: Answer, group: Group) -> str:
     ready = wording.seconds(made.ready_s)
     if made.against is None or made.against == made.use:
         if made.blocks < MIN_BLOCKS or made.against is None:
@@ -195,10 +195,10 @@ def _decision(made: Answer) -> str:
     verb = "Use" if made.sure == "sure" else "Soonest so far:"
     start = f"{verb} {made.use}: ready in {ready} where {made.against} takes {against}"
     start += f", {sooner}" if sooner else ""
-    return f"{start}; {_price(made)}."
+    return f"{start}; {_price(made, group)}."
 
 
-def _price(made: Answer) -> str:
+def _price(made: Answer, group: Group) -> str:
     """What the sooner start costs afterwards, for the same sentence."""
     if made.blocks < MIN_BLOCKS:
         return "too few blocks to say what it costs afterwards"
@@ -206,7 +206,9 @@ def _price(made: Answer) -> str:
         return "what it costs afterwards was not measured"
     if made.first_touch is None and made.later is None:
         return "afterwards no workload is shown to be slower, so it never costs more than it saved"
-    said = "afterwards "
+    # Run-time costs are ratios to the first baseline, which need not be what one has.
+    base = group.baselines[0] if group.baselines else ""
+    said = "afterwards " if base in {"", made.against} else f"afterwards, beside {base}, "
     if made.first_touch is not None:
         said += f"{made.first_touch.workload} takes {_times(made.first_touch)} as long when files are first touched"
         said += ", and " if made.later is not None else ""
