@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import ScenarioError, UsageError
+from harness.model.axes import Axes, points
 from harness.model.keylines import key_lines
 from harness.model.near_miss import near_miss
 from harness.model.scenario import Scenario
@@ -100,6 +101,23 @@ def load(name: str | Path) -> Scenario:
     except (OSError, UnicodeDecodeError) as error:
         raise ScenarioError(f"{path}: expected a readable UTF-8 file ({error})") from None
     return parse(text, str(path))
+
+
+def load_one(name: str | Path, purpose: str) -> Scenario:
+    """Read a scenario for what takes one and no axes, which ``purpose`` names.
+
+    Raises:
+        UsageError: no such file, or it has axes.
+        ScenarioError: the file is wrong.
+    """
+    scenario = load(name)
+    there = len(points(scenario))
+    if scenario.axes != Axes():
+        raise UsageError(
+            f"scenario {scenario.name} has axes ({there} points), and {purpose} takes one: write the values of one "
+            "point into a file of its own, without [axes]"
+        )
+    return scenario
 
 
 def parse(text: str, file: str) -> Scenario:

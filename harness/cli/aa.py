@@ -46,7 +46,7 @@ def aa(
         print(result.record.model_dump_json(indent=1) if as_json else markdown(result))
         return
     file = scenarios.find(scenario)
-    loaded = scenarios.load(file)
+    loaded = scenarios.load_one(file, "coldbench aa")
     selection = Selection.model_validate(
         {"modes": mode, "shapes": [parse_shape(text) for text in shape], "blocks": blocks}
     )

@@ -56,7 +56,7 @@ def gate(
     from harness.session.launching import Launcher
 
     file = scenarios.find(scenario)
-    loaded = scenarios.load(file)
+    loaded = scenarios.load_one(file, "coldbench gate")
     chosen = choose(loaded, baseline_image, baseline_mode, baseline_engine, baseline)
     first = blocks or max(loaded.blocks, 6)
     if max_blocks is not None and max_blocks < first:

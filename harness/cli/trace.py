@@ -60,7 +60,7 @@ def trace(
     if mode not in seen:
         hint = near_miss(mode, seen) or f"; expected one of {', '.join(seen)}"
         raise UsageError(f"--mode {mode}: no mode whose reads can be seen{hint}")
-    loaded = scenarios.load(scenarios.find(scenario))
+    loaded = scenarios.load_one(scenarios.find(scenario), "coldbench trace")
     case = side_case(loaded, seen[mode], shape=parse_shape(shape))
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no directory {out.parent}")

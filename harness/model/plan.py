@@ -234,6 +234,7 @@ def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
                         engine=engine.engine,
                         shape=shape.label,
                         distance=distance.name,
+                        read_percent=scenario.workload.reads.percent if scenario.workload.reads else None,
                     )
                     planned = PlannedCase(case=case, choice=choice, shape=shape, distance=distance, engine=engine)
                     cases.setdefault(case.key, planned)

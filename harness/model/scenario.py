@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from harness.errors import UsageError
 from harness.model import modes as mode_table
+from harness.model.axes import Axes
 from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, EngineTables, expand_engines
 from harness.model.image import ImageSpec  # noqa: TC001 - pydantic reads it at run time
 from harness.model.metrics import METRICS, check_name, family, setting
@@ -204,10 +205,17 @@ class Scenario(Table):
     lazy: LazyOptions = LazyOptions()
     runtime: Runtime = Runtime()
     gate: Gate = Gate()
+    axes: Axes = Axes()
 
     @model_validator(mode="after")
     def _check_repeats(self) -> Scenario:
         refuse_repeats([m.key for m in self.modes], "mode", "; give one of them a label")
         refuse_repeats([e.engine for e in self.engines], "engine")
         refuse_repeats([s.label for s in self.shapes], "shape")
+        return self
+
+    @model_validator(mode="after")
+    def _check_axes(self) -> Scenario:
+        if self.axes.read_percent and self.workload.reads is None:
+            raise ValueError("axes.read_percent: expected workload.reads, which it varies, as reads = { percent = 10 }")
         return self

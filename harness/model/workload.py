@@ -89,9 +89,23 @@ Readiness = Annotated[
 ]
 
 
+class Reads(Table):
+    """The program's own start: it reads a share of the image's bytes, and is ready when it has them."""
+
+    percent: int = Field(ge=1, le=100, description="Share of the bytes of all files that the image shows.")
+    by: Literal["file", "directory"] = Field(
+        default="file",
+        description="Draw single files, and pieces of large ones, all over the image; or directory after directory.",
+    )
+    seed: int = Field(default=0, ge=0, description="Draws them.")
+
+
 class Workload(Table):
     """What runs in the container; what is left out is as the image says."""
 
+    reads: Reads | None = Field(
+        default=None, description="Read a share of the image's bytes instead of running a command of its own."
+    )
     command: Many[str] = Field(default=(), description="Replaces the image's entrypoint and command.")
     env: dict[str, str] = Field(default_factory=dict, description="Added to the image's environment.")
     cwd: str | None = Field(default=None, pattern=r"^/", description="Working directory.")
@@ -107,6 +121,16 @@ class Workload(Table):
         description="All capabilities, devices and system calls: the image can do to this host what root can.",
     )
     readiness: Readiness
+
+    @model_validator(mode="after")
+    def _check_reads(self) -> Workload:
+        if self.reads is None:
+            return self
+        if self.command:
+            raise ValueError("expected either command or reads, got both: reads is a command of the program's own")
+        if self.readiness != ExitReadiness(kind="exit", timeout_s=self.readiness.timeout_s):
+            raise ValueError('expected readiness = { kind = "exit" } with reads: it is ready when all has been read')
+        return self
 
 
 def _expand_workload(value: object) -> object:

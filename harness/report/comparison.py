@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from harness.model import modes
+from harness.model.axes import family
 from harness.model.observation import BEFORE_READY
 from harness.stats.breakeven import BreakEven, break_even
 from harness.stats.correction import holm
@@ -33,6 +34,13 @@ class GroupKey:
     scenario: str
     shape: str
     distance: str
+    read_percent: int | None = None
+    """Share of the image's bytes that its starts read, where that is what they do."""
+
+    @property
+    def family(self) -> str:
+        """The scenario that this is a point of; itself where it is on no axis."""
+        return family(self.scenario, self.read_percent)
 
     @property
     def title(self) -> str:
@@ -148,7 +156,9 @@ def compare(observations: Sequence[Observation]) -> list[Group]:
     """All groups in the order their first trials ran."""
     grouped: dict[GroupKey, list[Observation]] = {}
     for o in observations:
-        grouped.setdefault(GroupKey(o.case.scenario, o.case.shape, o.case.distance), []).append(o)
+        case = o.case
+        key = GroupKey(case.scenario, case.shape, case.distance, case.read_percent)
+        grouped.setdefault(key, []).append(o)
     return [_group(key, members) for key, members in grouped.items()]
 
 

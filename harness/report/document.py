@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from harness.report.answer import answer
+from harness.report.density import densities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,6 +127,8 @@ class KeyPart(_Part):
     scenario: str
     shape: str
     distance: str
+    read_percent: int | None
+    """Share of the image's bytes that the starts read, where that is what they do."""
 
 
 class CostPart(_Part):
@@ -177,6 +180,46 @@ class GroupPart(_Part):
     runtime: tuple[RuntimePart, ...]
 
 
+class CrossingPart(_Part):
+    """The share in percent at which the full pull becomes the sooner one; null: not up to the largest measured."""
+
+    at: OrNever
+    low: OrNever
+    high: OrNever
+
+
+class SharePart(_Part):
+    """One case at one share of the image's bytes."""
+
+    percent: int
+    ratio: RatioPart
+    """Time to ready over the full pull's."""
+    ready_s: float
+    received_bytes: float
+    """Medians."""
+    bound_ratio: float | None
+    """Its lower bound over the full pull's."""
+
+
+class ShareCurvePart(_Part):
+    """One case over the shares."""
+
+    label: str
+    pays_until: CrossingPart
+    points: tuple[SharePart, ...]
+
+
+class DensityPart(_Part):
+    """How much of the image a start may read before one full pull is the sooner one."""
+
+    scenario: str
+    shape: str
+    distance: str
+    against: str
+    """The full pull."""
+    curves: tuple[ShareCurvePart, ...]
+
+
 class Comparison(_Part):
     """What a session's report states, as data."""
 
@@ -186,12 +229,15 @@ class Comparison(_Part):
     report: str
     """The HTML file."""
     groups: tuple[GroupPart, ...]
+    densities: tuple[DensityPart, ...]
+    """One for each scenario, shape and distance with an axis ``read_percent``."""
 
 
 def make_document(session: str, report: str, groups: Sequence[Group]) -> Comparison:
     """The document of a comparison."""
     parts = tuple(_group(group) for group in groups)
-    return Comparison(session=session, report=report, groups=parts)
+    found = tuple(DensityPart.model_validate(density) for density in densities(groups))
+    return Comparison(session=session, report=report, groups=parts, densities=found)
 
 
 def _group(group: Group) -> GroupPart:

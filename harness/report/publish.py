@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import NothingToCompare
 from harness.report import figures, page, tables
 from harness.report.comparison import Group, compare
+from harness.report.density import densities
 from harness.report.document import make_document
 from harness.report.figures.canvas import standalone
 from harness.session import store
@@ -78,7 +79,7 @@ _FIGURES: dict[str, Callable[[Group], Figure | None]] = {
 
 
 def write_figures(groups: Sequence[Group], folder: Path) -> list[Path]:
-    """Each figure of each group as an SVG file of its own, ``SCENARIO-SHAPE-FIGURE.svg``; the paths written."""
+    """Each figure of each group as an SVG file, ``SCENARIO-SHAPE-FIGURE.svg``, and those of axes; the paths written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for group in groups:
@@ -89,12 +90,20 @@ def write_figures(groups: Sequence[Group], folder: Path) -> list[Path]:
                 path = folder / f"{prefix}-{name}.svg"
                 path.write_text(standalone(figure, f"{name}: {group.key.title}"))
                 written.append(path)
+    for scenario in dict.fromkeys(density.scenario for density in densities(groups)):
+        found = [density for density in densities(groups) if density.scenario == scenario]
+        for name, draw_axis in (("density", figures.density_curves), ("density-surface", figures.density_surface)):
+            figure = draw_axis(found)
+            if figure is not None:
+                path = folder / f"{scenario}-{name}.svg"
+                path.write_text(svg(figure, f"{name}: {scenario}"))
+                written.append(path)
     return written
 
 
 def context_of(header: SessionHeader) -> page.Context:
     """The facts a report states about where it was measured, and the command that repeats it."""
-    files = " ".join(header.scenario_files.get(name, name) for name in header.scenarios)
+    files = " ".join(dict.fromkeys(header.scenario_files.get(name, name) for name in header.scenarios))
     facts = {name.replace("_", " "): _plain(value) for name, value in header.host.items()}
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in header.versions.items())
     return page.Context(

@@ -6,17 +6,20 @@ correction over everything its table shows is *not proven*, and each output says
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.report import wording
 from harness.report.answer import answer, worst_first
+from harness.report.density import densities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.model.observation import Observation
     from harness.report.comparison import CaseLine, Group
+    from harness.report.density import Density, ShareCurve
     from harness.report.page import Context
     from harness.stats.paired import PairedRatio
 
@@ -125,6 +128,32 @@ def runtime(group: Group) -> Table:
     return Table(head, tuple(rows))
 
 
+def density(found: Density) -> Table:
+    """One row per case: where it stops paying, then its ratio at each share."""
+    shares = sorted({point.percent for curve in found.curves for point in curve.points})
+    head = ("mode", f"sooner than {found.against} up to", *(f"{share} % read" for share in shares))
+    rows = []
+    for curve in found.curves:
+        at = {point.percent: point for point in curve.points}
+        cells = [Cell(wording.ratio(at[share].ratio) if share in at else wording.NO_NUMBER) for share in shares]
+        rows.append((Cell(curve.label), Cell(pays_until(curve)), *cells))
+    return Table(head, tuple(rows))
+
+
+def pays_until(curve: ShareCurve) -> str:
+    """Where a curve crosses 1, in words: ``37 % [30, 44]``."""
+    until, last = curve.pays_until, curve.points[-1].percent
+    first = curve.points[0].percent
+
+    def said(place: float) -> str:
+        return f"below {first}" if place == 0 else f"above {last}" if math.isinf(place) else f"{place:.0f}"
+
+    text = f"{said(until.at)} %"
+    if until.low is None or until.high is None:
+        return f"{text} (no interval)"
+    return text if until.low == until.high else f"{text} [{said(until.low)}, {said(until.high)}]"
+
+
 def excluded(group: Group) -> list[str]:
     """What is in no number, and why."""
     return [f"{line.label}: {reason}" for line in group.lines for reason in line.excluded]
@@ -152,6 +181,8 @@ def markdown(observations: Sequence[Observation], groups: Sequence[Group], conte
         out += [f"- left out: {wording.markdown(reason)}" for reason in excluded(g)]
         if g.runtime:
             out += ["", "### Run-time workloads", "", *_markdown_table(runtime(g)), ""]
+    for found in densities(groups):
+        out += [f"## {found.title}", "", *_markdown_table(density(found)), ""]
     if any(not cell.proven for g in groups for t in (cold_start(g), runtime(g)) for row in t.rows for cell in row):
         out += ["Ratios in parentheses are not proven: they do not survive Holm's correction over their table.", ""]
     return "\n".join(out)

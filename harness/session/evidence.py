@@ -54,6 +54,8 @@ class Witness:
     def __post_init__(self) -> None:
         if self.setup.privileges:
             self.details["privileges"] = dict(self.setup.privileges)
+        if self.setup.reads:
+            self.details["reads"] = dict(self.setup.reads)
 
     # -- turning points
 
@@ -174,6 +176,7 @@ class Witness:
         return validity.Evidence(
             lazy=case.lazy,
             already_there=case.preset.before_t0,
+            reads_a_share=bool(self.setup.reads),
             fuse_allowed=case.mode.through_fuse,
             image_compressed_bytes=self.setup.image_compressed_bytes,
             received_before_ready_bytes=before_ready.received_bytes if before_ready else 0,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness import __version__, scenarios
 from harness.machine.host import collect
+from harness.model.axes import points
 from harness.model.plan import choose_workloads
 from harness.model.session import SessionHeader
 from harness.session.engines import runnable_plan
@@ -73,15 +74,16 @@ def new_header(
     """
     now = datetime.now(UTC)
     scenarios = [choose_workloads(scenario, selection) if selection else scenario for scenario in scenarios]
-    plan = runnable_plan(scenarios, seed, selection, registry=registry)
-    loaded = {scenario.name: scenario for scenario in scenarios}
+    every = [(scenario.name, point) for scenario in scenarios for point in points(scenario)]
+    plan = runnable_plan([point for _name, point in every], seed, selection, registry=registry)
+    named = "+".join(scenario.name for scenario in scenarios)
     return SessionHeader(
         coldbench_version=__version__,
-        session=f"{now:%Y%m%d-%H%M%S}-{f'{kind}-' if kind else ''}{'+'.join(loaded)}"[:80],
+        session=f"{now:%Y%m%d-%H%M%S}-{f'{kind}-' if kind else ''}{named}"[:80],
         created_at=now.isoformat(timespec="seconds"),
         plan=plan,
-        scenarios=loaded,
-        scenario_files=dict(files),
+        scenarios={point.name: point for _name, point in every},
+        scenario_files={point.name: files[name] for name, point in every if name in files},
         registry=registry,
         workloads=workloads,
         commit=commit(),

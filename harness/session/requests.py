@@ -30,9 +30,13 @@ def make_request(
     machine: Machine,
     *,
     traced: tuple[str, ...] = (),
+    command: tuple[str, ...] = (),
     trace: bool = False,
 ) -> DeployRequest:
-    """Makes the request for one trial; ``traced`` is the recorded prefetch list, ``trace`` asks for a new one."""
+    """Makes the request for one trial; ``traced`` is the recorded prefetch list, ``trace`` asks for a new one.
+
+    ``command`` is what a start that reads a share of the image runs: as root, since it reads all files alike.
+    """
     settings = settings_of_case(scenario, case)
     prefetch = settings.prefetch if isinstance(settings.prefetch, tuple) else traced
     options = {**settings.options, "prefetch": False} if trace else settings.options
@@ -44,10 +48,10 @@ def make_request(
         mode=case.choice.mode,
         preset=case.choice.preset,
         process=Process(
-            args=workload.command,
+            args=command or workload.command,
             env=workload.env,
             cwd=workload.cwd,
-            user=workload.user,
+            user=workload.user or ("0:0" if command else None),
             capabilities=workload.capabilities,
             devices=workload.devices,
             privileged=workload.privileged,

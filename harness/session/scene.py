@@ -27,13 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CaseScene:
-    """``harness.session.setup.Scene`` of one case. ``traced`` is the recorded prefetch list, ``trace`` asks for one."""
+    """``harness.session.setup.Scene`` of one case.
+
+    ``traced`` is the recorded prefetch list, ``trace`` asks for one; ``command`` stands for the workload's, if given.
+    """
 
     scenario: Scenario
     case: PlannedCase
     published: Published
     endpoint: Endpoint
     traced: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
     trace: bool = False
 
     def machine(self) -> AbstractContextManager[Machine]:
@@ -50,8 +54,9 @@ class CaseScene:
 
     def request(self, machine: Machine) -> DeployRequest:
         return make_request(
-            self.scenario, self.case, self.published, self.endpoint, machine, traced=self.traced, trace=self.trace
-        )
+            self.scenario, self.case, self.published, self.endpoint, machine, traced=self.traced,
+            command=self.command, trace=self.trace,
+        )  # fmt: skip
 
     def probe(self, container: Container, machine: Machine, daemons_alive: Callable[[], bool]) -> ReadinessProbe:
         return make_probe(self.scenario.workload.readiness, container, machine, daemons_alive)

@@ -111,5 +111,7 @@ class TrialSetup:
     clock_ns: Callable[[], int] = time.monotonic_ns
     privileges: Mapping[str, Any] = field(default_factory=dict)
     """What the container may do beyond the default (``harness.engines.confinement``), for the record."""
+    reads: Mapping[str, Any] = field(default_factory=dict)
+    """What a start reads that reads a share of the image, for the record; empty for any other."""
     touches: list[Touch] = field(default_factory=list)
     """Trials of a trace run keep the reads in first-touch order here."""

@@ -18,6 +18,7 @@ from harness.model.plan import PlannedCase, PlannedTrial
 from harness.model.scenario import ModeChoice
 from harness.model.session import Preparation
 from harness.model.shape import Distance, parse_shape
+from harness.probes import share
 from harness.probes.readiness import LAST_WORDS
 from harness.session import application, traces
 from harness.session.inventory import Inventory
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from harness.model.observation import Observation
     from harness.model.scenario import Scenario
     from harness.model.shape import Shape
+    from harness.probes.share import ShareStart
     from harness.session.bounds import Bounder
     from harness.session.image_files import ListedFile
     from harness.session.interrupts import Interrupts
@@ -62,6 +64,8 @@ class Material:
     size: ImageSize | None = None
     application_core_s: float = 0.0
     workloads: WorkloadRunner | None = None
+    reading: ShareStart | None = None
+    """What the start runs and reads, where it reads a share of the image."""
 
 
 def roomy_shape() -> Shape:
@@ -77,9 +81,16 @@ def side_case(scenario: Scenario, mode: Mode, shape: Shape | None = None) -> Pla
     choice = ModeChoice(mode=mode.name, preset=mode.best.name)
     case = Case(
         scenario=scenario.name, mode=choice.mode, preset=choice.preset, engine=EMBEDDED, shape=shape.label,
-        distance=distance.name,
+        distance=distance.name, read_percent=scenario.workload.reads.percent if scenario.workload.reads else None,
     )  # fmt: skip
     return PlannedCase(case=case, choice=choice, shape=shape, distance=distance)
+
+
+def _described(reading: ShareStart) -> dict[str, Any]:
+    """What a start reads, for the record."""
+    return {
+        "with": reading.command[0], "bytes": reading.bytes, "pieces": reading.pieces, "of_bytes": reading.of_bytes
+    }  # fmt: skip
 
 
 def _confinement(scenario: Scenario) -> Confinement:
@@ -144,11 +155,15 @@ class Setups:
 
         local = self.preparer.local(scenario)
         material = Material(local.digest, local.compressed_bytes, tuple(layer.size for layer in local.image.layers))
-        if self.bounder is not None or self._workloads(scenario):
+        reads = scenario.workload.reads
+        if self.bounder is not None or self._workloads(scenario) or reads is not None:
             self.progress.preparing(scenario.name, "listing files")
             with open_source(local.name) as source:
                 material.files = list_files(source, local.image, self.preparer.cache.root)
             material.size = image_size(local.image, material.files)
+        if reads is not None:
+            files = [file.for_selection() for file in material.files]
+            material.reading = share.start(files, reads.percent, reads.seed, reads.by)
         return material
 
     def _workloads(self, scenario: Scenario) -> bool:
@@ -298,7 +313,9 @@ class Setups:
         settings = settings_of_case(scenario, case)
         if not side and settings.prefetch == "trace":
             prefetch = traces.load(traces.place(self.preparer.cache, material.digest, scenario.workload)) or ()
-        scene = CaseScene(scenario, case, published, self.endpoint, prefetch, trace=touches is not None)
+        reading = material.reading
+        command = reading.command if reading else ()
+        scene = CaseScene(scenario, case, published, self.endpoint, prefetch, command, trace=touches is not None)
         timeouts = scenario.timeouts
         bound: LowerBound = Unbounded()
         if self.bounder is not None and material.size is not None and not side:
@@ -319,6 +336,7 @@ class Setups:
             lift_quota=scenario.runtime.quota == "none",
             bound=bound,
             privileges=_confinement(scenario).described(),
+            reads={} if reading is None else _described(reading),
             requests=self.endpoint.requests,
             touches=touches if touches is not None else [],
         )

@@ -24,7 +24,9 @@ TRACES_VERSION = 2
 
 def key_of(image_digest: str, workload: Workload) -> str:
     """Names one workload on one image in a file's name; what readiness means is no part of it."""
-    what = hashlib.sha256(workload.model_dump_json(exclude={"readiness"}).encode()).hexdigest()[:16]
+    # What a scenario does not use keeps the names of what was recorded before it could be said.
+    left_out = {"readiness"} if workload.reads else {"readiness", "reads"}
+    what = hashlib.sha256(workload.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
     return f"{image_digest.partition(':')[2]}-{what}"
 
 

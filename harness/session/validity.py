@@ -5,7 +5,8 @@ An invalid trial is kept with its reasons. The rules:
 ``not-lazy``
     A mode that starts before the image is there did not: no layer was lazy, its root was neither FUSE nor EROFS, or at
     readiness it had fetched at least ``NOT_LAZY_SHARE`` of the image's compressed bytes (images below
-    ``SMALL_IMAGE_BYTES`` are exempt from the last: a handful of requests is all of them).
+    ``SMALL_IMAGE_BYTES`` are exempt from the last: a handful of requests is all of them; and so is a start whose work
+    is to read a share of the image, for which the bytes that this moves are the finding).
 ``fuse-in-full-pull``
     A full pull whose root file system was served by FUSE, of a mode that needs none.
 ``cache-not-cold``
@@ -64,6 +65,8 @@ class Evidence:
     ready: bool = True
     already_there: bool = False
     """Whether the image is promised to be on the machine before T0."""
+    reads_a_share: bool = False
+    """Whether the start's work is to read a given share of the image (``workload.reads``)."""
     fuse_allowed: bool = False
     """Whether a full pull of this mode goes through FUSE by design."""
     layers_lazy: int | None = None
@@ -147,7 +150,7 @@ def _bytes(e: Evidence) -> Iterator[tuple[str, str]]:
     elif e.lazy:
         if received == 0:
             yield "cache-not-cold", "nothing was received before readiness, so the image was there already"
-        elif size >= SMALL_IMAGE_BYTES and received >= NOT_LAZY_SHARE * size:
+        elif size >= SMALL_IMAGE_BYTES and not e.reads_a_share and received >= NOT_LAZY_SHARE * size:
             yield "not-lazy", f"{_percent(received, size)} of the image's bytes were received before readiness"
     elif received < COLD_SHARE * size:
         yield "cache-not-cold", f"only {_percent(received, size)} of the image's bytes were received before readiness"

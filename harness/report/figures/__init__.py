@@ -1,12 +1,14 @@
 """The report's figures: each is a function that takes a group of cases and returns a matplotlib figure, or None.
 
-None means that the group has nothing for the figure to show. ``narrow`` draws for a phone's width. A notebook shows
-the figure as it is; the report turns it into inline SVG (``harness.report.figures.canvas``).
+Figures of an axis take the densities of a comparison instead. None means that there is nothing for the figure to show.
+``narrow`` draws for a phone's width. A notebook shows the figure as it is; the report turns it into inline SVG
+(``harness.report.figures.canvas``).
 """
 
 from __future__ import annotations
 
 from harness.report.figures.breakeven import break_even_curves
+from harness.report.figures.density import density_curves, density_surface
 from harness.report.figures.overview import overview
 from harness.report.figures.ready import all_trials, ready_times
 from harness.report.figures.resources import cpu_by_phase, credit_balance, received_bytes
@@ -18,6 +20,8 @@ __all__ = [
     "break_even_curves",
     "cpu_by_phase",
     "credit_balance",
+    "density_curves",
+    "density_surface",
     "overview",
     "ready_times",
     "received_bytes",

@@ -1,0 +1,83 @@
+"""Scenarios with axes, whole: the points of a small real image in the same blocks, and their report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+
+import jsonschema  # type: ignore[import-untyped]
+import pytest
+
+from harness.report.schemas import schema
+from harness.session.store import load
+from tests.engines.support import base_layer, directory, tar_bytes
+from tests.session.support import write_layout
+from tests.session.test_run import Command, undisturbed
+
+pytestmark = pytest.mark.root
+
+DENSITY = """\
+name = "share"
+image = {{ layout = "{layout}" }}
+shapes = ["cpu=1,memory=256M"]
+modes = ["overlay2:tuned", "erofs"]
+blocks = 1
+lazy = {{ background = false }}
+
+[workload]
+reads = {{ percent = 10 }}
+readiness = {{ kind = "exit" }}
+
+[axes]
+read_percent = [10, 100]
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    made = tmp_path_factory.mktemp("axes")
+    return Command(made / "cache", made)
+
+
+def reader_layer() -> bytes:
+    """The system's perl with its libraries, and some files to read."""
+    linked = subprocess.run(["ldd", "/usr/bin/perl"], capture_output=True, text=True, check=True).stdout
+    files = {"/usr/bin/perl", *re.findall(r"(/\S+) \(0x", linked)}
+    places = {parent for path in files for parent in _parents(path)}
+    entries = [(place.lstrip("/"), directory()) for place in sorted(places)]
+    for path in sorted(files):
+        with open(path, "rb") as file:
+            entries.append((path.lstrip("/"), {"data": file.read(), "mode": 0o755}))
+    entries.append(("data", directory()))
+    entries += [(f"data/f{n}", {"data": os.urandom(40_000), "mode": 0o600}) for n in range(100)]
+    return tar_bytes(entries)
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.strip("/").split("/")[:-1]
+    return ["/" + "/".join(parts[: n + 1]) for n in range(len(parts))]
+
+
+def test_a_start_that_reads_a_share(command: Command) -> None:
+    """Both shares under both modes in one block: the lazy start moves more for more, and the report has the curve."""
+    layout = write_layout(command.directory / "layout", [base_layer(), reader_layer()])
+    path = command.directory / "share.toml"
+    path.write_text(DENSITY.format(layout=layout))
+    code, out, err = command.run("bench", str(path), "--out", "s", "--json", "--seed", "2")
+    assert code == 0, err
+    document = json.loads(out)
+    jsonschema.validate(document, schema("comparison"))
+    (density,) = document["densities"]
+    assert (density["against"], density["curves"][0]["label"]) == ("overlay2:tuned", "erofs:tuned")
+    assert [point["percent"] for point in density["curves"][0]["points"]] == [10, 100]
+    _header, seen = load(command.directory / "s")
+    assert len(seen) == 4
+    for o in seen:
+        assert undisturbed(o), o.invalid
+        reads = o.details["reads"]
+        assert o.output_tail == f"read {reads['bytes']} bytes in {reads['pieces']} pieces\n"
+        assert reads["bytes"] >= reads["of_bytes"] * (o.case.read_percent or 0) / 100
+    lazy = {o.case.read_percent: o.wire_before_ready.received_bytes for o in seen if o.case.mode == "erofs"}
+    assert lazy[10] < lazy[100]
