@@ -96,7 +96,7 @@ def write_figures(groups: Sequence[Group], folder: Path) -> list[Path]:
             figure = draw_axis(found)
             if figure is not None:
                 path = folder / f"{scenario}-{name}.svg"
-                path.write_text(svg(figure, f"{name}: {scenario}"))
+                path.write_text(standalone(figure, f"{name}: {scenario}"))
                 written.append(path)
     return written
 
