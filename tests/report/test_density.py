@@ -16,6 +16,7 @@ from harness.report.publish import write_figures
 from tests.report.observations import observation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from harness.model.observation import Observation
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 SHARES = (1, 10, 50, 100)
 #: Seconds to ready of a share at one core, by case.
-TIMES = {
+TIMES: dict[tuple[str, str], Callable[[int], float]] = {
     ("overlay2", "sequential"): lambda _share: 9.0,
     ("overlay2", "tuned"): lambda _share: 8.0,
     ("soci", "tuned"): lambda share: 3.0 + 0.1 * share,
