@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import zlib
 from struct import Struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from harness.errors import FormatError
 from harness.formats.table import Kind
@@ -33,7 +33,12 @@ MAX_NAME_BYTES = 1 << 16
 
 XATTR_PREFIX = b"SCHILY.xattr."
 ZERO_BLOCK = bytes(BLOCK)
-_HEADER = Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12s")
+_HEADER = Struct("100s24s12s12s8sc100s255s")
+"""Name, (mode, uid, gid), size, mtime, checksum, type, link target, the rest: what repeats from entry to entry is one."""
+_OWNER = Struct("8s8s8s")
+_REST = Struct("8s32s32s8s8s155s12s")
+_MOST_KNOWN = 4096
+_Value = TypeVar("_Value")
 _EMPTY: Mapping[bytes, bytes] = {}
 _HEADER_ONLY = frozenset(b"123456")
 _SPECIAL = frozenset(b"xgLK")
@@ -122,6 +127,12 @@ class TarEntry:
         return f"<TarEntry {chr(self.flag)} {self.name!r} at {self.header_offset}, {self.size} bytes>"
 
 
+def _remember(known: dict[bytes, _Value], field: bytes, value: _Value) -> None:
+    if len(known) >= _MOST_KNOWN:
+        known.clear()
+    known[field] = value
+
+
 class TarScanner:
     """Push parser: feed it the stream in pieces of any size, get the entries whose headers have ended.
 
@@ -146,7 +157,11 @@ class TarScanner:
         self._zero = False
         self._sparse: tar_sparse.MapReader | None = None
         self._entry: TarEntry | None = None
+        # Most fields repeat from entry to entry: what they say, by their bytes.
+        self._sums: dict[bytes, int] = {}
+        self._owners: dict[bytes, tuple[int, int, int]] = {}
         self._numbers: dict[bytes, int] = {}
+        self._rests: dict[bytes, tuple[bytes, bytes, int, int, bytes]] = {}
 
     @property
     def skip(self) -> int:
@@ -168,30 +183,30 @@ class TarScanner:
     def feed(self, data: bytes | memoryview) -> list[TarEntry]:
         """Entries whose headers end within ``data``."""
         entries: list[TarEntry] = []
-        if self.ended:
-            return entries
         start, size = 0, len(data)
         while start < size and not self.ended:
-            if self._skip:
-                step = min(self._skip, size - start)
-                self._skip -= step
+            if skip := self._skip:
+                step = min(skip, size - start)
+                self._skip = skip - step
                 self.position += step
                 start += step
-                continue
+                if start == size:
+                    break
             need = self._need
-            if self._carry or size - start < need:
-                piece = data[start : start + need - len(self._carry)]
-                self._carry += piece
-                start += len(piece)
+            end = start + need
+            if self._carry or end > size:
+                end -= len(self._carry)
+                self._carry += data[start:end]
+                start = end
                 if len(self._carry) < need:
                     break
                 block = bytes(self._carry)
                 self._carry.clear()
             else:
-                block = bytes(data[start : start + need])
-                start += need
+                block = bytes(data[start:end])
+                start = end
             at = self.position
-            self.position += need
+            self.position = at + need
             entry = self._take(block, at)
             if entry is not None:
                 entries.append(entry)
@@ -225,52 +240,39 @@ class TarScanner:
         return self._header(block, at)
 
     def _header(self, block: bytes, at: int) -> TarEntry | None:
-        (name, mode, uid, gid, size, mtime, checksum, _flag, link, magic, uname, gname, major, minor, prefix, tail) = (
-            _HEADER.unpack(block)
-        )
-        numbers = self._numbers
-        stored_sum = number(checksum, at)
+        name, owner, size, mtime, checksum, _flag, link, rest = _HEADER.unpack(block)
+        total = self._sums.get(checksum)
+        if total is None:
+            total = self._learn_sum(checksum, at)
         # adler32 adds bytes at C speed: its low half is 1 + sum modulo 65521, exact for an ASCII block.
-        rest = 256 - sum(checksum)
         if not block.isascii():
-            total = sum(block) + rest
-            if stored_sum not in (total, total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])):
+            signed = total + 256 * sum(byte > 127 for byte in block[:148] + block[156:])
+            if sum(block) not in (total, signed):
                 raise FormatError(where_of(at), "checksum does not match")
-        elif stored_sum != (zlib.adler32(block) & 0xFFFF) - 1 + rest:
+        elif total != (zlib.adler32(block) & 0xFFFF) - 1:
             raise FormatError(where_of(at), "checksum does not match")
         entry = TarEntry()
         entry.flag = flag = _flag[0]
-        entry.name = name = text(name)
         entry.linkname = text(link) if link[0] else b""
         entry.mtime_ns = 0
         entry.sparse = None
-        try:  # most fields repeat from entry to entry
-            entry.mode = numbers[mode]
-            entry.uid = numbers[uid]
-            entry.gid = numbers[gid]
-            entry.mtime_s = numbers[mtime]
-            nbytes = numbers[size]
-        except KeyError:
-            if len(numbers) > 4096:
-                numbers.clear()
-            for field in (mode, uid, gid, mtime, size):
-                numbers[field] = number(field, at)
-            entry.mode, entry.uid, entry.gid = numbers[mode], numbers[uid], numbers[gid]
-            entry.mtime_s, nbytes = numbers[mtime], numbers[size]
-        if magic[:5] == b"ustar" and (magic[5] == 0 or magic == b"ustar  \0"):
-            entry.uname = text(uname) if uname[0] else b""
-            entry.gname = text(gname) if gname[0] else b""
-            try:
-                entry.devmajor, entry.devminor = numbers[major], numbers[minor]
-            except KeyError:
-                entry.devmajor = numbers[major] = number(major, at)
-                entry.devminor = numbers[minor] = number(minor, at)
-            if prefix[0] and magic[5] == 0:
-                front = text(prefix[:131] if tail[8:] == b"tar\0" else prefix)
-                entry.name = name = front + b"/" + name
-        else:
-            entry.uname = entry.gname = b""
-            entry.devmajor = entry.devminor = 0
+        known = self._owners.get(owner)
+        if known is None:
+            known = self._learn_owner(owner, at)
+        entry.mode, entry.uid, entry.gid = known
+        numbers = self._numbers
+        seconds, nbytes = numbers.get(mtime), numbers.get(size)
+        entry.mtime_s = self._learn_number(mtime, at) if seconds is None else seconds
+        if nbytes is None:
+            nbytes = self._learn_number(size, at)
+        learned = self._rests.get(rest)
+        if learned is None:
+            learned = self._learn_rest(rest, at)
+        entry.uname, entry.gname, entry.devmajor, entry.devminor, front = learned
+        end = name.find(0)
+        if end >= 0:
+            name = name[:end]
+        entry.name = name = front + name if front else name
         if self._first < 0:
             self._first = at
         if flag in _SPECIAL:
@@ -304,9 +306,38 @@ class TarScanner:
         entry.payload_offset = self.position
         self._payload_end = self.position + stored
         if flag == 0x53 or (pax and tar_sparse.is_sparse(pax)):
-            return self._begin_sparse(entry, block, magic, at)
+            return self._begin_sparse(entry, block, at)
         self._skip = (stored + 511) // 512 * 512
         return entry
+
+    def _learn_sum(self, checksum: bytes, at: int) -> int:
+        """What the bytes of a block add up to whose checksum field says this."""
+        total = number(checksum, at) - 256 + sum(checksum)
+        _remember(self._sums, checksum, total)
+        return total
+
+    def _learn_number(self, field: bytes, at: int) -> int:
+        value = number(field, at)
+        _remember(self._numbers, field, value)
+        return value
+
+    def _learn_owner(self, owner: bytes, at: int) -> tuple[int, int, int]:
+        """Mode, owner and group."""
+        mode, uid, gid = (number(field, at) for field in _OWNER.unpack(owner))
+        _remember(self._owners, owner, (mode, uid, gid))
+        return mode, uid, gid
+
+    def _learn_rest(self, rest: bytes, at: int) -> tuple[bytes, bytes, int, int, bytes]:
+        """Names of owner and group, device, and what stands before the name."""
+        magic, uname, gname, major, minor, prefix, tail = _REST.unpack(rest)
+        learned = b"", b"", 0, 0, b""
+        if magic[:5] == b"ustar" and (magic[5] == 0 or magic == b"ustar  \0"):
+            front = b""
+            if prefix[0] and magic[5] == 0:
+                front = text(prefix[:131] if tail[8:] == b"tar\0" else prefix) + b"/"
+            learned = text(uname), text(gname), number(major, at), number(minor, at), front
+        _remember(self._rests, rest, learned)
+        return learned
 
     def _take_special(self, block: bytes, at: int) -> TarEntry | None:
         """Take the content of an extended header; a global one is an entry of its own."""
@@ -358,11 +389,11 @@ class TarScanner:
                 entry.gname = value
         return size
 
-    def _begin_sparse(self, entry: TarEntry, block: bytes, magic: bytes, at: int) -> TarEntry | None:
+    def _begin_sparse(self, entry: TarEntry, block: bytes, at: int) -> TarEntry | None:
         if entry.flag in _HEADER_ONLY:
             raise FormatError(where_of(at), "a sparse map on an entry without payload")
         if entry.flag == 0x53:
-            if magic != b"ustar  \0":
+            if block[257:265] != b"ustar  \0":
                 raise FormatError(where_of(at), "old sparse entry without a GNU header")
             reader: tar_sparse.MapReader = tar_sparse.OldGnuMap(entry, block, at)
         else:
