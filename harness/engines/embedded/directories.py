@@ -24,15 +24,14 @@ class DirectoryTree:
     def __init__(self, root: str) -> None:
         self.root = os.open(root, _DIRECTORY)
         self._open: dict[bytes, int] = {b"": self.root}
+        self.cached = self._open.get
+        """Descriptor of a directory if it is open."""
 
     def close(self) -> None:
         """Close all descriptors; idempotent."""
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
-
-    def cached(self, path: bytes) -> int | None:
-        return self._open.get(path)
 
     def descriptor(self, path: bytes, make: bool = True) -> int:
         """Descriptor of directory ``path``, made (0755) with its missing parents when ``make``.

@@ -66,8 +66,6 @@ class Action(IntEnum):
     """Remove what is at ``LayerReader.path``: a hard link comes there when its target has come."""
 
 
-_MAKE: Final = Action.MAKE
-
 
 @dataclass(frozen=True, slots=True)
 class LayerReading:
@@ -131,8 +129,8 @@ class LayerReader:
     """
 
     def __init__(self, kinds: Sequence[int] | None = None, links: Mapping[int, bytes] | None = None) -> None:
-        self.path = b""
-        """Where the entry last taken goes."""
+        self.parent = self.base = b""
+        """Where the entry last taken goes: directory and name."""
         self.target = b""
         """The name that a hard link last taken is linked to."""
         self.directories: dict[bytes, dict[bytes, int]] = {b"": {}}
@@ -148,6 +146,11 @@ class LayerReader:
         self._late: list[_Late] = []
         self._aufs: list[bytes] = []
 
+    @property
+    def path(self) -> bytes:
+        """Where the entry last taken goes."""
+        return self.parent + b"/" + self.base if self.parent else self.base
+
     def take(
         self, name: bytes, kind: int, link: bytes = b"", *, whiteout: bool = False, opaque: bool = False
     ) -> Action:
@@ -161,18 +164,20 @@ class LayerReader:
             self._own_links[number] = link
         return self.place(number, name, kind, link, whiteout=whiteout, opaque=opaque)
 
-    def take_file(self, name: bytes) -> Action:
-        """``take`` of a regular file, cheap where there is nothing to decide: most entries are such."""
-        cut = name.rfind(b"/")
-        children = self.directories.get(name[:cut] if cut > 0 else b"")
-        base = name[cut + 1 :]
-        if children is None or base in children or base[:4] == b".wh." or not base:
-            return self.take(name, 1)
-        children[base] = self.count
+    def add_file(self, parent: bytes, base: bytes) -> bool:
+        """Take a regular file that is made at ``base``, no marker, in ``parent``; false, and nothing taken, if not so.
+
+        This is ``take`` where there is nothing to decide.
+        """
+        children = self.directories.get(parent)
+        if children is None or base in children:
+            return False
+        number = self.count
+        children[base] = number
         self._own_kinds.append(1)
-        self.count += 1
-        self.path = name
-        return _MAKE
+        self.count = number + 1
+        self.parent, self.base = parent, base
+        return True
 
     def place(
         self, number: int, name: bytes, kind: int, link: bytes = b"", *, whiteout: bool = False, opaque: bool = False
@@ -184,7 +189,7 @@ class LayerReader:
         if children is None:
             parent, children = self._enter(parent, name)
             name = parent + b"/" + base if parent else base
-        self.path = name
+        self.parent, self.base = parent, base
         if base[:4] == WHITEOUT_PREFIX and self._is_marker(number, name, parent, base, children):
             return Action.PASS
         if not base and kind != _DIR:
