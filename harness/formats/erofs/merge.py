@@ -194,10 +194,11 @@ class _Merger:
                 for base in children.keys() & own.keys():
                     if kinds[children[base]] == Kind.DIR and own[base] >= 0 and kinds[first + own[base]] != Kind.DIR:
                         self._drop(path + b"/" + base if path else base)
-            children.update({base: number + first for base, number in own.items()})
-            if IMPLIED in own.values():
-                children.update({base: self._implied() for base, number in own.items() if number == IMPLIED})
-
+            children.update(zip(own, map(first.__add__, own.values()), strict=True) if first else own)
+        for path in reading.implied:
+            self.directories[path].update(
+                {base: self._implied() for base, number in reading.directories[path].items() if number == IMPLIED}
+            )
         for link in self.links:
             if link.layer == layer:
                 inode = self.firsts[link.lower] + link.target

@@ -34,7 +34,7 @@ MAX_NAME_BYTES = 1 << 16
 XATTR_PREFIX = b"SCHILY.xattr."
 ZERO_BLOCK = bytes(BLOCK)
 _HEADER = Struct("100s24s12s12s8sc100s255s")
-"""Name, (mode, uid, gid), size, mtime, checksum, type, link target, the rest: what repeats from entry to entry is one."""
+"""Name, owner (mode, uid, gid), size, mtime, checksum, type, link target, and what follows the target."""
 _OWNER = Struct("8s8s8s")
 _REST = Struct("8s32s32s8s8s155s12s")
 _MOST_KNOWN = 4096

@@ -57,14 +57,14 @@ class DirectoryIndex:
         self._known: dict[int, Directory] = {}
         self._directories: dict[bytes, dict[bytes, int]] = dict(reading.directories)
         self.root = reading.root if reading.root >= 0 else self._synthesise(b"")
-        for path, children in reading.directories.items():
-            if IMPLIED in children.values():
-                prefix = path + b"/" if path else b""
-                self._directories[path] = {
-                    base: self._synthesise(prefix + base) if number == IMPLIED else number
-                    for base, number in children.items()
-                }
-        self._whiteouts = frozenset(reading.whiteouts.values())
+        for path in reading.implied:
+            prefix = path + b"/" if path else b""
+            self._directories[path] = {
+                base: self._synthesise(prefix + base) if number == IMPLIED else number
+                for base, number in reading.directories[path].items()
+            }
+        self.whiteouts = frozenset(reading.whiteouts.values())
+        """Markers of removed names."""
         hidden: dict[bytes, dict[bytes, int]] = {}
         for path, marker in reading.whiteouts.items():
             parent, _, base = path.rpartition(b"/")
@@ -89,7 +89,7 @@ class DirectoryIndex:
         if number >= count:
             return self._synthetic[number - count]
         name = self._names[number]
-        if number not in self._whiteouts and self.find(name) != number:
+        if number not in self.whiteouts and self.find(name) != number:
             paths = self.reading.paths_of(number)
             return paths[0] if paths else name
         return name
@@ -100,7 +100,7 @@ class DirectoryIndex:
             return self.root
         parent, _, base = path.rpartition(b"/")
         number = self._directories.get(parent, {}).get(base, -1)
-        return -1 if number in self._whiteouts else number
+        return -1 if number in self.whiteouts else number
 
     def directory(self, number: int) -> Directory:
         """The directory with this entry number."""
@@ -125,12 +125,12 @@ class DirectoryIndex:
 
     def is_whiteout(self, number: int) -> bool:
         """Whether this entry is the marker of a removed name."""
-        return number in self._whiteouts
+        return number in self.whiteouts
 
     def subdirectories(self, number: int) -> int:
         """How many directories a directory holds (its link count is two more)."""
         kinds, known = self._kinds, len(self._names)
-        whiteouts = self._whiteouts
+        whiteouts = self.whiteouts
         return sum(
             child >= known or (kinds[child] == 2 and child not in whiteouts)  # Kind.DIR
             for child in self.directory(number).children.values()

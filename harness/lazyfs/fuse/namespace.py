@@ -61,6 +61,8 @@ class Attributes(NamedTuple):
     rdev: int
 
 
+_REG, _DIR, _SYMLINK = int(Kind.REG), int(Kind.DIR), int(Kind.SYMLINK)
+"""Plain numbers: looking members up takes a third of the time of a lookup."""
 _new = tuple.__new__
 """Makes the tuple without its class's own constructor, which takes twice as long (0.2 us of 2 us per lookup)."""
 
@@ -82,8 +84,8 @@ class Subtree:
     """One layer in the tree: its table's columns as plain memory views."""
 
     __slots__ = (
-        "base", "end", "gids", "index", "kinds", "layer", "links", "modes", "mtimes", "mtimes_ns", "number", "offsets",
-        "rdevs", "sizes", "table", "uids", "xattrs",
+        "base", "end", "gids", "index", "kinds", "layer", "links", "modes", "mtimes", "mtimes_ns", "nlinks", "number",
+        "offsets", "rdevs", "sizes", "table", "uids", "whiteouts", "xattrs",
     )  # fmt: skip
 
     def __init__(self, number: int, base: int, table: LayerTable, layer: Layer) -> None:
@@ -92,6 +94,8 @@ class Subtree:
         """Inode number of entry 0."""
         self.table = table = held_table(table)
         self.index = DirectoryIndex(table, f"layer {number}")
+        self.nlinks = self.index.nlinks
+        self.whiteouts = self.index.whiteouts
         self.layer = layer
         self.end = base + len(self.index)
         self.kinds = _cells(table.kinds)
@@ -177,23 +181,22 @@ class Namespace:
 
     def attributes_of(self, subtree: Subtree, number: int) -> Attributes:
         """Attributes of an entry."""
-        index = subtree.index
         if number >= len(subtree.kinds):
-            return _plain(subtree.base + number, stat.S_IFDIR | 0o755, 2 + index.subdirectories(number))
+            return _plain(subtree.base + number, stat.S_IFDIR | 0o755, 2 + subtree.index.subdirectories(number))
         kind = subtree.kinds[number]
-        if index.is_whiteout(number):
-            return _plain(subtree.base + number, stat.S_IFCHR, 1)
-        if kind == Kind.HARDLINK:
-            return self.attributes_of(*self._foreign[subtree.base + number])
         mode, size, rdev = subtree.modes[number], 0, 0
-        links = index.nlinks.get(number, 1)
-        if kind == Kind.REG:
+        links = subtree.nlinks.get(number, 1)
+        if number in subtree.whiteouts:
+            return _plain(subtree.base + number, stat.S_IFCHR, 1)
+        if kind == _REG:
             size = subtree.sizes[number]
-        elif kind == Kind.DIR:
-            size, links = BLOCK_BYTES, 2 + index.subdirectories(number)
-        elif kind == Kind.SYMLINK:
+        elif kind == _DIR:
+            size, links = BLOCK_BYTES, 2 + subtree.index.subdirectories(number)
+        elif kind == _SYMLINK:
             # Linux has no modes of symbolic links: an unpacked one is always 0777, whatever the tar says.
             mode, size = 0o777, len(subtree.links.get(number, b""))
+        elif kind == Kind.HARDLINK:
+            return self.attributes_of(*self._foreign[subtree.base + number])
         elif kind in {Kind.CHAR, Kind.BLOCK}:
             rdev = os.makedev(*subtree.rdevs.get(number, (0, 0))) & 0xFFFFFFFF
         at, at_ns = subtree.mtimes[number], subtree.mtimes_ns[number]
