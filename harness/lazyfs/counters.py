@@ -103,7 +103,12 @@ class Counters:
     """None where no background fetch was promised."""
     not_handed_over: str = ""
     """Why the kernel does not read the local file, though it was to."""
-    before_ready: tuple[int, int] | None = None
+    bytes_streamed: int = 0
+    """Fetched because the layers are streamed (``harness.lazyfs.data.stream``), not because anybody asked."""
+    streamed_since_ns: int = 0
+    streamed_why: str = ""
+    t0_ns: int = 0
+    before_ready: tuple[int, int, int] | None = None
 
     def note_read_error(self, where: str, error: ColdbenchError) -> None:
         """Count a read that could not be answered; the log says it once for each cause, not for each read."""
@@ -127,11 +132,11 @@ class Counters:
     def freeze(self) -> None:
         """Readiness is now; later calls change nothing."""
         if self.before_ready is None:
-            self.before_ready = (self.bytes_fetched, self.requests)
+            self.before_ready = (self.bytes_fetched, self.requests, self.bytes_streamed)
 
     def usage(self) -> Usage:
         """What was counted so far, with this process's own memory and CPU time."""
-        before = self.before_ready or (self.bytes_fetched, self.requests)
+        before = self.before_ready or (self.bytes_fetched, self.requests, self.bytes_streamed)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return Usage(
             layers_lazy=self.layers_lazy,
@@ -155,4 +160,8 @@ class Counters:
             layers_refetched=self.layers_refetched,
             background_finished=self.background_finished,
             not_handed_over="" if self.handed_over else self.not_handed_over,
+            bytes_streamed_before_ready=before[2],
+            bytes_streamed=self.bytes_streamed,
+            streamed_since_s=(self.streamed_since_ns - self.t0_ns) / 1e9 if self.streamed_since_ns else None,
+            streamed_why=self.streamed_why,
         )

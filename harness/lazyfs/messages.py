@@ -252,6 +252,10 @@ class Usage:
     layers_refetched: int
     not_handed_over: str
     background_finished: bool | None
+    bytes_streamed_before_ready: int = 0
+    bytes_streamed: int = 0
+    streamed_since_s: float | None = None
+    streamed_why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

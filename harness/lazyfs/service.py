@@ -13,6 +13,7 @@ import trio
 from harness.errors import ColdbenchError, DiskFull, UsageError
 from harness.formats.erofs.device import device_starts, head_with_devices
 from harness.formats.erofs.spans import WHOLE
+from harness.kernel.cpu_meter import CpuMeter
 from harness.lazyfs.counters import Counters
 from harness.lazyfs.data import prefetch as fetching
 from harness.lazyfs.data.blob_image import BlobImage, Windows
@@ -20,6 +21,7 @@ from harness.lazyfs.data.disk_cache import DiskCache, DiskHealth, SparseFile
 from harness.lazyfs.data.regions import RegionSource
 from harness.lazyfs.data.sources import OpenedLayer, open_layer
 from harness.lazyfs.data.store import Store
+from harness.lazyfs.data.stream import Stream
 from harness.lazyfs.data.whole import fetch_whole
 from harness.lazyfs.fuse.blob import IMAGE, BlobPresentation
 from harness.lazyfs.fuse.blob import NAME as BLOB_NAME
@@ -59,6 +61,8 @@ class Service:
         self._session = session
         self._nursery = nursery
         self._ready = trio.Event()
+        self._prefetched: trio.Event | None = None
+        """There is a prefetch list; set when it was served."""
         self._store: Store | None = None
         self._client: BlobStore | None = None
         self._name_touches: Callable[[], list[Touch]] = list
@@ -142,6 +146,7 @@ class Service:
             link.hint(serving.latency_s)
         self._store = Store(policy, self.counters, self._nursery, link)
         self.counters.layers_unpacked = serving.layers_unpacked
+        self.counters.t0_ns = serving.t0_ns
         return client, policy, self._store
 
     def _go_on(self, store: Store, image: LocalImage | None = None) -> None:
@@ -151,6 +156,8 @@ class Service:
         self._independence = Independence(
             store, image=image, fetch_besides=self._fetch_windows, handed_over=self._leave_fuse
         )
+        stream = Stream(store, CpuMeter(), self._prefetched, self._fetch_windows)
+        self._nursery.start_soon(stream.run, self._ready)
         self._nursery.start_soon(self._independence.run, self._ready)
 
     def _sparse(self, name: str) -> SparseFile | None:
@@ -239,7 +246,7 @@ class Service:
     ) -> None:
         """Begin, and wait as long as the policy says; ``own`` are layers whose own prefetch this is."""
         if extents:
-            done = trio.Event()
+            done = self._prefetched = trio.Event()
             self._nursery.start_soon(self._run_prefetch, store, extents, own, done)
             if store.policy.prefetch_wait_s:
                 with trio.move_on_after(store.policy.prefetch_wait_s):

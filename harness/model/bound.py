@@ -150,7 +150,7 @@ class Setting:
     @property
     def latency_s(self) -> float:
         """L: one request, from sending it to the first byte of its answer."""
-        return (self.distance.rtt_ms + self.distance.first_byte_ms) / 1e3
+        return self.distance.latency_s
 
 
 def _inflate_core_s(size_bytes: float, compression: str, rates: Rates) -> float:

@@ -76,6 +76,12 @@ class Preset:
         """Whether a scenario's prefetch list and background fetch mean anything to it."""
         return isinstance(self.policy, LazyPolicy) and not self.policy.eager
 
+    def streams(self, options: Mapping[str, object]) -> bool:
+        """Whether, with these options, a lazy start may bring layers that nothing asked for, before it is ready."""
+        return isinstance(self.policy, LazyPolicy) and self.takes_prefetch and bool(
+            options.get("stream", self.policy.stream)
+        )  # fmt: skip
+
     @property
     def before_t0(self) -> bool:
         """Whether the image is on the machine before T0."""

@@ -59,8 +59,8 @@ class Invalidity(Frozen):
     """A rule, stated before the run, that this trial broke."""
 
     rule: str
-    """One of the rules of ``harness.session.validity``: ``not-lazy``, ``fuse-in-full-pull``, ``cache-not-cold``,
-    ``host-stolen``, ``limits-not-as-asked``, ``below-bound``, ``daemon-died``, ``reads-failed``,
+    """One of the rules of ``harness.session.validity``: ``not-lazy``, ``stream-unfounded``, ``fuse-in-full-pull``,
+    ``cache-not-cold``, ``host-stolen``, ``limits-not-as-asked``, ``below-bound``, ``daemon-died``, ``reads-failed``,
     ``not-independent``, ``out-of-memory``."""
     reason: str
 
@@ -143,6 +143,14 @@ class LazyUsage(Frozen):
     """Mode erofs: why the kernel does not read the local file, though it was to."""
     layers_refetched: int = 0
     """Layers fetched a second time in timed work, because index and stream did not agree."""
+    bytes_streamed_before_ready: int = 0
+    """Of the bytes fetched before readiness: those that no read, list or index had asked for, because the layers were
+    streamed while a far registry left the CPU idle."""
+    bytes_streamed: int = 0
+    streamed_since_s: float | None = None
+    """Seconds after T0 when the daemon began to stream the layers; None where it did not."""
+    streamed_why: str = ""
+    """What the daemon saw then: the latency of a round, the cores it may use, how idle they were."""
 
     @property
     def fuse_requests(self) -> int | None:

@@ -135,6 +135,9 @@ class LazyPolicy:
     adaptive: bool = True
     """Where the registry is far, merge over larger gaps, fetch more around a miss and more at a time
     (``harness.lazyfs.data.pace``); near, the numbers hold as they are."""
+    stream: bool = option(True)
+    """Where a far registry leaves the CPU idle, bring the layers in order as well, as stored bytes, before the
+    container is ready (``harness.lazyfs.data.stream``). What came so is counted and told."""
     far_in_flight: int = option(24, 1, 256)
     """Prefetch requests at a time when the registry is as far as it gets."""
     readahead_units: int = option(2, most=1024)
@@ -211,7 +214,7 @@ STARGZ = LazyPolicy(
     readahead_units=0, in_flight=16, cache_inflated=True, prefetch_in_flight=1, prefetch_wait_s=10.0,
     background_after_s=5.0, background_quiet_s=5.0, background_interval_s=0.0, background_units=1,
     background_in_flight=2, background_from_mount=True, background_resumes=False, read_ahead_kib=0, attempts=6,
-    retry_first_s=0.03, adaptive=False,
+    retry_first_s=0.03, adaptive=False, stream=False,
 )  # fmt: skip
 """The published defaults of stargz-snapshotter 0.19 (its configuration structures)."""
 SOCI = LazyPolicy(
@@ -220,7 +223,7 @@ SOCI = LazyPolicy(
     block_bytes=0, probe_layers=True, merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True,
     background_after_s=30.0, background_quiet_s=0.0, background_interval_s=0.5, background_units=1,
     background_from_mount=True, background_resumes=False, attempts=9, retry_first_s=0.03, read_ahead_kib=0,
-    adaptive=False,
+    adaptive=False, stream=False,
 )  # fmt: skip
 """The published defaults of soci-snapshotter 0.16 (its configuration structures)."""
 

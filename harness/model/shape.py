@@ -41,6 +41,11 @@ class Distance(_Frozen):
     """What the way to the registry carries in all; the machine's own bandwidth holds where it is lower."""
 
     @property
+    def latency_s(self) -> float:
+        """Seconds from a request on an open connection to the first byte of its answer."""
+        return (self.rtt_ms + self.first_byte_ms) / 1e3
+
+    @property
     def delays(self) -> bool:
         """Whether connections or requests have to be held back, one by one."""
         return bool(self.rtt_ms or self.first_byte_ms or self.per_connection_bytes_s)

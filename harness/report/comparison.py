@@ -79,6 +79,8 @@ class CaseLine:
     median_trial: Observation | None = None
     ready_by_block: dict[int, float] = field(default_factory=dict)
     """Seconds to ready of the valid trials, by block: what pairs with another case's."""
+    streamed: Summary | None = None
+    """Bytes that valid lazy trials brought before readiness without being asked for them; None where none did."""
     proven: frozenset[str] = frozenset()
     """The baselines it differs from after the correction over all ratios of its table."""
 
@@ -264,7 +266,14 @@ def _line(
         ratios=ratios,
         median_trial=ordered[(len(ordered) - 1) // 2] if ordered else None,
         ready_by_block=ready[name],
+        streamed=_streamed(valid),
     )
+
+
+def _streamed(valid: Sequence[Observation]) -> Summary | None:
+    """What lazy starts streamed before they were ready: of all of them, as soon as one did."""
+    streamed = [float(o.lazy.bytes_streamed_before_ready) for o in valid if o.lazy is not None]
+    return summarise(streamed) if any(streamed) else None
 
 
 def _runtime(

@@ -50,6 +50,12 @@ TRIALS = (
     Column("cpu_s", _REAL, "core-seconds", "CPU charged to the machine from T0 to readiness."),
     Column("throttled_s", _REAL, "s", "Time the machine was held back by its CPU quota until readiness."),
     Column("received_before_ready_bytes", _COUNT, "bytes", "Bytes received until readiness."),
+    Column(
+        "streamed_before_ready_bytes",
+        _COUNT,
+        "bytes",
+        "Of those, what a lazy mode streamed without being asked, far from the registry; empty for full pulls.",
+    ),
     Column("received_bytes", _COUNT, "bytes", "Bytes received in the whole trial."),
     Column("requests_before_ready", _COUNT, "", "Registry requests until readiness; empty where they are not known."),
     Column("memory_peak_bytes", _COUNT, "bytes", "Peak memory of the machine, page cache included."),

@@ -86,6 +86,8 @@ class CasePart(_Part):
     """CPU seconds charged to the machine until ready."""
     received: SummaryPart | None
     """Bytes received before ready."""
+    streamed: SummaryPart | None
+    """Of these, what a lazy mode brought without being asked, as far from the registry the CPU lay idle; null: none."""
     requests: SummaryPart | None
     """Registry requests before ready."""
     throttled: SummaryPart | None

@@ -39,6 +39,7 @@ def _trials(o: Observation) -> Rows:
         "cpu_s": o.cpu_to_ready_s,
         "throttled_s": sum(p.throttled_s for p in o.phases if p.phase in BEFORE_READY),
         "received_before_ready_bytes": o.wire_before_ready.received_bytes,
+        "streamed_before_ready_bytes": o.lazy.bytes_streamed_before_ready if o.lazy else None,
         "received_bytes": o.wire.received_bytes,
         "requests_before_ready": o.wire_before_ready.requests,
         "memory_peak_bytes": o.memory_peak_bytes,

@@ -80,7 +80,7 @@ def _cold_row(group: Group, line: CaseLine) -> tuple[Cell, ...]:
         *(_against(group, line, b) for b in group.baselines),
         *_of_floor(group, line),
         wording.NO_NUMBER if line.cpu is None else f"{line.cpu.median:.2f}",
-        wording.size(line.received.median if line.received else None),
+        _received(line),
         wording.count(line.requests.median if line.requests else None, measured=ready is not None),
         wording.seconds(line.throttled.median if line.throttled else None),
         wording.size(line.memory.median if line.memory else None),
@@ -94,6 +94,12 @@ def _cache(line: CaseLine) -> str:
     if line.cache_ready is None or line.memory_ready is None:
         return wording.NO_NUMBER
     return f"{wording.size(line.cache_ready.median)} of {wording.size(line.memory_ready.median)}"
+
+
+def _received(line: CaseLine) -> str:
+    """What came before readiness, and how much of it a lazy mode streamed: that is said wherever the sum is."""
+    received = wording.size(line.received.median if line.received else None)
+    return f"{received}, {wording.size(line.streamed.median)} streamed" if line.streamed else received
 
 
 def _ratio(ratio: PairedRatio | None, *, baseline: bool, proven: bool) -> Cell:

@@ -70,6 +70,11 @@ class PhaseMeter:
         begun = self._begun.get("start")
         return None if begun is None else ready.counters.since(begun.counters).cpu_total_s
 
+    def received_before(self, phase: Phase) -> int | None:
+        """Bytes received from T0 until this phase began; None if the engine did not name it."""
+        begun = self._begun.get(phase)
+        return None if begun is None else self.traffic(begun).received_bytes
+
     def close(self, phase: Literal["background", "workloads"]) -> Mark:
         """The phase ends now."""
         now = self.mark()

@@ -96,6 +96,8 @@ def summary(observation: Observation) -> str:
         f"{head}  ready {ready:.2f} s  cpu {observation.cpu_to_ready_s:.2f} s  "
         f"{observation.wire_before_ready.received_bytes / 1e6:.1f} MB"
     )
+    if observation.lazy is not None and observation.lazy.bytes_streamed_before_ready:
+        text += f" ({observation.lazy.bytes_streamed_before_ready / 1e6:.1f} streamed)"
     if observation.bound is not None and observation.bound.seconds > 0:
         text += f"  {ready / observation.bound.seconds:.1f}x bound"
     if observation.invalid:

@@ -3,10 +3,15 @@
 An invalid trial is kept with its reasons. The rules:
 
 ``not-lazy``
-    A mode that starts before the image is there did not: no layer was lazy, its root was neither FUSE nor EROFS, or at
-    readiness it had fetched at least ``NOT_LAZY_SHARE`` of the image's compressed bytes (images below
-    ``SMALL_IMAGE_BYTES`` are exempt from the last: a handful of requests is all of them; and so is a start whose work
-    is to read a share of the image, for which the bytes that this moves are the finding).
+    A mode that starts before the image is there did not: no layer was lazy, or its root was neither FUSE nor EROFS. Or
+    (images below ``SMALL_IMAGE_BYTES`` are exempt: a handful of requests is all of them) at least ``NOT_LAZY_SHARE`` of
+    the image's compressed bytes had come before its root file system was there, as the machine's network interface
+    counts them; or by readiness, without what it says to have streamed (a start whose work is to read a share of the
+    image is exempt from that: the bytes that this moves are the finding).
+``stream-unfounded``
+    A lazy start says that it streamed layers while it waited for a far registry, and its policy has no such thing, the
+    registry is near, or the machine has not received as much. A start whose stream is founded is lazy: its container
+    began before its image was there. How much was streamed stands beside its figures.
 ``fuse-in-full-pull``
     A full pull whose root file system was served by FUSE, of a mode that needs none.
 ``cache-not-cold``
@@ -41,6 +46,8 @@ if TYPE_CHECKING:
 
 NOT_LAZY_SHARE = 0.9
 SMALL_IMAGE_BYTES = 16 << 20
+#: A registry is far from this latency on (``harness.oci.registry.link.FAR_S``, which is what the daemon goes by).
+FAR_S = 0.01
 COLD_SHARE = 0.98
 #: What may come in after T0 although the image is there: neighbours of the network, not its bytes.
 THERE_SHARE, THERE_BYTES = 0.01, 64 << 10
@@ -50,8 +57,8 @@ CPU_TOLERANCE = 0.01
 CPU_TOLERANCE_S = 0.25
 
 RULES = (
-    "not-lazy", "fuse-in-full-pull", "cache-not-cold", "not-there", "host-stolen", "limits-not-as-asked", "below-bound",
-    "daemon-died", "reads-failed", "not-independent", "out-of-memory",
+    "not-lazy", "stream-unfounded", "fuse-in-full-pull", "cache-not-cold", "not-there", "host-stolen",
+    "limits-not-as-asked", "below-bound", "daemon-died", "reads-failed", "not-independent", "out-of-memory",
 )  # fmt: skip
 
 
@@ -62,6 +69,14 @@ class Evidence:
     lazy: bool
     image_compressed_bytes: int
     received_before_ready_bytes: int
+    received_before_root_bytes: int | None = None
+    """Received when the engine said that the root file system was there."""
+    streamed_bytes: int = 0
+    """What the lazy daemon says to have fetched before readiness without being asked for it."""
+    may_stream: bool = False
+    """Whether the case's policy allows that."""
+    latency_s: float | None = None
+    """Of a request to the registry, as the case has it made; None where the registry is somebody else's."""
     ready: bool = True
     already_there: bool = False
     """Whether the image is promised to be on the machine before T0."""
@@ -150,10 +165,36 @@ def _bytes(e: Evidence) -> Iterator[tuple[str, str]]:
     elif e.lazy:
         if received == 0:
             yield "cache-not-cold", "nothing was received before readiness, so the image was there already"
-        elif size >= SMALL_IMAGE_BYTES and not e.reads_a_share and received >= NOT_LAZY_SHARE * size:
-            yield "not-lazy", f"{_percent(received, size)} of the image's bytes were received before readiness"
+        yield from _lazily(e)
     elif received < COLD_SHARE * size:
         yield "cache-not-cold", f"only {_percent(received, size)} of the image's bytes were received before readiness"
+
+
+def _lazily(e: Evidence) -> Iterator[tuple[str, str]]:
+    """What a lazy start brought before it was ready, and whether it may say that it streamed a part of it."""
+    size, received, streamed = e.image_compressed_bytes, e.received_before_ready_bytes, e.streamed_bytes
+    early = e.received_before_root_bytes or 0
+    if size >= SMALL_IMAGE_BYTES:
+        if early >= NOT_LAZY_SHARE * size:
+            yield (
+                "not-lazy",
+                f"{_percent(early, size)} of the image's bytes were received before its root file system was there",
+            )
+        elif not e.reads_a_share and received - streamed >= NOT_LAZY_SHARE * size:
+            more = ", streamed ones left aside" if streamed else ""
+            share = _percent(received - streamed, size)
+            yield "not-lazy", f"{share} of the image's bytes were received before readiness{more}"
+    if not streamed:
+        return
+    if not e.may_stream:
+        yield "stream-unfounded", "layers were streamed before readiness, which the preset's policy does not do"
+    elif e.latency_s is not None and e.latency_s < FAR_S:
+        yield "stream-unfounded", f"layers were streamed, and the registry is only {1e3 * e.latency_s:g} ms away"
+    elif streamed > received:
+        yield (
+            "stream-unfounded",
+            f"{streamed} bytes are said to have been streamed before readiness, and the machine received {received}",
+        )
 
 
 def _limits(e: Evidence) -> Iterator[tuple[str, str]]:

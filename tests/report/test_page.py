@@ -7,6 +7,7 @@ import functools
 import re
 from typing import TYPE_CHECKING
 
+from harness.model.observation import LazyUsage
 from harness.report import wording
 from harness.report.comparison import compare
 from harness.report.frames import trials, workloads
@@ -125,3 +126,20 @@ def test_no_text_of_a_figure_is_black_on_a_dark_page() -> None:
     texts = re.findall(r"<text[^>]*>", page)
     assert texts
     assert all("fill: var(" in text for text in texts)
+
+
+def test_what_was_streamed_stands_beside_what_came() -> None:
+    """A lazy case that streamed layers says how much wherever its bytes are shown; other cases say nothing of it."""
+    seen = [
+        o.model_copy(update={"lazy": LazyUsage(bytes_streamed_before_ready=30_000_000)})
+        if o.case.mode == "erofs"
+        else o
+        for o in session()
+    ]
+    group = compare(seen)[0]
+    lines = {line.label: line for line in group.lines}
+    assert lines["soci:tuned"].streamed is None
+    assert lines["erofs:tuned"].streamed is not None
+    text = markdown(seen, compare(seen), CONTEXT)
+    assert "40 MB, 30 MB streamed" in text.replace("40.0", "40").replace("30.0", "30")
+    assert text.count("streamed") == 1

@@ -26,10 +26,18 @@ def rules(evidence: Evidence) -> list[str]:
 EAGER = replace(FULL, fuse_allowed=True, root_file_systems=frozenset({"fuse.coldbench", "erofs"}))
 
 
+STREAMED = replace(
+    LAZY, received_before_ready_bytes=101 * MB, received_before_root_bytes=3 * MB, streamed_bytes=95 * MB,
+    may_stream=True, latency_s=0.23,
+)  # fmt: skip
+
+
 THERE = replace(FULL, already_there=True, received_before_ready_bytes=70)
 
 
-@pytest.mark.parametrize("evidence", [THERE, FULL, LAZY, EAGER, replace(LAZY, root_file_systems=frozenset({"erofs"}))])
+@pytest.mark.parametrize(
+    "evidence", [THERE, FULL, LAZY, EAGER, STREAMED, replace(LAZY, root_file_systems=frozenset({"erofs"}))]
+)
 def test_clean_trial_is_valid(evidence: Evidence) -> None:
     """A trial that kept every rule has no invalidity."""
     assert check(evidence) == ()
@@ -39,6 +47,16 @@ def test_clean_trial_is_valid(evidence: Evidence) -> None:
     ("evidence", "rule", "words"),
     [
         (replace(LAZY, received_before_ready_bytes=90 * MB), "not-lazy", "90 % of the image's bytes"),
+        (replace(STREAMED, streamed_bytes=0), "not-lazy", "101 % of the image's bytes were received before readiness"),
+        (replace(STREAMED, streamed_bytes=5 * MB), "not-lazy", "96 % of the image's bytes were received before readi"),
+        (
+            replace(STREAMED, received_before_root_bytes=90 * MB),
+            "not-lazy",
+            "90 % of the image's bytes were received b",
+        ),
+        (replace(STREAMED, streamed_bytes=102 * MB), "stream-unfounded", "are said to have been streamed"),
+        (replace(STREAMED, may_stream=False), "stream-unfounded", "which the preset's policy does not do"),
+        (replace(STREAMED, latency_s=0.002), "stream-unfounded", "only 2 ms away"),
         (replace(LAZY, root_file_systems=frozenset({"ext4"})), "not-lazy", "neither FUSE nor EROFS but ext4"),
         (replace(LAZY, layers_lazy=0), "not-lazy", "no layer"),
         (replace(FULL, already_there=True), "not-there", "101 % of the image's bytes were received after T0"),
@@ -75,11 +93,12 @@ def test_every_rule_is_reached() -> None:
         time_to_ready_s=1.0,
         bound_s=2.0,
     )
+    unfounded = replace(STREAMED, latency_s=0.0)
     full = replace(FULL, root_file_systems=frozenset({"fuse"}))
     found = rules(lazy)
     assert found == sorted(found, key=RULES.index)
     there = rules(replace(FULL, already_there=True))
-    assert {*found, *rules(full), *there} == set(RULES)
+    assert {*found, *rules(full), *there, *rules(unfounded)} == set(RULES)
 
 
 def test_unready_trial_is_not_judged_on_bytes() -> None:

@@ -31,12 +31,14 @@ ABSENT, PACKED, INFLATED = 0, 1, 2
 class Flight:
     """A request under way, or a thread at work on a unit; waiters get the residents it brought."""
 
-    __slots__ = ("done", "failed", "residents")
+    __slots__ = ("done", "failed", "residents", "streamed")
 
     def __init__(self) -> None:
         self.done = trio.Event()
         self.residents: dict[int, Resident] = {}
         self.failed: dict[int, ColdbenchError] = {}
+        self.streamed = False
+        """Nobody asked for what it brings."""
 
 
 class Layer:

@@ -231,12 +231,16 @@ class Store:
         upto: dict[int, int],
         sink: Sink,
         workers: Workers | None = None,
+        *,
+        streamed: bool = False,
     ) -> Flight:
         """One request for units that are missing; never raises for a unit's sake (see ``Flight.failed``).
 
+        ``streamed``: nobody asked for them (``harness.lazyfs.data.stream``), and they are counted as such.
         Cancelled, the request goes on, and what it brings is taken in when it comes.
         """
         flight = self.residency.take_off(layer, chosen)
+        flight.streamed = streamed
         keep = self.pages is not None
         under_way = False
         try:
@@ -263,6 +267,8 @@ class Store:
         try:
             fetched = result.unwrap()
             self.outage.note_success()
+            if flight.streamed:
+                self.counters.bytes_streamed += fetched.received_bytes
             self._install(layer, flight, fetched, keep_packed=keep_packed)
         except RegistryError as error:
             self.outage.note_failure(error)

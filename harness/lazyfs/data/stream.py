@@ -1,0 +1,198 @@
+"""Streams the layers in order before readiness, where a start would else wait for round trips with the CPU idle.
+
+A lazy start far from the registry spends its time on misses that depend on one another, while CPU and bandwidth lie
+idle: an image with large libraries took 38 s at 230 ms a miss, of which 1.35 s were CPU time, and its full pull 8.5 s.
+So the rest of the layers comes along in large requests, as stored bytes that are verified and kept, and inflated when
+they are read. Reads go first: their misses are requests of their own, beside the stream, and what they fetch the
+stream leaves out. Where the CPU is the limit nothing is streamed. What was streamed, since when and why is counted
+and told (``Streamed``), since a lazy start that brings the whole image has to say so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from harness.errors import ColdbenchError
+from harness.lazyfs.data.fetch import Sink
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from harness.kernel.cpu_meter import CpuMeter, CpuReading
+    from harness.lazyfs.data.residency import Layer
+    from harness.lazyfs.data.store import Store
+
+_POLL_S = 0.1
+_MISS_CORE_S = 0.008
+"""CPU that a start takes from one miss to the next, all processes of the machine together: 1.1 to 1.4 CPU seconds for
+150 to 190 requests (``import pandas``, an inference runtime, mode erofs)."""
+_IDLE_MISSES = 2.5
+"""Where so many times that CPU would lie idle while a miss is on its way, misses are what the start will wait for."""
+_WAITING_SHARE, _IDLE_SHARE = 0.5, 0.4
+"""Else it is looked at: reads were waiting for this part of the time, and this part of the CPU was left."""
+_WATCHED_S = 0.5
+_FIRST_WIDTH, _FULL_WIDTH, _SHARED_WIDTH = 4, 8, 2
+"""Requests at a time: at first, where more of them bring more, and where the link carries no more than that."""
+_SLOWER = 0.7
+"""A request that gets less than this part of the rate shares the link with others that would do without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idleness:
+    """What made the layers be streamed: seconds of a round, cores that may be used, the part of them that was idle
+    (None: it was foreseen, before anything was read)."""
+
+    latency_s: float
+    cores: float
+    idle_share: float | None = None
+
+    def __str__(self) -> str:
+        seen = "as foreseen" if self.idle_share is None else f"{self.idle_share:.0%} of the CPU idle"
+        return f"{1e3 * self.latency_s:.0f} ms a round, {self.cores:g} cores, {seen}"
+
+
+def foreseen(latency_s: float, cores: float) -> bool:
+    """Whether misses of this latency leave so much CPU idle that the start will wait for them, whatever it reads."""
+    return latency_s * cores >= _IDLE_MISSES * _MISS_CORE_S
+
+
+def seen(before: CpuReading, after: CpuReading, wall_s: float, waiting_s: float) -> float | None:
+    """The idle part of the CPU where reads waited for the registry meanwhile; None where the CPU was the limit."""
+    idle = 1.0 - (after.used_s - before.used_s) / (wall_s * after.cores)
+    return idle if idle >= _IDLE_SHARE and waiting_s >= _WAITING_SHARE * wall_s else None
+
+
+class Width:
+    """How many requests are under way at a time. Doubled once; where that only slows each of them, few."""
+
+    def __init__(self) -> None:
+        self.now = _FIRST_WIDTH
+        self._rates: list[float] = []
+        self._before: float | None = None
+
+    def note(self, width: int, size: int, seconds: float) -> None:
+        """A request that began while ``width`` were allowed brought ``size`` bytes in ``seconds``."""
+        if width != self.now or self.now == _SHARED_WIDTH or seconds <= 0:
+            return
+        self._rates.append(size / seconds)
+        if len(self._rates) < width:
+            return
+        rate = sum(self._rates) / len(self._rates)
+        self._rates.clear()
+        if self._before is None:
+            self._before, self.now = rate, _FULL_WIDTH
+        elif rate < _SLOWER * self._before:
+            self.now = _SHARED_WIDTH
+
+
+class Stream:
+    """One image's stream. ``besides`` brings what reading takes beside the layers, and may raise ColdbenchError."""
+
+    def __init__(
+        self,
+        store: Store,
+        cpu: CpuMeter,
+        prefetched: trio.Event | None = None,
+        besides: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        """``prefetched``, where there is a prefetch list, is waited for: what it names goes first."""
+        self._store = store
+        self._cpu = cpu
+        self._prefetched = prefetched
+        self._besides = besides
+        self._wake = trio.Event()
+
+    async def run(self, ready: trio.Event) -> None:
+        """Wait until the CPU lies idle while reads wait for a far registry, then stream; end at ``ready``."""
+        store = self._store
+        if not store.policy.stream or any(layer.disk.packed is None for layer in store.layers):
+            return
+        async with trio.open_nursery() as nursery:
+
+            async def end() -> None:
+                await ready.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(end)
+            why = await self._idleness()
+            if not ready.is_set() and not store.residency.all_local():
+                store.counters.streamed_since_ns = time.monotonic_ns()
+                store.counters.streamed_why = str(why)
+                await self._stream(nursery)
+            nursery.cancel_scope.cancel()
+
+    async def _idleness(self) -> Idleness:
+        if self._prefetched is not None:
+            await self._prefetched.wait()
+        store, link = self._store, self._store.link
+        while True:
+            before = self._cpu.read()
+            if link is not None and link.far and before is not None:
+                if self._prefetched is None and foreseen(link.latency_s, before.cores):
+                    return Idleness(link.latency_s, before.cores)
+                begun, waited = trio.current_time(), 0.0
+                while (wall_s := trio.current_time() - begun) < _WATCHED_S:
+                    await trio.sleep(_POLL_S)
+                    waited += _POLL_S if store.waiting else 0.0
+                after = self._cpu.read()
+                if after is not None and (idle := seen(before, after, wall_s, waited)) is not None:
+                    return Idleness(link.latency_s, after.cores, idle)
+            else:
+                await trio.sleep(_POLL_S)
+
+    async def _stream(self, nursery: trio.Nursery) -> None:
+        store = self._store
+        if self._besides is not None:
+            nursery.start_soon(self._bring_besides, self._besides)
+        groups = deque(
+            (layer, group)
+            for layer in store.layers
+            for group in store.group(layer, store.residency.absent_on_disk(layer))
+        )
+        width, under_way = Width(), 0
+
+        async def bring(layer: Layer, group: list[int]) -> None:
+            nonlocal under_way
+            begun, allowed = trio.current_time(), width.now
+            try:
+                size = await self._bring(layer, group)
+            finally:
+                under_way -= 1
+                self._wake.set()
+            width.note(allowed, size, trio.current_time() - begun)
+
+        async with trio.open_nursery() as requests:
+            while groups and not self._ended():
+                if under_way >= width.now:
+                    self._wake = trio.Event()
+                    await self._wake.wait()
+                    continue
+                under_way += 1
+                requests.start_soon(bring, *groups.popleft())
+
+    async def _bring(self, layer: Layer, group: list[int]) -> int:
+        """What is missing of a group; the bytes that came."""
+        store = self._store
+        size = 0
+        missing = [unit for unit in group if store.residency.missing(layer, unit)]
+        for units in store.group(layer, missing):
+            flight = await store.fetch(layer, units, {}, Sink.PACKED, streamed=True)
+            size += 0 if flight.failed else sum(layer.units.extent(unit)[1] for unit in units)
+        return size
+
+    def _ended(self) -> bool:
+        """The disk takes no more, or the registry is away: the background fetch will see to the rest."""
+        store = self._store
+        return store.outage.open or any(layer.disk.failure is not None for layer in store.layers)
+
+    @staticmethod
+    async def _bring_besides(besides: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await besides()
+        except ColdbenchError:
+            return  # The background fetch tries again, and says why where it fails.

@@ -1,0 +1,209 @@
+"""When layers are streamed before readiness, and what that does to reads and counters."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from harness.errors import RegistryError
+from harness.kernel.cpu_meter import CpuMeter, CpuReading
+from harness.lazyfs.counters import Counters
+from harness.lazyfs.data.disk_cache import DiskCache
+from harness.lazyfs.data.residency import PACKED
+from harness.lazyfs.data.store import Store
+from harness.lazyfs.data.stream import Stream, Width, foreseen, seen
+from harness.model.modes import lazy_modes
+from harness.model.policy import LazyPolicy
+from harness.oci.registry.link import Link
+from tests.lazyfs.data.test_store import TAR, Source, units_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from harness.lazyfs.data.residency import Layer
+
+POLICY = LazyPolicy(readahead_units=0, block_bytes=0, merge_bytes=100 << 10, merge_gap=0)
+
+
+class Meter(CpuMeter):
+    """A quarter of a core, of which nothing is ever used."""
+
+    def read(self) -> CpuReading | None:
+        return CpuReading(1.0, 0.25)
+
+
+def link(latency_s: float) -> Link:
+    made = Link()
+    made.hint(latency_s)
+    return made
+
+
+def run(
+    work: Callable[[Store, Layer, Source, trio.Nursery], Awaitable[None]],
+    directory: Path | None,
+    latency_s: float = 0.23,
+    policy: LazyPolicy = POLICY,
+) -> Counters:
+    """Run ``work`` with a store of one layer whose registry is that far away."""
+    counters = Counters()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            store = Store(policy, counters, nursery, link(latency_s))
+            source, units = Source(), units_of()
+            layer = store.add_layer(units, source, DiskCache(str(directory) if directory else None, 0, units))
+            await work(store, layer, source, nursery)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    return counters
+
+
+@pytest.mark.parametrize(
+    ("latency_s", "cores", "expected"),
+    [(0.23, 0.25, True), (0.031, 0.25, False), (0.031, 2.0, True), (0.001, 2.0, False), (0.05, 0.25, False)],
+    ids=["far", "near and slow", "near and fast", "beside it", "between"],
+)
+def test_idleness_foreseen(latency_s: float, cores: float, expected: bool) -> None:
+    """What counts is the CPU that lies idle while a miss is on its way, not the latency alone."""
+    assert foreseen(latency_s, cores) is expected
+
+
+def test_idleness_seen() -> None:
+    """Else the CPU must have been left while reads waited; a start at the limit of its CPU streams nothing."""
+    before = CpuReading(1.0, 0.5)
+    assert seen(before, CpuReading(1.1, 0.5), 1.0, 0.9) == pytest.approx(0.8)
+    assert seen(before, CpuReading(1.45, 0.5), 1.0, 0.9) is None, "the CPU was the limit"
+    assert seen(before, CpuReading(1.1, 0.5), 1.0, 0.2) is None, "nobody waited"
+
+
+def test_width_doubles_where_that_brings_more() -> None:
+    """As long as each request keeps its rate there are more; where they share one link there are few."""
+    free, shared = Width(), Width()
+    for width in (free, shared):
+        for _ in range(4):
+            width.note(4, 1 << 20, 0.5)
+        assert width.now == 8
+    for _ in range(8):
+        free.note(8, 1 << 20, 0.55)
+        shared.note(8, 1 << 20, 1.0)
+    assert (free.now, shared.now) == (8, 2)
+
+
+def test_far_everything_comes_along_as_stored_bytes(tmp_path: Path) -> None:
+    """The layers come whole, nothing of them is inflated, reads find it all there, and it is counted as streamed."""
+
+    async def work(store: Store, layer: Layer, source: Source, _nursery: trio.Nursery) -> None:
+        assert bytes(await store.read(layer, 0, 10, layer.size)) == TAR[:10]
+        asked = store.counters.bytes_fetched
+        inflated = store.counters.bytes_inflated
+        await Stream(store, Meter()).run(trio.Event())
+        assert store.residency.all_local()
+        assert {store.residency.state(layer, unit) for unit in range(1, len(layer))} == {PACKED}
+        assert store.counters.bytes_inflated == inflated
+        assert store.counters.bytes_fetched == sum(size for _, size in source.ranges) >= len(source.blob) - 20
+        assert store.counters.bytes_streamed == store.counters.bytes_fetched - asked
+        requests = len(source.ranges)
+        assert bytes(await store.read(layer, 0, layer.size, layer.size)) == TAR[: layer.size]
+        assert len(source.ranges) == requests
+        store.counters.freeze()
+
+    told = run(work, tmp_path).usage()
+    assert told.bytes_streamed_before_ready == told.bytes_streamed > 0
+    assert told.streamed_since_s is not None
+    assert "230 ms a round, 0.25 cores" in told.streamed_why
+
+
+def test_a_read_goes_beside_the_stream(tmp_path: Path) -> None:
+    """While the stream's requests are held up, a read of something else is a request of its own and is answered."""
+
+    class Held(Source):
+        """Holds up the first four ranges."""
+
+        def read_range(self, offset: int, size: int) -> bytes:
+            with self.lock:
+                self.ranges.append((offset, size))
+                held = len(self.ranges) <= 4
+            if held and self.hold is not None:
+                self.hold.wait(20)
+            return self.blob[offset : offset + size]
+
+    async def work(store: Store, layer: Layer, _source: Source, nursery: trio.Nursery) -> None:
+        source = Held()
+        source.hold = threading.Event()
+        object.__setattr__(layer.place, "source", source)
+        nursery.start_soon(Stream(store, Meter()).run, trio.Event())
+        while len(source.ranges) < 4:
+            await trio.sleep(0.001)
+        free = next(unit for unit in range(len(layer)) if store.residency.missing(layer, unit))
+        begin = layer.starts[free]
+        assert bytes(await store.read(layer, begin, 10, layer.size)) == TAR[begin : begin + 10]
+        assert len(source.ranges) == 5
+        source.hold.set()
+
+    run(work, tmp_path, policy=replace(POLICY, merge_bytes=64 << 10))
+
+
+@pytest.mark.parametrize(
+    ("latency_s", "stream", "why"),
+    [(0.002, True, "near"), (0.23, False, "switched off"), (0.23, True, "no disk")],
+    ids=["near", "off", "no disk"],
+)
+def test_nothing_is_streamed(tmp_path: Path, latency_s: float, stream: bool, why: str) -> None:
+    """Near, by policy, and where nothing can be kept: only what is read comes, and no stream is told of."""
+
+    async def work(store: Store, _layer: Layer, source: Source, nursery: trio.Nursery) -> None:
+        ready = trio.Event()
+        nursery.start_soon(Stream(store, Meter()).run, ready)
+        for _ in range(20):
+            await trio.lowlevel.checkpoint()
+        ready.set()
+        assert not source.ranges
+
+    told = run(work, None if why == "no disk" else tmp_path, latency_s, replace(POLICY, stream=stream)).usage()
+    assert (told.bytes_streamed, told.streamed_since_s, told.streamed_why) == (0, None, "")
+
+
+def test_a_prefetch_list_goes_first(tmp_path: Path) -> None:
+    """Nothing is streamed while a list is fetched, and readiness meanwhile ends the wait."""
+
+    async def work(store: Store, _layer: Layer, source: Source, nursery: trio.Nursery) -> None:
+        ready, ended = trio.Event(), trio.Event()
+
+        async def stream() -> None:
+            await Stream(store, Meter(), prefetched=trio.Event()).run(ready)
+            ended.set()
+
+        nursery.start_soon(stream)
+        for _ in range(20):
+            await trio.lowlevel.checkpoint()
+        ready.set()
+        await ended.wait()
+        assert not source.ranges
+
+    run(work, tmp_path)
+
+
+@pytest.mark.logs("registry is away|refused")
+def test_an_outage_ends_the_stream(tmp_path: Path) -> None:
+    """It leaves the rest to the background fetch, which waits for the registry."""
+
+    async def work(store: Store, layer: Layer, source: Source, _nursery: trio.Nursery) -> None:
+        source.error = RegistryError("refused")
+        await Stream(store, Meter()).run(trio.Event())
+        assert len(store.residency.absent_on_disk(layer)) == len(layer)
+
+    assert run(work, tmp_path).bytes_streamed == 0
+
+
+def test_who_imitates_others_does_not_stream() -> None:
+    """The reference daemons have nothing of the kind, and neither have their imitations nor a full pull."""
+    streaming = {f"{mode.name}:{preset.name}" for mode in lazy_modes() for preset in mode.presets if preset.streams({})}
+    assert not any("reference" in name or "eager" in name for name in streaming)
+    assert {f"{mode.name}:{mode.best.name}" for mode in lazy_modes()} <= streaming
+    assert not any(mode.best.streams({"stream": False}) for mode in lazy_modes())
