@@ -54,7 +54,7 @@ def estargz(
                 counts[number] = done
                 shown.update(task, completed=sum(counts.values()))
 
-            result = convert_image(opened, image, output, options, scratch=_scratch(target), progress=progress)
+            result = convert_image(opened, image, output, options, scratch=scratch_of(target), progress=progress)
     seconds = time.monotonic() - began
     if as_json:
         print(json.dumps(_document(result, destination, seconds), indent=2))
@@ -85,7 +85,7 @@ def _names(path: str) -> tuple[str, ...]:
     return names
 
 
-def _scratch(target: Reference) -> str:
+def scratch_of(target: Reference) -> str:
     """Where layers are unpacked meanwhile: beside an OCI layout, so that blobs can be linked into it, else /var/tmp."""
     if target.transport == "oci":
         return target.path

@@ -5,7 +5,9 @@ from __future__ import annotations
 import typer
 
 image = typer.Typer(no_args_is_help=True, help="Build, push and inspect images.")
-convert = typer.Typer(no_args_is_help=True, help="Convert an image to a lazily pullable form.")
+convert = typer.Typer(
+    no_args_is_help=True, help="Convert an image to a lazily pullable form, or compress its layers otherwise."
+)
 index = typer.Typer(no_args_is_help=True, help="Write an index beside an unchanged image.")
 
 

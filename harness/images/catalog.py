@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from harness.errors import ImageNotFound, UsageError
 from harness.images.registry_copies import fetch
+from harness.model.image import parse_compression
 from harness.oci.cache import Cache
-from harness.oci.location import copy_image
+from harness.oci.location import copy_image, open_source
 from harness.oci.recipe.recipe import TAG, build_recipe, recipe_place
 from harness.oci.reference import Reference, parse_reference
 from harness.oci.store import ImageSource
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from harness.images.registry_copies import Lookup
-    from harness.model.image import ImageSpec
+    from harness.model.image import Compression, ImageSpec
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -81,6 +82,22 @@ def obtain(
     session that goes on; ``called`` is what messages call an image that has no name of its own.
     """
     cache = cache or Cache.default()
+    found = _obtain(spec, cache, report, offline=offline, pinned=pinned, called=called)
+    if spec.compression is None:
+        return found
+    return _recompressed(found, parse_compression(spec.compression), cache, report)
+
+
+def _obtain(
+    spec: ImageSpec,
+    cache: Cache,
+    report: Callable[[str, int, int], object],
+    *,
+    offline: bool,
+    pinned: str,
+    called: str,
+) -> Obtained:
+    """The image as its source has it."""
     if spec.recipe is not None:
         there = cache.has(recipe_place(spec.recipe, cache))
         if offline and not there:
@@ -100,6 +117,37 @@ def obtain(
     assert spec.archive is not None
     place, made = _unpacked_archive(spec.archive, cache, report)
     return Obtained(_layout(place, spec.archive), made)
+
+
+def _recompressed(
+    found: Obtained, compression: Compression, cache: Cache, report: Callable[[str, int, int], object]
+) -> Obtained:
+    """The same image with its layers compressed so, made once for each image and compression."""
+    from harness.formats.recompression import RECOMPRESSION_VERSION, convert_layers
+    from harness.oci.layout import LayoutStore
+
+    with open_source(found.layout) as source:
+        image = source.resolve()
+        digest = image.descriptor.digest
+        stamp = f"layers {digest} {compression.kind} {compression.level} v{RECOMPRESSION_VERSION}"
+        place = cache.images / hashlib.sha256(stamp.encode()).hexdigest()
+        called = f"{found.layout.called or found.layout} ({compression.name})"
+        if cache.has(place):
+            return Obtained(_layout(place, called), found.made, found.lookup)
+        with cache.lock(f"image-{place.name}", lambda: report("waiting for another copy of this image", 0, 0)):
+            if not cache.has(place):
+                done = [0] * len(image.layers)
+
+                def count(number: int, read: int) -> None:
+                    done[number] = read
+                    report(f"compressing layers ({compression.name})", sum(done), image.compressed_bytes)
+
+                with cache.scratch("recompressed") as scratch:
+                    made = LayoutStore(scratch / "layout", TAG, create=True)
+                    convert_layers(source, image, made, compression, scratch=scratch, progress=count)
+                    made.close()
+                    cache.commit(made.directory, place)
+        return Obtained(_layout(place, called), True, found.lookup)
 
 
 def _layout(directory: Path, called: str) -> Reference:

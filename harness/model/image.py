@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+
+from harness.model.near_miss import near_miss
 
 DEFAULT_EPOCH_S = 1_767_225_600
 """2026-01-01: no file of an image built from a recipe is younger, so that builds repeat (SOURCE_DATE_EPOCH)."""
@@ -19,6 +22,45 @@ def _check_path(path: str) -> str:
 
 
 AbsolutePath = Annotated[str, Field(pattern=r"^/([^/\x00]+(/[^/\x00]+)*)?$"), AfterValidator(_check_path)]
+
+
+#: The levels each compression has, and the one it has when none is named.
+_LEVELS = {"gzip": (1, 9, 6), "zstd": (1, 19, 3)}
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How layers are compressed: ``gzip``, ``zstd`` or ``none``, and at which level (0 for none)."""
+
+    kind: str
+    level: int
+
+    @property
+    def name(self) -> str:
+        """``KIND``, with ``:LEVEL`` where that is not the usual one."""
+        usual = _LEVELS[self.kind][2] if self.kind in _LEVELS else 0
+        return self.kind if self.level == usual else f"{self.kind}:{self.level}"
+
+
+def parse_compression(text: str) -> Compression:
+    """``gzip``, ``zstd`` or ``none``, perhaps with a level as ``zstd:19``. Raises ValueError with what it takes."""
+    kind, colon, level = text.partition(":")
+    if kind not in {*_LEVELS, "none"}:
+        kinds = (*_LEVELS, "none")
+        raise ValueError(f"expected a compression ({', '.join(kinds)}), got {text!r}{near_miss(kind, kinds)}")
+    if kind == "none":
+        if colon:
+            raise ValueError(f"expected none without a level, got {text!r}")
+        return Compression(kind, 0)
+    least, most, usual = _LEVELS[kind]
+    if not colon:
+        return Compression(kind, usual)
+    if not level.isascii() or not level.isdigit() or not least <= int(level) <= most:
+        raise ValueError(f"expected a level of {kind} from {least} to {most}, as {kind}:{most}, got {text!r}")
+    return Compression(kind, int(level))
+
+
+CompressionName = Annotated[str, AfterValidator(lambda text: parse_compression(text).name)]
 
 
 class _Table(BaseModel):
@@ -108,6 +150,10 @@ class ImageSpec(_Table):
     ref: str | None = Field(default=None, description="A registry reference, docker://HOST/NAME:TAG or HOST/NAME:TAG.")
     layout: str | None = Field(default=None, description="An OCI layout: DIR or DIR:TAG.")
     archive: str | None = Field(default=None, description="A file made by docker save, or an OCI archive.")
+    compression: CompressionName | None = Field(
+        default=None,
+        description="Its layers are compressed so: gzip, zstd or none, perhaps with a level as zstd:19.",
+    )
 
     @model_validator(mode="after")
     def _check_one(self) -> ImageSpec:

@@ -1,4 +1,4 @@
-"""gzip as container builders write it (deflate level 6), on all cores, the same bytes whatever the number of cores.
+"""gzip as container builders write it (deflate, level 6 by default), on all cores; their number changes no byte.
 
 Blocks of 1 MiB are deflated independently, each primed with the 32 KiB before it and ended by a sync flush, and form
 one gzip member: pigz's method, which Docker's own parallel gzip follows.
@@ -12,27 +12,34 @@ import struct
 import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import BinaryIO
 
 BLOCK_BYTES = 1 << 20
+LEVEL = 6
 _WINDOW_BYTES = 32 << 10
 _HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, no time, unknown system
 
 
-def _deflate(block: bytes, window: bytes, last: bool) -> bytes:
-    packer = zlib.compressobj(6, zlib.DEFLATED, -15, 8, zlib.Z_DEFAULT_STRATEGY, window)
+class Sink(Protocol):
+    """What of a file is written to."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+def _deflate(block: bytes, window: bytes, last: bool, level: int) -> bytes:
+    packer = zlib.compressobj(level, zlib.DEFLATED, -15, 8, zlib.Z_DEFAULT_STRATEGY, window)
     return packer.compress(block) + packer.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
 
 
 class GzipLayerWriter:
     """A sink for a tar: writes the gzip member to ``file`` and hashes both sides; results are there after ``close``."""
 
-    def __init__(self, file: BinaryIO, threads: int | None = None) -> None:
+    def __init__(self, file: Sink, threads: int | None = None, level: int = LEVEL) -> None:
         self._file = file
+        self._level = level
         self._pool = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), thread_name_prefix="gzip")
         self._pending: deque[Future[bytes]] = deque()
         self._ahead = 2 * (threads or min(8, os.cpu_count() or 1)) + 2
@@ -83,7 +90,7 @@ class GzipLayerWriter:
         self._emit(struct.pack("<II", self._crc, self.plain_bytes & 0xFFFFFFFF))
 
     def _submit(self, block: bytes, *, last: bool) -> None:
-        self._pending.append(self._pool.submit(_deflate, block, self._window, last))
+        self._pending.append(self._pool.submit(_deflate, block, self._window, last, self._level))
         self._window = block[-_WINDOW_BYTES:]
         self._plain_hash.update(block)
         self._crc = zlib.crc32(block, self._crc)

@@ -1,0 +1,188 @@
+"""The same image with its layers compressed otherwise: gzip, zstd or not at all, at a level.
+
+Every layer is inflated once, held against its diff ID, and written anew; the configuration stays as it is, to the byte,
+since the tars do. The result depends on the tars, the compression and the version of its library alone: gzip is written
+in blocks of a fixed size, and zstd by its multi-threaded writer, whose output does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import zstandard
+
+from harness.errors import DigestMismatch
+from harness.formats.gzip.inflate import inflate
+from harness.formats.gzip.layer_stream import room_for
+from harness.oci.descriptor import (
+    OCI_CONFIG,
+    OCI_LAYER,
+    OCI_LAYER_GZIP,
+    OCI_LAYER_ZSTD,
+    OCI_MANIFEST,
+    Descriptor,
+    go_json,
+)
+from harness.oci.location import copy_blob
+from harness.oci.recipe.layer_gzip import GzipLayerWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from typing import BinaryIO
+
+    from harness.model.image import Compression
+    from harness.oci.image import Image
+    from harness.oci.store import ImageDestination, ImageSource
+
+RECOMPRESSION_VERSION = 1
+"""Raised when the same tar gives other bytes, so that what is cached is made anew."""
+
+_MEDIA_TYPES = {"gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD, "none": OCI_LAYER}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecompression:
+    """One layer before and after; its diff ID is that of both. ``unchanged`` says why it was passed on as it is."""
+
+    source: Descriptor
+    target: Descriptor
+    diff_id: str
+    uncompressed_bytes: int
+    unchanged: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecompression:
+    """The new manifest, and what became of each layer."""
+
+    manifest: Descriptor
+    layers: tuple[LayerRecompression, ...]
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(layer.source.size for layer in self.layers)
+
+    @property
+    def target_bytes(self) -> int:
+        return sum(layer.target.size for layer in self.layers)
+
+
+class _Packer(Protocol):
+    """A writer that is done when it is left."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+class _Sink:
+    """A file that counts and hashes what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes, /) -> int:
+        self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+        return len(data)
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._hash.hexdigest()}"
+
+
+def _packer(compression: Compression, sink: _Sink) -> AbstractContextManager[_Packer]:
+    if compression.kind == "gzip":
+        return GzipLayerWriter(sink, level=compression.level)
+    if compression.kind == "zstd":
+        cores = os.cpu_count() or 1
+        packer = zstandard.ZstdCompressor(level=compression.level, threads=cores, write_checksum=True)
+        return packer.stream_writer(sink, closefd=False)  # type: ignore[arg-type] # it asks a file for no more than write
+    return nullcontext(sink)
+
+
+def convert_layers(
+    source: ImageSource,
+    image: Image,
+    destination: ImageDestination,
+    compression: Compression,
+    *,
+    scratch: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] = lambda _number, _done: None,
+) -> ImageRecompression:
+    """Write ``image``, as ``source`` resolved it, with its layers compressed as asked.
+
+    ``scratch`` has room for one packed layer. ``progress(layer, done)`` counts up to each source layer's stored size.
+    Layers that must not be distributed are passed on as they are.
+
+    Raises:
+        DigestMismatch: a layer's tar is not the one the configuration promises.
+        ContentError, RegistryError, DiskFull: it cannot be read or written.
+    """
+    with tempfile.TemporaryDirectory(prefix="coldbench-convert-", dir=scratch) as directory:
+        job = _Job(source, image, destination, compression, Path(directory), progress)
+        layers = [job.layer(number) for number in range(len(image.layers))]
+    config = Descriptor.of(image.config_bytes, OCI_CONFIG)
+    destination.put_blob(config, image.config_bytes)
+    document: dict[str, object] = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": config.to_json(),
+        "layers": [layer.target.to_json() for layer in layers],
+    }
+    if image.annotations:
+        document["annotations"] = dict(sorted(image.annotations.items()))
+    return ImageRecompression(destination.put_manifest(go_json(document), OCI_MANIFEST), tuple(layers))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    source: ImageSource
+    image: Image
+    destination: ImageDestination
+    compression: Compression
+    scratch: Path
+    progress: Callable[[int, int], None]
+
+    def layer(self, number: int) -> LayerRecompression:
+        """The layer written anew, its tar held against the diff ID."""
+        layer, diff_id = self.image.layers[number], self.image.diff_ids[number]
+        where = f"layer {number} ({layer.digest})"
+        if "nondistributable" in layer.media_type or "foreign" in layer.media_type:
+            copy_blob(self.source, self.destination, layer)
+            self.progress(number, layer.size)
+            return LayerRecompression(layer, layer, diff_id, 0, "not distributable")
+        path = self.scratch / f"layer-{number}"
+        plain = hashlib.sha256()
+        size = 0
+        with room_for(where, self.scratch), open(path, "wb") as out:
+            sink = _Sink(out)
+            with _packer(self.compression, sink) as packer:
+                for piece in inflate(self._counted(number, layer), where):
+                    plain.update(piece)
+                    size += len(piece)
+                    packer.write(piece)
+        found = f"sha256:{plain.hexdigest()}"
+        if found != diff_id:
+            raise DigestMismatch(f"{where}: decompressed", diff_id, found)
+        # What an annotation says of a layer (an eStargz TOC, a size) it says of the bytes that are no more.
+        target = Descriptor(_MEDIA_TYPES[self.compression.kind], sink.digest, sink.size)
+        self.destination.put_blob(target, path)
+        path.unlink()
+        self.progress(number, layer.size)
+        return LayerRecompression(layer, target, diff_id, size)
+
+    def _counted(self, number: int, layer: Descriptor) -> Iterator[bytes]:
+        read = 0
+        for piece in self.source.open_blob(layer).stream():
+            read += len(piece)
+            self.progress(number, min(read, layer.size))
+            yield piece
