@@ -8,10 +8,11 @@ be compared inside a block, too.
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
+from harness.model.image import CompressionName  # noqa: TC001 - pydantic reads it at run time
 from harness.model.workload import Many, Table, refuse_repeats
 
 if TYPE_CHECKING:
@@ -21,24 +22,41 @@ if TYPE_CHECKING:
 class Axes(Table):
     """Values that each make a point of the scenario; an axis that is left out has none."""
 
+    compression: Many[CompressionName] = Field(
+        default=(), description="The image with its layers compressed so: gzip, zstd or none, perhaps as zstd:19."
+    )
     read_percent: Many[Annotated[int, Field(ge=1, le=100)]] = Field(
         default=(), description="Shares of the image's bytes that the start reads, in percent; needs workload.reads."
     )
 
     @model_validator(mode="after")
     def _check_repeats(self) -> Axes:
+        refuse_repeats(list(self.compression), "axes.compression")
         refuse_repeats([str(percent) for percent in self.read_percent], "axes.read_percent")
         return self
 
 
-def suffix(read_percent: int | None) -> str:
+def suffix(compression: str, read_percent: int | None) -> str:
     """What a point's name has after the scenario's own, empty where it is on no axis."""
-    return "" if read_percent is None else f".{read_percent}pct"
+    packed = f".{compression.replace(':', '-')}" if compression else ""
+    return packed if read_percent is None else f"{packed}.{read_percent}pct"
 
 
-def family(name: str, read_percent: int | None) -> str:
+def family(name: str, compression: str, read_percent: int | None) -> str:
     """The name of the scenario that a point, or a case of it, belongs to."""
-    return name.removesuffix(suffix(read_percent))
+    for end in (suffix(compression, read_percent), suffix(compression, None), suffix("", read_percent)):
+        if end and name.endswith(end):
+            return name.removesuffix(end)
+    return name
+
+
+def axis_values(scenario: Scenario) -> dict[str, Any]:
+    """What a case of a scenario says of the axes, whether one put it there or the file itself."""
+    reads = scenario.workload.reads
+    return {
+        "compression": scenario.image.compression or "",
+        "read_percent": reads.percent if reads is not None else None,
+    }
 
 
 def points(scenario: Scenario) -> tuple[Scenario, ...]:
@@ -47,10 +65,14 @@ def points(scenario: Scenario) -> tuple[Scenario, ...]:
     if axes == Axes():
         return (scenario,)
     made = []
-    for (percent,) in product(axes.read_percent):
-        reads = scenario.workload.reads
-        assert reads is not None, "the scenario was checked"
-        workload = scenario.workload.model_copy(update={"reads": reads.model_copy(update={"percent": percent})})
-        name = f"{scenario.name}{suffix(percent)}"
-        made.append(scenario.model_copy(update={"name": name, "axes": Axes(), "workload": workload}))
+    for compression, percent in product(axes.compression or (None,), axes.read_percent or (None,)):
+        changed: dict[str, object] = {"name": f"{scenario.name}{suffix(compression or '', percent)}", "axes": Axes()}
+        if compression is not None:
+            changed["image"] = scenario.image.model_copy(update={"compression": compression})
+        if percent is not None:
+            reads = scenario.workload.reads
+            assert reads is not None, "the scenario was checked"
+            workload = scenario.workload.model_copy(update={"reads": reads.model_copy(update={"percent": percent})})
+            changed["workload"] = workload
+        made.append(scenario.model_copy(update=changed))
     return tuple(made)

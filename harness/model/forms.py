@@ -17,6 +17,17 @@ class Form(StrEnum):
     EROFS = "erofs"
 
 
+_NO_WAY_INTO = {
+    (Form.SOCI, "zstd"): "a zTOC leads into gzip and plain tar, not into zstd: every layer would be unpacked",
+    (Form.EROFS, "zstd"): "the index has no way into zstd: every layer would be fetched whole at the start",
+}
+
+
+def no_way_into(form: Form, compression: str) -> str:
+    """Why layers of this compression (``gzip``, ``zstd``, ``none``) cannot be read in part; empty where they can."""
+    return _NO_WAY_INTO.get((form, compression), "")
+
+
 class Presentation(StrEnum):
     """How lazily served bytes become a file system."""
 

@@ -33,6 +33,8 @@ class Case(Frozen):
     distance: str = "none"
     label: str = ""
     """What the scenario calls this entry, to tell it from others of the same mode and preset."""
+    compression: str = ""
+    """How the scenario has the image's layers compressed; empty where it leaves them as they are."""
     read_percent: int | None = None
     """Share of the image's bytes that the start reads, where that is what it does."""
 

@@ -14,7 +14,10 @@ from pydantic import Field
 
 from harness.errors import UsageError
 from harness.model import modes as mode_table
+from harness.model.axes import axis_values
 from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, default_choice, wanted_now
+from harness.model.forms import no_way_into
+from harness.model.image import parse_compression
 from harness.model.near_miss import near_miss
 from harness.model.observation import Case, Frozen
 from harness.model.scenario import ModeChoice, Scenario, parse_mode
@@ -85,7 +88,7 @@ class Plan(Frozen):
     cases: tuple[PlannedCase, ...]
     trials: tuple[PlannedTrial, ...]
     left_out: tuple[str, ...] = ()
-    """Optional engines that cannot run on this host, and why."""
+    """Optional engines that cannot run on this host, modes that cannot serve a scenario's compression, and why."""
 
     def case_of(self, trial: PlannedTrial) -> PlannedCase:
         """The case a trial belongs to."""
@@ -201,22 +204,35 @@ def make_plan(
     selection = selection or Selection()
     cases: dict[str, PlannedCase] = {}
     blocks: dict[str, int] = {}
+    unserved: dict[str, None] = {}
     for scenario in scenarios:
         for case in _cases(scenario, selection):
             if case.case.key in left_out:
+                continue
+            if why := _unserved(scenario, case):
+                unserved[why] = None
                 continue
             if case.case.key in cases and scenario.name in blocks:
                 raise UsageError(f"scenario name {scenario.name!r} is there twice; names must differ within a session")
             cases[case.case.key] = case
         blocks[scenario.name] = selection.blocks or scenario.blocks
     if not cases:
-        raise UsageError("nothing to run: none of the chosen engines implements any of the chosen modes")
+        why = "; ".join(unserved) or "none of the chosen engines implements any of the chosen modes"
+        raise UsageError(f"nothing to run: {why}")
     trials: list[PlannedTrial] = []
     for block in range(max(blocks.values())):
         keys = [key for key, case in cases.items() if block < blocks[case.case.scenario]]
         random.Random(f"{seed}:{block}").shuffle(keys)
         trials += [PlannedTrial(trial=len(trials) + i, block=block, case=key) for i, key in enumerate(keys)]
-    return Plan(seed=seed, cases=tuple(cases.values()), trials=tuple(trials))
+    return Plan(seed=seed, cases=tuple(cases.values()), trials=tuple(trials), left_out=tuple(unserved))
+
+
+def _unserved(scenario: Scenario, case: PlannedCase) -> str:
+    """Why a lazy case would pull whole layers, as the scenario has them compressed; empty where it does not."""
+    if scenario.image.compression is None or not case.lazy:
+        return ""
+    why = no_way_into(case.form, parse_compression(scenario.image.compression).kind)
+    return f"{scenario.name}, mode {case.choice.key}: {why}" if why else ""
 
 
 def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
@@ -234,7 +250,7 @@ def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
                         engine=engine.engine,
                         shape=shape.label,
                         distance=distance.name,
-                        read_percent=scenario.workload.reads.percent if scenario.workload.reads else None,
+                        **axis_values(scenario),
                     )
                     planned = PlannedCase(case=case, choice=choice, shape=shape, distance=distance, engine=engine)
                     cases.setdefault(case.key, planned)

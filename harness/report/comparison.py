@@ -34,13 +34,15 @@ class GroupKey:
     scenario: str
     shape: str
     distance: str
+    compression: str = ""
+    """How the image's layers were compressed, where the scenario says so."""
     read_percent: int | None = None
     """Share of the image's bytes that its starts read, where that is what they do."""
 
     @property
     def family(self) -> str:
         """The scenario that this is a point of; itself where it is on no axis."""
-        return family(self.scenario, self.read_percent)
+        return family(self.scenario, self.compression, self.read_percent)
 
     @property
     def title(self) -> str:
@@ -159,7 +161,7 @@ def compare(observations: Sequence[Observation]) -> list[Group]:
     grouped: dict[GroupKey, list[Observation]] = {}
     for o in observations:
         case = o.case
-        key = GroupKey(case.scenario, case.shape, case.distance, case.read_percent)
+        key = GroupKey(case.scenario, case.shape, case.distance, case.compression, case.read_percent)
         grouped.setdefault(key, []).append(o)
     return [_group(key, members) for key, members in grouped.items()]
 

@@ -32,6 +32,7 @@ CASE = (
     Column("engine", _TEXT, "", "What implements the mode."),
     Column("shape", _TEXT, "", "Size of the machine."),
     Column("distance", _TEXT, "", "How far the registry is."),
+    Column("compression", _TEXT, "", "How the scenario has the layers compressed; empty where it leaves them."),
     Column("read_percent", _COUNT, "%", "Share of the image's bytes that the start reads; empty where it does not."),
     Column("case", _TEXT, "", "The columns before in one text, unique within a session."),
     Column("block", _COUNT, "", "Block of the trial; comparisons are paired inside blocks."),

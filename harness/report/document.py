@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from harness.report.answer import answer
 from harness.report.density import densities
+from harness.report.packing import packings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,6 +130,8 @@ class KeyPart(_Part):
     scenario: str
     shape: str
     distance: str
+    compression: str
+    """How the image's layers were compressed; empty where the scenario leaves them as they are."""
     read_percent: int | None
     """Share of the image's bytes that the starts read, where that is what they do."""
 
@@ -217,9 +220,41 @@ class DensityPart(_Part):
     scenario: str
     shape: str
     distance: str
+    compression: str
+    """How the layers are compressed, where the scenario says so."""
     against: str
     """The full pull."""
     curves: tuple[ShareCurvePart, ...]
+
+
+class PackedPointPart(_Part):
+    """One case with one compression; medians."""
+
+    compression: str
+    ready_s: float
+    ratio: RatioPart | None
+    """Time to ready over that with the first compression; null for the first."""
+    received_bytes: float
+    cpu_s: float
+    bound_s: float | None
+
+
+class PackedCasePart(_Part):
+    """One case with every compression that it was ready with."""
+
+    label: str
+    points: tuple[PackedPointPart, ...]
+
+
+class PackingPart(_Part):
+    """The same image with its layers compressed otherwise."""
+
+    scenario: str
+    shape: str
+    distance: str
+    read_percent: int | None
+    compressions: tuple[str, ...]
+    cases: tuple[PackedCasePart, ...]
 
 
 class Comparison(_Part):
@@ -233,13 +268,16 @@ class Comparison(_Part):
     groups: tuple[GroupPart, ...]
     densities: tuple[DensityPart, ...]
     """One for each scenario, shape and distance with an axis ``read_percent``."""
+    packings: tuple[PackingPart, ...]
+    """One for each scenario, place and share with an axis ``compression``."""
 
 
 def make_document(session: str, report: str, groups: Sequence[Group]) -> Comparison:
     """The document of a comparison."""
     parts = tuple(_group(group) for group in groups)
     found = tuple(DensityPart.model_validate(density) for density in densities(groups))
-    return Comparison(session=session, report=report, groups=parts, densities=found)
+    packed = tuple(PackingPart.model_validate(packing) for packing in packings(groups))
+    return Comparison(session=session, report=report, groups=parts, densities=found, packings=packed)
 
 
 def _group(group: Group) -> GroupPart:

@@ -11,7 +11,7 @@ import jinja2
 from harness import __version__
 from harness.report import figures, tables
 from harness.report.answer import answer
-from harness.report.density import densities
+from harness.report.axes import sections
 from harness.report.figures import canvas
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from harness.model.observation import Observation
+    from harness.report.axes import AxisSection
     from harness.report.comparison import Group
-    from harness.report.density import Density
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,35 +97,15 @@ def _resource_figures(group: Group) -> list[Drawn]:
     ]  # fmt: skip
 
 
-def _axis(found: Sequence[Density]) -> dict[str, Any]:
-    """What the page shows of one scenario's axis ``read_percent``."""
-    name = found[0].scenario
-    return {
-        "title": f"{name}: where lazy stops paying",
-        "tables": [(density.place, tables.density(density)) for density in found],
-        "figures": [
-            *_draw_axis(
-                name, "Time to ready over the share that is read", "Each mode's time as a ratio to the full pull's, "
-                "with its 95 % interval; dashed, the ratio of the lower bounds. Above 1 the full pull is sooner.",
-                figures.density_curves, found,
-            ),
-            *_draw_axis(
-                name, "The same as a surface", "Share by shape and distance; green is sooner than the full pull, "
-                "orange later, grey not told apart. Below, what the lower bounds alone would give.",
-                figures.density_surface, found,
-            ),
-        ],
-    }  # fmt: skip
-
-
-def _draw_axis(
-    name: str, title: str, words: str, draw: Callable[..., Figure | None], found: Sequence[Density]
-) -> list[Drawn]:
-    wide, narrow = draw(found), draw(found, narrow=True)
-    if wide is None or narrow is None:
-        return []
-    alternative = f"{title}: {name}. {words} The numbers are in the tables."
-    return [Drawn(title, words, canvas.svg(wide, alternative), canvas.svg(narrow, alternative))]
+def _axis(section: AxisSection) -> dict[str, Any]:
+    """What the page shows of one axis."""
+    drawn = []
+    for figure in section.figures:
+        wide, narrow = figure.draw(), figure.draw(narrow=True)
+        if wide is not None and narrow is not None:
+            words = f"{figure.title}: {section.scenario}. {figure.words} The numbers are in the tables."
+            drawn.append(Drawn(figure.title, figure.words, canvas.svg(wide, words), canvas.svg(narrow, words)))
+    return {"title": section.title, "tables": section.tables, "figures": drawn}
 
 
 def html(observations: Sequence[Observation], groups: Sequence[Group], context: Context) -> str:
@@ -133,9 +113,8 @@ def html(observations: Sequence[Observation], groups: Sequence[Group], context: 
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    axes: dict[str, list[Density]] = {}
-    for density in densities(groups):
-        axes.setdefault(density.scenario, []).append(density)
+    axes = sections(groups)
+    on_axes = {section.scenario for section in axes}
     source = resources.files("harness.report").joinpath("templates/report.html").read_text()
     return environment.from_string(source).render(
         title=tables.title(groups),
@@ -147,7 +126,7 @@ def html(observations: Sequence[Observation], groups: Sequence[Group], context: 
         facts=[(name, value) for name, value in context.facts.items() if value not in (None, "", [], {})],
         light=canvas.scheme(dark=False),
         dark=canvas.scheme(dark=True),
-        axes=[_axis(found) for found in axes.values()],
+        axes=[_axis(section) for section in axes],
         groups=[
             {
                 "title": g.key.title,
@@ -156,9 +135,9 @@ def html(observations: Sequence[Observation], groups: Sequence[Group], context: 
                 "runtime": tables.runtime(g),
                 "excluded": tables.excluded(g),
                 # A point of an axis is one of many: its table stands here, the axis has the figures.
-                "start_figures": [] if g.key.family in axes else _start_figures(g),
-                "runtime_figures": [] if g.key.family in axes else _runtime_figures(g),
-                "resource_figures": [] if g.key.family in axes else _resource_figures(g),
+                "start_figures": [] if g.key.family in on_axes else _start_figures(g),
+                "runtime_figures": [] if g.key.family in on_axes else _runtime_figures(g),
+                "resource_figures": [] if g.key.family in on_axes else _resource_figures(g),
             }
             for g in groups
         ],

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import NothingToCompare
 from harness.report import figures, page, tables
+from harness.report.axes import sections
 from harness.report.comparison import Group, compare
-from harness.report.density import densities
 from harness.report.document import make_document
 from harness.report.figures.canvas import standalone
 from harness.session import store
@@ -90,13 +90,12 @@ def write_figures(groups: Sequence[Group], folder: Path) -> list[Path]:
                 path = folder / f"{prefix}-{name}.svg"
                 path.write_text(standalone(figure, f"{name}: {group.key.title}"))
                 written.append(path)
-    for scenario in dict.fromkeys(density.scenario for density in densities(groups)):
-        found = [density for density in densities(groups) if density.scenario == scenario]
-        for name, draw_axis in (("density", figures.density_curves), ("density-surface", figures.density_surface)):
-            figure = draw_axis(found)
+    for section in sections(groups):
+        for drawn in section.figures:
+            figure = drawn.draw()
             if figure is not None:
-                path = folder / f"{scenario}-{name}.svg"
-                path.write_text(standalone(figure, f"{name}: {scenario}"))
+                path = folder / f"{section.scenario}-{drawn.name}.svg"
+                path.write_text(standalone(figure, f"{drawn.title}: {section.scenario}"))
                 written.append(path)
     return written
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from harness.report import wording
 from harness.report.answer import answer, worst_first
 from harness.report.density import densities
+from harness.report.packing import packings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from harness.model.observation import Observation
     from harness.report.comparison import CaseLine, Group
     from harness.report.density import Density, ShareCurve
+    from harness.report.packing import Packing
     from harness.report.page import Context
     from harness.stats.paired import PairedRatio
 
@@ -160,6 +162,28 @@ def pays_until(curve: ShareCurve) -> str:
     return text if until.low == until.high else f"{text} [{said(until.low)}, {said(until.high)}]"
 
 
+def packing(found: Packing) -> Table:
+    """One row per case: seconds with the first compression, the others' ratios to it, bytes and CPU of each."""
+    first, *others = found.compressions
+    head = (
+        "mode", f"{first}: ready", *(f"{name}: against {first}" for name in others),
+        *(f"{name}: received" for name in found.compressions), *(f"{name}: CPU s" for name in found.compressions),
+    )  # fmt: skip
+    rows = []
+    for case in found.cases:
+        at = {point.compression: point for point in case.points}
+        rows.append(
+            _cells(
+                case.label,
+                wording.seconds(at[first].ready_s if first in at else None),
+                *(wording.ratio(at[name].ratio if name in at else None) for name in others),
+                *(wording.size(at[name].received_bytes if name in at else None) for name in found.compressions),
+                *(f"{at[name].cpu_s:.2f}" if name in at else wording.NO_NUMBER for name in found.compressions),
+            )
+        )
+    return Table(head, tuple(rows))
+
+
 def excluded(group: Group) -> list[str]:
     """What is in no number, and why."""
     return [f"{line.label}: {reason}" for line in group.lines for reason in line.excluded]
@@ -189,6 +213,8 @@ def markdown(observations: Sequence[Observation], groups: Sequence[Group], conte
             out += ["", "### Run-time workloads", "", *_markdown_table(runtime(g)), ""]
     for found in densities(groups):
         out += [f"## {found.title}", "", *_markdown_table(density(found)), ""]
+    for packed in packings(groups):
+        out += [f"## {packed.title}", "", *_markdown_table(packing(packed)), ""]
     if any(not cell.proven for g in groups for t in (cold_start(g), runtime(g)) for row in t.rows for cell in row):
         out += ["Ratios in parentheses are not proven: they do not survive Holm's correction over their table.", ""]
     return "\n".join(out)

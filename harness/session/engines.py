@@ -46,7 +46,7 @@ def runnable_plan(
     missing = find_missing(plan.cases)
     if missing.cases:
         plan = make_plan(scenarios, seed, selection, missing.cases)
-    return plan.model_copy(update={"left_out": missing.reasons})
+    return plan.model_copy(update={"left_out": (*plan.left_out, *missing.reasons)})
 
 
 def find_missing(cases: Iterable[PlannedCase]) -> Missing:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.engines.confinement import Confinement
 from harness.errors import ColdbenchError, Interrupted, NotReady, RehearsalFailed, WorkloadError, WorkloadExited
+from harness.model.axes import axis_values
 from harness.model.modes import EMBEDDED, OVERLAY2, Form, tracer
 from harness.model.observation import Case
 from harness.model.plan import PlannedCase, PlannedTrial
@@ -81,7 +82,7 @@ def side_case(scenario: Scenario, mode: Mode, shape: Shape | None = None) -> Pla
     choice = ModeChoice(mode=mode.name, preset=mode.best.name)
     case = Case(
         scenario=scenario.name, mode=choice.mode, preset=choice.preset, engine=EMBEDDED, shape=shape.label,
-        distance=distance.name, read_percent=scenario.workload.reads.percent if scenario.workload.reads else None,
+        distance=distance.name, **axis_values(scenario),
     )  # fmt: skip
     return PlannedCase(case=case, choice=choice, shape=shape, distance=distance)
 

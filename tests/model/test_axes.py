@@ -9,7 +9,7 @@ import pytest
 from harness import scenarios
 from harness.errors import ScenarioError, UsageError
 from harness.model.axes import Axes, family, points
-from harness.model.plan import make_plan
+from harness.model.plan import Selection, make_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,8 +55,8 @@ def test_all_points_are_in_every_block() -> None:
 
 def test_a_case_knows_its_family() -> None:
     """The name without what the axis added to it; a name that merely ends so keeps it."""
-    assert family("share.5pct", 5) == "share"
-    assert family("share.5pct", None) == "share.5pct"
+    assert family("share.5pct", "", 5) == "share"
+    assert family("share.5pct", "", None) == "share.5pct"
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,50 @@ def test_what_takes_one_point_says_so(tmp_path: Path) -> None:
     path.write_text(READS)
     with pytest.raises(UsageError, match=r"has axes \(2 points\), and coldbench gate takes one"):
         scenarios.load_one(path, "coldbench gate")
+
+
+PACKED = READS.replace("read_percent = [5, 50]", 'compression = ["gzip", "zstd:19", "none"]\nread_percent = [5, 50]')
+
+
+def test_axes_multiply() -> None:
+    """Every compression at every share; names, images and cases say which."""
+    scenario = scenarios.parse(PACKED.replace('"erofs"]', '"soci", "erofs", "erofs:eager"]'), "share.toml")
+    made = points(scenario)
+    assert [p.name for p in made] == [
+        f"share.{c}.{s}pct" for c in ("gzip", "zstd-19", "none") for s in (5, 50)
+    ]  # fmt: skip
+    assert [p.image.compression for p in made] == ["gzip"] * 2 + ["zstd:19"] * 2 + ["none"] * 2
+    plan = make_plan(made, 1)
+    cases = {(c.case.compression, c.case.read_percent) for c in plan.cases}
+    assert len(cases) == 6
+    assert {family(c.case.scenario, c.case.compression, c.case.read_percent) for c in plan.cases} == {"share"}
+
+
+def test_what_cannot_be_read_in_part_is_left_out() -> None:
+    """SOCI and EROFS would pull zstd layers whole: no case, and words; full pulls take every compression."""
+    scenario = scenarios.parse(PACKED.replace('"erofs"]', '"soci", "erofs", "erofs:eager"]'), "share.toml")
+    plan = make_plan(points(scenario), 1)
+    zstd = {f"{c.case.mode}:{c.case.preset}" for c in plan.cases if c.case.compression == "zstd:19"}
+    assert zstd == {"overlay2:tuned", "erofs:eager"}
+    assert len([why for why in plan.left_out if "not into zstd: every layer would be unpacked" in why]) == 2
+    assert len([why for why in plan.left_out if "no way into zstd: every layer would be fetched whole" in why]) == 2
+    with pytest.raises(UsageError, match=r"nothing to run: .*no way into zstd"):
+        make_plan([point for point in points(scenario) if "zstd" in point.name], 1, Selection(modes=("erofs:tuned",)))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('["bzip2"]', "expected a compression (gzip, zstd, none), got 'bzip2'"),
+        ('["gzpi"]', "did you mean"),
+        ('["gzip:0"]', "expected a level of gzip from 1 to 9, as gzip:9, got 'gzip:0'"),
+        ('["zstd:20"]', "expected a level of zstd from 1 to 19, as zstd:19, got 'zstd:20'"),
+        ('["none:1"]', "expected none without a level"),
+        ('["gzip", "gzip:6"]', "axes.compression 'gzip' is there twice"),
+    ],
+)
+def test_wrong_compressions(value: str, message: str) -> None:
+    """A level that a compression has not, or two names of one."""
+    with pytest.raises(ScenarioError) as error:
+        scenarios.parse(PACKED.replace('["gzip", "zstd:19", "none"]', value), "share.toml")
+    assert message in str(error.value)

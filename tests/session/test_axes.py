@@ -35,6 +35,22 @@ read_percent = [10, 100]
 """
 
 
+COMPRESSION = """\
+name = "packed"
+image = {{ layout = "{layout}" }}
+shapes = ["cpu=1,memory=256M"]
+modes = ["overlay2:tuned", "soci", "erofs"]
+blocks = 1
+
+[workload]
+command = ["/usr/bin/perl", "-e", "print 'ready'"]
+readiness = {{ kind = "exit" }}
+
+[axes]
+compression = ["gzip", "zstd", "none"]
+"""
+
+
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
     made = tmp_path_factory.mktemp("axes")
@@ -81,3 +97,23 @@ def test_a_start_that_reads_a_share(command: Command) -> None:
         assert reads["bytes"] >= reads["of_bytes"] * (o.case.read_percent or 0) / 100
     read = {o.case.read_percent: o.details["reads"]["bytes"] for o in seen}
     assert read[10] < read[100] == seen[0].details["reads"]["of_bytes"]
+
+
+def test_one_image_compressed_three_ways(command: Command) -> None:
+    """Full pulls of all three and lazy starts of the two that can be read in part; plain layers move the most bytes."""
+    layout = write_layout(command.directory / "packed", [base_layer(), reader_layer()])
+    path = command.directory / "packed.toml"
+    path.write_text(COMPRESSION.format(layout=layout))
+    code, out, err = command.run("bench", str(path), "--out", "p", "--json", "--seed", "2")
+    assert code == 0, err
+    assert "left out: packed.zstd, mode soci:tuned: a zTOC leads into gzip and plain tar" in err
+    document = json.loads(out)
+    jsonschema.validate(document, schema("comparison"))
+    (packing,) = document["packings"]
+    assert {case["label"]: len(case["points"]) for case in packing["cases"]} == {
+        "overlay2:tuned": 3, "soci:tuned": 2, "erofs:tuned": 2
+    }  # fmt: skip
+    _header, seen = load(command.directory / "p")
+    assert all(undisturbed(o) for o in seen), [o.invalid for o in seen]
+    received = {o.case.compression: o.wire_before_ready.received_bytes for o in seen if o.case.mode == "overlay2"}
+    assert received["zstd"] < received["none"] > received["gzip"]

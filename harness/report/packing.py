@@ -1,0 +1,112 @@
+"""The same image with its layers compressed otherwise: the axis ``compression``.
+
+The points of a scenario with that axis are trials of the same blocks, so each case is set against itself with the first
+compression, paired inside blocks: what changed between the two is the compression and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.stats.paired import paired_ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.model.modes import Style
+    from harness.report.comparison import CaseLine, Group
+    from harness.stats.paired import PairedRatio
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPoint:
+    """One case with one compression. ``ratio`` is its time to ready over that with the first; None for the first."""
+
+    compression: str
+    ready_s: float
+    ratio: PairedRatio | None
+    received_bytes: float
+    cpu_s: float
+    bound_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PackedCase:
+    """One case with every compression that it was ready with."""
+
+    label: str
+    style: Style
+    points: tuple[PackedPoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """All cases of one scenario on one shape at one distance, and at one share where it has that axis, too."""
+
+    scenario: str
+    shape: str
+    distance: str
+    read_percent: int | None
+    compressions: tuple[str, ...]
+    """In the order of the scenario."""
+    cases: tuple[PackedCase, ...]
+
+    @property
+    def place(self) -> str:
+        """Shape, distance and share, as titles have them."""
+        distance = "" if self.distance == "none" else f", registry {self.distance}"
+        share = "" if self.read_percent is None else f", {self.read_percent} % read"
+        return f"{self.shape}{distance}{share}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.scenario} on {self.place}: how its layers are compressed"
+
+
+def packings(groups: Sequence[Group]) -> list[Packing]:
+    """The axis of each scenario, shape, distance and share that has been measured with more than one compression."""
+    by_place: dict[tuple[str, str, str, int | None], list[Group]] = {}
+    for group in groups:
+        if group.key.compression:
+            key = group.key
+            by_place.setdefault((key.family, key.shape, key.distance, key.read_percent), []).append(group)
+    found = []
+    for (scenario, shape, distance, share), unordered in by_place.items():
+        members = sorted(unordered, key=lambda g: _place(g.key.compression))
+        cases = _cases(members) if len(members) > 1 else ()
+        if cases:
+            names = tuple(group.key.compression for group in members)
+            found.append(Packing(scenario, shape, distance, share, names, cases))
+    return found
+
+
+def _place(compression: str) -> tuple[int, str]:
+    """gzip first, since it is what images are; plain tars last."""
+    kind = compression.partition(":")[0]
+    return ({"gzip": 0, "zstd": 1, "none": 2}.get(kind, 3), compression)
+
+
+def _cases(groups: Sequence[Group]) -> tuple[PackedCase, ...]:
+    labels = {line.label: line.style for group in groups for line in group.lines}
+    made = []
+    for label, style in labels.items():
+        first = groups[0].line(label)
+        lines = [(g.key.compression, line) for g in groups if (line := g.line(label)) is not None and line.ready]
+        if lines:
+            points = tuple(_point(compression, line, first) for compression, line in lines)
+            made.append(PackedCase(label, style, points))
+    return tuple(made)
+
+
+def _point(compression: str, line: CaseLine, first: CaseLine | None) -> PackedPoint:
+    assert line.ready is not None
+    assert line.received is not None
+    assert line.cpu is not None
+    ratio = None if first is None or line is first else _ratio(line.ready_by_block, first.ready_by_block)
+    return PackedPoint(compression, line.ready.median, ratio, line.received.median, line.cpu.median, line.bound_s)
+
+
+def _ratio(mine: dict[int, float], first: dict[int, float]) -> PairedRatio | None:
+    blocks = sorted(mine.keys() & first.keys())
+    return paired_ratio([mine[b] for b in blocks], [first[b] for b in blocks]) if blocks else None
