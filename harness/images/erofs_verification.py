@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from harness.errors import FormatError
+from harness.formats.erofs.byte_source import IndexedByteSource
 from harness.formats.erofs.index import WHOLE, index_parts, load_erofs_index
 from harness.formats.erofs.merge import merge_layers
 from harness.formats.erofs.table import TarTable
@@ -23,48 +24,7 @@ if TYPE_CHECKING:
     from harness.formats.gzip.layer_stream import SpooledTar
     from harness.oci.descriptor import Descriptor
     from harness.oci.image import Image
-    from harness.oci.store import Blob, ImageSource
-
-
-class IndexedByteSource:
-    """Verified random access to an indexed layer's address space (``table.ByteSource``); keeps the last span."""
-
-    def __init__(self, layer: IndexedLayer, blob: Blob, windows: Blob | None) -> None:
-        if layer.kind == WHOLE:
-            raise FormatError(f"layer {layer.number}", "is compressed without a way in: inflate it whole")
-        self._layer = layer
-        self._blob = blob
-        self._windows = windows
-        self._last: tuple[int, bytes] = (-1, b"")
-
-    @property
-    def size(self) -> int:
-        """Bytes in the address space."""
-        return self._layer.size
-
-    def span(self, number: int) -> bytes:
-        """All bytes of one span; raises DigestMismatch or FormatError."""
-        kept, data = self._last
-        if kept != number:
-            layer = self._layer
-            stored = self._blob.read_range(*layer.span_compressed_extent(number))
-            layer.verify(number, stored)
-            offset, size = layer.window_extent(number)
-            packed = self._windows.read_range(offset, size) if size and self._windows is not None else b""
-            data = layer.inflate_span(number, stored, layer.window(number, packed))
-            self._last = number, data
-        return data
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Bytes at ``offset``, fewer only at the end of the address space."""
-        end = min(offset + size, self.size)
-        parts = []
-        while offset < end:
-            number = self._layer.span_of(offset)
-            start, stop = self._layer.span_bounds(number)
-            parts.append(self.span(number)[offset - start : end - start])
-            offset = min(end, stop)
-        return b"".join(parts)
+    from harness.oci.store import ImageSource
 
 
 LayerCheck = tuple[int, str, "Callable[[SpooledTar], LazyLayer]"]
