@@ -35,6 +35,9 @@ def trace(
     out: Path | None = typer.Option(
         None, "--out", metavar="FILE", help="Write the files read, in first-touch order, as a prefetch list."
     ),
+    pack: Path | None = typer.Option(
+        None, "--pack", metavar="FILE", help="Run a further start and write what it asks for, for a start pack."
+    ),
     rows: int = typer.Option(ROWS, "--rows", min=1, help="Lines of each table."),
     registry: str = typer.Option("", "--registry", metavar="URL", help="Use this registry instead of one's own."),
     offline: bool = typer.Option(
@@ -45,7 +48,7 @@ def trace(
     """Run one start and list what it reads: per layer, per package directory, and what it never touches.
 
     The list of --out serves `prefetch = [...]` of a scenario, `coldbench convert estargz --prioritize FILE` and
-    `coldbench index erofs --prefetch FILE`.
+    `coldbench index erofs --prefetch FILE`, the recording of --pack serves `coldbench index erofs --pack FILE`.
     """
     from harness import scenarios
     from harness.cli.progress import make_progress
@@ -62,8 +65,9 @@ def trace(
         raise UsageError(f"--mode {mode}: no mode whose reads can be seen{hint}")
     loaded = scenarios.load_one(scenarios.find(scenario), "coldbench trace")
     case = side_case(loaded, seen[mode], shape=parse_shape(shape))
-    if out is not None and not out.parent.is_dir():
-        raise UsageError(f"--out {out}: there is no directory {out.parent}")
+    for option, file in (("--out", out), ("--pack", pack)):
+        if file is not None and not file.parent.is_dir():
+            raise UsageError(f"{option} {file}: there is no directory {file.parent}")
     with make_progress(sys.stderr) as progress, Launcher(progress, offline=offline) as launcher:
         setups = launcher.side_setups(loaded, registry)
         observation, touches, found = _run(setups, case)
@@ -71,17 +75,28 @@ def trace(
         if seen[mode].tracer:
             # The newest trace is what `prefetch = "trace"` uses.
             traces.save(traces.place(launcher.cache, observation.image_digest, loaded.workload), paths)
+        recording = setups.record(loaded) if pack is not None else None
     if out is not None:
-        try:
-            out.write_text("".join(f"{path}\n" for path in paths), "utf-8", "surrogateescape")
-        except OSError as error:
-            raise UsageError(f"--out {out}: {error.strerror}") from None
+        _write("--out", out, "".join(f"{path}\n" for path in paths).encode("utf-8", "surrogateescape"))
+    if pack is not None and recording is not None:
+        _write("--pack", pack, recording.encode())
     if as_json:
         print(json.dumps(_document(observation, found, touches), indent=2))
     else:
         _print(observation, found, reads.most_read(found), rows)
         if out is not None:
             print(f"{len(paths)} files in first-touch order: {out}")
+        if pack is not None and recording is not None:
+            print(f"{len(recording.ranges)} reads in the order of asking: {pack}")
+
+
+def _write(option: str, file: Path, data: bytes) -> None:
+    from harness.errors import UsageError
+
+    try:
+        file.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"{option} {file}: {error.strerror}") from None
 
 
 def _run(setups: Setups, case: PlannedCase) -> tuple[Observation, list[Touch], Reads]:

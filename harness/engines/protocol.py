@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from harness.kernel.namespaces import Namespaces
-    from harness.lazyfs.messages import Touch
+    from harness.lazyfs.messages import ReadRange, Touch
     from harness.machine.machine import Machine
     from harness.model.modes import Mode
     from harness.model.observation import Invalidity, LazyUsage, Phase, WorkloadResult
@@ -208,6 +208,10 @@ class Engine(Protocol):
 
     def first_touches(self) -> list[Touch]:
         """Reads in first-touch order, if the request asked for them."""
+        ...
+
+    def read_ranges(self) -> list[ReadRange]:
+        """What the kernel asked for of the layers' bytes, if the request asked for a trace and the mode has them."""
         ...
 
     def report(self) -> Report:

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.lazyfs.messages import Histogram, OpcodeUsage, Usage
+from harness.lazyfs.messages import Histogram, OpcodeUsage, PackUsage, Usage
 
 if TYPE_CHECKING:
     from harness.errors import ColdbenchError
@@ -79,6 +79,28 @@ def _histogram(counts: list[int], total_ns: int, max_ns: int) -> Histogram:
 
 
 @dataclass(slots=True)
+class PackCounters:
+    """What came of a start pack (``harness.lazyfs.data.pack``)."""
+
+    frames_total: int = 0
+    frames: int = 0
+    bytes_pushed: int = 0
+    reads: int = 0
+    passed_over: int = 0
+    """Reads of bytes that it holds and that took their spans, since the frame was too far off."""
+    failures: int = 0
+    failure: str = ""
+    differs: str = ""
+    """Where it has other bytes than the layers, if it does."""
+
+    def usage(self) -> PackUsage:
+        return PackUsage(
+            self.frames_total, self.frames, self.bytes_pushed, self.reads, self.passed_over, self.failures,
+            self.failure, self.differs,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
 class Counters:
     """Everything one daemon did. ``freeze`` is called at readiness and keeps what had been fetched by then."""
 
@@ -109,6 +131,8 @@ class Counters:
     streamed_why: str = ""
     t0_ns: int = 0
     before_ready: tuple[int, int, int] | None = None
+    pack: PackCounters | None = None
+    """None where the preset follows no start pack."""
 
     def note_read_error(self, where: str, error: ColdbenchError) -> None:
         """Count a read that could not be answered; the log says it once for each cause, not for each read."""
@@ -164,4 +188,5 @@ class Counters:
             bytes_streamed=self.bytes_streamed,
             streamed_since_s=(self.streamed_since_ns - self.t0_ns) / 1e9 if self.streamed_since_ns else None,
             streamed_why=self.streamed_why,
+            pack=self.pack.usage() if self.pack is not None else None,
         )

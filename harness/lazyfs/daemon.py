@@ -149,6 +149,8 @@ class Daemon:
                 return service.usage()
             case messages.GetTouches():
                 return messages.Touches(tuple(service.first_touches()))
+            case messages.GetReadRanges():
+                return messages.ReadRanges(tuple(service.read_ranges()))
             case messages.AwaitBackground(wait_s):
                 return await service.background(wait_s)
             case messages.End():

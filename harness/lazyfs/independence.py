@@ -48,9 +48,11 @@ class Independence:
         *,
         image: LocalImage | None = None,
         fetch_besides: Callable[[], Awaitable[bool]] | None = None,
+        inflated: Callable[[], Awaitable[None]] | None = None,
         handed_over: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``fetch_besides``: other blobs that reading takes; ``handed_over`` is called when the kernel was turned."""
+        """``fetch_besides``: other blobs that reading takes. ``inflated`` is called when the cache file is complete,
+        ``handed_over`` when the kernel was turned to it."""
         self.done = trio.Event()
         """The background fetch has ended, and the handover, if one was due, has been tried."""
         self.complete = False
@@ -59,6 +61,7 @@ class Independence:
         self._store = store
         self._image = image
         self._fetch_besides = fetch_besides
+        self._inflated = inflated
         self._handed_over = handed_over
         self._devices: tuple[tuple[str, ...], str] | None = None
         self._devices_known = trio.Event()
@@ -113,6 +116,8 @@ class Independence:
             else:
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        if self._inflated is not None:
+            await self._inflated()
         await self._hand_over()
         self.spans.append(Span("inflate", start, time.monotonic_ns()))
 

@@ -136,6 +136,8 @@ class BlobMounted:
     layers_whole: tuple[int, ...]
     """Layers that were fetched whole before the mount."""
     spans: tuple[Span, ...] = ()
+    exact_read_ahead_kib: int = 0
+    """Read-ahead of the loop devices, to which the file's own then adds nothing; 0: as ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +230,20 @@ class OpcodeUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class PackUsage:
+    """What came of a start pack; the fields are those of ``harness.model.observation.PackUsage``."""
+
+    frames_total: int
+    frames: int
+    bytes_pushed: int
+    reads: int
+    passed_over: int
+    failures: int
+    failure: str
+    differs: str
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Everything the daemon counted; the fields are those of ``harness.model.observation.LazyUsage``."""
 
@@ -256,6 +272,7 @@ class Usage:
     bytes_streamed: int = 0
     streamed_since_s: float | None = None
     streamed_why: str = ""
+    pack: PackUsage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,11 +306,37 @@ class GetTouches(Request[Touches]):
 
 
 @dataclass(frozen=True, slots=True)
+class ReadRange:
+    """A read of bytes [begin, end) of a layer's address space, ``t_s`` seconds after T0."""
+
+    layer: int
+    begin: int
+    end: int
+    t_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRanges:
+    """In the order of the reads, each range once."""
+
+    ranges: tuple[ReadRange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GetReadRanges(Request[ReadRanges]):
+    """What the kernel asked for so far; nothing unless a mount request for a blob asked for a trace."""
+
+    answer: ClassVar[type] = ReadRanges
+
+
+@dataclass(frozen=True, slots=True)
 class End(Request[Done]):
     """Unmount and end."""
 
     answer: ClassVar[type] = Done
 
 
-REQUESTS: tuple[type, ...] = (MountTree, MountBlob, UseDevices, MarkReady, AwaitBackground, GetUsage, GetTouches, End)
-ANSWERS: tuple[type, ...] = (Up, Refused, Done, TreeMounted, BlobMounted, BackgroundState, Usage, Touches)
+REQUESTS: tuple[type, ...] = (
+    MountTree, MountBlob, UseDevices, MarkReady, AwaitBackground, GetUsage, GetTouches, GetReadRanges, End,
+)  # fmt: skip
+ANSWERS: tuple[type, ...] = (Up, Refused, Done, TreeMounted, BlobMounted, BackgroundState, Usage, Touches, ReadRanges)

@@ -12,12 +12,15 @@ import trio
 
 from harness.errors import ColdbenchError, DiskFull, UsageError
 from harness.formats.erofs.device import device_starts, head_with_devices
+from harness.formats.erofs.index import index_pack
 from harness.formats.erofs.spans import WHOLE
 from harness.kernel.cpu_meter import CpuMeter
-from harness.lazyfs.counters import Counters
+from harness.lazyfs.counters import Counters, PackCounters
 from harness.lazyfs.data import prefetch as fetching
 from harness.lazyfs.data.blob_image import BlobImage, Windows
 from harness.lazyfs.data.disk_cache import DiskCache, DiskHealth, SparseFile
+from harness.lazyfs.data.pack import StartPack, no_pack
+from harness.lazyfs.data.pack_comparison import compare
 from harness.lazyfs.data.regions import RegionSource
 from harness.lazyfs.data.sources import OpenedLayer, open_layer
 from harness.lazyfs.data.store import Store
@@ -29,6 +32,7 @@ from harness.lazyfs.fuse.kernel_pages import KernelPages
 from harness.lazyfs.fuse.namespace import Namespace
 from harness.lazyfs.independence import Independence, LocalImage
 from harness.lazyfs.messages import BackgroundState, BlobMounted, MetadataFile, Span, TreeMounted
+from harness.lazyfs.mounting.loop_device import read_ahead_as_lazy
 from harness.lazyfs.mounting.mounts import set_read_ahead
 from harness.lazyfs.trace import BlockTrace, Trace
 from harness.model.modes import lazy_policy
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
     from harness.lazyfs.data.residency import Layer
     from harness.lazyfs.data.units import Units
     from harness.lazyfs.fuse.connection import AnySession
-    from harness.lazyfs.messages import LazyLayer, MountBlob, MountTree, Serving, StoreAddress, Touch, Usage
+    from harness.lazyfs.messages import LazyLayer, MountBlob, MountTree, ReadRange, Serving, StoreAddress, Touch, Usage
     from harness.model.policy import LazyPolicy
     from harness.oci.store import BlobStore
 
@@ -66,6 +70,11 @@ class Service:
         self._store: Store | None = None
         self._client: BlobStore | None = None
         self._name_touches: Callable[[], list[Touch]] = list
+        self.read_ranges: Callable[[], list[ReadRange]] = list
+        """See ``harness.lazyfs.trace``; empty without a trace of a blob."""
+        self._pack: StartPack | None = None
+        self._devices: tuple[str, ...] = ()
+        """Loop devices of the mount."""
         self._disks: list[DiskCache] = []
         self._files: list[SparseFile] = []
         self._windows: Windows | None = None
@@ -106,8 +115,11 @@ class Service:
         client, policy, store = self._begin(request.serving)
         spans: list[Span] = []
         start = time.monotonic_ns()
+        pack = self._start_pack(client, policy, request)
         image = await trio.to_thread.run_sync(BlobImage.open, client, request.index)
         spans.append(_span("index", start, detail="erofs"))
+        if pack is not None:
+            pack.bind(image.head_digest, image.index)
         trace = BlockTrace(request.serving.t0_ns or start) if request.serving.trace else None
         whole = self._add_indexed(store, image, policy)
         self.counters.layers_lazy = len(image.index.layers) - len(whole)
@@ -115,12 +127,14 @@ class Service:
         await gather([partial(self._fill_whole, client, *entry, spans) for entry in whole])
         start = time.monotonic_ns()
         blob = BlobPresentation(policy, self.counters, trace)
+        blob.pack = pack
         blob.present(store, image.index.metadata, image.index.layer_starts, image.index.image_bytes)
         if blob.cached and self.counters.layers_lazy:
             self._pages = store.pages = KernelPages(partial(self._session.store_pages, IMAGE), image.index.layer_starts)
         self._windows = image.windows
         if trace is not None:
             self._name_touches = partial(image.name_touches, trace)
+            self.read_ranges = trace.read_ranges
         self._session.present(blob, self.counters)
         spans.append(_span("mount", start, detail="blob"))
         if policy.prefetch:
@@ -132,7 +146,21 @@ class Service:
         if loop and self._image is not None:
             local = LocalImage(self._image, memoryview(image.index.metadata), image.index.image_bytes)
         self._go_on(store, local)
-        return BlobMounted(BLOB_NAME, loop, metadata, tuple(layer.number for _, layer in whole), tuple(spans))
+        numbers = tuple(layer.number for _, layer in whole)
+        return BlobMounted(BLOB_NAME, loop, metadata, numbers, tuple(spans), policy.exact_read_ahead_kib)
+
+    def _start_pack(self, client: BlobStore, policy: LazyPolicy, request: MountBlob) -> StartPack | None:
+        """Ask for the index's start pack where the policy follows one; a trace must see every read."""
+        if not policy.pack or request.serving.trace:
+            return None
+        counters = self.counters.pack = PackCounters()
+        named = index_pack(request.index.manifest.encode())
+        self._pack = StartPack(client, named, counters, partial(self._session.store_pages, IMAGE)) if named else None
+        if self._pack is None:
+            no_pack(counters)
+        else:
+            self._pack.start()
+        return self._pack
 
     def _begin(self, serving: Serving) -> tuple[BlobStore, LazyPolicy, Store]:
         """What both presentations begin with: the policy, the image's store and our own over it."""
@@ -154,8 +182,9 @@ class Service:
         if store.policy.read_ahead_kib:
             set_read_ahead(self.mountpoint, store.policy.read_ahead_kib)
         self._independence = Independence(
-            store, image=image, fetch_besides=self._fetch_windows, handed_over=self._leave_fuse
-        )
+            store, image=image, fetch_besides=self._fetch_windows, inflated=self._compare_pack,
+            handed_over=self._leave_fuse,
+        )  # fmt: skip
         stream = Stream(store, CpuMeter(), self._prefetched, self._fetch_windows)
         self._nursery.start_soon(stream.run, self._ready)
         self._nursery.start_soon(self._independence.run, self._ready)
@@ -273,6 +302,7 @@ class Service:
         """These loop devices are over our file; ``mounted`` is the one that EROFS is mounted from."""
         assert self._independence is not None
         await self._independence.use_devices(devices, mounted)
+        self._devices = tuple(dict.fromkeys((*devices, mounted)))
 
     async def background(self, wait_s: float) -> BackgroundState:
         """What the background fetch has come to when it has ended, or after ``wait_s``."""
@@ -284,7 +314,14 @@ class Service:
         complete = independence.done.is_set() and independence.complete
         return BackgroundState(complete, (*self._spans, *independence.spans))
 
+    async def _compare_pack(self) -> None:
+        """The layers are all inflated: hold what the start pack said against them."""
+        if self._pack is not None and self._image is not None:
+            await compare(self._pack, self._image, self.counters)
+
     async def _leave_fuse(self) -> None:
+        if self._pack is not None:
+            self._pack.close()
         if self._pages is not None:
             await trio.to_thread.run_sync(self._forget_pages, self._pages)
 
@@ -310,6 +347,9 @@ class Service:
         """The container is ready: freeze the counters 'before ready', let the background fetch begin."""
         self._take_wire_counters()
         self.counters.freeze()
+        if self._pack is not None:
+            for device in self._devices:
+                read_ahead_as_lazy(device)
         self._ready.set()
 
     def usage(self) -> Usage:
@@ -333,6 +373,8 @@ class Service:
 
     def close(self) -> None:
         """Let go of files and connections; the session is stopped by the caller."""
+        if self._pack is not None:
+            self._pack.close()
         for disk in self._disks:
             disk.close()
         for file in self._files:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from harness.lazyfs.messages import Touch
+from harness.lazyfs.messages import ReadRange, Touch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,9 +45,11 @@ class BlockTrace:
         self.t0_ns = t0_ns
         self._clock_ns = clock_ns
         self._blocks: dict[tuple[int, int], int] = {}
+        self._reads: dict[tuple[int, int, int], int] = {}
 
     def note(self, layer: int, offset: int, size: int) -> None:
         """A read of a layer's address space."""
+        self._reads.setdefault((layer, offset, offset + size), self._clock_ns())
         for block in range(offset // self.BLOCK, (offset + size - 1) // self.BLOCK + 1):
             if (layer, block) not in self._blocks:
                 self._blocks[layer, block] = self._clock_ns()
@@ -57,4 +59,11 @@ class BlockTrace:
         return [
             (layer, block * self.BLOCK, (block + 1) * self.BLOCK, (at_ns - self.t0_ns) / 1e9)
             for (layer, block), at_ns in self._blocks.items()
+        ]
+
+    def read_ranges(self) -> list[ReadRange]:
+        """Each read as the kernel asked for it, in order."""
+        return [
+            ReadRange(layer, begin, end, (at_ns - self.t0_ns) / 1e9)
+            for (layer, begin, end), at_ns in self._reads.items()
         ]

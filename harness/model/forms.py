@@ -15,11 +15,14 @@ class Form(StrEnum):
     """Written for one workload: what its start reads comes first, up to a landmark that is fetched ahead."""
     SOCI = "soci"
     EROFS = "erofs"
+    EROFS_PACKED = "erofs-packed"
+    """With a start pack, recorded for one workload."""
 
 
 _NO_WAY_INTO = {
     (Form.SOCI, "zstd"): "a zTOC leads into gzip and plain tar, not into zstd: every layer would be unpacked",
     (Form.EROFS, "zstd"): "the index has no way into zstd: every layer would be fetched whole at the start",
+    (Form.EROFS_PACKED, "zstd"): "a start pack holds nothing of zstd layers, which are fetched whole at the start",
 }
 
 

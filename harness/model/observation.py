@@ -63,7 +63,7 @@ class Invalidity(Frozen):
     rule: str
     """One of the rules of ``harness.session.validity``: ``not-lazy``, ``stream-unfounded``, ``fuse-in-full-pull``,
     ``cache-not-cold``, ``host-stolen``, ``limits-not-as-asked``, ``below-bound``, ``daemon-died``, ``reads-failed``,
-    ``not-independent``, ``out-of-memory``."""
+    ``not-independent``, ``pack-not-used``, ``pack-differs``, ``out-of-memory``."""
     reason: str
 
 
@@ -114,6 +114,25 @@ class FuseOpcode(Frozen):
     queueing: Histogram = Histogram()
 
 
+class PackUsage(Frozen):
+    """What came of the start pack that a preset follows."""
+
+    frames_total: int = 0
+    """0 where none came: the index has no pack, or its table was of no use."""
+    frames: int = 0
+    bytes_pushed: int = 0
+    """Unpacked bytes handed to the kernel's page cache."""
+    reads: int = 0
+    """Reads answered from it, beside those that the page cache answered."""
+    passed_over: int = 0
+    """Reads of bytes that it holds and that took their spans, since the frame was too far off."""
+    failures: int = 0
+    failure: str = ""
+    """The first of them."""
+    differs: str = ""
+    """Where it has other bytes than the layers, if it does: compared when the rest of the image was inflated."""
+
+
 class LazyUsage(Frozen):
     """What the lazy-pulling daemon did, up to ready and in all. None stands for what its engine cannot know."""
 
@@ -153,6 +172,8 @@ class LazyUsage(Frozen):
     """Seconds after T0 when the daemon began to stream the layers; None where it did not."""
     streamed_why: str = ""
     """What the daemon saw then: the latency of a round, the cores it may use, how idle they were."""
+    pack: PackUsage | None = None
+    """None where the preset follows no start pack."""
 
     @property
     def fuse_requests(self) -> int | None:

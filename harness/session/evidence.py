@@ -98,6 +98,7 @@ class Witness:
         self.died = tuple(f"daemon {pid}" for pid in self.daemons if not observing.running(pid))
         self.lazy = self._usage(engine.lazy_usage())
         self.setup.touches.extend(engine.first_touches())
+        self.setup.ranges.extend(engine.read_ranges())
 
     def hear(self, engine: Engine) -> None:
         """What the engine reports, also of a trial that failed."""
@@ -199,6 +200,7 @@ class Witness:
             background_finished=(
                 self.lazy.background_finished if self.lazy and self.setup.timeouts.background_s > 0 else None
             ),
+            pack=self.lazy.pack if self.lazy else None,
             oom_kills=used.oom_kills if used else 0,
         )
 

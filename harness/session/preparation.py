@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from harness.formats.erofs.recording import Recording
     from harness.model.scenario import Scenario
     from harness.oci.cache import Cache
     from harness.oci.image import Image
@@ -147,8 +148,11 @@ class Preparer:
             self._local[scenario.name] = found
         return self._local[scenario.name]
 
-    def publish(self, scenario: Scenario, form: Form, first: tuple[str, ...] = ()) -> Published:
-        """One form of the scenario's image, at the registry; ``first`` is what its start reads, for an optimized form.
+    def publish(
+        self, scenario: Scenario, form: Form, first: tuple[str, ...] = (), recording: Recording | None = None
+    ) -> Published:
+        """One form of the scenario's image, at the registry; ``first`` is what its start reads, for an optimized form,
+        ``recording`` what it asks for, for one with a start pack.
 
         Raises:
             ColdbenchError: it cannot be made or pushed.
@@ -156,7 +160,7 @@ class Preparer:
         key = (scenario.name, form)
         if key not in self._published:
             local = self.local(scenario)
-            name = local.name if form is Form.IMAGE else self._form(scenario, local, form, first)
+            name = local.name if form is Form.IMAGE else self._form(scenario, local, form, first, recording)
             self.progress.preparing(scenario.name, f"pushing {form}")
             self._published[key] = self._push(scenario, form, name)
         return self._published[key]
@@ -201,10 +205,19 @@ class Preparer:
 
     # -- forms
 
-    def _form(self, scenario: Scenario, local: LocalImage, form: Form, first: tuple[str, ...]) -> Reference:
+    def _form(
+        self,
+        scenario: Scenario,
+        local: LocalImage,
+        form: Form,
+        first: tuple[str, ...],
+        recording: Recording | None,
+    ) -> Reference:
         key = local.digest.partition(":")[2]
         if first:
             key += "-" + hashlib.sha256("\0".join(first).encode()).hexdigest()[:16]
+        if recording is not None:
+            key += "-" + hashlib.sha256(recording.encode()).hexdigest()[:16]
         place = self.cache.root / "forms" / f"{form}-{FORMS_VERSION}" / key
         cost = Cost()
         self.progress.preparing(scenario.name, form)
@@ -216,6 +229,8 @@ class Preparer:
                     destination = LayoutStore(made, TAG, create=True)
                     if form is Form.ESTARGZ_OPTIMIZED:
                         self.make_estargz(source, local.image, destination, scratch, first)
+                    elif recording is not None:
+                        self.make_packed(scenario, local, destination, recording)
                     else:
                         _MAKERS[form](self, source, local.image, destination, scratch)
                     destination.close()
@@ -262,6 +277,20 @@ class Preparer:
 
         index_image(source, destination, progress=self._bytes(image), copy=True)
 
+    def make_packed(
+        self, scenario: Scenario, local: LocalImage, destination: LayoutStore, recording: Recording
+    ) -> None:
+        """Copies the image and its EROFS index, and puts the index with a pack of the recording beside them."""
+        from harness.formats.erofs.image import find_erofs_index
+        from harness.formats.erofs.packing import add_pack
+
+        indexed = self._form(scenario, local, Form.EROFS, (), None)
+        with open_source(indexed) as source:
+            image = source.resolve()
+            copy_image(source, destination, referrers=True)
+            _, manifest = find_erofs_index(source, image.descriptor)
+            add_pack(source, destination, image, manifest, [recording])
+
     # -- the registry
 
     def _push(self, scenario: Scenario, form: str, name: Reference) -> Published:
@@ -272,7 +301,7 @@ class Preparer:
             head, _data = source.head()
             image = source.resolve()
             index = ""
-            if form == Form.EROFS:
+            if form in {Form.EROFS, Form.EROFS_PACKED}:
                 index = find_erofs_index(source, image.descriptor)[0].digest
             tag = f"{form}-{head.digest.partition(':')[2][:16]}"
             destination = open_destination(f"docker://{self.host}/{repository}:{tag}")

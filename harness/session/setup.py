@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from harness.engines.protocol import Container, DeployRequest, Engine, WorkloadRunner
-    from harness.lazyfs.messages import Touch
+    from harness.lazyfs.messages import ReadRange, Touch
     from harness.machine.machine import Machine
     from harness.model.observation import Bound
     from harness.model.plan import PlannedCase, PlannedTrial
@@ -115,3 +115,5 @@ class TrialSetup:
     """What a start reads that reads a share of the image, for the record; empty for any other."""
     touches: list[Touch] = field(default_factory=list)
     """Trials of a trace run keep the reads in first-touch order here."""
+    ranges: list[ReadRange] = field(default_factory=list)
+    """The same as the kernel asked for them, by ranges of layers, where the mode serves one blob."""

@@ -7,13 +7,13 @@ Beside the trials of the plan there are two kinds that run out of band and are k
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.engines.confinement import Confinement
 from harness.errors import ColdbenchError, Interrupted, NotReady, RehearsalFailed, WorkloadError, WorkloadExited
 from harness.model.axes import axis_values
-from harness.model.modes import EMBEDDED, OVERLAY2, Form, tracer
+from harness.model.modes import EMBEDDED, OVERLAY2, Form, recorder, recorder_options, tracer
 from harness.model.observation import Case
 from harness.model.plan import PlannedCase, PlannedTrial
 from harness.model.scenario import ModeChoice
@@ -21,7 +21,7 @@ from harness.model.session import Preparation
 from harness.model.shape import Distance, parse_shape
 from harness.probes import share
 from harness.probes.readiness import LAST_WORDS
-from harness.session import application, traces
+from harness.session import application, recordings, traces
 from harness.session.inventory import Inventory
 from harness.session.preparation import Cost
 from harness.session.progress import last_lines
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from harness.engines.protocol import WorkloadRunner
-    from harness.lazyfs.messages import Touch
+    from harness.formats.erofs.recording import Recording
+    from harness.lazyfs.messages import Option, ReadRange, Touch
     from harness.model.bound import ImageSize
     from harness.model.modes import Mode
     from harness.model.observation import Observation
@@ -75,11 +76,13 @@ def roomy_shape() -> Shape:
     return parse_shape("unlimited").model_copy(update={"memory_bytes": memory_bytes // 2})
 
 
-def side_case(scenario: Scenario, mode: Mode, shape: Shape | None = None) -> PlannedCase:
+def side_case(
+    scenario: Scenario, mode: Mode, shape: Shape | None = None, options: Mapping[str, Option] | None = None
+) -> PlannedCase:
     """Makes a case that is in no plan: the mode's best preset, no distance, a roomy machine unless a shape is given."""
     shape = shape or roomy_shape()
     distance = shape.distance or Distance()
-    choice = ModeChoice(mode=mode.name, preset=mode.best.name)
+    choice = ModeChoice(mode=mode.name, preset=mode.best.name, options=dict(options or {}))
     case = Case(
         scenario=scenario.name, mode=choice.mode, preset=choice.preset, engine=EMBEDDED, shape=shape.label,
         distance=distance.name, **axis_values(scenario),
@@ -127,10 +130,13 @@ class Setups:
         key = (scenario.name, case.form)
         if key not in self._published:
             first: tuple[str, ...] = ()
+            recording: Recording | None = None
             if case.form is Form.ESTARGZ_OPTIMIZED:
                 first = self._trace(scenario, self.material(scenario))
+            elif case.form is Form.EROFS_PACKED:
+                recording = self._record(scenario, self.material(scenario))
             with self.interrupts.allowed():
-                published = self.preparer.publish(scenario, case.form, first)
+                published = self.preparer.publish(scenario, case.form, first, recording)
                 self.endpoint.explore(published.repository, published.reference)
                 self._published[key] = published
 
@@ -253,6 +259,29 @@ class Setups:
         self._note(scenario, "trace", material, cost, {"paths": len(paths)})
         return paths
 
+    def _record(self, scenario: Scenario, material: Material) -> Recording:
+        """Returns what the kernel asks for in a start, for a start pack."""
+        path = recordings.place(self.preparer.cache, material.digest, scenario.workload)
+        recording = recordings.load(path)
+        cost: Cost | None = None
+        if recording is None:
+            self.progress.preparing(scenario.name, "recording a start")
+            cost = Cost()
+            recording = self.record(scenario)
+            recordings.save(path, recording)
+        self._note(scenario, "recording", material, cost, {"ranges": len(recording.ranges)})
+        return recording
+
+    def record(self, scenario: Scenario) -> Recording:
+        """Run one trial that records what the kernel asks for of the layers; raises WorkloadError when it fails."""
+        case = side_case(scenario, recorder(), options=recorder_options())
+        self.material(scenario)
+        self.publish(case)
+        ranges: list[ReadRange] = []
+        observation = self._side_trial(case, "recording", [], ranges)
+        layers = [layer.digest for layer in self.preparer.local(scenario).image.layers]
+        return recordings.recording_of(ranges, layers, observation.time_to_ready_s or 0.0)
+
     def trace(self, case: PlannedCase) -> tuple[Observation, list[Touch]]:
         """Run one trial that records its reads, prefetch off; raises WorkloadError when it fails."""
         self.publish(case)
@@ -283,8 +312,16 @@ class Setups:
         self._note(scenario, "application", material, cost, {"application_core_s": figure, **details})
         return figure
 
-    def _side_trial(self, case: PlannedCase, what: str, touches: list[Touch] | None = None) -> Observation:
+    def _side_trial(
+        self,
+        case: PlannedCase,
+        what: str,
+        touches: list[Touch] | None = None,
+        ranges: list[ReadRange] | None = None,
+    ) -> Observation:
         setup = self.setup(PlannedTrial(trial=0, block=0, case=case.case.key), case, touches, side=True)
+        if ranges is not None:
+            setup = replace(setup, ranges=ranges)
         observation = run_trial(setup)
         failure = observation.failure
         if failure is None:

@@ -30,6 +30,10 @@ An invalid trial is kept with its reasons. The rules:
     A read of the root file system could not be answered and failed with an I/O error.
 ``not-independent``
     A lazy start promised to fetch the rest of the image in the background, and had not when the wait for it ended.
+``pack-not-used``
+    A preset that follows a start pack, and not one frame of it came.
+``pack-differs``
+    The start pack has other bytes than the layers, so that the container ran on another image.
 ``out-of-memory``
     The kernel killed a process of the machine for want of memory.
 """
@@ -43,6 +47,8 @@ from harness.model.observation import Invalidity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from harness.model.observation import PackUsage
 
 NOT_LAZY_SHARE = 0.9
 SMALL_IMAGE_BYTES = 16 << 20
@@ -58,7 +64,8 @@ CPU_TOLERANCE_S = 0.25
 
 RULES = (
     "not-lazy", "stream-unfounded", "fuse-in-full-pull", "cache-not-cold", "not-there", "host-stolen",
-    "limits-not-as-asked", "below-bound", "daemon-died", "reads-failed", "not-independent", "out-of-memory",
+    "limits-not-as-asked", "below-bound", "daemon-died", "reads-failed", "not-independent", "pack-not-used", "pack-differs",
+    "out-of-memory",
 )  # fmt: skip
 
 
@@ -100,6 +107,8 @@ class Evidence:
     read_errors: int | None = None
     background_finished: bool | None = None
     """None where nothing was promised, or nobody waited for it."""
+    pack: PackUsage | None = None
+    """None where the preset follows no start pack."""
     oom_kills: int = 0
 
 
@@ -133,6 +142,10 @@ def _broken(e: Evidence) -> Iterator[tuple[str, str]]:
         yield "reads-failed", f"{e.read_errors} read(s) of the root file system failed with an I/O error"
     if e.background_finished is False:
         yield "not-independent", "the background fetch was promised and had not finished when the wait for it ended"
+    if e.pack is not None and not e.pack.frames:
+        yield "pack-not-used", f"no frame of the start pack came: {e.pack.failure or 'it was too late'}"
+    if e.pack is not None and e.pack.differs:
+        yield "pack-differs", f"the start pack does not match the layers: {e.pack.differs}"
     if e.oom_kills:
         yield "out-of-memory", f"the kernel killed {e.oom_kills} process(es) of the machine for want of memory"
 

@@ -224,7 +224,10 @@ def serve(source: ImageSource, mode: str, place: Path, **request: Any) -> Iterat
         if mode == "erofs":
             blob = client.call(MountBlob(serving, plan_blob(source, image)))
             target.mkdir()
-            mounted = mount_erofs(str(mountpoint / blob.file), str(target), loop=blob.loop, parts=blob.metadata)
+            mounted = mount_erofs(
+                str(mountpoint / blob.file), str(target), loop=blob.loop, parts=blob.metadata,
+                exact_kib=blob.exact_read_ahead_kib,
+            )  # fmt: skip
             if mounted.devices:
                 client.call(UseDevices(mounted.devices, mounted.mounted))
             yield Served(client, process, str(mountpoint), target, [])

@@ -39,6 +39,8 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "lazyfs/plan.py": ("a kind of lazy layer", {"estargz"}),
     "lazyfs/data/sources.py": ("a kind of lazy layer", {"estargz"}),
     "lazyfs/service.py": ("detail of a span", {"erofs"}),
+    "lazyfs/data/memory_cache.py": ("a field's name, of stored bytes", {"packed"}),
+    "oci/archive.py": ("a file's name", {"packed"}),
     "engines/embedded/lazy.py": ("a directory's name, and the image's reference", {"erofs", "reference"}),
     "engines/docker": ("Docker's own name of its storage driver", {"overlay2"}),
     "cli/shapes.py": ("the shape that is taken when none is named", {"default"}),
@@ -141,7 +143,7 @@ def test_a_full_pull_has_options_of_its_own() -> None:
 
 def test_unknown_names_bring_the_known_ones() -> None:
     """Presets of that mode only, modes of that engine, engines that something implements."""
-    with pytest.raises(UsageError, match="tuned, eager"):
+    with pytest.raises(UsageError, match="tuned, packed, eager"):
         policy_of("erofs", "reference")
     with pytest.raises(UsageError, match="did you mean 'erofs'"):
         policy_of("erofz", "tuned")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator
 
-    from harness.lazyfs.messages import Touch
+    from harness.lazyfs.messages import ReadRange, Touch
     from harness.model.modes import Mode
     from harness.model.observation import Bound, LazyUsage
     from harness.model.timeline import Recorder
@@ -152,6 +152,9 @@ class FakeEngine:
         return ()
 
     def first_touches(self) -> list[Touch]:
+        return []
+
+    def read_ranges(self) -> list[ReadRange]:
         return []
 
     def tear_down(self) -> None:

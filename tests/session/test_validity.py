@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from harness.model.observation import PackUsage
 from harness.session.validity import RULES, Evidence, check
 
 MB = 1 << 20
@@ -71,6 +72,8 @@ def test_clean_trial_is_valid(evidence: Evidence) -> None:
         (replace(LAZY, daemons_died=("lazyfs",)), "daemon-died", "lazyfs"),
         (replace(LAZY, read_errors=3), "reads-failed", "3 read(s)"),
         (replace(LAZY, background_finished=False), "not-independent", "had not finished"),
+        (replace(LAZY, pack=PackUsage(frames_total=9, failure="it is gone")), "pack-not-used", "came: it is gone"),
+        (replace(LAZY, pack=PackUsage(frames=9, differs="bytes 0 to 4096")), "pack-differs", "bytes 0 to 4096"),
         (replace(FULL, oom_kills=2), "out-of-memory", "2 process"),
     ],
 )
@@ -87,6 +90,7 @@ def test_every_rule_is_reached() -> None:
     lazy = replace(
         lazy,
         read_errors=1,
+        pack=PackUsage(differs="somewhere"),
         background_finished=False,
         daemons_died=("d",),
         limits_wrong=("cpu",),

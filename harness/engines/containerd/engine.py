@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from harness.engines.containerd.daemons import Daemon, Helper
     from harness.engines.protocol import Availability, DeployRequest, Watch
-    from harness.lazyfs.messages import Touch
+    from harness.lazyfs.messages import ReadRange, Touch
     from harness.machine.machine import Machine
     from harness.model.modes import Mode
     from harness.model.observation import Invalidity
@@ -273,6 +273,9 @@ class ContainerdEngine:
         return (self._served.pid,) if self._served is not None and self._lazy else ()
 
     def first_touches(self) -> list[Touch]:
+        return []
+
+    def read_ranges(self) -> list[ReadRange]:
         return []
 
     def report(self) -> Report:

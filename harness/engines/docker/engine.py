@@ -23,7 +23,7 @@ from harness.model.modes import DOCKER, containerd_store, engine_modes
 
 if TYPE_CHECKING:
     from harness.engines.protocol import Container, DeployRequest, Watch
-    from harness.lazyfs.messages import Touch
+    from harness.lazyfs.messages import ReadRange, Touch
     from harness.machine.machine import Machine
     from harness.model.engine import EngineChoice
     from harness.model.modes import Mode
@@ -224,6 +224,9 @@ class DockerEngine:
         return self._daemons.pids
 
     def first_touches(self) -> list[Touch]:
+        return []
+
+    def read_ranges(self) -> list[ReadRange]:
         return []
 
     def report(self) -> Report:

@@ -43,7 +43,7 @@ from harness.model.policy import PYFUSE3
 
 if TYPE_CHECKING:
     from harness.engines.protocol import Container, DeployRequest, Watch
-    from harness.lazyfs.messages import Touch
+    from harness.lazyfs.messages import ReadRange, Touch
     from harness.machine.machine import Machine
     from harness.model.engine import EngineChoice
     from harness.model.modes import Mode
@@ -318,6 +318,9 @@ class EmbeddedEngine:
 
     def first_touches(self) -> list[Touch]:
         return [] if self._observer is None else self._observer.first_touches()
+
+    def read_ranges(self) -> list[ReadRange]:
+        return [] if self._observer is None else self._observer.read_ranges()
 
     def report(self) -> Report:
         return Report(

@@ -21,6 +21,7 @@ from harness.errors import MachineError
 from harness.lazyfs.control import DaemonClient
 from harness.lazyfs.messages import (
     AwaitBackground,
+    GetReadRanges,
     GetTouches,
     GetUsage,
     MarkReady,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
 
-    from harness.lazyfs.messages import Option, Span, Touch
+    from harness.lazyfs.messages import Option, ReadRange, Span, Touch
     from harness.model.observation import LazyUsage
     from harness.model.timeline import Recorder
     from harness.oci.image import Image
@@ -152,7 +153,9 @@ def _provide_blob(
         os.makedirs(target, exist_ok=True)
         with context.span("mount", detail="EROFS"):
             image_file = os.path.join(mountpoint, answer.file)
-            mounted = mount_erofs(image_file, target, loop=answer.loop, parts=answer.metadata)
+            mounted = mount_erofs(
+                image_file, target, loop=answer.loop, parts=answer.metadata, exact_kib=answer.exact_read_ahead_kib
+            )
         if mounted.devices:
             daemon.call(UseDevices(mounted.devices, mounted.mounted))
     except BaseException:
@@ -196,6 +199,9 @@ class Observer:
 
     def first_touches(self) -> list[Touch]:
         return list(self._daemon.call(GetTouches(), timeout_s=60.0).touches)
+
+    def read_ranges(self) -> list[ReadRange]:
+        return list(self._daemon.call(GetReadRanges(), timeout_s=60.0).ranges)
 
     def close(self) -> None:
         self._daemon.close()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from harness.lazyfs.control import DaemonClient
-    from harness.lazyfs.messages import Option, StoreAddress, Touch
+    from harness.lazyfs.messages import Option, ReadRange, StoreAddress, Touch
     from harness.model.observation import LazyUsage
     from harness.model.timeline import Recorder
     from harness.oci.image import Image
@@ -102,6 +102,8 @@ class Observer(Protocol):
     def lazy_usage(self) -> LazyUsage | None: ...
 
     def first_touches(self) -> list[Touch]: ...
+
+    def read_ranges(self) -> list[ReadRange]: ...
 
     def close(self) -> None:
         """Ask the daemon to end; the engine waits for its process and kills it after a while."""

@@ -9,13 +9,13 @@ from harness.formats.erofs.spans import WHOLE
 
 if TYPE_CHECKING:
     from harness.formats.erofs.spans import IndexedLayer
-    from harness.oci.store import Blob
+    from harness.formats.table import RangeSource
 
 
 class IndexedByteSource:
     """Verified random access to an indexed layer's address space (``table.ByteSource``); keeps the last span."""
 
-    def __init__(self, layer: IndexedLayer, blob: Blob, windows: Blob | None) -> None:
+    def __init__(self, layer: IndexedLayer, blob: RangeSource, windows: RangeSource | None) -> None:
         if layer.kind == WHOLE:
             raise FormatError(f"layer {layer.number}", "is compressed without a way in: inflate it whole")
         self._layer = layer

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import DigestMismatch, FormatError, ImageNotFound, UnsafePath, UsageError
 from harness.formats.erofs import index as form
 from harness.formats.erofs.build import BuiltLayer, build_layer
+from harness.formats.erofs.head import decode_head
 from harness.formats.erofs.merge import merge_layers
+from harness.formats.erofs.pack_build import DEFAULT_PACK_BYTES
+from harness.formats.erofs.packing import MadePack, make_pack, open_layers
 from harness.formats.erofs.reader import ErofsImage, over_bytes
 from harness.formats.erofs.writer import write_metadata
 from harness.formats.gzip.checkpoints import file_pieces
@@ -22,6 +25,7 @@ from harness.oci.store import Verifier, referring
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from harness.formats.erofs.recording import Recording
     from harness.oci.descriptor import Platform
     from harness.oci.image import Image
     from harness.oci.store import BlobStore, ImageDestination, ImageSource
@@ -39,6 +43,10 @@ class Options:
     platform: Platform | None = None
     workers: int = 0
     """Layers at a time; 0 is one per CPU."""
+    recordings: tuple[Recording, ...] = ()
+    """Starts that a start pack is made of; without any there is none."""
+    pack_bytes: int = DEFAULT_PACK_BYTES
+    """The most that a pack holds, unpacked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,9 @@ class IndexedImage:
     inodes: int
     layers: tuple[dict[str, Any], ...]
     prefetch_missing: tuple[str, ...] = ()
+    pack: Descriptor | None = None
+    pack_raw_bytes: int = 0
+    """Of the pack, unpacked."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -66,6 +77,8 @@ class IndexedImage:
             "inodes": self.inodes,
             "layers": list(self.layers),
             "prefetch_missing": list(self.prefetch_missing),
+            "pack": self.pack.to_json() if self.pack is not None else None,
+            "pack_raw_bytes": self.pack_raw_bytes,
         }
 
 
@@ -104,21 +117,39 @@ def index_image(
     head_bytes, window_bytes = form.encode_index(
         metadata.data, metadata.layer_starts, metadata.image_bytes, [layer.spans for layer in layers], extents
     )
-    if copy:
-        copy_image(source, destination, referrers=False)
     head = Descriptor.of(head_bytes, form.HEAD_TYPE)
     windows = Descriptor.of(window_bytes, form.WINDOWS_TYPE) if window_bytes else None
+    made: MadePack | None = None
+    if options.recordings:
+        parsed = decode_head(head_bytes, image.layers, windows)
+        opened = open_layers(source, image, parsed, _Ranges(window_bytes))
+        made = make_pack(parsed, head.digest, opened, options.recordings, options.pack_bytes)
+    if copy:
+        copy_image(source, destination, referrers=False)
     destination.put_blob(Descriptor.of(form.EMPTY_CONFIG, OCI_EMPTY), form.EMPTY_CONFIG)
     destination.put_blob(head, head_bytes)
     if windows is not None:
         destination.put_blob(windows, window_bytes)
-    manifest = form.index_manifest(image.descriptor, head, windows, options.span_bytes)
+    pack = made.descriptor if made is not None else None
+    if made is not None:
+        destination.put_blob(made.descriptor, made.blob)
+    manifest = form.index_manifest(image.descriptor, head, windows, options.span_bytes, pack)
     index = destination.add_referrer(image.descriptor, manifest, OCI_MANIFEST)
     return IndexedImage(
         image.descriptor, index, len(head_bytes), len(window_bytes), len(metadata.data),
         sum(len(layer.table) for layer in layers), metadata.inodes,
-        tuple(_summary(layer) for layer in layers), missing,
+        tuple(_summary(layer) for layer in layers), missing, pack, made.pack.raw_bytes if made is not None else 0,
     )  # fmt: skip
+
+
+class _Ranges:
+    """A blob that is in memory (``table.RangeSource``)."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read_range(self, offset: int, size: int) -> bytes:
+        return self._data[offset : offset + size]
 
 
 def _summary(layer: BuiltLayer) -> dict[str, Any]:

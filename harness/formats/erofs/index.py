@@ -1,8 +1,9 @@
 """The EROFS index: one artefact that makes an unmodified image mountable before its layers are there.
 
-It is an OCI manifest whose ``subject`` is the image's manifest, with two blobs: the *head*, small and fetched whole
-(file system metadata, where each layer's spans are, digests of spans and windows, prefetch list), and the *windows*,
-from which single ranges are fetched when a span is inflated. docs/formats.md, "EROFS index", has the bytes and the
+It is an OCI manifest whose ``subject`` is the image's manifest, with two or three blobs: the *head*, small and fetched
+whole (file system metadata, where each layer's spans are, digests of spans and windows, prefetch list), the *windows*,
+from which single ranges are fetched when a span is inflated, and perhaps a *pack*, which a start streams
+(``harness.formats.erofs.pack``). docs/formats.md, "EROFS index", has the bytes and the
 chain of digests. ``load_erofs_index`` and everything under it takes the artefact as hostile and raises FormatError or
 DigestMismatch.
 """
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from harness.errors import DigestMismatch, FormatError
 from harness.formats.erofs.head import decode_head, encode_index
+from harness.formats.erofs.pack import PACK_TYPE
 from harness.formats.erofs.spans import GZIP, PLAIN, WHOLE, ErofsIndex, IndexedLayer, LayerSpans
-from harness.oci.descriptor import OCI_EMPTY, OCI_MANIFEST, Descriptor, digest_bytes, go_json
+from harness.oci.descriptor import OCI_EMPTY, OCI_MANIFEST, Descriptor, digest_bytes, go_json, text_map
 from harness.oci.image import parse_json
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ __all__ = [
     "GZIP",
     "HEAD_TYPE",
     "INDEX_TYPE",
+    "PACK_TYPE",
     "PLAIN",
     "WHOLE",
     "WINDOWS_TYPE",
@@ -33,8 +36,10 @@ __all__ = [
     "LayerSpans",
     "encode_index",
     "index_manifest",
+    "index_pack",
     "index_parts",
     "load_erofs_index",
+    "span_bytes_of",
 ]
 
 INDEX_TYPE: Final = "application/vnd.coldbench.erofs.index.v1+json"
@@ -49,7 +54,9 @@ MAX_HEAD_BYTES: Final = 1 << 28
 _WHERE: Final = "EROFS index"
 
 
-def index_manifest(subject: Descriptor, head: Descriptor, windows: Descriptor | None, span_bytes: int) -> bytes:
+def index_manifest(
+    subject: Descriptor, head: Descriptor, windows: Descriptor | None, span_bytes: int, pack: Descriptor | None = None
+) -> bytes:
     """The artefact's manifest (OCI image spec 1.1, "Guidelines for Artifact Usage")."""
     plain = Descriptor(subject.media_type, subject.digest, subject.size)
     return go_json(
@@ -58,7 +65,7 @@ def index_manifest(subject: Descriptor, head: Descriptor, windows: Descriptor | 
             "mediaType": OCI_MANIFEST,
             "artifactType": INDEX_TYPE,
             "config": Descriptor.of(EMPTY_CONFIG, OCI_EMPTY).to_json(),
-            "layers": [part.to_json() for part in (head, windows) if part is not None],
+            "layers": [part.to_json() for part in (head, windows, pack) if part is not None],
             "subject": plain.to_json(),
             "annotations": {ANNOTATION_SPAN_SIZE: str(span_bytes)},
         }
@@ -82,6 +89,22 @@ def index_parts(manifest: bytes, subject: str) -> tuple[Descriptor, Descriptor |
     if head.size > MAX_HEAD_BYTES:
         raise FormatError(_WHERE, f"a head of {head.size} bytes (at most {MAX_HEAD_BYTES})")
     return head, by_type.get(WINDOWS_TYPE)
+
+
+def index_pack(manifest: bytes) -> Descriptor | None:
+    """The start pack of an artefact whose manifest ``index_parts`` took; FormatError."""
+    layers = parse_json(manifest, _WHERE).get("layers")
+    parts = [Descriptor.from_json(part, f"{_WHERE}: layers") for part in layers] if isinstance(layers, list) else []
+    return next((part for part in parts if part.media_type == PACK_TYPE), None)
+
+
+def span_bytes_of(manifest: bytes) -> int:
+    """The distance of checkpoints that an artefact says it was made with; FormatError where it says none."""
+    annotations = text_map(parse_json(manifest, _WHERE).get("annotations"), _WHERE)
+    text = annotations.get(ANNOTATION_SPAN_SIZE, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 12):
+        raise FormatError(_WHERE, f"a span size of {text[:20]!r} bytes")
+    return int(text)
 
 
 def load_erofs_index(manifest: bytes, head: bytes, image: Descriptor, layers: Sequence[Descriptor]) -> ErofsIndex:

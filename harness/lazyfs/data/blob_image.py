@@ -75,8 +75,9 @@ class Windows:
 class BlobImage:
     """A loaded index with its layers' units; ``index`` has the metadata and where each layer stands."""
 
-    def __init__(self, store: BlobStore, index: ErofsIndex) -> None:
+    def __init__(self, store: BlobStore, index: ErofsIndex, head_digest: str) -> None:
         self.index = index
+        self.head_digest = head_digest
         self.windows: Windows | None = None
         if index.windows is not None:
             ranges = BlobRanges(store, index.windows.digest, index.windows.size)
@@ -95,7 +96,7 @@ class BlobImage:
         image, *layers = [Descriptor(blob.media_type, blob.digest, blob.size) for blob in (name.image, *name.layers)]
         head, _ = index_parts(manifest, image.digest)
         data = fetch_verified(store, head.digest, head.size, "EROFS index: head")
-        return cls(store, load_erofs_index(manifest, data, image, layers))
+        return cls(store, load_erofs_index(manifest, data, image, layers), head.digest)
 
     def _metadata(self) -> ErofsImage:
         if self._reader is None:

@@ -23,6 +23,7 @@ from harness.lazyfs.fuse import protocol as fuse
 
 if TYPE_CHECKING:
     from harness.lazyfs.counters import Counters
+    from harness.lazyfs.data.pack import StartPack
     from harness.lazyfs.data.residency import Layer
     from harness.lazyfs.data.store import Store
     from harness.lazyfs.fuse.connection import Handler, Reply
@@ -47,6 +48,8 @@ class BlobPresentation:
         self._trace = trace
         self.cached = not policy.direct_io and trace is None
         """Whether the kernel keeps the file's pages; a trace must see every read."""
+        self.pack: StartPack | None = None
+        """Asked before the layers, where a start has one."""
         self.metadata = memoryview(b"")
         self._starts: list[int] = []
         self._layers: list[Layer | None] = []
@@ -57,10 +60,16 @@ class BlobPresentation:
         """See ``harness.lazyfs.fuse.connection.Presentation``."""
         flags = fuse.KEEP_CACHE | (0 if self.cached else fuse.DIRECT_IO)
         opened = fuse.OPEN_OUT.pack(0, flags, 0)
+
+        def open_file(inode: int, message: bytes) -> Reply:
+            if self.pack is not None:
+                self.pack.opened()
+            return opened
+
         return {
             fuse.LOOKUP: self.lookup,
             fuse.GETATTR: self.getattr,
-            fuse.OPEN: lambda inode, message: opened,
+            fuse.OPEN: open_file,
             fuse.RELEASE: lambda inode, message: b"",
             fuse.READ: self.read,
             fuse.READDIR: self.readdir,
@@ -120,6 +129,28 @@ class BlobPresentation:
             if off + size <= len(self.metadata):
                 return self.metadata[off : off + size]
             return self._read_later(None, off, size)
+        pack = self.pack
+        if pack is not None:
+            data = pack.answer(off, size)
+            if data is not None:
+                return data
+            if pack.may_have(off, size):
+                return self._read_packed(pack, off, size)
+        return self._read_layers(part, layer, off, size)
+
+    async def _read_packed(self, pack: StartPack, off: int, size: int) -> bytes | memoryview | int:
+        """A read that the start pack may answer soon; else it takes the layers' own bytes."""
+        data = await pack.wait(off, size)
+        if data is not None:
+            return data
+        part = bisect_right(self._starts, off) - 1
+        layer = self._layers[part]
+        assert layer is not None
+        reply = self._read_layers(part, layer, off, size)
+        return reply if isinstance(reply, (bytes, memoryview, int)) else await reply
+
+    def _read_layers(self, part: int, layer: Layer, off: int, size: int) -> Reply:
+        """A read that begins in a layer."""
         offset = off - self._starts[part]
         if offset + size > layer.size:
             return self._read_later(None, off, size)

@@ -25,10 +25,17 @@ _LOCAL_READ_AHEAD_KIB = 2560
 class LoopDevice:
     """A free device attached to ``path``, read-only. It frees itself after its last use, so it is held open here."""
 
-    def __init__(self, path: str, offset: int = 0) -> None:
-        """``offset``: the device begins there. OSError when there is no free device or none may be used."""
+    def __init__(
+        self, path: str, offset: int = 0, *, read_ahead_kib: int = LAZY_READ_AHEAD_KIB, exact: bool = False
+    ) -> None:
+        """``offset``: the device begins there. ``exact``: the file's own read-ahead adds nothing to the device's.
+
+        OSError when there is no free device or none may be used.
+        """
         backing = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            if exact:
+                os.posix_fadvise(backing, 0, 0, os.POSIX_FADV_RANDOM)
             self._fd, self.path = loop.attach(
                 backing,
                 os.fsencode(os.environ.get(OWNER_VARIABLE) or path)[:63],
@@ -38,7 +45,7 @@ class LoopDevice:
             )
         finally:
             os.close(backing)
-        _set_read_ahead(self.path, LAZY_READ_AHEAD_KIB)
+        _set_read_ahead(self.path, read_ahead_kib)
 
     def close(self) -> None:
         """Let go: free when nothing is mounted from it, else when that is unmounted."""
@@ -61,6 +68,11 @@ def change_backing(device: str, backing: int) -> None:
             pass
     finally:
         os.close(handle)
+
+
+def read_ahead_as_lazy(device: str) -> None:
+    """The device's read-ahead is the usual one of a device over a lazy file."""
+    _set_read_ahead(device, LAZY_READ_AHEAD_KIB)
 
 
 def read_ahead_as_local(device: str) -> None:

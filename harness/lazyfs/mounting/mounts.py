@@ -35,7 +35,8 @@ class Syscalls:
     mount: Callable[[str, str, str | None, int, str | None], None] = _mount
     umount: Callable[[str, int], None] = _umount
     filesystems: Callable[[], str] = lambda: _read("/proc/filesystems")
-    attach_loop: Callable[[str, int], LoopDevice] = LoopDevice
+    attach_loop: Callable[..., LoopDevice] = LoopDevice
+    """(path, offset); ``read_ahead_kib`` and ``exact`` where they are not the usual ones."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,26 @@ class Mounted:
 
 
 def mount_erofs(
-    source: str, target: str, *, loop: bool = False, parts: MetadataFile | None = None, syscalls: Syscalls | None = None
+    source: str,
+    target: str,
+    *,
+    loop: bool = False,
+    parts: MetadataFile | None = None,
+    exact_kib: int = 0,
+    syscalls: Syscalls | None = None,
 ) -> Mounted:
     """Mount the image file ``source`` on ``target``, from the file itself or through loop devices.
 
     ``loop``: rather through loop devices, where there are any, the metadata from a device of its own where ``parts``
-    says how. HostUnfit when the kernel has no EROFS or is too old for both ways, MachineError when it refuses the
-    image.
+    says how. ``exact_kib``: the read-ahead of the devices, to which the lazy file's own adds nothing. HostUnfit when
+    the kernel has no EROFS or is too old for both ways, MachineError when it refuses the image.
     """
     calls = syscalls or Syscalls()
     refused: list[str] = []
     if loop:
         for cut in (parts, None) if parts is not None else (None,):
             try:
-                return replace(_mount_loop(source, target, calls, cut), refused=tuple(refused))
+                return replace(_mount_loop(source, target, calls, cut, exact_kib), refused=tuple(refused))
             except (OSError, MachineError) as error:
                 # No device to be had, or a kernel that knows no second one: on to the next way.
                 refused.append(f"{'loop' if cut is None else 'loops'}: {error}")
@@ -81,18 +88,22 @@ def mount_erofs(
         raise MachineError(f"mounting EROFS over the lazy file was refused ({os.strerror(number or 0)}); {_ADVICE}")
     # ENOTBLK: EROFS before 6.12 takes block devices only.
     try:
-        return replace(_mount_loop(source, target, calls, None), refused=tuple(refused))
+        return replace(_mount_loop(source, target, calls, None, exact_kib), refused=tuple(refused))
     except OSError as error:
         raise HostUnfit(f"this kernel mounts EROFS from devices only, and no loop device is free "
                         f"({os.strerror(error.errno or 0)}); {_ADVICE}") from None  # fmt: skip
 
 
-def _mount_loop(source: str, target: str, calls: Syscalls, parts: MetadataFile | None) -> Mounted:
+def _mount_loop(source: str, target: str, calls: Syscalls, parts: MetadataFile | None, exact_kib: int) -> Mounted:
     """OSError when no device is to be had, MachineError when the kernel refuses what is on it."""
     with ExitStack() as devices:  # a mounted device stays; it frees itself when that ends
         starts = parts.starts if parts is not None else (0,)
-        layers = [devices.enter_context(closing(calls.attach_loop(source, start))) for start in starts]
-        first = layers[0] if parts is None else devices.enter_context(closing(calls.attach_loop(parts.path, 0)))
+        ahead = {"read_ahead_kib": exact_kib} if exact_kib else {}
+        exact = {**ahead, "exact": True} if exact_kib else {}
+        layers = [devices.enter_context(closing(calls.attach_loop(source, start, **exact))) for start in starts]
+        first = (
+            layers[0] if parts is None else devices.enter_context(closing(calls.attach_loop(parts.path, 0, **ahead)))
+        )
         try:
             option = None if parts is None else ",".join(f"device={device.path}" for device in layers)
             calls.mount(first.path, target, "erofs", CONTAINED, option)

@@ -1,0 +1,122 @@
+"""Receives a start pack in one streamed request, and checks it frame by frame as it comes, in a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from harness.errors import ColdbenchError, ContentError, FormatError
+from harness.formats.erofs.pack import decode_table, table_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.formats.erofs.pack import Pack
+    from harness.formats.erofs.spans import ErofsIndex
+    from harness.oci.descriptor import Descriptor
+    from harness.oci.store import BlobStore
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """Nobody wants the rest."""
+
+
+class PackStream:
+    """``came(number, packed)`` is called for each frame in turn, ``began(pack)`` before, ``ended(error)`` at the end.
+
+    They are called in this thread. The table is held against the index, which ``bind`` gives when it is there; until
+    then what comes is kept.
+    """
+
+    def __init__(
+        self,
+        store: BlobStore,
+        pack: Descriptor,
+        began: Callable[[Pack], object],
+        came: Callable[[int, bytes], object],
+        ended: Callable[[ColdbenchError | None], object],
+    ) -> None:
+        self._store = store
+        self._pack = pack
+        self._began, self._came, self._ended = began, came, ended
+        self._bound = threading.Event()
+        self._index: tuple[str, ErofsIndex] | None = None
+        self._stop = False
+        self._parts: list[bytes] = []
+        self._have = 0
+        self._wanted = 0
+        self._number = -1
+        self._table: Pack | None = None
+        self.received_bytes = 0
+        self.begun_at = 0.0
+        """When the first byte came (``time.monotonic``); 0 before."""
+        self.came_at = 0.0
+        """When the latest bytes came, or the index that they waited for."""
+        self._thread = threading.Thread(target=self._run, name="pack-stream", daemon=True)
+
+    def start(self) -> None:
+        """Send the request."""
+        self.came_at = time.monotonic()
+        self._thread.start()
+
+    def bind(self, head_digest: str, index: ErofsIndex) -> None:
+        """The index is there."""
+        self.came_at = time.monotonic()
+        self._index = head_digest, index
+        self._bound.set()
+
+    def stop(self) -> None:
+        """Nobody wants the rest; it ends with the next piece that comes."""
+        self._stop = True
+        self._bound.set()
+
+    def _run(self) -> None:
+        error: ColdbenchError | None = None
+        try:
+            self._wanted = table_bytes(self._pack)
+            self._store.stream_blob(self._pack.digest, self._take)
+            if self._wanted:
+                raise ContentError(f"start pack: ends after {self.received_bytes} of its {self._pack.size} bytes")
+        except Stopped:
+            pass
+        except ColdbenchError as caught:
+            error = caught
+        except Exception as caught:  # a fault of ours costs the pack, not the start
+            log.exception("start pack")
+            error = ContentError(f"start pack: {type(caught).__name__}: {caught}")
+        self._ended(error)
+
+    def _take(self, piece: bytes) -> None:
+        if self._stop:
+            raise Stopped
+        self.came_at = time.monotonic()
+        self.begun_at = self.begun_at or self.came_at
+        self.received_bytes += len(piece)
+        if self.received_bytes > self._pack.size:
+            raise FormatError("start pack", f"the blob is longer than its {self._pack.size} bytes")
+        self._parts.append(piece)
+        self._have += len(piece)
+        while self._wanted and self._have >= self._wanted:
+            self._cut()
+
+    def _cut(self) -> None:
+        """Take the table, or a frame, off what has come."""
+        joined = b"".join(self._parts)
+        part, rest = joined[: self._wanted], joined[self._wanted :]
+        self._parts, self._have = [rest], len(rest)
+        if self._table is None:
+            self._bound.wait()
+            if self._stop or self._index is None:
+                raise Stopped
+            self._table = decode_table(part, self._pack, *self._index)
+            self._began(self._table)
+        else:
+            self._table.frames[self._number].check(part, self._number)
+            self._came(self._number, part)
+        self._number += 1
+        frames = self._table.frames
+        self._wanted = frames[self._number].packed_bytes if self._number < len(frames) else 0
