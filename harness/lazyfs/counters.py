@@ -86,6 +86,8 @@ class PackCounters:
     frames: int = 0
     bytes_pushed: int = 0
     reads: int = 0
+    outside: int = 0
+    """Reads of bytes that it does not hold."""
     passed_over: int = 0
     """Reads of bytes that it holds and that took their spans, since the frame was too far off."""
     failures: int = 0
@@ -95,8 +97,8 @@ class PackCounters:
 
     def usage(self) -> PackUsage:
         return PackUsage(
-            self.frames_total, self.frames, self.bytes_pushed, self.reads, self.passed_over, self.failures,
-            self.failure, self.differs,
+            self.frames_total, self.frames, self.bytes_pushed, self.reads, self.outside, self.passed_over,
+            self.failures, self.failure, self.differs,
         )  # fmt: skip
 
 

@@ -237,6 +237,7 @@ class PackUsage:
     frames: int
     bytes_pushed: int
     reads: int
+    outside: int
     passed_over: int
     failures: int
     failure: str

@@ -185,7 +185,8 @@ class Service:
             store, image=image, fetch_besides=self._fetch_windows, inflated=self._compare_pack,
             handed_over=self._leave_fuse,
         )  # fmt: skip
-        stream = Stream(store, CpuMeter(), self._prefetched, self._fetch_windows)
+        first = self._pack.released if self._pack is not None else self._prefetched
+        stream = Stream(store, CpuMeter(), first, self._fetch_windows)
         self._nursery.start_soon(stream.run, self._ready)
         self._nursery.start_soon(self._independence.run, self._ready)
 

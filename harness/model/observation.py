@@ -124,6 +124,8 @@ class PackUsage(Frozen):
     """Unpacked bytes handed to the kernel's page cache."""
     reads: int = 0
     """Reads answered from it, beside those that the page cache answered."""
+    outside: int = 0
+    """Reads of bytes that it does not hold."""
     passed_over: int = 0
     """Reads of bytes that it holds and that took their spans, since the frame was too far off."""
     failures: int = 0

@@ -64,8 +64,8 @@ CPU_TOLERANCE_S = 0.25
 
 RULES = (
     "not-lazy", "stream-unfounded", "fuse-in-full-pull", "cache-not-cold", "not-there", "host-stolen",
-    "limits-not-as-asked", "below-bound", "daemon-died", "reads-failed", "not-independent", "pack-not-used", "pack-differs",
-    "out-of-memory",
+    "limits-not-as-asked", "below-bound", "daemon-died", "reads-failed", "not-independent", "pack-not-used",
+    "pack-differs", "out-of-memory",
 )  # fmt: skip
 
 

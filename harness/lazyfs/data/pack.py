@@ -39,6 +39,8 @@ STALLED_S = 1.0
 LONGEST_WAIT_S = 1.5
 """A frame that is further off, by what the stream has brought so far, is one that a read does not wait for."""
 _LOOK_S = 0.1
+OUTSIDE_READS = 4
+"""So many reads of what the pack does not hold show a start that is not the recorded one: those had one in 128."""
 
 
 class StartPack:
@@ -64,6 +66,8 @@ class StartPack:
         self._workers = Workers(2, "pack-decode")
         self._moved = trio.Event()
         """Set, and replaced, whenever frames have come or no more will."""
+        self.released = trio.Event()
+        """Set when the link is free for others: no more frames will come, or the start reads what is in none."""
         self._over = False
         """No more frames will come."""
         self._closed = False
@@ -131,6 +135,8 @@ class StartPack:
 
     def _note_moved(self, over: bool) -> None:
         self._over |= over
+        if self._over:
+            self.released.set()
         self._moved.set()
         self._moved = trio.Event()
 
@@ -151,6 +157,10 @@ class StartPack:
         if frames is None:
             return not self._over
         places = frames.pack.places(offset, size)
+        if places is None:
+            self.counters.outside += 1
+            if self.counters.outside >= OUTSIDE_READS:
+                self.released.set()
         return places is not None and (not self._over or all(frames.has(place.frame) for place in places))
 
     async def wait(self, offset: int, size: int) -> bytes | memoryview | None:
