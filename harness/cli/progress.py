@@ -6,13 +6,14 @@ import os
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
-from harness.session.progress import output_of, summary
+from harness.session.progress import fault_summary, output_of, summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.progress import Progress as Bar
 
+    from harness.model.faults import FaultObservation
     from harness.model.observation import Observation
     from harness.model.plan import Plan, PlannedTrial
     from harness.session.progress import Progress
@@ -78,6 +79,10 @@ class PlainProgress:
             "\n".join([f"[{self._position}/{self._total}] {summary(observation)}{left}", *self._said(observation)])
         )
 
+    def fault_ended(self, observation: FaultObservation, remaining_s: float) -> None:
+        left = f"  ({duration(remaining_s)} left)" if remaining_s else ""
+        self._print(f"[{self._position}/{self._total}] {fault_summary(observation)}{left}")
+
 
 class LiveProgress:
     """A line that shows what runs, its phase, the time it has taken and the time that is left."""
@@ -122,6 +127,11 @@ class LiveProgress:
         style = "red" if observation.failure else "yellow" if observation.invalid else None
         text = "\n".join([summary(observation), *self._said(observation)])
         self._bar.console.print(text, style=style, markup=False, highlight=False)
+        self._bar.update(self._whole, advance=1, left=f"{duration(remaining_s)} left")
+
+    def fault_ended(self, observation: FaultObservation, remaining_s: float) -> None:
+        style = "red" if observation.failure else "yellow" if observation.invalid else None
+        self._bar.console.print(fault_summary(observation), style=style, markup=False, highlight=False)
         self._bar.update(self._whole, advance=1, left=f"{duration(remaining_s)} left")
 
 

@@ -41,6 +41,7 @@ def run(
     temperature: list[str] = typer.Option(
         [], "--temperature", help="Workloads at these only: cold, warm, stale or evicted (repeatable)."
     ),
+    no_faults: bool = typer.Option(False, "--no-faults", help="Leave out the trials of what fails after ready."),
     shard: str = typer.Option("", "--shard", metavar="K/N", help="Run the K-th of N parts of the plan; needs --seed."),
     scheduler: str = typer.Option(
         "", "--scheduler", metavar="ADDRESS", help="Run on the workers of this Dask scheduler (docs/campaign.md)."
@@ -68,6 +69,7 @@ def run(
         registry=registry,
         keep_going=keep_going,
         workloads=not no_workloads,
+        faults=not no_faults,
         offline=offline,
         shard=shard,
     )
@@ -101,13 +103,17 @@ def run_session(options: RunOptions) -> tuple[Path, Outcome, int]:
 def run_campaign(options: RunOptions, scheduler: str) -> tuple[Path, Outcome, int]:
     """Run the session's blocks on a scheduler's workers; this process keeps the session and needs no root."""
     from harness.cli.progress import make_progress
+    from harness.errors import UsageError
     from harness.session.campaign import Campaign
 
     def say(text: str) -> None:
         print(f"coldbench: {text}", file=sys.stderr)
 
     options.check()
-    with make_progress(sys.stderr) as progress, options.open_store(options.header()) as store:
+    header = options.header()
+    if header is not None and any(trial.fault for trial in header.plan.trials):
+        raise UsageError("--scheduler: workers do not run the trials of [faults]; add --no-faults, or run them here")
+    with make_progress(sys.stderr) as progress, options.open_store(header) as store:
         outcome = Campaign(scheduler, store, progress, say).run()
         return store.directory, outcome, len(store.header.plan.trials)
 

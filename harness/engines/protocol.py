@@ -206,6 +206,13 @@ class Engine(Protocol):
         """Pids (harness's namespace) of the daemons that serve the root file system; empty for a full pull."""
         ...
 
+    def restart_daemons(self) -> None:
+        """Start the daemons again that were killed, as an init system would; raises MachineError where it cannot.
+
+        An engine that looks after its daemons itself has nothing to do, nor has one without.
+        """
+        ...
+
     def first_touches(self) -> list[Touch]:
         """Reads in first-touch order, if the request asked for them."""
         ...

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import MachineError
 from harness.kernel import syscalls
-from harness.machine import addresses, cgroup, leftovers, network_filter, shaping
+from harness.machine import addresses, cgroup, leftovers, shaping
 from harness.machine.cgroup import CgroupDriver, Counters, CpuLimit, IoLimit
 from harness.machine.credits import Governor, Sample
 from harness.machine.host import require_root
 from harness.machine.records import ENVIRONMENT_MARK, Record, host_lock
-from harness.machine.relay_process import RelayProcess
 from harness.machine.scratch import MOUNT_OPTIONS, ScratchDisk, default_directory, default_size
+from harness.machine.ways import Gated, Ways
 from harness.model.shape import Distance, Shape
 
 if TYPE_CHECKING:
@@ -87,11 +87,13 @@ class Machine:
         scratch_dir: Path | None = None,
         registry_upstream: tuple[str, int] | None = None,
         further_upstreams: Sequence[tuple[str, int]] = (),
+        gated: Gated = "",
     ) -> None:
         """``distance`` gives way to an inline shape's own, ``scratch_bytes`` stands in the place of the shape's disk
         size. ``registry_upstream`` is where the registry really listens:
         an address of ``SimulatedNetwork``, or any host (then a relay stands in front of it); ``further_upstreams`` are
-        other hosts that are reached in the same way, at the same distance (token server, blob store)."""
+        other hosts that are reached in the same way, at the same distance (token server, blob store). ``gated``: the
+        registry can be made to fail (``ways``)."""
         self.shape = shape
         self.distance = shape.distance or distance or Distance()
         self.label = name
@@ -111,7 +113,8 @@ class Machine:
         self._cgroup: CgroupDriver
         self._holder: subprocess.Popen[bytes]
         self._disk: ScratchDisk
-        self._relays: list[RelayProcess] = []
+        self._gated = gated
+        self.ways: Ways
         self._spawner: ThreadPoolExecutor
         self._namespaces: dict[str, int] = {}
 
@@ -210,29 +213,15 @@ class Machine:
         delayed = self.distance.rtt_ms > 0 and shaping.has_netem()
         delay_us = round(self.distance.rtt_ms * 500) if delayed else 0
         shaping.shape_link(self._record, self._holder.pid, self._chain, delay_us)
+        ways = self.ways = Ways(self._record, self._undo, self._gated)
         if self._upstream is not None:
             rest = self.distance.model_copy(update={"rtt_ms": 0.0}) if delayed else self.distance
-            self._registry = self._way_to(self._upstream, rest)
-            self._further = tuple(self._way_to(upstream, rest) for upstream in self._further_upstreams)
-        self._close_network()
-
-    def _close_network(self) -> None:
-        """Nothing of the host is reached from inside but the registry and what stands in front of it."""
-        ways = [way.rpartition(":") for way in (*([self._registry] if self._registry else ()), *self._further)]
-        places = [(address, int(port)) for address, _, port in ways]
-        shaping.add_routes(self._holder.pid, [address for address, _port in places], self.host_address)
-        self._undo(network_filter.detach, self._record)
-        network_filter.attach(self._record, places)
-
-    def _way_to(self, upstream: tuple[str, int], distance: Distance) -> str:
-        """``host:port`` that stands for a host outside: itself, or a relay in front of it."""
-        if not distance.delays and addresses.is_simulated(upstream[0]):
-            return f"{upstream[0]}:{upstream[1]}"
-        relay = RelayProcess(self.host_address, upstream, distance)
-        self._relays.append(relay)
-        self._undo(relay.stop)
-        self._record.add_process(relay.pid)
-        return f"{self.host_address}:{relay.port}"
+            itself = ways.to(self._upstream, rest, self.host_address)
+            self._registry = ways.through_gate(itself, self.host_address)
+            self._further = tuple(ways.to(other, rest, self.host_address) for other in self._further_upstreams)
+        # Nothing of the host is reached from inside but the registry and what stands in front of it.
+        reached = ways.close_others([*([self._registry] if self._registry else ()), *self._further])
+        shaping.add_routes(self._holder.pid, reached, self.host_address)
 
     def _discard_scratch(self) -> None:
         """Forget what was not written yet: unmounting would write it all out, for nobody (ext4's shutdown ioctl)."""
@@ -437,7 +426,7 @@ class Machine:
                 wrong.append(f"bandwidth {direction} the machine {found} bytes/s, not {rates}")
         if self._governor is not None and self._governor.failure is not None:
             wrong.append(f"the credit governor failed: {self._governor.failure}")
-        if not all(relay.alive for relay in self._relays):
+        if not all(relay.alive for relay in self.ways.relays):
             wrong.append("a relay in front of the registry has ended")
         if self._holder.poll() is not None:
             wrong.append("the process that holds the machine's namespaces has ended")

@@ -31,6 +31,9 @@ _PASS, _DROP = 0, 2
 """TC_ACT_OK, TC_ACT_SHOT."""
 
 _INGRESS = 0xFFFFFFF2
+_CUT_PRIORITY = 1
+"""Before the filter that is always there, which has the kernel's default priority (49152)."""
+
 _ARP, _IPV4, _TCP = 0x0806, 0x0800, 6
 _ETHERNET_BYTES = 14
 _TABLE = "coldbench_"
@@ -78,7 +81,28 @@ def attach(record: Record, places: Sequence[Place]) -> Way:
     return "nftables"
 
 
-def _attach_program(interface: str, places: Sequence[Place]) -> None:
+def cut(record: Record) -> None:
+    """Drop whatever comes out of a machine's link, without a word, until ``mend``. Raises OSError."""
+    if _table(record).removeprefix(_TABLE) in tables():
+        _run_nft(f"insert rule netdev {_table(record)} out ether type ip drop")
+        return
+    _attach_program(record.interface("h"), (), {"prio": _CUT_PRIORITY})
+
+
+def mend(record: Record, places: Sequence[Place]) -> None:
+    """Undo ``cut``: these places are reached again. Raises OSError."""
+    from pyroute2 import IPRoute
+
+    if _table(record).removeprefix(_TABLE) in tables():
+        detach(record)
+        attach(record, places)
+        return
+    with IPRoute() as ipr:
+        index = ipr.link_lookup(ifname=record.interface("h"))[0]
+        ipr.tc("del-filter", "bpf", index, ":1", parent=_INGRESS, prio=_CUT_PRIORITY)
+
+
+def _attach_program(interface: str, places: Sequence[Place], further: dict[str, Any] | None = None) -> None:
     """Raises OSError."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
@@ -87,8 +111,10 @@ def _attach_program(interface: str, places: Sequence[Place]) -> None:
     try:
         with IPRoute() as ipr:
             index = ipr.link_lookup(ifname=interface)[0]
-            ipr.tc("add", "clsact", index)
+            if further is None:
+                ipr.tc("add", "clsact", index)
             arguments: dict[str, Any] = {"fd": loaded, "name": "coldbench", "parent": _INGRESS, "direct_action": True}
+            arguments |= further or {}
             ipr.tc("add-filter", "bpf", index, ":1", **arguments)
     except NetlinkError as error:
         raise OSError(error.code, f"{os.strerror(error.code)}, the kernel lacks clsact or cls_bpf") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Mapping, Sequence  # noqa: TC003 - pydantic reads them at run time
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -25,10 +26,14 @@ from harness.model.settings import settings_of
 from harness.model.shape import Distance, Shape
 from harness.model.workload import Temperature
 
+if TYPE_CHECKING:
+    from harness.model.faults import Faults
+
 #: Core-seconds of a lazy start beside the workload's own (mount, first reads), and of making and unmaking a machine.
 _LAZY_CORE_S = 1.0
 _APPLICATION_CORE_S = 1.0
 _OVERHEAD_S = 4.0
+_FAULT_S = 60.0
 
 
 class Selection(Frozen):
@@ -74,11 +79,20 @@ class PlannedCase(Frozen):
 
 
 class PlannedTrial(Frozen):
-    """One trial: ``trial`` counts from 0 over the whole session and is its id; ``case`` is a case's key."""
+    """One trial: ``trial`` counts from 0 over the whole session and is its id; ``case`` is a case's key.
+
+    ``fault`` is the key of what fails after ready (``harness.model.faults``), empty for a trial that measures a start.
+    """
 
     trial: int
     block: int
     case: str
+    fault: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What trials that take equally long have in common: the case, and the fault."""
+        return f"{self.case}!{self.fault}" if self.fault else self.case
 
 
 class Plan(Frozen):
@@ -193,10 +207,13 @@ def make_plan(
     seed: int,
     selection: Selection | None = None,
     left_out: Collection[str] = (),
+    *,
+    faults: bool = False,
 ) -> Plan:
     """Lay out a session: blocks x cases, each block shuffled by a generator seeded with ``seed`` and its number.
 
-    ``left_out`` holds keys of cases that cannot run here and need not.
+    ``left_out`` holds keys of cases that cannot run here and need not. With ``faults`` the first blocks of a scenario
+    that names faults also hold a trial of each, in the same shuffled order.
 
     Raises:
         UsageError: the selection names what is not there, or leaves no case.
@@ -221,9 +238,15 @@ def make_plan(
         raise UsageError(f"nothing to run: {why}")
     trials: list[PlannedTrial] = []
     for block in range(max(blocks.values())):
-        keys = [key for key, case in cases.items() if block < blocks[case.case.scenario]]
-        random.Random(f"{seed}:{block}").shuffle(keys)
-        trials += [PlannedTrial(trial=len(trials) + i, block=block, case=key) for i, key in enumerate(keys)]
+        wanted = [(key, "") for key, case in cases.items() if block < blocks[case.case.scenario]]
+        if faults:
+            tables = {s.name: s.faults for s in scenarios}
+            wanted += [(key, fault) for key, _ in wanted for fault in _faults(cases[key], tables, block)]
+        random.Random(f"{seed}:{block}").shuffle(wanted)
+        trials += [
+            PlannedTrial(trial=len(trials) + i, block=block, case=key, fault=fault)
+            for i, (key, fault) in enumerate(wanted)
+        ]
     return Plan(seed=seed, cases=tuple(cases.values()), trials=tuple(trials), left_out=tuple(unserved))
 
 
@@ -233,6 +256,13 @@ def _unserved(scenario: Scenario, case: PlannedCase) -> str:
         return ""
     why = no_way_into(case.form, parse_compression(scenario.image.compression).kind)
     return f"{scenario.name}, mode {case.choice.key}: {why}" if why else ""
+
+
+def _faults(case: PlannedCase, tables: Mapping[str, Faults | None], block: int) -> list[str]:
+    table = tables[case.case.scenario]
+    if table is None or block >= table.blocks:
+        return []
+    return [fault.key for fault in table.planned(lazy=case.lazy)]
 
 
 def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
@@ -299,12 +329,12 @@ def remaining_s(
 ) -> float:
     """Seconds the trials not yet finished will take: by their case's measured trials, else scaled first guesses.
 
-    ``done`` holds measured seconds by case key; ``guesses`` a first guess for every case key.
+    ``done`` holds measured seconds by kind of trial; ``guesses`` a first guess for every case key.
     """
-    pairs = [(fmean(seconds), guesses[key]) for key, seconds in done.items() if seconds]
+    pairs = [(fmean(seconds), guesses[key]) for key, seconds in done.items() if seconds and key in guesses]
     scale = sum(m for m, _ in pairs) / sum(g for _, g in pairs) if pairs else 1.0
     return sum(
-        fmean(done[t.case]) if done.get(t.case) else guesses[t.case] * scale
+        fmean(done[t.kind]) if done.get(t.kind) else guesses[t.case] * scale + (_FAULT_S if t.fault else 0.0)
         for t in plan.trials
         if t.trial not in finished
     )

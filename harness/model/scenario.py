@@ -15,6 +15,7 @@ from harness.errors import UsageError
 from harness.model import modes as mode_table
 from harness.model.axes import Axes
 from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, EngineTables, expand_engines
+from harness.model.faults import Faults  # noqa: TC001 - pydantic reads it at run time
 from harness.model.image import ImageSpec  # noqa: TC001 - pydantic reads it at run time
 from harness.model.metrics import METRICS, check_name, family, setting
 from harness.model.near_miss import near_miss
@@ -206,6 +207,7 @@ class Scenario(Table):
     runtime: Runtime = Runtime()
     gate: Gate = Gate()
     axes: Axes = Axes()
+    faults: Faults | None = Field(default=None, description="What fails after ready, in trials of their own.")
 
     @model_validator(mode="after")
     def _check_repeats(self) -> Scenario:

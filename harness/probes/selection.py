@@ -64,7 +64,7 @@ class Selection:
     quarters: dict[str, list[list[str]]] = field(default_factory=dict)
 
 
-def _rank(text: str, seed: int) -> int:
+def rank(text: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).digest(), "big")
 
 
@@ -99,13 +99,13 @@ def select(
 
     def turn(directory: str, ways: int) -> int:
         if directory not in dealt:
-            dealt[directory] = _rank(directory, seed)
+            dealt[directory] = rank(directory, seed)
         return dealt[directory] % ways
 
     def parent(file: ImageFile) -> str:
         return str(PurePosixPath(file.path).parent)
 
-    ordered = sorted(usable, key=lambda f: _rank(f.path, seed))
+    ordered = sorted(usable, key=lambda f: rank(f.path, seed))
     regular = [f for f in ordered if f.kind == "file"]
     small = [f for f in regular if 0 < f.size <= SMALL_BYTES]
     large = [f for f in regular if f.size >= LARGE_BYTES]

@@ -71,7 +71,7 @@ class WorkloadProcess:
         self._enter()
 
     def _enter(self) -> None:
-        entry = _entry(self._container, self._confinement)
+        entry = entry_of(self._container, self._confinement)
         self._alive = entry.alive
         self._process = self._machine.exec_python(
             "harness.probes.workload_process",
@@ -146,7 +146,7 @@ class WorkloadProcess:
         self._process.wait()
 
 
-def _entry(container: Container, confinement: Confinement) -> Entry:
+def entry_of(container: Container, confinement: Confinement) -> Entry:
     """What the process is told of a container. Compiling the filter costs the machine nothing: it is done here."""
     namespaces = container.namespaces
     if namespaces is None:

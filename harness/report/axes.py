@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
+    from harness.report.cells import Table
     from harness.report.comparison import Group
     from harness.report.density import Density
     from harness.report.packing import Packing
-    from harness.report.tables import Table
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from harness.model import modes
 from harness.model.axes import family
 from harness.model.observation import BEFORE_READY
+from harness.report.faults import FaultLine
+from harness.report.faults import line as fault_line
 from harness.stats.breakeven import BreakEven, break_even
 from harness.stats.correction import holm
 from harness.stats.paired import MIN_BLOCKS, PairedRatio, paired_ratio
@@ -22,6 +24,7 @@ from harness.stats.summary import Summary, summarise
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from harness.model.faults import FaultObservation
     from harness.model.observation import Case, Observation
 
 
@@ -124,6 +127,8 @@ class Group:
     runtime: tuple[RuntimeLine, ...]
     failed_workloads: dict[str, dict[str, str]] = field(default_factory=dict)
     """By workload: under which cases it failed in a valid trial, and with what message."""
+    faults: tuple[FaultLine, ...] = ()
+    """What fails after ready, by case; empty where no fault trial was run."""
 
     @property
     def floor(self) -> str:
@@ -142,7 +147,11 @@ class Group:
 
 def label_of(observation: Observation) -> str:
     """``mode:preset``, with the engine when it is not the embedded one."""
-    case = observation.case
+    return label_of_case(observation.case)
+
+
+def label_of_case(case: Case) -> str:
+    """The same of a case."""
     engine = "" if case.engine == modes.EMBEDDED else f" ({case.engine})"
     return f"{case.mode}:{case.variant}{engine}"
 
@@ -156,14 +165,26 @@ def _is_baseline(case: Case) -> bool:
     return not case.label and modes.is_baseline(case.engine, case.mode, case.preset)
 
 
-def compare(observations: Sequence[Observation]) -> list[Group]:
-    """All groups in the order their first trials ran."""
+def compare(observations: Sequence[Observation], struck: Sequence[FaultObservation] = ()) -> list[Group]:
+    """All groups in the order their first trials ran; fault trials stand apart, and no start time is theirs."""
     grouped: dict[GroupKey, list[Observation]] = {}
     for o in observations:
-        case = o.case
-        key = GroupKey(case.scenario, case.shape, case.distance, case.compression, case.read_percent)
-        grouped.setdefault(key, []).append(o)
-    return [_group(key, members) for key, members in grouped.items()]
+        grouped.setdefault(_key(o.case), []).append(o)
+    failing: dict[GroupKey, list[FaultObservation]] = {}
+    for trial in struck:
+        failing.setdefault(_key(trial.case), []).append(trial)
+    return [replace(_group(key, members), faults=_faults(failing.get(key, []))) for key, members in grouped.items()]
+
+
+def _key(case: Case) -> GroupKey:
+    return GroupKey(case.scenario, case.shape, case.distance, case.compression, case.read_percent)
+
+
+def _faults(trials: Sequence[FaultObservation]) -> tuple[FaultLine, ...]:
+    by_label: dict[str, list[FaultObservation]] = {}
+    for trial in sorted(trials, key=lambda t: (*_place(t.case), label_of_case(t.case))):
+        by_label.setdefault(label_of_case(trial.case), []).append(trial)
+    return tuple(fault_line(label, seen) for label, seen in by_label.items())
 
 
 def _pairs(candidate: dict[int, float], baseline: dict[int, float]) -> PairedRatio | None:

@@ -118,6 +118,44 @@ CREDITS = (
     Column("quota_cores", _REAL, "cores", "CPU the machine might use from then on."),
 )
 
+FAULTS = (
+    *CASE,
+    Column("started_at", _TEXT, "UTC, ISO 8601", "When the trial began."),
+    Column("image_digest", _TEXT, "", "Digest of the image that was started."),
+    Column("fault", _TEXT, "", "What failed."),
+    Column("onset", _TEXT, "", "When: ready, background, after, or seconds after ready."),
+    Column("quiet", _FLAG, "", "Whether nobody read while it lasted."),
+    Column("status", _TEXT, "", "ok or failed."),
+    Column("valid", _FLAG, "", "Whether the trial did what was asked."),
+    Column("why", _TEXT, "", "Why it did not, or that a wrong byte was read."),
+    Column("sample", _TEXT, "", "touched, untouched, mapped, evicted or later; empty for a trial without reads."),
+    Column("files", _COUNT, "", "Files of the sample."),
+    Column("ok", _COUNT, "", "Read to the end in time."),
+    Column("failed", _COUNT, "", "Failed with an error, or killed the reader."),
+    Column("hung", _COUNT, "", "Not answered within the deadline."),
+    Column("untried", _COUNT, "", "Never begun: neither a success nor a failure."),
+    Column("errors", _TEXT, "", "Errors and signals by name, each with how often."),
+    Column("error_s", _REAL, "s", "Median time to the error, of the reads that failed."),
+    Column("error_max_s", _REAL, "s", "Longest time to an error."),
+    Column("deadline_s", _REAL, "s", "When a read counts as one that hangs."),
+    Column("wrong", _COUNT, "", "Files read without an error whose bytes are not the image's."),
+    Column("onset_s", _REAL, "s after ready", "When the fault began."),
+    Column("background_s", _REAL, "s after ready", "When the background fetch had ended; empty where it had not."),
+    Column("fault_s", _REAL, "s", "How long the fault lasted."),
+    Column("recovered_s", _REAL, "s", "From its end until reads worked again; empty where they did not in the time."),
+    Column("recovery_limit_s", _REAL, "s", "How long was waited for that."),
+    Column("background_resumed", _FLAG, "", "Whether the background fetch ended after all."),
+    Column("resumed_s", _REAL, "s", "From the fault's end until it did."),
+    Column("handed_over", _FLAG, "", "Whether the kernel read local data without a daemon when the fault began."),
+    Column("wrong_bytes", _COUNT, "bytes", "Sizes of all files of the trial that held wrong bytes."),
+    Column("received_bytes", _COUNT, "bytes", "Bytes received in the whole trial."),
+    Column("received_in_fault_bytes", _COUNT, "bytes", "Bytes received while the fault lasted."),
+    Column("image_bytes", _COUNT, "bytes", "Compressed size of the image."),
+    Column("unhealthy_s", _REAL, "s", "From the first read that failed until reads worked again, or the end."),
+    Column("falsely_healthy_s", _REAL, "s", "Of them, with a probe that answers from memory saying all is well."),
+    Column("listing_healthy_s", _REAL, "s", "The same of a probe that lists the root directory first."),
+)
+
 #: Every frame of ``harness.load``, by the name of the attribute that gives it.
 FRAMES: dict[str, tuple[Column, ...]] = {
     "trials": TRIALS,
@@ -126,6 +164,7 @@ FRAMES: dict[str, tuple[Column, ...]] = {
     "fuse": FUSE,
     "workloads": WORKLOADS,
     "credits": CREDITS,
+    "faults": FAULTS,
 }
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.report.comparison import Group
+    from harness.report.faults import FaultLine
 
 #: Version of this document; a change of meaning raises it.
 DOCUMENT_VERSION = 2
@@ -175,6 +176,58 @@ class AnswerPart(_Part):
     sentences: tuple[str, ...]
 
 
+class ReadsPart(_Part):
+    """Reads of one sample of files in all trials of one fault; every file is in one of ``ok`` to ``untried``."""
+
+    sample: str
+    """``untouched``: the start had not read them; ``touched``; ``evicted``: touched, then out of the page cache;
+    ``mapped``: untouched, through mmap; ``later``: untouched, after the fault."""
+    files: int
+    ok: int
+    failed: int
+    hung: int
+    """Not answered within ``deadline_s``."""
+    untried: int
+    errors: dict[str, int]
+    error_s: float | None
+    """Median seconds to the error."""
+    deadline_s: float
+    wrong: int
+    """Files read without an error whose bytes are not the image's."""
+
+
+class StruckPart(_Part):
+    """One fault of one case."""
+
+    fault: str
+    """``FAULT@ONSET``, with ``+quiet`` where nobody read meanwhile."""
+    trials: int
+    harmless: bool
+    """Whether every read was answered, and with the right bytes."""
+    wrong_bytes: int
+    recovered: bool | None
+    """Whether reads worked again after the fault; null where none failed."""
+    recovered_s: OrNever
+    reads: tuple[ReadsPart, ...]
+
+
+class IndependencePart(_Part):
+    """From when on after ready a case needs nobody; null seconds: never, as far as was tried."""
+
+    seconds: OrNever
+    tried_s: float
+
+
+class FaultPart(_Part):
+    """What fails under one case when the supply of its files does."""
+
+    label: str
+    independent: dict[str, IndependencePart]
+    """By ``registry`` and ``daemon``, where that was tried."""
+    struck: tuple[StruckPart, ...]
+    excluded: tuple[str, ...]
+
+
 class GroupPart(_Part):
     """Cases that are compared: one scenario on one shape at one distance."""
 
@@ -183,6 +236,8 @@ class GroupPart(_Part):
     baselines: tuple[str, ...]
     lines: tuple[CasePart, ...]
     runtime: tuple[RuntimePart, ...]
+    faults: tuple[FaultPart, ...]
+    """Empty where nothing was made to fail."""
 
 
 class CrossingPart(_Part):
@@ -287,4 +342,25 @@ def _group(group: Group) -> GroupPart:
         baselines=group.baselines,
         lines=tuple(CasePart.model_validate(line) for line in group.lines),
         runtime=tuple(RuntimePart.model_validate(line) for line in group.runtime),
+        faults=tuple(_fault_line(line) for line in group.faults),
+    )
+
+
+def _fault_line(line: FaultLine) -> FaultPart:
+    return FaultPart(
+        label=line.label,
+        independent={side: IndependencePart.model_validate(found) for side, found in line.independent.items()},
+        struck=tuple(
+            StruckPart(
+                fault=struck.fault,
+                trials=len(struck.trials),
+                harmless=struck.harmless,
+                wrong_bytes=struck.wrong_bytes,
+                recovered=None if struck.recovered_s is None else math.isfinite(struck.recovered_s),
+                recovered_s=struck.recovered_s,
+                reads=tuple(ReadsPart.model_validate(reads) for reads in struck.reads),
+            )
+            for struck in line.struck.values()
+        ),
+        excluded=line.excluded,
     )

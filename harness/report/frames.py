@@ -17,12 +17,13 @@ from harness.report.dictionary import FRAMES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from harness.model.faults import FaultObservation
     from harness.model.observation import Observation
 
     Rows = Iterator[dict[str, Any]]
 
 
-def _case(o: Observation, host: str) -> dict[str, Any]:
+def _case(o: Observation | FaultObservation, host: str) -> dict[str, Any]:
     case = {**o.case.model_dump(exclude={"label"}), "preset": o.case.variant}
     return {"session": o.session, "host": host, **case, "case": o.case.key, "block": o.block, "trial": o.trial}
 
@@ -84,6 +85,25 @@ def _credits(o: Observation) -> Rows:
         yield sample.model_dump()
 
 
+def _faults(o: FaultObservation) -> Rows:
+    same = {
+        "fault", "status", "started_at", "image_digest", "onset_s", "background_s", "fault_s", "recovered_s",
+        "recovery_limit_s", "background_resumed", "resumed_s", "handed_over", "wrong_bytes", "received_bytes",
+        "received_in_fault_bytes", "image_bytes", "unhealthy_s", "falsely_healthy_s", "listing_healthy_s",
+    }  # fmt: skip
+    trial = o.model_dump(include=same)
+    trial |= trial["fault"]
+    trial |= {
+        "valid": o.valid,
+        "why": o.failure.message if o.failure else "; ".join(i.reason for i in o.invalid),
+    }
+    if not o.reads:
+        yield trial
+    for reads in o.reads:
+        errors = ", ".join(f"{name}: {count}" for name, count in reads.errors.items())
+        yield {**trial, **reads.model_dump(exclude={"wrong_bytes"}), "errors": errors}
+
+
 _ROWS: dict[str, Callable[[Observation], Rows]] = {
     "trials": _trials,
     "spans": _spans,
@@ -99,9 +119,19 @@ def frame(name: str, observations: Sequence[Observation], hosts: dict[str, str] 
 
     ``hosts`` says for each session on which host it ran.
     """
-    columns = FRAMES[name]
     hosts = hosts or {}
     rows = [{**_case(o, hosts.get(o.session, "")), **row} for o in observations for row in _ROWS[name](o)]
+    return _typed(name, rows)
+
+
+def fault_frame(struck: Sequence[FaultObservation], hosts: dict[str, str] | None = None) -> pd.DataFrame:
+    """The frame ``faults``: one row per fault trial and sample of files, one for a trial without reads."""
+    hosts = hosts or {}
+    return _typed("faults", [{**_case(o, hosts.get(o.session, "")), **row} for o in struck for row in _faults(o)])
+
+
+def _typed(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    columns = FRAMES[name]
     made = pd.DataFrame(rows, columns=[c.name for c in columns])
     return made.astype({c.name: c.dtype for c in columns})
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from harness import __version__
-from harness.report import figures, tables
+from harness.report import faults, figures, tables
 from harness.report.answer import answer
 from harness.report.axes import sections
 from harness.report.figures import canvas
@@ -133,6 +133,8 @@ def html(observations: Sequence[Observation], groups: Sequence[Group], context: 
                 "answer": answer(g).sentences,
                 "cold": tables.cold_start(g),
                 "runtime": tables.runtime(g),
+                "faults": faults.matrix(g.faults) if g.faults else None,
+                "faults_rest": faults.rest(g.faults),
                 "excluded": tables.excluded(g),
                 # A point of an axis is one of many: its table stands here, the axis has the figures.
                 "start_figures": [] if g.key.family in on_axes else _start_figures(g),

@@ -54,7 +54,7 @@ def publish(session: Path, out: Path | None = None) -> Published:
     context = context_of(header)
     folder = out or session
     folder.mkdir(parents=True, exist_ok=True)
-    groups = compare(observations)
+    groups = compare(observations, store.load_faults(session))
     markdown = tables.markdown(observations, groups, context)
     html_path, markdown_path = folder / "report.html", folder / "report.md"
     for path, text in ((html_path, page.html(observations, groups, context)), (markdown_path, markdown)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from harness.model.faults import FaultObservation
 from harness.model.observation import SCHEMA_VERSION, Observation
 from harness.model.scenario import Scenario
 from harness.model.session import Preparation, SessionHeader
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 SCHEMAS: dict[str, tuple[type[BaseModel], str]] = {
     "scenario": (Scenario, "coldbench scenario (a TOML file in scenarios/)"),
     "observation": (Observation, "coldbench observation (a line of observations.jsonl)"),
+    "fault": (FaultObservation, "coldbench fault trial (a line of faults.jsonl)"),
     "session": (SessionHeader, "coldbench session header (session.json)"),
     "preparation": (Preparation, "coldbench preparation (a line of preparations.jsonl)"),
     "comparison": (Comparison, "coldbench comparison (what report --json and bench --json print)"),

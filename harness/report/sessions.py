@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from harness.model.faults import FaultObservation
     from harness.model.observation import Observation
     from harness.model.session import Preparation, SessionHeader
     from harness.stats.paired import PairedRatio
@@ -51,12 +52,17 @@ class Sessions:
     headers: tuple[SessionHeader, ...]
     observations: tuple[Observation, ...]
     preparations: tuple[tuple[Preparation, ...], ...] = ()
+    fault_observations: tuple[FaultObservation, ...] = ()
+    """The trials in which something failed on purpose: none of them is among ``observations``."""
 
     def frame(self, name: str) -> pd.DataFrame:
         """The frame called ``name`` (a key of the data dictionary). Raises UsageError for another name."""
         if name not in FRAMES:
             raise UsageError(f"expected a frame ({', '.join(FRAMES)}), got {name!r}")
-        return frames.frame(name, self.observations, {h.session: host_of(h) for h in self.headers})
+        hosts = {h.session: host_of(h) for h in self.headers}
+        if name == "faults":
+            return frames.fault_frame(self.fault_observations, hosts)
+        return frames.frame(name, self.observations, hosts)
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -89,6 +95,11 @@ class Sessions:
         return self.frame("credits")
 
     @cached_property
+    def faults(self) -> pd.DataFrame:
+        """One row per fault trial and sample of files that it read."""
+        return self.frame("faults")
+
+    @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The comparison of each group of cases, as the report states it; of one session only.
 
@@ -96,7 +107,7 @@ class Sessions:
         """
         if len(self.headers) != 1:
             raise UsageError(f"a comparison is paired inside one session, and {len(self.headers)} are loaded: load one")
-        return tuple(compare(self.observations))
+        return tuple(compare(self.observations, self.fault_observations))
 
     def ratio(self, candidate: str, baseline: str) -> PairedRatio:
         """Time to ready of ``candidate`` over ``baseline`` (labels as in tables), paired, with its interval.
@@ -140,12 +151,14 @@ def load(where: str | Path | Sequence[str | Path]) -> Sessions:
     """
     paths = _paths(where)
     headers, observations, preparations = [], [], []
+    struck: list[FaultObservation] = []
     for path in paths:
         header, seen = store.load(path)
         headers.append(header)
         observations += seen
         preparations.append(tuple(store.load_preparations(path)))
-    return Sessions(tuple(paths), tuple(headers), tuple(observations), tuple(preparations))
+        struck += store.load_faults(path)
+    return Sessions(tuple(paths), tuple(headers), tuple(observations), tuple(preparations), tuple(struck))
 
 
 def _paths(where: str | Path | Sequence[str | Path]) -> list[Path]:

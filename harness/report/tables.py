@@ -7,11 +7,11 @@ correction over everything its table shows is *not proven*, and each output says
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.report import wording
+from harness.report import faults, wording
 from harness.report.answer import answer, worst_first
+from harness.report.cells import Cell, Table, cells
 from harness.report.density import densities
 from harness.report.packing import packings
 
@@ -26,31 +26,12 @@ if TYPE_CHECKING:
     from harness.stats.paired import PairedRatio
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What stands in a cell; ``proven`` is False for a ratio that may be chance."""
-
-    text: str
-    proven: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Column heads and rows; the first cell of a row says what it is about."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-
-def _cells(*said: str | Cell) -> tuple[Cell, ...]:
-    return tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in said)
-
-
 def cold_start(group: Group) -> Table:
     """One row per mode, the soonest first."""
     floor = (f"of {group.floor}",) if group.floor else ()
+    supply = ("registry may go", "daemon may die") if group.faults else ()
     head = (
-        "mode", "valid", "ready, median", *(f"against {b}" for b in group.baselines), *floor, "CPU s to ready",
+        "mode", "valid", "ready, median", *supply, *(f"against {b}" for b in group.baselines), *floor, "CPU s to ready",
         "received before ready", "requests", "throttled", "memory peak", "page cache at ready", "over bound",
     )  # fmt: skip
     lines = sorted(group.lines, key=lambda line: line.ready.median if line.ready else float("inf"))
@@ -72,13 +53,22 @@ def _of_floor(group: Group, line: CaseLine) -> tuple[Cell, ...]:
     return (Cell(wording.ratio(group.ratio(line.label, group.floor))),)
 
 
+def _supply(group: Group, line: CaseLine) -> tuple[str, ...]:
+    """From when on after ready the case needs nobody; nothing where no fault trial was run."""
+    if not group.faults:
+        return ()
+    found = next((one.independent for one in group.faults if one.label == line.label), {})
+    return tuple(faults.independent(found.get(side)) for side in faults.SIDES)
+
+
 def _cold_row(group: Group, line: CaseLine) -> tuple[Cell, ...]:
     ready = line.ready
     over = None if ready is None or not line.bound_s else ready.median / line.bound_s
-    return _cells(
+    return cells(
         line.label,
         f"{0 if ready is None else ready.n} of {line.trials}",
         wording.seconds(ready.median if ready else None),
+        *_supply(group, line),
         *(_against(group, line, b) for b in group.baselines),
         *_of_floor(group, line),
         wording.NO_NUMBER if line.cpu is None else f"{line.cpu.median:.2f}",
@@ -121,7 +111,7 @@ def runtime(group: Group) -> Table:
     for line in worst_first(group.runtime):
         is_base = bool(group.baselines) and line.label == group.baselines[0]
         rows.append(
-            _cells(
+            cells(
                 line.workload,
                 line.temperature,
                 line.label,
@@ -173,7 +163,7 @@ def packing(found: Packing) -> Table:
     for case in found.cases:
         at = {point.compression: point for point in case.points}
         rows.append(
-            _cells(
+            cells(
                 case.label,
                 wording.seconds(at[first].ready_s if first in at else None),
                 *(wording.ratio(at[name].ratio if name in at else None) for name in others),
@@ -186,7 +176,8 @@ def packing(found: Packing) -> Table:
 
 def excluded(group: Group) -> list[str]:
     """What is in no number, and why."""
-    return [f"{line.label}: {reason}" for line in group.lines for reason in line.excluded]
+    starts = [f"{line.label}: {reason}" for line in group.lines for reason in line.excluded]
+    return [*starts, *faults.excluded(group.faults)]
 
 
 def counts(observations: Sequence[Observation]) -> str:
@@ -207,20 +198,23 @@ def markdown(observations: Sequence[Observation], groups: Sequence[Group], conte
     out = [f"# {title(groups)}", "", f"Session {context.session}, {context.created}. {counts(observations)}.", ""]
     for g in groups:
         out += [f"## {g.key.title}", "", *(f"{wording.markdown(s)}\n" for s in answer(g).sentences)]
-        out += [*_markdown_table(cold_start(g)), ""]
+        out += [*markdown_table(cold_start(g)), ""]
         out += [f"- left out: {wording.markdown(reason)}" for reason in excluded(g)]
+        if g.faults:
+            out += ["", "### When the supply fails", "", *markdown_table(faults.matrix(g.faults)), ""]
+            out += [*markdown_table(faults.rest(g.faults)), ""]
         if g.runtime:
-            out += ["", "### Run-time workloads", "", *_markdown_table(runtime(g)), ""]
+            out += ["", "### Run-time workloads", "", *markdown_table(runtime(g)), ""]
     for found in densities(groups):
-        out += [f"## {found.title}", "", *_markdown_table(density(found)), ""]
+        out += [f"## {found.title}", "", *markdown_table(density(found)), ""]
     for packed in packings(groups):
-        out += [f"## {packed.title}", "", *_markdown_table(packing(packed)), ""]
+        out += [f"## {packed.title}", "", *markdown_table(packing(packed)), ""]
     if any(not cell.proven for g in groups for t in (cold_start(g), runtime(g)) for row in t.rows for cell in row):
         out += ["Ratios in parentheses are not proven: they do not survive Holm's correction over their table.", ""]
     return "\n".join(out)
 
 
-def _markdown_table(table: Table) -> list[str]:
+def markdown_table(table: Table) -> list[str]:
     lines = ["| " + " | ".join(table.head) + " |", "|" + "|".join(" --- " for _ in table.head) + "|"]
     for row in table.rows:
         cells = (wording.markdown(cell.text if cell.proven else f"({cell.text})") for cell in row)

@@ -26,17 +26,28 @@ class Missing:
 
 
 def runnable_plan(
-    scenarios: Sequence[Scenario], seed: int, selection: Selection | None = None, *, registry: str = ""
+    scenarios: Sequence[Scenario],
+    seed: int,
+    selection: Selection | None = None,
+    *,
+    registry: str = "",
+    faults: bool = False,
 ) -> Plan:
     """A plan of what can run here; it says which optional engines it leaves out, and why.
 
-    ``registry`` is the one that the user named, empty for the session's own.
+    ``registry`` is the one that the user named, empty for the session's own. With ``faults`` it holds the trials of
+    what fails after ready, where a scenario names such.
 
     Raises:
         UsageError: the selection names what is not there, or leaves no case; an engine cannot use that registry.
         HostUnfit: an engine that is not optional cannot run here.
     """
-    plan = make_plan(scenarios, seed, selection)
+    if registry and faults and any(scenario.faults for scenario in scenarios):
+        raise UsageError(
+            f"--registry {registry}: only the session's own registry can be made to fail; leave --registry out, or the "
+            "faults with --no-faults"
+        )
+    plan = make_plan(scenarios, seed, selection, faults=faults)
     tied = [case.case.engine for case in plan.cases if case.engine.own_registry_only]
     if registry and tied:
         raise UsageError(
@@ -45,7 +56,7 @@ def runnable_plan(
         )
     missing = find_missing(plan.cases)
     if missing.cases:
-        plan = make_plan(scenarios, seed, selection, missing.cases)
+        plan = make_plan(scenarios, seed, selection, missing.cases, faults=faults)
     return plan.model_copy(update={"left_out": (*plan.left_out, *missing.reasons)})
 
 

@@ -30,8 +30,11 @@ def make_header(
     registry: str = "",
     workloads: bool = True,
     command: str = "",
+    faults: bool = False,
 ) -> SessionHeader:
     """The header of a session of these scenarios (names or files); the seed is drawn where none is given.
+
+    With ``faults`` the plan holds the trials of what fails after ready, where a scenario names such.
 
     Raises:
         UsageError: a scenario cannot be found or loaded, or nothing of it is chosen.
@@ -47,6 +50,7 @@ def make_header(
         registry=registry,
         workloads=workloads,
         command=command,
+        faults=faults,
     )
 
 
@@ -64,6 +68,7 @@ def new_header(
     *,
     registry: str = "",
     workloads: bool = True,
+    faults: bool = False,
     kind: str = "",
     command: str = "",
 ) -> SessionHeader:
@@ -75,7 +80,7 @@ def new_header(
     now = datetime.now(UTC)
     scenarios = [choose_workloads(scenario, selection) if selection else scenario for scenario in scenarios]
     every = [(scenario.name, point) for scenario in scenarios for point in points(scenario)]
-    plan = runnable_plan([point for _name, point in every], seed, selection, registry=registry)
+    plan = runnable_plan([point for _name, point in every], seed, selection, registry=registry, faults=faults)
     named = "+".join(scenario.name for scenario in scenarios)
     return SessionHeader(
         coldbench_version=__version__,

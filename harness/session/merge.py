@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from harness.model.faults import FaultObservation
     from harness.model.observation import Observation
     from harness.model.session import SessionHeader
 
@@ -52,6 +53,7 @@ def merge(directories: Sequence[Path], out: Path) -> Merged:
         if there.session != merged.session:
             raise UsageError(f"{out}: holds session {there.session}, which is not this merge; name another --out")
     observations: dict[int, Observation] = {}
+    struck: dict[int, FaultObservation] = {}
     owner: dict[int, tuple[str, Path]] = {}
     facts: dict[str, dict[str, object]] = {}
     digests: dict[str, str] = {}
@@ -66,10 +68,7 @@ def merge(directories: Sequence[Path], out: Path) -> Merged:
             named = o if o.host else o.model_copy(update={"host": own})
             holder, where = owner.setdefault(o.block, (named.host, path))
             if holder != named.host:
-                raise UsageError(
-                    f"block {o.block} is in {where} (host {holder}) and in {path} (host {named.host}); a block "
-                    "counts once: leave one of them out"
-                )
+                raise _twice(o.block, where, holder, path, named.host)
             observations[o.trial] = named
             digest = digests.setdefault(o.case.scenario, o.image_digest)
             if o.image_digest and digest and digest != o.image_digest:
@@ -77,7 +76,16 @@ def merge(directories: Sequence[Path], out: Path) -> Merged:
                     f"{path}: its image of {o.case.scenario} is {o.image_digest[:19]}, elsewhere {digest[:19]}; push "
                     "the image once and run every shard with its reference"
                 )
+        for fault in store.load_faults(path):
+            named_fault = fault if fault.host else fault.model_copy(update={"host": own})
+            holder, where = owner.setdefault(fault.block, (named_fault.host, path))
+            if holder != named_fault.host:
+                raise _twice(fault.block, where, holder, path, named_fault.host)
+            struck[fault.trial] = named_fault
     out.mkdir(parents=True, exist_ok=True)
+    if struck:
+        faults = "".join(struck[trial].model_dump_json() + "\n" for trial in sorted(struck))
+        store.write_atomically(out / store.FAULTS, faults.encode())
     lines = [observations[trial].model_dump_json() + "\n" for trial in sorted(observations)]
     store.write_atomically(out / store.OBSERVATIONS, "".join(lines).encode())
     prepared = dict.fromkeys(p.model_dump_json() + "\n" for path in directories for p in store.load_preparations(path))
@@ -92,8 +100,15 @@ def merge(directories: Sequence[Path], out: Path) -> Merged:
                 shutil.copyfile(file, out / DIRECTORY / file.name)
     # The header comes last: a directory without one is no session.
     store.write_atomically(out / store.HEADER, merged.model_dump_json(indent=1).encode() + b"\n")
-    missing = sorted({t.block for t in head.plan.trials if t.trial not in observations})
-    return Merged(merged, len(observations), tuple(sorted(facts)), tuple(missing), tuple(torn))
+    missing = sorted({t.block for t in head.plan.trials if t.trial not in observations and t.trial not in struck})
+    return Merged(merged, len(observations) + len(struck), tuple(sorted(facts)), tuple(missing), tuple(torn))
+
+
+def _twice(block: int, where: Path, holder: str, path: Path, host: str) -> UsageError:
+    return UsageError(
+        f"block {block} is in {where} (host {holder}) and in {path} (host {host}); a block counts once: leave one of "
+        "them out"
+    )
 
 
 def _header(head: SessionHeader) -> SessionHeader:

@@ -40,6 +40,8 @@ class RunOptions:
     registry: str = ""
     keep_going: bool = False
     workloads: bool = True
+    faults: bool = True
+    """Run the trials of what fails after ready, where a scenario names such."""
     offline: bool = False
     command: str = ""
     """How the command line says all this."""
@@ -51,7 +53,7 @@ class RunOptions:
         if self.retry_failed and not self.resume:
             raise UsageError("--retry-failed goes with --resume --out DIR")
         changes = (self.scenarios, self.selection != Selection(), self.seed is not None, self.registry)
-        if self.resume and (any(changes) or not self.workloads):
+        if self.resume and (any(changes) or not self.workloads or not self.faults):
             raise UsageError(
                 "--resume continues a session as it was planned: give --out DIR and nothing that changes the plan"
             )
@@ -72,6 +74,7 @@ class RunOptions:
         header = make_header(
             self.scenarios, self.selection, seed=self.seed, registry=self.registry, workloads=self.workloads,
             command=self.command,
+            faults=self.faults,
         )  # fmt: skip
         if not self.shard:
             return header

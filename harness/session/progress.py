@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from harness.model.modes import EMBEDDED
 
 if TYPE_CHECKING:
-    from harness.model.observation import Observation
+    from harness.model.faults import FaultObservation
+    from harness.model.observation import Failure, Observation
     from harness.model.plan import Plan, PlannedTrial
 
 
@@ -42,6 +43,10 @@ class Progress(Protocol):
         """The trial was recorded."""
         ...
 
+    def fault_ended(self, observation: FaultObservation, remaining_s: float) -> None:
+        """A fault trial was recorded."""
+        ...
+
 
 class Silent:
     """Stands in as ``Progress`` where nobody watches."""
@@ -59,6 +64,8 @@ class Silent:
     def phase(self, name: str) -> None: ...
 
     def ended(self, observation: Observation, remaining_s: float) -> None: ...
+
+    def fault_ended(self, observation: FaultObservation, remaining_s: float) -> None: ...
 
 
 #: Lines of a container's output that are shown when it fails.
@@ -80,17 +87,41 @@ def output_of(observation: Observation) -> list[str]:
     return [f"    {line}" for line in last_lines(observation.output_tail)]
 
 
-def summary(observation: Observation) -> str:
-    """Says in one line what came of one trial."""
+def _head(observation: Observation | FaultObservation) -> str:
     case = observation.case
     engine = "" if case.engine == EMBEDDED else f" ({case.engine})"
     where = f"{case.mode}:{case.variant}{engine} {case.shape}" + (
         f" {case.distance}" if case.distance != "none" else ""
     )
-    head = f"block {observation.block + 1}  {case.scenario}  {where}"
+    return f"block {observation.block + 1}  {case.scenario}  {where}"
+
+
+def _failed(failure: Failure) -> str:
+    at = f" in {failure.phase}" if failure.phase else ""
+    return f"failed{at}: {failure.kind}: {failure.message}"
+
+
+def fault_summary(observation: FaultObservation) -> str:
+    """Says in one line what came of one fault trial."""
+    head = f"{_head(observation)}  {observation.fault.key}"
     if observation.failure is not None:
-        at = f" in {observation.failure.phase}" if observation.failure.phase else ""
-        return f"{head}  failed{at}: {observation.failure.kind}: {observation.failure.message}"
+        return f"{head}  {_failed(observation.failure)}"
+    said = [
+        f"{reads.sample} {reads.failed + reads.hung} of {reads.tried}"
+        + (f" ({', '.join([*reads.errors, *(['hang'] if reads.hung else [])])})" if reads.share else "")
+        for reads in observation.reads
+    ]
+    text = f"{head}  fail: {', '.join(said)}"
+    if observation.invalid:
+        text += f"  invalid: {'; '.join(f'{i.rule} ({i.reason})' for i in observation.invalid)}"
+    return text
+
+
+def summary(observation: Observation) -> str:
+    """Says in one line what came of one trial."""
+    head = _head(observation)
+    if observation.failure is not None:
+        return f"{head}  {_failed(observation.failure)}"
     ready = observation.time_to_ready_s or 0.0
     text = (
         f"{head}  ready {ready:.2f} s  cpu {observation.cpu_to_ready_s:.2f} s  "

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 
 from harness import __version__
 from harness.errors import ColdbenchError, HostUnfit, Interrupted, RehearsalFailed, UsageError
+from harness.model.faults import parse_fault
 from harness.model.observation import Failure, Observation
 from harness.model.plan import PlannedCase, PlannedTrial, estimate_trial_s, remaining_s
+from harness.session.faults.course import run_fault_trial
 from harness.session.requests import settings_of_case
+from harness.session.setups import confinement_of
 from harness.session.trial import run_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from harness.model.faults import FaultObservation
     from harness.model.scenario import Scenario
     from harness.session.interrupts import Interrupts
     from harness.session.progress import Progress
@@ -37,7 +41,7 @@ class Outcome:
     failed: int
 
 
-def outcome_of(seen: Sequence[Observation]) -> Outcome:
+def outcome_of(seen: Sequence[Observation | FaultObservation]) -> Outcome:
     """Counts over observations; of a trial that was run again the last record counts."""
     latest = {o.trial: o for o in seen}.values()
     failed = sum(o.status == "failed" for o in latest)
@@ -90,7 +94,7 @@ class SessionRun:
             raise
         except ColdbenchError:
             for trial in left:
-                if trial.case in self._unprepared:
+                if trial.case in self._unprepared and not trial.fault:
                     self.store.append(self._run_one(trial, cases[trial.case]))
             raise
         self.setups.seal()
@@ -102,8 +106,15 @@ class SessionRun:
             position = len(self.store.finished) + 1
             self.progress.trial(trial, position, self._remaining())
             started = time.monotonic()
+            if trial.fault:
+                failing = self._run_fault(trial, cases[trial.case])
+                if failing is not None:
+                    self._seconds.setdefault(trial.kind, []).append(time.monotonic() - started)
+                    self.store.append_fault(failing.model_copy(update={"host": self.host}))
+                    self.progress.fault_ended(failing, self._remaining())
+                continue
             observation = self._run_one(trial, cases[trial.case])
-            self._seconds.setdefault(trial.case, []).append(time.monotonic() - started)
+            self._seconds.setdefault(trial.kind, []).append(time.monotonic() - started)
             if self.host:
                 observation = observation.model_copy(update={"host": self.host})
             self.store.append(observation)
@@ -121,7 +132,7 @@ class SessionRun:
 
     def outcome(self) -> Outcome:
         """Counts of what is recorded."""
-        return outcome_of(self.store.observations)
+        return outcome_of((*self.store.observations, *self.store.faults))
 
     def _scenario(self, case: PlannedCase) -> Scenario:
         return self.store.header.scenarios[case.case.scenario]
@@ -148,6 +159,7 @@ class SessionRun:
             errors += [wrong for case in of_scenario if (wrong := self._publish(case)) is not None]
             if self._prepared(of_scenario):
                 errors += self._rehearse(scenario, of_scenario)
+                errors += self._sample(scenario, of_scenario)
         if needed and not self._prepared(needed):
             raise errors[0]
 
@@ -194,6 +206,21 @@ class SessionRun:
             return [error]
         return []
 
+    def _sample(self, scenario: Scenario, cases: list[PlannedCase]) -> list[ColdbenchError]:
+        """Choose the files that fault trials read, where the plan has any of this scenario."""
+        keys = {case.case.key for case in cases}
+        if not any(trial.fault and trial.case in keys for trial in self.store.header.plan.trials):
+            return []
+        try:
+            self.setups.sample(scenario)
+        except (HostUnfit, Interrupted):
+            raise
+        except ColdbenchError as error:
+            for case in cases:
+                self._give_up(case, error)
+            return [error]
+        return []
+
     def _give_up(self, case: PlannedCase, error: ColdbenchError) -> ColdbenchError:
         self._unprepared[case.case.key] = Failure(kind=error.kind, message=str(error), phase="preparation")
         return error
@@ -217,6 +244,17 @@ class SessionRun:
                 failure=failure,
             )
         return run_trial(self.setups.setup(trial, case))
+
+    def _run_fault(self, trial: PlannedTrial, case: PlannedCase) -> FaultObservation | None:
+        """One trial of what fails after ready; None where the case could not be prepared, as its starts say."""
+        if trial.case in self._unprepared:
+            return None
+        scenario = self._scenario(case)
+        assert scenario.faults is not None
+        return run_fault_trial(
+            self.setups.setup(trial, case), parse_fault(trial.fault), scenario.faults,
+            self.setups.samples(scenario), confinement_of(scenario),
+        )  # fmt: skip
 
     # -- time
 

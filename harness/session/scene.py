@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from harness.engines.protocol import Container, DeployRequest, Engine
+    from harness.machine.ways import Gated
     from harness.model.bound import ImageSize
     from harness.model.observation import Bound
     from harness.model.plan import PlannedCase
@@ -30,6 +31,7 @@ class CaseScene:
     """``harness.session.setup.Scene`` of one case.
 
     ``traced`` is the recorded prefetch list, ``trace`` asks for one; ``command`` stands for the workload's, if given.
+    ``gated``: the registry can be made to fail.
     """
 
     scenario: Scenario
@@ -39,6 +41,7 @@ class CaseScene:
     traced: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     trace: bool = False
+    gated: Gated = ""
 
     def machine(self) -> AbstractContextManager[Machine]:
         return Machine(
@@ -47,6 +50,7 @@ class CaseScene:
             name=self.case.case.key,
             registry_upstream=self.endpoint.upstream,
             further_upstreams=tuple(self.endpoint.neighbours.values()),
+            gated=self.gated,
         )
 
     def engine(self) -> Engine:

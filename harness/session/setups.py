@@ -22,6 +22,7 @@ from harness.model.shape import Distance, parse_shape
 from harness.probes import share
 from harness.probes.readiness import LAST_WORDS
 from harness.session import application, recordings, traces
+from harness.session.faults.injection import gate_of
 from harness.session.inventory import Inventory
 from harness.session.preparation import Cost
 from harness.session.progress import last_lines
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from harness.model.shape import Shape
     from harness.probes.share import ShareStart
     from harness.session.bounds import Bounder
+    from harness.session.faults.sampling import Samples
     from harness.session.image_files import ListedFile
     from harness.session.interrupts import Interrupts
     from harness.session.preparation import Preparer, Published
@@ -68,6 +70,7 @@ class Material:
     workloads: WorkloadRunner | None = None
     reading: ShareStart | None = None
     """What the start runs and reads, where it reads a share of the image."""
+    samples: Samples | None = None
 
 
 def roomy_shape() -> Shape:
@@ -97,7 +100,7 @@ def _described(reading: ShareStart) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _confinement(scenario: Scenario) -> Confinement:
+def confinement_of(scenario: Scenario) -> Confinement:
     """Says what the container is kept from, but for what the scenario asks for."""
     asked = scenario.workload
     return Confinement(asked.capabilities, asked.devices, asked.privileged)
@@ -210,6 +213,26 @@ class Setups:
             listed = {file.path: file.size for file in material.files}
             self.keep_inventory(Inventory(material.digest, material.layers, listed, touched))
 
+    def sample(self, scenario: Scenario) -> None:
+        """Choose the files that fault trials read, by what a trace of the start touched. Raises ColdbenchError."""
+        from harness.oci.location import open_source
+        from harness.session.faults.sampling import choose, load_truth
+
+        material = self.material(scenario)
+        touched = self._trace(scenario, material)
+        with self.interrupts.allowed():
+            self.progress.preparing(scenario.name, "hashing the image's files")
+            local = self.preparer.local(scenario)
+            with open_source(local.name) as source:
+                truth = load_truth(source, local.image, self.preparer.cache.root)
+        material.samples = choose(truth, touched, self.seed)
+
+    def samples(self, scenario: Scenario) -> Samples:
+        """The files that ``sample`` chose."""
+        found = self._materials[scenario.name].samples
+        assert found is not None, "the run samples before its first trial"
+        return found
+
     def _make_workloads(self, scenario: Scenario, material: Material, touched: tuple[str, ...]) -> WorkloadRunner:
         from harness.probes.selection import select
         from harness.probes.workloads import FileWorkloads, PlannedWorkload
@@ -228,7 +251,7 @@ class Setups:
             planned,
             selection,
             seed=self.seed,
-            confinement=_confinement(scenario),
+            confinement=confinement_of(scenario),
             repeat_s=runtime.repeat_s,
             reference_s=runtime.reference_s,
             progress=progress,
@@ -353,7 +376,10 @@ class Setups:
             prefetch = traces.load(traces.place(self.preparer.cache, material.digest, scenario.workload)) or ()
         reading = material.reading
         command = reading.command if reading else ()
-        scene = CaseScene(scenario, case, published, self.endpoint, prefetch, command, trace=touches is not None)
+        gated = gate_of(trial.fault)
+        scene = CaseScene(
+            scenario, case, published, self.endpoint, prefetch, command, trace=touches is not None, gated=gated
+        )
         timeouts = scenario.timeouts
         bound: LowerBound = Unbounded()
         if self.bounder is not None and material.size is not None and not side:
@@ -370,11 +396,11 @@ class Setups:
             image_compressed_bytes=published.compressed_bytes,
             interrupts=self.interrupts,
             progress=self.progress,
-            workloads=None if side else material.workloads,
+            workloads=None if side or trial.fault else material.workloads,
             lift_quota=scenario.runtime.quota == "none",
             bound=bound,
-            privileges=_confinement(scenario).described(),
             reads={} if reading is None else _described(reading),
+            privileges=confinement_of(scenario).described(),
             requests=self.endpoint.requests,
             touches=touches if touches is not None else [],
         )

@@ -1,5 +1,8 @@
 """A session on disk is ``session.json``, ``observations.jsonl`` and ``preparations.jsonl``; lines are only ever added.
 
+Trials in which something fails on purpose have a file of their own, ``faults.jsonl``: nothing that reads observations
+can take one of them for a start.
+
 A line is fsynced before the next trial starts. A crash can therefore leave at most one torn line, the last; it is
 moved aside when the session is resumed, and its trial runs again.
 """
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import DiskFull, UsageError
+from harness.model.faults import FaultObservation
 from harness.model.observation import SCHEMA_VERSION, Observation
 from harness.model.session import Preparation, SessionHeader
 from harness.session.migrations import MIGRATIONS
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 HEADER = "session.json"
 OBSERVATIONS = "observations.jsonl"
 PREPARATIONS = "preparations.jsonl"
+FAULTS = "faults.jsonl"
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +170,11 @@ def load_preparations(path: str | Path) -> list[Preparation]:
     return _read(Preparation, Path(path) / PREPARATIONS)
 
 
+def load_faults(path: str | Path) -> list[FaultObservation]:
+    """The fault trials of a session in the order they were recorded; of one that was run again the last counts."""
+    return list({o.trial: o for o in _read(FaultObservation, Path(path) / FAULTS)}.values())
+
+
 class Store:
     """The writer of one session. One process at a time: the directory is locked while it is open."""
 
@@ -172,6 +182,7 @@ class Store:
         self.directory = directory
         self.header = header
         self.observations = observations
+        self.faults: list[FaultObservation] = []
         self._lock = lock
         self._files: dict[str, int] = {}
 
@@ -206,25 +217,34 @@ class Store:
             raise UsageError(f"{directory}: no {HEADER} to resume; leave --resume out to start a session there")
         lock = _lock(directory)
         try:
-            for name in (OBSERVATIONS, PREPARATIONS):
+            for name in (OBSERVATIONS, PREPARATIONS, FAULTS):
                 _set_torn_aside(directory / name)
             header, observations = load(directory)
+            faults = load_faults(directory)
             if retry_failed:
                 observations = [o for o in observations if o.status != "failed"]
+                faults = [o for o in faults if o.status != "failed"]
         except BaseException:
             os.close(lock)
             raise
-        return cls(directory, header, observations, lock)
+        store = cls(directory, header, observations, lock)
+        store.faults = faults
+        return store
 
     @property
     def finished(self) -> frozenset[int]:
         """Ids of the trials recorded so far, failed ones too: a failure is a result."""
-        return frozenset(o.trial for o in self.observations)
+        return frozenset(o.trial for o in self.observations) | frozenset(o.trial for o in self.faults)
 
     def append(self, observation: Observation) -> None:
         """Add one observation; it is on disk when this returns."""
         self._append(OBSERVATIONS, observation)
         self.observations.append(observation)
+
+    def append_fault(self, observation: FaultObservation) -> None:
+        """Add what one fault trial recorded; it is on disk when this returns."""
+        self._append(FAULTS, observation)
+        self.faults.append(observation)
 
     def append_preparation(self, preparation: Preparation) -> None:
         """Add what was made out of band; it is on disk when this returns."""

@@ -224,7 +224,7 @@ def test_a_far_registry_is_behind_a_relay(network: SimulatedNetwork) -> None:
         upstream = (network.address, registry.getsockname()[1])
         with small(distance=Distance(first_byte_ms=5, rtt_ms=2), registry_upstream=upstream) as machine:
             assert machine.registry.startswith(f"{machine.host_address}:")
-            (relay,) = machine._relays
+            (relay,) = machine.ways.relays
             assert relay.alive
         assert not relay.alive
 
@@ -307,7 +307,7 @@ with SimulatedNetwork() as network:
         machine.throttle(True)
         script = f"mount -t tmpfs t {machine.scratch}; sleep 300 & sleep 300"
         inner = machine.spawn(["sh", "-c", script], stdout=-3, stderr=-3)
-        said = [machine.id, machine.namespace_pid, inner.pid, machine._relays[0].pid, network._record.id]
+        said = [machine.id, machine.namespace_pid, inner.pid, machine.ways.relays[0].pid, network._record.id]
         print(json.dumps(said), flush=True)
         time.sleep(300)
 """

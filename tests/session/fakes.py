@@ -151,6 +151,9 @@ class FakeEngine:
     def daemon_pids(self) -> tuple[int, ...]:
         return ()
 
+    def restart_daemons(self) -> None:
+        self.calls.append("restart")
+
     def first_touches(self) -> list[Touch]:
         return []
 

@@ -52,10 +52,10 @@ class Command:
             env=self.environment, cwd=self.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def run(self, *arguments: str) -> tuple[int, str, str]:
+    def run(self, *arguments: str, timeout_s: float = 120) -> tuple[int, str, str]:
         """Exit code, stdout and stderr."""
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=timeout_s)
         return process.returncode, out, err
 
 

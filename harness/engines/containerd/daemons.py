@@ -41,6 +41,13 @@ class Daemon:
     name: str
     process: subprocess.Popen[bytes]
     log: IO[bytes]
+    argv: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def again(self, machine: Machine) -> Daemon:
+        """The same program, started again in the place of this one, which has ended; it goes on with the same log."""
+        process = machine.spawn(self.argv, stdout=self.log, stderr=self.log, env=self.environment)
+        return Daemon(self.name, process, self.log, self.argv, self.environment)
 
     @property
     def pid(self) -> int:
@@ -74,7 +81,8 @@ def start(machine: Machine, name: str, argv: Sequence[str], environment: dict[st
     """Start a daemon inside the machine. Raises MachineError."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end
     try:
-        return Daemon(name, machine.spawn(argv, stdout=log, stderr=log, env=environment), log)
+        process = machine.spawn(argv, stdout=log, stderr=log, env=environment)
+        return Daemon(name, process, log, tuple(argv), dict(environment))
     except BaseException:
         log.close()
         raise

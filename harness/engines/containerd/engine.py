@@ -272,6 +272,17 @@ class ContainerdEngine:
     def daemon_pids(self) -> tuple[int, ...]:
         return (self._served.pid,) if self._served is not None and self._lazy else ()
 
+    def restart_daemons(self) -> None:
+        """The snapshotter's daemon, with the same arguments over the same directories. Raises MachineError."""
+        assert self._machine is not None
+        dead = self._served
+        if dead is None or dead.process.poll() is None:
+            return
+        self._machine.outside(self._places(self._machine).snapshotter_socket).unlink(missing_ok=True)
+        self._served = dead.again(self._machine)
+        self._daemons[self._daemons.index(dead)] = self._served
+        daemons.await_socket(self._machine, self._served, self._places(self._machine).snapshotter_socket)
+
     def first_touches(self) -> list[Touch]:
         return []
 

@@ -59,6 +59,7 @@ class Daemons:
         self._dockerd: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self._containerd_log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
+        self._asked = (False, "")
         self.directory = Path()
 
     def start(self, machine: Machine, *, containerd_store: bool, insecure_registry: str) -> IsolatedClient:
@@ -73,8 +74,30 @@ class Daemons:
             lambda: syscalls.mount("tmpfs", str(SHIM_SOCKETS), "tmpfs", syscalls.MS_NODEV | syscalls.MS_NOSUID),
         )
         deadline = time.monotonic() + START_TIMEOUT_S
+        self._asked = (containerd_store, insecure_registry)
         self._start_containerd(deadline)
         return self._start_dockerd(deadline, containerd_store, insecure_registry)
+
+    def restart(self) -> None:
+        """Start again what has ended; what they keep is on the disk. Raises MachineError."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        containerd, dockerd, self._containerd, self._dockerd = self._containerd, self._dockerd, None, None
+        assert containerd is not None
+        assert dockerd is not None
+        if containerd.poll() is not None:
+            self._machine_path(self._containerd_socket).unlink(missing_ok=True)
+            self._start_containerd(deadline)
+        else:
+            self._containerd = containerd
+        if dockerd.poll() is not None:
+            self._machine_path(self.directory / "dockerd.pid").unlink(missing_ok=True)
+            self._start_dockerd(deadline, *self._asked).close()
+        else:
+            self._dockerd = dockerd
+
+    def _machine_path(self, path: Path) -> Path:
+        assert self._machine is not None
+        return self._machine.outside(path)
 
     def _start_containerd(self, deadline: float) -> None:
         assert self._machine is not None

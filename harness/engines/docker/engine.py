@@ -223,6 +223,10 @@ class DockerEngine:
     def daemon_pids(self) -> tuple[int, ...]:
         return self._daemons.pids
 
+    def restart_daemons(self) -> None:
+        """containerd and dockerd, with the same configuration. Raises MachineError."""
+        self._daemons.restart()
+
     def first_touches(self) -> list[Touch]:
         return []
 

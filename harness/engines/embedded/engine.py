@@ -316,6 +316,9 @@ class EmbeddedEngine:
     def daemon_pids(self) -> tuple[int, ...]:
         return () if self._daemon is None else (self._daemon.pid,)
 
+    def restart_daemons(self) -> None:
+        """Nothing: a daemon that can be replaced is replaced without being told."""
+
     def first_touches(self) -> list[Touch]:
         return [] if self._observer is None else self._observer.first_touches()
 

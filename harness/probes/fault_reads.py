@@ -1,0 +1,170 @@
+"""Reads of a container's files while their supply fails, each judged against the bytes that the image really has."""
+
+from __future__ import annotations
+
+import json
+import select
+import statistics
+import subprocess
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import MachineError
+from harness.model.faults import Sample, SampleReads
+from harness.probes.fault_process import PULSE_S
+from harness.probes.workloads import entry_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from harness.engines.confinement import Confinement
+    from harness.engines.protocol import Container
+    from harness.machine.machine import Machine
+
+WIDTH = 8
+"""Reads at once: a server in use has several, and one that hangs must not be all that is seen."""
+
+_SLACK_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a file really holds."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One read. ``outcome`` is ``ok``, ``hung``, ``untried`` or the name of an error or signal; times in seconds,
+    ``began`` on CLOCK_MONOTONIC. ``wrong``: the bytes are not the image's."""
+
+    path: str
+    outcome: str
+    seconds: float
+    size: int
+    began: float
+    wrong: bool = False
+
+    @property
+    def bad(self) -> bool:
+        """Whether it failed or hung: what was not tried is neither good nor bad."""
+        return self.outcome not in {"ok", "untried"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What two processes in the container said of themselves at a time (CLOCK_MONOTONIC seconds)."""
+
+    at: float
+    memory: bool
+    listing: bool
+
+
+class FaultReader:
+    """The process inside the container that reads (``harness.probes.fault_process``); started before the fault."""
+
+    def __init__(
+        self, machine: Machine, container: Container, confinement: Confinement, truth: Mapping[str, Truth]
+    ) -> None:
+        """Raises MachineError when the container cannot be entered."""
+        self._truth = truth
+        self.pulses: list[Pulse] = []
+        # A pid namespace of its own: the readers must outlive a container that the fault kills.
+        entry = replace(entry_of(container, confinement), alive=False)
+        self._process = machine.exec_python(
+            "harness.probes.fault_process",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=tuple(entry.namespaces.values()),
+            devices=confinement.device_rules(),
+        )
+        self._say(entry.encode())
+        self._hear("entering the container", _SLACK_S)
+
+    def read(
+        self, paths: Sequence[str], *, deadline_s: float, budget_s: float, mapped: bool = False, width: int = WIDTH
+    ) -> list[Read]:
+        """Read files. None is begun after ``budget_s``, and none waited for longer than ``deadline_s``."""
+        if not paths:
+            return []
+        asked = {"paths": list(paths), "mapped": mapped, "width": width}
+        answer = self._ask({**asked, "deadline_s": deadline_s, "budget_s": budget_s}, budget_s + deadline_s)
+        return [self._judged(row) for row in answer["reads"]]
+
+    def watch(self, seconds: float) -> None:
+        """Read nothing for so long, and see how the two that are asked are."""
+        self._ask({"watch_s": seconds}, seconds)
+
+    def _judged(self, row: Sequence[Any]) -> Read:
+        path, outcome, seconds, size, digest, began = row
+        real = self._truth.get(path)
+        wrong = outcome == "ok" and real is not None and (size, digest) != (real.size, real.sha256)
+        return Read(path, outcome, seconds, real.size if wrong and real is not None else size, began, wrong)
+
+    def _ask(self, request: dict[str, Any], expected_s: float) -> dict[str, Any]:
+        self._say(json.dumps(request))
+        answer = self._hear("reading during a fault", expected_s + _SLACK_S)
+        self.pulses += [Pulse(*row) for row in answer["pulses"]]
+        return answer
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the answer says why
+
+    def _hear(self, what: str, timeout_s: float) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
+        if not ready:
+            raise MachineError(f"the process that reads during faults did not answer within {timeout_s:.0f} s ({what})")
+        line = self._process.stdout.readline()
+        if not line:
+            assert self._process.stderr is not None
+            self._process.wait()
+            tail = self._process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise MachineError(f"the process that reads during faults ended ({what}): {' '.join(tail) or 'no output'}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End it. Children that the kernel holds up end when what they wait for does."""
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def summary(sample: Sample, reads: Sequence[Read], deadline_s: float) -> SampleReads:
+    """What became of a sample, as it is stored."""
+    failed = [read for read in reads if read.bad and read.outcome != "hung"]
+    outcomes = Counter(read.outcome for read in reads)
+    wrong = [read for read in reads if read.wrong]
+    times = [read.seconds for read in failed]
+    return SampleReads(
+        sample=sample,
+        files=len(reads),
+        ok=outcomes["ok"],
+        failed=len(failed),
+        hung=outcomes["hung"],
+        untried=outcomes["untried"],
+        errors=dict(Counter(read.outcome for read in failed)),
+        error_s=statistics.median(times) if times else None,
+        error_max_s=max(times) if times else None,
+        deadline_s=deadline_s,
+        wrong=len(wrong),
+        wrong_bytes=sum(read.size for read in wrong),
+    )
+
+
+def healthy_s(pulses: Iterable[Pulse], start: float, end: float) -> tuple[float, float]:
+    """How long within a time the one that answers from memory, and the one that lists, said that all is well."""
+    inside = [pulse for pulse in pulses if start <= pulse.at < end]
+    return PULSE_S * sum(p.memory for p in inside), PULSE_S * sum(p.listing for p in inside)
