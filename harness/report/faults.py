@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from harness.model.faults import Sample, SampleReads
+from harness.model.faults import FAULTS, Sample, SampleReads
 from harness.report import wording
 from harness.report.cells import Cell, Table, cells
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Side = Literal["registry", "daemon"]
 SIDES: tuple[Side, ...] = ("registry", "daemon")
+_WORDS: dict[Side, str] = {"registry": "registry may go", "daemon": "daemon may die"}
 _AT_ONCE_S = 0.05
 _SAMPLES: tuple[Sample, ...] = ("untouched", "touched", "evicted", "mapped", "later")
 
@@ -158,18 +159,21 @@ def independent(found: Independence | None) -> str:
 
 
 def matrix(lines: Sequence[FaultLine]) -> Table:
-    """Cases by faults: what fails, with which error, how soon, and when it comes back."""
-    keys = sorted(dict.fromkeys(key for one in lines for key in one.struck))
-    head = ("mode", "registry may go", "daemon may die", *keys)
+    """Faults by cases: what fails, with which error, how soon, and when it comes back; independence comes first."""
+    keys = sorted(dict.fromkeys(key for one in lines for key in one.struck), key=_order)
+    head = ("what fails", *(one.label for one in lines))
     rows = [
-        cells(
-            one.label,
-            *(independent(one.independent.get(side)) for side in SIDES),
-            *(_struck(one.struck.get(key)) for key in keys),
-        )
-        for one in lines
+        cells(f"{_WORDS[side]}, after ready", *(independent(one.independent.get(side)) for one in lines))
+        for side in SIDES
     ]
+    rows += [cells(key, *(_struck(one.struck.get(key)) for one in lines)) for key in keys]
     return Table(head, tuple(rows))
+
+
+def _order(key: str) -> tuple[int, str]:
+    """As the faults are listed, and by onset."""
+    name = key.partition("@")[0]
+    return next(number for number, fault in enumerate(FAULTS) if fault == name), key
 
 
 def _struck(struck: Struck | None) -> str:

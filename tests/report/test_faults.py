@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harness.errors import NothingToCompare
 from harness.model.faults import FaultObservation, SampleReads, parse_fault
 from harness.model.observation import Failure
-from harness.report import faults, frames, tables
+from harness.report import failure_page, faults, frames, tables
 from harness.report.answer import answer
 from harness.report.comparison import compare
 from harness.report.document import make_document
@@ -17,9 +19,6 @@ from harness.report.page import Context, html
 from harness.report.sessions import load as load_sessions
 from harness.session import store
 from tests.report.observations import case, session, write_session
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CONTEXT = Context("s", "2026-01-01", "coldbench run x", {})
 FINE = {"touched": 100, "untouched": 300, "evicted": 100}
@@ -98,8 +97,9 @@ def test_tables_and_sentence() -> None:
     assert rows["soci:tuned"][3:5] == ["87.0 s", "never"]
     assert rows["overlay2:tuned"][3:5] == ["–", "–"], "nothing was tried of it"  # noqa: RUF001
     matrix = faults.matrix(group.faults)
-    at = matrix.head.index("registry-refuses@ready")
-    cells = {row[0].text: row[at].text for row in matrix.rows}
+    refused = next(row for row in matrix.rows if row[0].text == "registry-refuses@ready")
+    cells = {label: cell.text for label, cell in zip(matrix.head, refused, strict=True)}
+    assert [cell.text for cell in matrix.rows[1]] == ["daemon may die, after ready", "at ready", "never", "8.00 s"]
     assert cells["overlay2:sequential"] == "nothing fails"
     assert cells["soci:tuned"] == "untouched 50 % EIO after 2.80 s; not back in 40 s"
     assert cells["erofs:tuned"] == "untouched 15 % hang over 6 s; back after 3.00 s (100 files untried)"
@@ -125,7 +125,7 @@ def test_wrong_bytes_are_said_first() -> None:
         wrong_bytes=5000,
     )  # fmt: skip
     line = faults.line("erofs:tuned", [one])
-    assert faults.matrix([line]).rows[0][-1].text.startswith("WRONG BYTES: 5 kB")
+    assert faults.matrix([line]).rows[-1][-1].text.startswith("WRONG BYTES: 5 kB")
     assert not line.excluded
 
 
@@ -149,3 +149,25 @@ def test_data() -> None:
     assert soci.independent["daemon"].tried_s == 90.0
     refused = next(part for part in soci.struck if part.fault == "registry-refuses@ready")
     assert (refused.harmless, refused.recovered, refused.recovered_s) == (False, False, None)
+
+
+def test_the_document_is_made_from_sessions(tmp_path: Path) -> None:
+    """Below its marker everything comes from the sessions named, taken together; above it nothing changes."""
+    write_session(tmp_path / "s")
+    with store.Store.resume(tmp_path / "s") as stored:
+        for number, one in enumerate(some()):
+            stored.append_fault(one.model_copy(update={"trial": 1000 + number}))
+    made = failure_page.measured(load_sessions(tmp_path / "s"))
+    assert "| erofs:tuned | 3.4" in made
+    assert "8 fault trials, 8 of them count" in made
+    text = f"by hand\n{failure_page.MARKER}old\n"
+    assert failure_page.rewritten(text, made) == f"by hand\n{failure_page.MARKER}\n{made}"
+    shipped = (Path(__file__).parents[2] / "docs" / "failure.md").read_text("utf-8")
+    assert shipped.count(failure_page.MARKER) == 1
+
+
+def test_a_document_of_nothing_is_refused(tmp_path: Path) -> None:
+    """Sessions without fault trials say what to run."""
+    write_session(tmp_path / "s")
+    with pytest.raises(NothingToCompare, match="coldbench run failure"):
+        failure_page.measured(load_sessions(tmp_path / "s"))

@@ -31,6 +31,8 @@ _RETRIED = 20
 _QUIET_S = 15.0
 """No byte for so long: what is missing is not on its way."""
 _QUIET_BYTES = 20_000
+_WHOLE_SHARE = 0.95
+"""Of the image's compressed bytes: what is fetched more than once makes up for little."""
 _BUDGETS = {"untouched": 0.6, "mapped": 0.1, "touched": 0.1, "evicted": 0.2}
 """Shares of the fault's duration in which reads of a sample may begin."""
 
@@ -94,7 +96,7 @@ class FaultCourse(Course):
             self.seen.fault_s = time.monotonic() - begun
             injection.mend()
             self._enter("recovery")
-            self._recover(reader, engine, bad)
+            self._recover(reader, machine, engine, bad)
             self._judge_health(reader)
         finally:
             reader.close()
@@ -113,7 +115,7 @@ class FaultCourse(Course):
         if onset == "background":
             self._half_of_the_rest(machine)
         elif onset == "after":
-            if self._await_background(engine, self.setup.timeouts.background_s):
+            if self._await_background(machine, engine, self.setup.timeouts.background_s):
                 self.seen.background_s = self._background_end_s()
                 return
             self.seen.background_limit_s = self._since_ready()
@@ -131,14 +133,21 @@ class FaultCourse(Course):
             if now - last > _QUIET_BYTES:
                 last, quiet_since = now, time.monotonic()
 
-    def _await_background(self, engine: Engine, timeout_s: float) -> bool:
+    def _await_background(self, machine: Machine, engine: Engine, timeout_s: float) -> bool:
+        """Whether the rest of the image came. An engine that cannot tell only sees that no more comes: then the bytes
+        of the whole image must have been received."""
         assert self.recorder is not None
         if not self.setup.case.lazy:
             return True
         try:
-            return engine.finish_background(timeout_s, self.recorder)
+            done = engine.finish_background(timeout_s, self.recorder)
+            usage = engine.lazy_usage()
+        except Interrupted:
+            raise
         except (ColdbenchError, OSError, EOFError):  # there is nobody any more who could
             return False
+        told = usage is not None and usage.background_finished is not None
+        return done and (told or self._received(machine) >= _WHOLE_SHARE * self.setup.image_compressed_bytes)
 
     def _background_end_s(self) -> float:
         """When the background fetch ended, after ready: as the engine says, else now."""
@@ -151,6 +160,8 @@ class FaultCourse(Course):
     def _note_usage(self, engine: Engine) -> None:
         try:
             self.seen.usage = engine.lazy_usage()
+        except Interrupted:
+            raise
         except (ColdbenchError, OSError, EOFError):
             self.seen.usage = None
 
@@ -198,7 +209,7 @@ class FaultCourse(Course):
 
     # -- afterwards
 
-    def _recover(self, reader: FaultReader, engine: Engine, bad: list[Read]) -> None:
+    def _recover(self, reader: FaultReader, machine: Machine, engine: Engine, bad: list[Read]) -> None:
         """Read again what had failed until all of it can be read, then see whether the background fetch went on."""
         began = time.monotonic()
         left = list(dict.fromkeys(read.path for read in bad))[:_RETRIED]
@@ -213,7 +224,7 @@ class FaultCourse(Course):
                 reader.watch(_RETRY_S)
         self.seen.well_at = time.monotonic()
         if self.setup.case.lazy and self.seen.background_s is None:
-            self.seen.background_resumed = self._await_background(engine, self._table.recovery_s)
+            self.seen.background_resumed = self._await_background(machine, engine, self.setup.timeouts.background_s)
             if self.seen.background_resumed:
                 self.seen.resumed_s = time.monotonic() - began
         if self._fault.quiet:
