@@ -137,6 +137,8 @@ class Daemon:
     async def _do(self, request: object) -> object:
         service = self.service
         match request:
+            case messages.Expect():
+                service.expect(request)
             case messages.MountTree():
                 return await service.mount_tree(request)
             case messages.MountBlob():

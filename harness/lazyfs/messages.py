@@ -124,6 +124,8 @@ class TreeMounted:
     opaque_roots: tuple[int, ...]
     """Layers that hide all below them."""
     spans: tuple[Span, ...] = ()
+    asked: tuple[tuple[int, int], ...] = ()
+    """When the daemon's requests to the registry began and ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ class BlobMounted:
     spans: tuple[Span, ...] = ()
     exact_read_ahead_kib: int = 0
     """Read-ahead of the loop devices, to which the file's own then adds nothing; 0: as ever."""
+    asked: tuple[tuple[int, int], ...] = ()
+    """When the daemon's requests to the registry began and ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +163,25 @@ class Serving:
     trace: bool = False
     t0_ns: int = 0
     layers_unpacked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Bytes of a blob that a mount will want; at most ``parts`` requests bring them."""
+
+    digest: str
+    offset: int
+    size: int
+    parts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Expect(Request[Done]):
+    """A mount of ``serving`` will follow, and want ``blobs``: open connections, and ask for them at once."""
+
+    answer: ClassVar[type] = Done
+    serving: Serving
+    blobs: tuple[Wanted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +361,6 @@ class End(Request[Done]):
 
 
 REQUESTS: tuple[type, ...] = (
-    MountTree, MountBlob, UseDevices, MarkReady, AwaitBackground, GetUsage, GetTouches, GetReadRanges, End,
+    Expect, MountTree, MountBlob, UseDevices, MarkReady, AwaitBackground, GetUsage, GetTouches, GetReadRanges, End,
 )  # fmt: skip
 ANSWERS: tuple[type, ...] = (Up, Refused, Done, TreeMounted, BlobMounted, BackgroundState, Usage, Touches, ReadRanges)

@@ -10,6 +10,7 @@ from harness.formats.estargz.toc import TOC_DIGEST_ANNOTATION
 from harness.formats.soci.index import find_index
 from harness.lazyfs.messages import BlobName, ErofsIndexName, LazyLayer
 from harness.model.modes import Form, find
+from harness.oci.descriptor import is_digest
 from harness.oci.store import referring
 
 if TYPE_CHECKING:
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 EROFS_INDEX_TYPE = "application/vnd.coldbench.erofs.index.v1+json"
 """``harness.formats.erofs.index.INDEX_TYPE``; not imported, since the agent does without numpy (a test compares)."""
+HEAD_ANNOTATION = "org.coldbench.erofs.head"
+"""``harness.formats.erofs.index.ANNOTATION_HEAD``: what the list of referrers says of the head, as ``digest size``."""
+
+
+def parse_head(text: str) -> tuple[str, int] | None:
+    """Digest and size of an index's head as ``HEAD_ANNOTATION`` gives them; None for anything else."""
+    digest, _, size = text.partition(" ")
+    return (digest, int(size)) if is_digest(digest) and size.isascii() and size.isdigit() and len(size) < 19 else None
 
 
 @dataclass(frozen=True, slots=True)

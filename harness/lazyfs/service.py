@@ -36,6 +36,7 @@ from harness.lazyfs.mounting.loop_device import read_ahead_as_lazy
 from harness.lazyfs.mounting.mounts import set_read_ahead
 from harness.lazyfs.trace import BlockTrace, Trace
 from harness.model.modes import lazy_policy
+from harness.oci.ahead import Ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,11 +46,24 @@ if TYPE_CHECKING:
     from harness.lazyfs.data.residency import Layer
     from harness.lazyfs.data.units import Units
     from harness.lazyfs.fuse.connection import AnySession
-    from harness.lazyfs.messages import LazyLayer, MountBlob, MountTree, ReadRange, Serving, StoreAddress, Touch, Usage
+    from harness.lazyfs.messages import (
+        Expect,
+        LazyLayer,
+        MountBlob,
+        MountTree,
+        ReadRange,
+        Serving,
+        StoreAddress,
+        Touch,
+        Usage,
+    )
     from harness.model.policy import LazyPolicy
     from harness.oci.store import BlobStore
 
 log = logging.getLogger(__name__)
+
+_FIRST_CONNECTIONS = 4
+"""Opened while the image is resolved: the first requests of a mount are the parts of an index."""
 
 
 class Service:
@@ -68,7 +82,7 @@ class Service:
         self._prefetched: trio.Event | None = None
         """There is a prefetch list; set when it was served."""
         self._store: Store | None = None
-        self._client: BlobStore | None = None
+        self._client: Ahead | None = None
         self._name_touches: Callable[[], list[Touch]] = list
         self.read_ranges: Callable[[], list[ReadRange]] = list
         """See ``harness.lazyfs.trace``; empty without a trace of a blob."""
@@ -83,6 +97,20 @@ class Service:
         """Where the blob's bytes are kept, each where the blob has it."""
         self._pages: KernelPages | None = None
         self._scratch = ""
+
+    def expect(self, request: Expect) -> None:
+        """A mount is to come: have its connections opened and the first bytes it wants asked for, in threads."""
+        serving = request.serving
+        client = self._open_client(serving, lazy_policy(serving.mode, serving.preset, serving.options))
+        if not request.blobs:
+            client.connect(_FIRST_CONNECTIONS)
+        for wanted in request.blobs:
+            client.expect_range(wanted.digest, wanted.offset, wanted.size, wanted.parts)
+
+    def _open_client(self, serving: Serving, policy: LazyPolicy) -> Ahead:
+        if self._client is None:
+            self._client = Ahead(connect(serving.store, policy))
+        return self._client
 
     async def mount_tree(self, request: MountTree) -> TreeMounted:
         """Serve each layer as a directory. Raises ColdbenchError."""
@@ -108,7 +136,9 @@ class Service:
             await self._start_prefetch(store, extents, [] if paths else layers)
         self._go_on(store)
         opaque = [tree.number for tree in tree.subtrees if tree.index.directory(tree.index.root).opaque]
-        return TreeMounted(tuple(layer.number for layer in layers), tuple(opaque), tuple(spans))
+        return TreeMounted(
+            tuple(layer.number for layer in layers), tuple(opaque), tuple(spans), tuple(client.asked)
+        )  # fmt: skip
 
     async def mount_blob(self, request: MountBlob) -> BlobMounted:
         """Serve all layers as one EROFS image file. Raises ColdbenchError."""
@@ -147,7 +177,8 @@ class Service:
             local = LocalImage(self._image, memoryview(image.index.metadata), image.index.image_bytes)
         self._go_on(store, local)
         numbers = tuple(layer.number for _, layer in whole)
-        return BlobMounted(BLOB_NAME, loop, metadata, numbers, tuple(spans), policy.exact_read_ahead_kib)
+        exact = policy.exact_read_ahead_kib
+        return BlobMounted(BLOB_NAME, loop, metadata, numbers, tuple(spans), exact, tuple(client.asked))
 
     def _start_pack(self, client: BlobStore, policy: LazyPolicy, request: MountBlob) -> StartPack | None:
         """Ask for the index's start pack where the policy follows one; a trace must see every read."""
@@ -162,14 +193,14 @@ class Service:
             self._pack.start()
         return self._pack
 
-    def _begin(self, serving: Serving) -> tuple[BlobStore, LazyPolicy, Store]:
+    def _begin(self, serving: Serving) -> tuple[Ahead, LazyPolicy, Store]:
         """What both presentations begin with: the policy, the image's store and our own over it."""
         if self._store is not None:
             raise UsageError("this daemon serves an image already")
         policy = lazy_policy(serving.mode, serving.preset, serving.options)
         self._scratch = serving.scratch
-        client = self._client = connect(serving.store, policy)
-        link = getattr(client, "link", None)
+        client = self._open_client(serving, policy)
+        link = client.link
         if link is not None:
             link.hint(serving.latency_s)
         self._store = Store(policy, self.counters, self._nursery, link)
@@ -362,7 +393,7 @@ class Service:
 
     def _take_wire_counters(self) -> None:
         """A registry client counts what crosses the wire itself: indexes, windows and tries that failed included."""
-        wire: Any = getattr(self._client, "counters", None)
+        wire: Any = None if self._client is None else self._client.counters
         if wire is not None:
             self.counters.retries = wire.retries
             self.counters.requests = wire.requests

@@ -5,8 +5,8 @@ Run as a plain script, outside the machine: ``relay.py ADDRESS UPSTREAM-HOST UPS
 
 What it holds back, seen from the machine:
 
-- each direction by half a round trip, and the first request of a connection by one more, which is what the handshake
-  would have taken (the handshake itself ends in the relay, at once);
+- each direction by half a round trip, and what a new connection is first asked until a round trip after it was opened,
+  which is when the handshake would have ended (it ends in the relay, at once);
 - the first bytes of each answer until ``FIRST_BYTE_S`` after their request reached the registry. A request is
   whatever the client sends after the registry last spoke, so a TLS handshake counts as one, too;
 - each connection to its rate, and with a round trip to TCP's slow start (RFC 6928: ten segments, doubling each
@@ -102,8 +102,14 @@ class Connection:
     """A client's connection and the one to the registry that stands for it."""
 
     def __init__(
-        self, client: socket.socket, server: socket.socket, rtt_s: float, first_byte_s: float, rate: float
+        self,
+        client: socket.socket,
+        server: socket.socket,
+        opened_s: float,
+        settings: tuple[float, float, float],
     ) -> None:
+        """``settings``: round trip and first byte in seconds, bytes per second."""
+        rtt_s, first_byte_s, rate = settings
         self.client = client
         self.server = server
         self.up = Pipe(client, server)
@@ -113,7 +119,7 @@ class Connection:
         self._rtt_s = rtt_s
         self._first_byte_s = first_byte_s
         self._pacer = Pacer(rtt_s, rate)
-        self._handshake_s = rtt_s
+        self._open_at_s = opened_s + rtt_s
         self._answered = True
         self._not_before_s = 0.0
 
@@ -128,8 +134,7 @@ class Connection:
             pipe.ended = True
             return
         if pipe is self.up:
-            arrives = now_s + self._handshake_s + self._rtt_s / 2
-            self._handshake_s = 0.0
+            arrives = max(now_s, self._open_at_s) + self._rtt_s / 2
             pipe.put(arrives, data)
             self._not_before_s = arrives + self._first_byte_s
             self._answered = False
@@ -217,7 +222,7 @@ class Relay:
         for end in (client, server):
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = Connection(client, server, *self._settings)
+        connection = Connection(client, server, time.monotonic(), self._settings)
         self._connections.add(connection)
         if server.connect_ex(self._upstream) not in (0, errno.EINPROGRESS):
             self._drop(connection)

@@ -235,9 +235,13 @@ class Verifier:
 class ImageSource:
     """An image's name bound to its store: resolves to a platform, verifies every manifest and small blob it reads."""
 
-    def __init__(self, store: BlobStore, selector: str = "") -> None:
+    def __init__(
+        self, store: BlobStore, selector: str = "", seen: Callable[[Descriptor, bytes], object] | None = None
+    ) -> None:
+        """``seen`` is told of each manifest and index on the way to an image, before anything else is asked for."""
         self.store = store
         self.selector = selector
+        self._seen = seen
 
     @property
     def where(self) -> str:
@@ -283,6 +287,8 @@ class ImageSource:
     def _resolve(
         self, descriptor: Descriptor, data: bytes, wanted: Platform, chain: tuple[tuple[Descriptor, bytes], ...]
     ) -> Image:
+        if self._seen is not None:
+            self._seen(descriptor, data)
         if descriptor.media_type not in INDEX_TYPES:
             config, _ = check_manifest(parse_json(data, self.where), descriptor.media_type, self.where)
             config_bytes = self.open_blob(config).read(MAX_CONFIG_BYTES)

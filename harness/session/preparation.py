@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from harness.oci.store import ImageSource
     from harness.session.progress import Progress
 
-#: Raised when a form is made differently, so that what is cached is made anew.
+#: Raised when all forms are made differently, so that what is cached is made anew.
 FORMS_VERSION = 2
+#: Raised when one of them is.
+_FORM_VERSIONS = {Form.EROFS: 3, Form.EROFS_PACKED: 3}
 TAG = "latest"
 
 
@@ -218,7 +220,7 @@ class Preparer:
             key += "-" + hashlib.sha256("\0".join(first).encode()).hexdigest()[:16]
         if recording is not None:
             key += "-" + hashlib.sha256(recording.encode()).hexdigest()[:16]
-        place = self.cache.root / "forms" / f"{form}-{FORMS_VERSION}" / key
+        place = self.cache.root / "forms" / f"{form}-{_FORM_VERSIONS.get(form, FORMS_VERSION)}" / key
         cost = Cost()
         self.progress.preparing(scenario.name, form)
         with self.cache.lock(f"{form}-{key}"):

@@ -19,7 +19,7 @@ from harness.formats.soci import image as soci_image
 from harness.machine.machine import Machine
 from harness.machine.network import SimulatedNetwork
 from harness.model.engine import EmbeddedChoice
-from harness.model.shape import parse_shape
+from harness.model.shape import Distance, parse_shape
 from harness.model.timeline import Recorder
 from harness.oci.registry.push import RegistryDestination
 from harness.oci.store import ImageSource
@@ -57,10 +57,11 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestRegistry]
 
 
 def start(
-    registry: TestRegistry, mode: str, tag: str, trace: bool = False
+    registry: TestRegistry, mode: str, tag: str, trace: bool = False, distance: Distance | None = None
 ) -> tuple[LazyUsage, Recorder, list[str], bytes, dict[str, object]]:
     """Deploy, wait for the end of the program, and give what the engine saw."""
-    with Machine(parse_shape("unlimited"), registry_upstream=(registry.address, registry.port)) as machine:
+    upstream = (registry.address, registry.port)
+    with Machine(parse_shape("unlimited"), distance=distance or Distance(), registry_upstream=upstream) as machine:
         engine = make_engine(EmbeddedChoice())
         process = Process(args=("/bin/probe", "who"))
         request = dataclasses.replace(
@@ -101,6 +102,17 @@ def test_container_runs_from_a_lazy_root(registry: TestRegistry, mode: str) -> N
     assert usage.spans_fetched == usage.spans_total
     assert usage.fuse is not None
     assert usage.fuse["read"].count > 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_three_rounds_before_the_mount(registry: TestRegistry, mode: str) -> None:
+    """No mode waits for more than three requests in a row: a name, what it names, what that names."""
+    usage, _timeline, _paths, output, details = start(
+        registry, mode, mode, distance=Distance(rtt_ms=20, first_byte_ms=100)
+    )
+    assert output
+    assert details["rounds_before_mount"] == (2 if mode == "estargz" else 3)
+    assert usage.retries == 0
 
 
 @pytest.mark.parametrize(

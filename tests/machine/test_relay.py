@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.machine.relay import Connection
 from harness.machine.relay_process import RelayProcess
 from harness.model.shape import Distance
 
@@ -66,6 +67,20 @@ def test_bytes_arrive_unchanged_and_late(upstream: tuple[str, int]) -> None:
     finally:
         relay.stop()
     assert not relay.alive
+
+
+@pytest.mark.parametrize(("asked_s", "arrives_s"), [(10.0, 13.0), (11.0, 13.0), (12.0, 13.0), (15.0, 16.0)])
+def test_a_connection_opened_early_has_shaken_hands(asked_s: float, arrives_s: float) -> None:
+    """The handshake counts from when a connection is opened, not from its first request; times are made up."""
+    ends = [*socket.socketpair(), *socket.socketpair()]
+    try:
+        connection = Connection(ends[1], ends[2], 10.0, (2.0, 0.0, 0.0))
+        ends[0].sendall(b"GET")
+        connection.receive(ends[1], asked_s)
+        assert [due for due, _ in connection.up.queue] == [arrives_s]
+    finally:
+        for end in ends:
+            end.close()
 
 
 def test_rate_holds_per_connection(upstream: tuple[str, int]) -> None:

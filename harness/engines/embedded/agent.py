@@ -38,7 +38,7 @@ from harness.engines.embedded.messages import (
     Stopped,
 )
 from harness.engines.embedded.modes import Context, ReportSpan, Rootfs, load, parts_of
-from harness.engines.embedded.registry import connect, resolve, store_address
+from harness.engines.embedded.registry import connect, store_address
 from harness.engines.embedded.runtime import Runtime, find_runtime, makes_groups, prepare_cgroup_view
 from harness.engines.protocol import DeployRequest  # noqa: TC001 - as below
 from harness.errors import BY_KIND, ColdbenchError, DiskFull, MachineError, OutOfMemory
@@ -48,7 +48,9 @@ from harness.kernel.syscalls import MS_NODEV
 from harness.lazyfs.channel import Channel
 from harness.lazyfs.control import DaemonClient
 from harness.lazyfs.messages import Span
+from harness.oci.descriptor import Platform
 from harness.oci.image import Image  # noqa: TC001 - a dataclass's field
+from harness.oci.store import ImageSource
 
 _PR_SET_CHILD_SUBREAPER = 36
 _OWN_FORM = frozenset({"FormatError", "UnsafePath", "DigestMismatch"})
@@ -114,7 +116,9 @@ class Agent:
         self._launcher = launcher
         self._program = find_runtime()
         prepare_cgroup_view()
-        self._provide = load(parts_of(mode).provide)
+        parts = parts_of(mode)
+        self._provide = load(parts.provide)
+        self._look_ahead = load(parts.look_ahead) if parts.look_ahead else None
         self._phase = "resolve"
         self._runtime: Runtime | None = None
         self._rootfs: Rootfs | None = None
@@ -158,7 +162,10 @@ class Agent:
             index=request.index,
         )
         with context.span("resolve"):
-            image = resolve(client, request)
+            platform, seen = Platform.parse(request.platform), None
+            if self._look_ahead is not None:
+                seen = self._look_ahead(context, platform, request.preset, request.options)
+            image = ImageSource(context.client, request.reference, seen).resolve(platform)
         self._phase = "pull"
         self._rootfs = self._provide(context, image, request.preset, request.options)
         return Brought(image, self._rootfs, context)

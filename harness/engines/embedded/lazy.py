@@ -21,6 +21,7 @@ from harness.errors import MachineError
 from harness.lazyfs.control import DaemonClient
 from harness.lazyfs.messages import (
     AwaitBackground,
+    Expect,
     GetReadRanges,
     GetTouches,
     GetUsage,
@@ -32,21 +33,27 @@ from harness.lazyfs.messages import (
 )
 from harness.lazyfs.mounting.mounts import mount_erofs, unmount
 from harness.lazyfs.plan import plan_blob, plan_layers
-from harness.model.modes import Presentation, find
+from harness.lazyfs.scout import Scout
+from harness.model.modes import Presentation, find, lazy_policy
 from harness.model.policy import PullPolicy
+from harness.oci.ahead import Ahead
 from harness.oci.aside import Aside
+from harness.oci.registry.rounds import dependent_rounds
 from harness.oci.store import ImageSource
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
 
-    from harness.lazyfs.messages import Option, ReadRange, Span, Touch
+    from harness.lazyfs.messages import Option, ReadRange, Span, Touch, Wanted
     from harness.model.observation import LazyUsage
     from harness.model.timeline import Recorder
+    from harness.oci.descriptor import Descriptor, Platform
     from harness.oci.image import Image
 
 MOUNT_TIMEOUT_S = 1800.0
+_FIRST_CONNECTIONS = 2
+"""Opened beside the first request: its answer leads to three at once."""
 
 
 class _Unpacker:
@@ -74,12 +81,38 @@ class _Unpacker:
         return {} if self._unpacking is None else dict(zip(self._numbers, self._unpacking.result(), strict=True))
 
 
+def look_ahead(
+    context: Context, platform: Platform, preset: str, options: Mapping[str, Option]
+) -> Callable[[Descriptor, bytes], object] | None:
+    """What is to see each manifest on the way to the image, so that what it names is asked for at once.
+
+    Puts a store that asks ahead into ``context``. None for presets that ask as somebody else does.
+    """
+    if context.daemon is None or not lazy_policy(context.mode, preset, options).adaptive:
+        return None
+    daemon, client = context.daemon, Ahead(context.client)
+    context.client = client
+
+    def expect(blobs: Sequence[Wanted]) -> None:
+        daemon.call(Expect(_serving(context, preset, options), tuple(blobs)))
+
+    client.connect(_FIRST_CONNECTIONS)
+    expect(())
+    return Scout(client, find(context.mode).form, platform, expect, context.index)
+
+
 def provide(context: Context, image: Image, preset: str, options: Mapping[str, Option]) -> Rootfs:
     """Provider of the lazy modes (``harness.engines.embedded.modes``); ``options`` are those of ``LazyPolicy``."""
     if context.daemon is None:
         raise MachineError("the lazyfs daemon was not started")
     source = ImageSource(context.client, context.reference)
-    serving = Serving(
+    serving = _serving(context, preset, options)
+    present = _provide_blob if find(context.mode).presentation is Presentation.BLOB else _provide_tree
+    return present(context, image, context.daemon, source, serving)
+
+
+def _serving(context: Context, preset: str, options: Mapping[str, Option]) -> Serving:
+    return Serving(
         mode=context.mode,
         preset=preset,
         store=context.store,
@@ -90,8 +123,11 @@ def provide(context: Context, image: Image, preset: str, options: Mapping[str, O
         trace=context.trace,
         t0_ns=context.t0_ns or time.monotonic_ns(),
     )
-    present = _provide_blob if find(context.mode).presentation is Presentation.BLOB else _provide_tree
-    return present(context, image, context.daemon, source, serving)
+
+
+def _rounds(context: Context, asked: Sequence[tuple[int, int]]) -> int:
+    """Requests before the mount that waited for one another: ``asked`` are the daemon's."""
+    return dependent_rounds([*getattr(context.client, "asked", ()), *asked])
 
 
 def _report(context: Context, spans: Sequence[Span]) -> None:
@@ -110,6 +146,7 @@ def _provide_tree(
     try:
         counted = dataclasses.replace(serving, layers_unpacked=len(plan.unpack))
         answer = daemon.call(MountTree(counted, plan.lazy), timeout_s=MOUNT_TIMEOUT_S)
+        rounds = _rounds(context, answer.asked)
         _report(context, answer.spans)
         unpacked = unpacker.layers()
         directories = {number: os.path.join(mountpoint, str(number)) for number in answer.layers}
@@ -123,7 +160,10 @@ def _provide_tree(
     opaque = [number for number, layer in unpacked.items() if layer.opaque_root]
     lowest = max([0, *opaque, *answer.opaque_roots])
     stack = [directories[number] for number in sorted(directories, reverse=True) if number >= lowest]
-    details = RootfsDetails(soci_index=plan.soci_index, lazy_layers=answer.layers, unpacked_layers=tuple(plan.unpack))
+    details = RootfsDetails(
+        soci_index=plan.soci_index, lazy_layers=answer.layers, unpacked_layers=tuple(plan.unpack),
+        rounds_before_mount=rounds,
+    )  # fmt: skip
 
     def cleanup() -> None:
         _discard(unmount, mountpoint)
@@ -161,7 +201,10 @@ def _provide_blob(
     except BaseException:
         cleanup()
         raise
-    details = RootfsDetails(erofs=mounted.way, erofs_refused=mounted.refused or None, whole_layers=answer.layers_whole)
+    details = RootfsDetails(
+        erofs=mounted.way, erofs_refused=mounted.refused or None, whole_layers=answer.layers_whole,
+        rounds_before_mount=_rounds(context, answer.asked),
+    )  # fmt: skip
     return Rootfs((target,), cleanup, details)
 
 

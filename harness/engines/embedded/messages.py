@@ -52,6 +52,8 @@ class RootfsDetails:
 
     agent_requests: int | None = None
     """Requests that the agent itself sent to the registry."""
+    rounds_before_mount: int | None = None
+    """Requests before the mount that waited for one another's answer (``harness.oci.registry.rounds``)."""
     entries: int | None = None
     unpacked_bytes: int | None = None
     soci_index: str | None = None

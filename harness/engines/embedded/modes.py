@@ -115,10 +115,15 @@ class ModeParts:
     provide: str
     daemon: str | None = None
     observer: str | None = None
+    look_ahead: str | None = None
+    """Called before the image is resolved, with (context, platform, preset, options): see the lazy modes' own."""
 
 
 _LAZY = ModeParts(
-    "harness.engines.embedded.lazy:provide", "harness.lazyfs.daemon", "harness.engines.embedded.lazy:Observer"
+    "harness.engines.embedded.lazy:provide",
+    "harness.lazyfs.daemon",
+    "harness.engines.embedded.lazy:Observer",
+    "harness.engines.embedded.lazy:look_ahead",
 )
 _PARTS = {
     Presentation.NONE: ModeParts("harness.engines.embedded.overlay2:provide"),

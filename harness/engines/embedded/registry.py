@@ -1,18 +1,15 @@
-"""The registry as the agent sees it: a client from a deploy request, the image resolved through index and platform."""
+"""The registry as the agent sees it: a client from a deploy request, and where a daemon finds the same."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from harness.lazyfs.messages import StoreAddress
-from harness.oci.descriptor import Platform
 from harness.oci.registry.client import RegistryClient
 from harness.oci.registry.logins import Credentials
-from harness.oci.store import ImageSource
 
 if TYPE_CHECKING:
     from harness.engines.protocol import DeployRequest
-    from harness.oci.image import Image
 
 
 def connect(request: DeployRequest) -> RegistryClient:
@@ -40,8 +37,3 @@ def store_address(request: DeployRequest) -> StoreAddress:
         credentials=request.credentials,
         routes=request.routes,
     )
-
-
-def resolve(client: RegistryClient, request: DeployRequest) -> Image:
-    """The image for the request's platform; ImageNotFound, RegistryError, UnsupportedMediaType or FormatError."""
-    return ImageSource(client, request.reference).resolve(Platform.parse(request.platform))

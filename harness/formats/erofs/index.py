@@ -46,6 +46,8 @@ INDEX_TYPE: Final = "application/vnd.coldbench.erofs.index.v1+json"
 HEAD_TYPE: Final = "application/vnd.coldbench.erofs.head.v1"
 WINDOWS_TYPE: Final = "application/vnd.coldbench.erofs.windows.v1"
 ANNOTATION_SPAN_SIZE: Final = "org.coldbench.erofs.span-size"
+ANNOTATION_HEAD: Final = "org.coldbench.erofs.head"
+"""``digest size`` of the head: lists of referrers show annotations, so it can be asked for beside the manifest."""
 EMPTY_CONFIG: Final = b"{}"
 DEFAULT_SPAN_BYTES: Final = 1 << 20
 """Distance of checkpoints: the table in docs/formats.md says what finer and coarser ones cost."""
@@ -67,7 +69,7 @@ def index_manifest(
             "config": Descriptor.of(EMPTY_CONFIG, OCI_EMPTY).to_json(),
             "layers": [part.to_json() for part in (head, windows, pack) if part is not None],
             "subject": plain.to_json(),
-            "annotations": {ANNOTATION_SPAN_SIZE: str(span_bytes)},
+            "annotations": {ANNOTATION_HEAD: f"{head.digest} {head.size}", ANNOTATION_SPAN_SIZE: str(span_bytes)},
         }
     )
 

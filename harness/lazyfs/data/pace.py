@@ -72,6 +72,9 @@ def block_around(pace: Pace, allowance: int) -> int:
 
 def tail_of(policy: LazyPolicy, link: Link | None, blob_bytes: int, near_bytes: int) -> int:
     """How much of an eStargz blob's end to read first: near the footer and a small TOC with it, far nearly any TOC."""
-    if not pace_of(policy, link).far:
-        return near_bytes
-    return max(near_bytes, min(blob_bytes // _TAIL_SHARE, _MAX_TAIL))
+    return far_tail(blob_bytes, near_bytes, far=pace_of(policy, link).far)
+
+
+def far_tail(blob_bytes: int, near_bytes: int = 64 << 10, *, far: bool) -> int:
+    """The same where it is known how far the registry is."""
+    return max(near_bytes, min(blob_bytes // _TAIL_SHARE, _MAX_TAIL)) if far else near_bytes

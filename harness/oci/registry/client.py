@@ -141,6 +141,15 @@ class RegistryClient:
         """What the requests so far say of the way to the registry."""
         return self.pool.link
 
+    @property
+    def asked(self) -> list[tuple[int, int]]:
+        """When the first requests began and ended (``harness.oci.registry.rounds``)."""
+        return self.pool.asked
+
+    def connect(self, count: int) -> None:
+        """Open connections to the registry for the next requests, while the caller goes on."""
+        self.pool.connect(self._base + "/", count)
+
     def close(self) -> None:
         """Close the idle connections."""
         self.pool.close()

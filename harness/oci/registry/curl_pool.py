@@ -17,6 +17,7 @@ import pycurl
 from harness import __version__
 from harness.oci.registry.link import Link
 from harness.oci.registry.plain_http import Broken, PlainHttp, Unusual, may_take, read_body
+from harness.oci.registry.rounds import KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -144,6 +145,8 @@ class CurlPool:
         self._ca_file = chosen or next((path for path in _CA_FILES if os.path.exists(path)), None)
         self._routes = list(routes)
         self._idle: list[Any] = []
+        self.asked: list[tuple[int, int]] = []
+        """When the first requests began and ended (CLOCK_MONOTONIC, ns)."""
         self._plain = PlainHttp(_AGENT, self.timeouts.connect_s, self.timeouts.stall_s)
 
     def close(self) -> None:
@@ -151,6 +154,11 @@ class CurlPool:
         self._plain.close()
         while self._idle:
             self._idle.pop().close()
+
+    def connect(self, url: str, count: int) -> None:
+        """Open so many connections for the next requests, in threads beside. Plain HTTP only: libcurl has no such."""
+        if not self._routes and may_take(url):
+            self._plain.connect(url, count)
 
     def get(
         self,
@@ -161,6 +169,25 @@ class CurlPool:
         limit: int = 0,
         sink: Callable[[bytes], object] | None = None,
         skip: int = 0,
+    ) -> Response:
+        """``_get``, which is noted where it is among the first requests."""
+        if len(self.asked) >= KEPT:
+            return self._get(url, headers, byte_range=byte_range, limit=limit, sink=sink, skip=skip)
+        begun = time.monotonic_ns()
+        try:
+            return self._get(url, headers, byte_range=byte_range, limit=limit, sink=sink, skip=skip)
+        finally:
+            self.asked.append((begun, time.monotonic_ns()))
+
+    def _get(
+        self,
+        url: str,
+        headers: Sequence[str],
+        *,
+        byte_range: str,
+        limit: int,
+        sink: Callable[[bytes], object] | None,
+        skip: int,
     ) -> Response:
         """GET; it stops once a body that is kept proves longer than ``limit`` bytes (0: ``ERROR_BODY_BYTES``).
 

@@ -49,6 +49,12 @@ class Link:
         """Whether requests are dear: ``latency_s`` is known and at least ``FAR_S``."""
         return self.latency_s >= FAR_S
 
+    @property
+    def perhaps_far(self) -> bool:
+        """The same by a single answer, where being wrong costs little."""
+        known = list(self._first_bytes)
+        return bool(known) and min(known) >= FAR_S
+
     def rate(self, default_bytes_s: float) -> float:
         """Bytes per second of one connection; ``default_bytes_s`` while no answer was long enough to tell."""
         bodies = list(self._bodies)

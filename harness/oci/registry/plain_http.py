@@ -13,6 +13,7 @@ import ipaddress
 import os
 import socket
 import struct
+import threading
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -200,6 +201,25 @@ class PlainHttp:
         for connections in self._idle.values():
             while connections:
                 connections.pop().close()
+
+    def connect(self, url: str, count: int) -> None:
+        """Open so many connections beside the caller, for requests to come; what fails is left to them."""
+        parts = urlsplit(url)
+        try:
+            place = (parts.hostname or "", parts.port or 80)
+        except ValueError:
+            return
+
+        def open_one() -> None:
+            try:
+                connection = Connection(place, self._connect_s, self._stall_s)
+            except Broken:
+                return
+            connection.used = True  # the other end may close it before it is needed
+            self._idle.setdefault(place, []).append(connection)
+
+        for _ in range(count if place[0] else 0):
+            threading.Thread(target=open_one, daemon=True).start()
 
     def get(self, url: str, headers: Sequence[str], byte_range: str) -> Answer:
         """The answer to a GET, its head read; give it back by ``done``. Raises Unusual or Broken."""

@@ -37,7 +37,7 @@ class Referrers:
     def find(self, digest: str, artifact_type: str | None) -> list[Descriptor]:
         """Referrers of ``digest``. Far from a registry of which the way is not known, both are asked at once."""
         fallback = None
-        if self._has_api is None and self._client.link.far:
+        if self._has_api is None and self._client.link.perhaps_far:
             fallback = Aside(lambda: self.by_tag(digest))
         entries = None
         if self._has_api is not False:
