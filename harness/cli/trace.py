@@ -71,10 +71,11 @@ def trace(
     with make_progress(sys.stderr) as progress, Launcher(progress, offline=offline) as launcher:
         setups = launcher.side_setups(loaded, registry)
         observation, touches, found = _run(setups, case)
-        paths = traces.paths_of(touches)
+        recorded = traces.recorded(touches, observation.time_to_ready_s or 0.0)
+        paths = recorded.paths
         if seen[mode].tracer:
             # The newest trace is what `prefetch = "trace"` uses.
-            traces.save(traces.place(launcher.cache, observation.image_digest, loaded.workload), paths)
+            traces.save(traces.place(launcher.cache, observation.image_digest, loaded.workload), recorded)
         recording = setups.record(loaded) if pack is not None else None
     if out is not None:
         _write("--out", out, "".join(f"{path}\n" for path in paths).encode("utf-8", "surrogateescape"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.lazyfs.messages import Option  # noqa: TC001 - msgspec reads the annotations
+from harness.lazyfs.messages import FileRange, Option  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,7 +107,7 @@ class DeployRequest:
 
     ``registry`` is ``host:port`` as reached from inside the machine, ``repository`` and ``digest`` (or tag in
     ``reference``) name the image there. ``options`` are the mode's policies (see ``harness.model.policy``), by name.
-    ``prefetch`` is an ordered list of paths recorded by an earlier trial.
+    ``prefetch`` is an ordered list of paths, ``reads`` what an earlier trial recorded: it goes before the list.
     """
 
     registry: str
@@ -120,6 +120,7 @@ class DeployRequest:
     platform: str = "linux/amd64"
     options: dict[str, Option] = field(default_factory=dict)
     prefetch: tuple[str, ...] = ()
+    reads: tuple[FileRange, ...] = ()
     trace: bool = False
     credentials: dict[str, str] = field(default_factory=dict)
     index: str = ""

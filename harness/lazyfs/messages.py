@@ -145,12 +145,22 @@ class BlobMounted:
 
 
 @dataclass(frozen=True, slots=True)
+class FileRange:
+    """A part of a file; ``size`` None: to its end."""
+
+    path: str
+    offset: int = 0
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Serving:
     """What every mount request says, whichever the presentation.
 
     ``options`` change single policies of the preset (``harness.lazyfs.policy``), ``scratch`` is a directory on the
-    machine's disk, ``prefetch`` an ordered list of paths, ``latency_s`` the round trip to the registry as far as it
-    was measured, ``trace`` asks for first touches, ``layers_unpacked`` counts the layers that somebody else unpacks.
+    machine's disk, ``prefetch`` an ordered list of paths, ``reads`` one of recorded reads, ``latency_s`` the round trip
+    to the registry as far as it was measured, ``trace`` asks for first touches, ``layers_unpacked`` counts the layers
+    that somebody else unpacks.
     """
 
     mode: str
@@ -163,6 +173,7 @@ class Serving:
     trace: bool = False
     t0_ns: int = 0
     layers_unpacked: int = 0
+    reads: tuple[FileRange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +324,8 @@ class Touch:
     offset: int
     size: int
     t_s: float
+    reads: tuple[tuple[int, int, float], ...] = ()
+    """(offset, size, seconds after T0) of what was read of it, in that order; what follows on a read belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)

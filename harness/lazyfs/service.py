@@ -31,7 +31,7 @@ from harness.lazyfs.fuse.blob import NAME as BLOB_NAME
 from harness.lazyfs.fuse.kernel_pages import KernelPages
 from harness.lazyfs.fuse.namespace import Namespace
 from harness.lazyfs.independence import Independence, LocalImage
-from harness.lazyfs.messages import BackgroundState, BlobMounted, MetadataFile, Span, TreeMounted
+from harness.lazyfs.messages import BackgroundState, BlobMounted, FileRange, MetadataFile, Span, TreeMounted
 from harness.lazyfs.mounting.loop_device import read_ahead_as_lazy
 from harness.lazyfs.mounting.mounts import set_read_ahead
 from harness.lazyfs.trace import BlockTrace, Trace
@@ -129,11 +129,11 @@ class Service:
         self._session.show_tree(tree, self.counters)
         spans.append(_span("mount", start, detail="tree"))
         if policy.prefetch:
-            paths = request.serving.prefetch
+            files = listed(request.serving)
             extents = (
-                tree.extents_of(paths) if paths else [e for i, la in enumerate(layers) for e in own_prefetch(i, la)]
+                tree.extents_of(files) if files else [e for i, la in enumerate(layers) for e in own_prefetch(i, la)]
             )
-            await self._start_prefetch(store, extents, [] if paths else layers)
+            await self._start_prefetch(store, extents, [] if files else layers)
         self._go_on(store)
         opaque = [tree.number for tree in tree.subtrees if tree.index.directory(tree.index.root).opaque]
         return TreeMounted(
@@ -168,8 +168,8 @@ class Service:
         self._session.present(blob, self.counters)
         spans.append(_span("mount", start, detail="blob"))
         if policy.prefetch:
-            paths = request.serving.prefetch
-            await self._start_prefetch(store, image.extents_of(paths) if paths else list(image.index.prefetch))
+            files = listed(request.serving)
+            await self._start_prefetch(store, image.extents_of(files) if files else list(image.index.prefetch))
         loop = policy.handover and self._image is not None
         metadata = await trio.to_thread.run_sync(self._separate_metadata, image.index, policy.devices) if loop else None
         local = None
@@ -437,6 +437,11 @@ def connect(address: StoreAddress, policy: LazyPolicy) -> BlobStore:
 def _span(name: str, start_ns: int, layer: int | None = None, detail: str = "") -> Span:
     """A span that ends now."""
     return Span(name, start_ns, time.monotonic_ns(), layer, detail)
+
+
+def listed(serving: Serving) -> list[FileRange]:
+    """The prefetch list of a mount request: recorded reads, else whole files."""
+    return list(serving.reads) or [FileRange(path) for path in serving.prefetch]
 
 
 def own_prefetch(position: int, layer: OpenedLayer) -> list[fetching.Extent]:

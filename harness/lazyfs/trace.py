@@ -8,32 +8,38 @@ from typing import TYPE_CHECKING
 from harness.lazyfs.messages import ReadRange, Touch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class Trace:
-    """One record per file: the time of its first read, and the extent that all its reads cover."""
+    """One record per file: its reads with their times. What continues a read is one with it."""
 
     def __init__(self, t0_ns: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self.t0_ns = t0_ns
         self._clock_ns = clock_ns
-        self._files: dict[tuple[int, int], list[int]] = {}
+        self._files: dict[tuple[int, int], list[list[int]]] = {}
+        """Of each (layer, entry): [begin, end, time] of its reads."""
 
     def note(self, layer: int, entry: int, offset: int, size: int) -> None:
         """A read of ``size`` bytes of an entry of a layer."""
-        known = self._files.get((layer, entry))
-        if known is None:
-            self._files[layer, entry] = [offset, offset + size, self._clock_ns()]
+        reads = self._files.setdefault((layer, entry), [])
+        if reads and reads[-1][0] <= offset <= reads[-1][1]:
+            reads[-1][1] = max(reads[-1][1], offset + size)
         else:
-            known[0] = min(known[0], offset)
-            known[1] = max(known[1], offset + size)
+            reads.append([offset, offset + size, self._clock_ns()])
 
     def first_touches(self, name: Callable[[int, int], str]) -> list[Touch]:
         """What was read, in first-touch order; ``name(layer, entry)`` gives a path."""
         return [
-            Touch(name(layer, entry), layer, begin, end - begin, (at_ns - self.t0_ns) / 1e9)
-            for (layer, entry), (begin, end, at_ns) in self._files.items()
+            touch_of(name(layer, entry), layer, [(b, e - b, (at_ns - self.t0_ns) / 1e9) for b, e, at_ns in reads])
+            for (layer, entry), reads in self._files.items()
         ]
+
+
+def touch_of(path: str, layer: int, reads: Sequence[tuple[int, int, float]]) -> Touch:
+    """A file's touch from its reads, which are (offset, size, seconds after T0)."""
+    begin, end = min(offset for offset, _, _ in reads), max(offset + size for offset, size, _ in reads)
+    return Touch(path, layer, begin, end - begin, min(at_s for _, _, at_s in reads), tuple(reads))
 
 
 class BlockTrace:

@@ -78,9 +78,10 @@ class Preset:
 
     def streams(self, options: Mapping[str, object]) -> bool:
         """Whether, with these options, a lazy start may bring layers that nothing asked for, before it is ready."""
-        return isinstance(self.policy, LazyPolicy) and self.takes_prefetch and bool(
-            options.get("stream", self.policy.stream)
-        )  # fmt: skip
+        policies = self.policy
+        if not isinstance(policies, LazyPolicy) or not self.takes_prefetch:
+            return False
+        return all(options.get(name, getattr(policies, name)) for name in ("stream", "adaptive"))
 
     @property
     def before_t0(self) -> bool:

@@ -8,6 +8,7 @@ from harness.engines.protocol import DeployRequest, Process
 from harness.model.settings import Settings, settings_of
 
 if TYPE_CHECKING:
+    from harness.lazyfs.messages import FileRange
     from harness.machine.machine import Machine
     from harness.model.plan import PlannedCase
     from harness.model.scenario import Scenario
@@ -29,16 +30,16 @@ def make_request(
     endpoint: Endpoint,
     machine: Machine,
     *,
-    traced: tuple[str, ...] = (),
+    traced: tuple[FileRange, ...] = (),
     command: tuple[str, ...] = (),
     trace: bool = False,
 ) -> DeployRequest:
-    """Makes the request for one trial; ``traced`` is the recorded prefetch list, ``trace`` asks for a new one.
+    """Makes the request for one trial; ``traced`` are recorded reads to prefetch, ``trace`` asks for a new one.
 
     ``command`` is what a start that reads a share of the image runs: as root, since it reads all files alike.
     """
     settings = settings_of_case(scenario, case)
-    prefetch = settings.prefetch if isinstance(settings.prefetch, tuple) else traced
+    prefetch = settings.prefetch if isinstance(settings.prefetch, tuple) else ()
     options = {**settings.options, "prefetch": False} if trace else settings.options
     workload = scenario.workload
     return DeployRequest(
@@ -59,6 +60,7 @@ def make_request(
         scheme=endpoint.scheme,
         options=options,
         prefetch=prefetch,
+        reads=traced,
         trace=trace,
         credentials=endpoint.credentials,
         index=published.index,

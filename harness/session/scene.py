@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from harness.engines.protocol import Container, DeployRequest, Engine
+    from harness.lazyfs.messages import FileRange
     from harness.machine.ways import Gated
     from harness.model.bound import ImageSize
     from harness.model.observation import Bound
@@ -38,7 +39,7 @@ class CaseScene:
     case: PlannedCase
     published: Published
     endpoint: Endpoint
-    traced: tuple[str, ...] = ()
+    traced: tuple[FileRange, ...] = ()
     command: tuple[str, ...] = ()
     trace: bool = False
     gated: Gated = ""

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from harness.session.progress import Progress
     from harness.session.registry import Endpoint
     from harness.session.setup import LowerBound
+    from harness.session.traces import Recorded
 
 
 #: Failures that a container brings about itself.
@@ -135,7 +136,7 @@ class Setups:
             first: tuple[str, ...] = ()
             recording: Recording | None = None
             if case.form is Form.ESTARGZ_OPTIMIZED:
-                first = self._trace(scenario, self.material(scenario))
+                first = self._trace(scenario, self.material(scenario)).paths
             elif case.form is Form.EROFS_PACKED:
                 recording = self._record(scenario, self.material(scenario))
             with self.interrupts.allowed():
@@ -200,7 +201,7 @@ class Setups:
         touched: tuple[str, ...] | None = None
         if trace or self.trace_starts or self._workloads(scenario):
             try:
-                touched = self._trace(scenario, material)
+                touched = self._trace(scenario, material).paths
             except Interrupted:
                 raise
             except ColdbenchError as error:
@@ -219,7 +220,7 @@ class Setups:
         from harness.session.faults.sampling import choose, load_truth
 
         material = self.material(scenario)
-        touched = self._trace(scenario, material)
+        touched = self._trace(scenario, material).paths
         with self.interrupts.allowed():
             self.progress.preparing(scenario.name, "hashing the image's files")
             local = self.preparer.local(scenario)
@@ -268,19 +269,19 @@ class Setups:
             )
         )  # fmt: skip
 
-    def _trace(self, scenario: Scenario, material: Material) -> tuple[str, ...]:
-        """Returns the paths that the start reads, in first-touch order."""
+    def _trace(self, scenario: Scenario, material: Material) -> Recorded:
+        """Returns what the start reads."""
         path = traces.place(self.preparer.cache, material.digest, scenario.workload)
-        paths = traces.load(path)
+        recorded = traces.load(path)
         cost: Cost | None = None
-        if paths is None:
+        if recorded is None:
             self.progress.preparing(scenario.name, "tracing a start")
             cost = Cost()
-            _observation, touches = self.trace(side_case(scenario, tracer()))
-            paths = traces.paths_of(touches)
-            traces.save(path, paths)
-        self._note(scenario, "trace", material, cost, {"paths": len(paths)})
-        return paths
+            observation, touches = self.trace(side_case(scenario, tracer()))
+            recorded = traces.recorded(touches, observation.time_to_ready_s or 0.0)
+            traces.save(path, recorded)
+        self._note(scenario, "trace", material, cost, {"paths": len(recorded.paths), "reads": len(recorded.reads)})
+        return recorded
 
     def _record(self, scenario: Scenario, material: Material) -> Recording:
         """Returns what the kernel asks for in a start, for a start pack."""
@@ -370,15 +371,16 @@ class Setups:
         scenario = self.scenarios[case.case.scenario]
         material = self._materials[scenario.name]
         published = self._published[scenario.name, case.form]
-        prefetch: tuple[str, ...] = ()
+        recorded: Recorded | None = None
         settings = settings_of_case(scenario, case)
         if not side and settings.prefetch == "trace":
-            prefetch = traces.load(traces.place(self.preparer.cache, material.digest, scenario.workload)) or ()
+            recorded = traces.load(traces.place(self.preparer.cache, material.digest, scenario.workload))
+        reads = recorded.reads if recorded is not None else ()
         reading = material.reading
         command = reading.command if reading else ()
         gated = gate_of(trial.fault)
         scene = CaseScene(
-            scenario, case, published, self.endpoint, prefetch, command, trace=touches is not None, gated=gated
+            scenario, case, published, self.endpoint, reads, command, trace=touches is not None, gated=gated
         )
         timeouts = scenario.timeouts
         bound: LowerBound = Unbounded()

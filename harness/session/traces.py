@@ -1,25 +1,29 @@
-"""A trace holds what a start reads, in first-touch order; a trial of its own records it, by image and workload.
+"""A trace holds what a start reads, in the order of its reads; a trial of its own records it, by image and workload.
 
-Its paths are a prefetch list (``prefetch = "trace"``), and what they name is not cold when run-time workloads begin.
+The reads are a prefetch list (``prefetch = "trace"``): exact parts of files, since whole ones would bring more than the
+start asks for, and a start at the limit of its CPU pays for that. What the paths name is not cold when run-time
+workloads begin.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.lazyfs.messages import FileRange
 from harness.session.store import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
     from pathlib import Path
 
     from harness.lazyfs.messages import Touch
     from harness.model.workload import Workload
     from harness.oci.cache import Cache
 
-TRACES_VERSION = 2
+TRACES_VERSION = 3
 
 
 def key_of(image_digest: str, workload: Workload) -> str:
@@ -35,21 +39,39 @@ def place(cache: Cache, image_digest: str, workload: Workload) -> Path:
     return cache.root / "traces" / f"{key_of(image_digest, workload)}.v{TRACES_VERSION}.json"
 
 
-def load(path: Path) -> tuple[str, ...] | None:
-    """Returns the kept list, None when there is none (or it is not one)."""
+def load(path: Path) -> Recorded | None:
+    """Returns the kept trace, None when there is none (or it is not one)."""
     try:
-        paths = json.loads(path.read_text("utf-8"))["paths"]
+        kept = json.loads(path.read_text("utf-8"))
+        reads = tuple(FileRange(str(p), int(offset), int(size)) for p, offset, size in kept["reads"])
+        return Recorded(tuple(str(p) for p in kept["paths"]), reads)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return tuple(str(p) for p in paths)
 
 
-def save(path: Path, paths: tuple[str, ...]) -> None:
-    """Keeps a list."""
+def save(path: Path, recorded: Recorded) -> None:
+    """Keeps a trace."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps({"paths": paths}, indent=0).encode())
+    reads = [[read.path, read.offset, read.size] for read in recorded.reads]
+    write_atomically(path, json.dumps({"paths": recorded.paths, "reads": reads}, indent=0).encode())
 
 
-def paths_of(touches: Iterable[Touch]) -> tuple[str, ...]:
-    """Returns the paths in first-touch order, each once."""
-    return tuple(dict.fromkeys(touch.path for touch in touches))
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a start read: ``paths`` in first-touch order, each once, and ``reads`` in the order in which they came."""
+
+    paths: tuple[str, ...]
+    reads: tuple[FileRange, ...] = ()
+
+
+def recorded(touches: Sequence[Touch], until_s: float = float("inf")) -> Recorded:
+    """Makes a trace from touches; reads that began later than ``until_s`` after T0 are left out."""
+    reads = [
+        (at_s, FileRange(touch.path, offset, size))
+        for touch in touches
+        for offset, size, at_s in touch.reads
+        if at_s <= until_s
+    ]
+    reads.sort(key=lambda read: read[0])
+    paths = dict.fromkeys(touch.path for touch in touches if touch.t_s <= until_s)
+    return Recorded(tuple(paths), tuple(read for _, read in reads))

@@ -157,6 +157,7 @@ class Agent:
             report_span=report_span,
             daemon=self._daemon,
             prefetch=request.prefetch,
+            reads=request.reads,
             trace=request.trace,
             t0_ns=t0_ns,
             index=request.index,

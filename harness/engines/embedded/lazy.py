@@ -119,6 +119,7 @@ def _serving(context: Context, preset: str, options: Mapping[str, Option]) -> Se
         scratch=context.scratch,
         options=dict(options),
         prefetch=context.prefetch,
+        reads=context.reads,
         latency_s=link.latency_s if (link := getattr(context.client, "link", None)) is not None else 0.0,
         trace=context.trace,
         t0_ns=context.t0_ns or time.monotonic_ns(),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from harness.lazyfs.control import DaemonClient
-    from harness.lazyfs.messages import Option, ReadRange, StoreAddress, Touch
+    from harness.lazyfs.messages import FileRange, Option, ReadRange, StoreAddress, Touch
     from harness.model.observation import LazyUsage
     from harness.model.timeline import Recorder
     from harness.oci.image import Image
@@ -55,6 +55,7 @@ class Context:
     report_span: ReportSpan
     daemon: DaemonClient | None = None
     prefetch: tuple[str, ...] = ()
+    reads: tuple[FileRange, ...] = ()
     trace: bool = False
     t0_ns: int = 0
     index: str = ""

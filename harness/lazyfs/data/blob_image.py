@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.errors import DigestMismatch, FormatError
@@ -13,16 +12,16 @@ from harness.formats.table import Kind
 from harness.lazyfs.data.indexed_units import IndexedUnits
 from harness.lazyfs.data.sources import BlobRanges, fetch_verified
 from harness.lazyfs.data.unit_file import UnitFile
-from harness.lazyfs.messages import Touch
+from harness.lazyfs.trace import touch_of
 from harness.oci.descriptor import Descriptor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from harness.formats.erofs.index import ErofsIndex
     from harness.formats.erofs.reader import ErofsImage
     from harness.lazyfs.data.disk_cache import SparseFile
-    from harness.lazyfs.messages import ErofsIndexName
+    from harness.lazyfs.messages import ErofsIndexName, FileRange, Touch
     from harness.lazyfs.trace import BlockTrace
     from harness.oci.store import BlobStore
 
@@ -112,18 +111,24 @@ class BlobImage:
         begin = image_offset - layer.start
         return number, begin, min(begin + size, layer.size)
 
-    def extents_of(self, paths: Sequence[str]) -> list[tuple[int, int, int]]:
-        """(layer, begin, end) of each path's data in the given order; what is no file is left out."""
+    def extents_of(self, files: Iterable[FileRange]) -> list[tuple[int, int, int]]:
+        """(layer, begin, end) of these parts of files in the given order; what is no file is left out."""
         image = self._metadata()
         extents = []
-        for path in paths:
+        for file in files:
             try:
-                inode = image.resolve(path.encode("utf-8", "surrogateescape"))
+                inode = image.resolve(file.path.encode("utf-8", "surrogateescape"))
             except FormatError:
                 continue
             if inode is None or inode.kind != Kind.REG:
                 continue
-            extents += [self._layer_extent(e.image_offset, e.size) for e in image.extents(inode) if e.image_offset >= 0]
+            for extent in image.extents(inode):
+                begin = max(extent.file_offset, file.offset)
+                end = extent.file_offset + extent.size
+                if file.size is not None:
+                    end = min(end, file.offset + file.size)
+                if extent.image_offset >= 0 and begin < end:
+                    extents.append(self._layer_extent(extent.image_offset + begin - extent.file_offset, end - begin))
         return extents
 
     def name_touches(self, trace: BlockTrace) -> list[Touch]:
@@ -136,7 +141,8 @@ class BlobImage:
             for path, extent in self._metadata().file_extents()
         )
         starts = [start for start, _, _, _ in files]
-        seen: dict[bytes, Touch] = {}
+        seen: dict[bytes, list[tuple[int, int, float]]] = {}
+        layers: dict[bytes, int] = {}
         for number, begin, end, at_s in trace.touched():
             base = self.index.layers[number].start
             first = max(0, bisect_right(starts, base + begin) - 1)
@@ -146,12 +152,8 @@ class BlobImage:
                 low, high = max(start, base + begin), min(start + size, base + end)
                 if low >= high:
                     continue
-                low, high = low - start + file_offset, high - start + file_offset
-                known = seen.get(path)
-                if known is None:
-                    text = "/" + path.decode("utf-8", "surrogateescape")
-                    seen[path] = Touch(text, number, low, high - low, at_s)
-                else:
-                    begins, finish = min(known.offset, low), max(known.offset + known.size, high)
-                    seen[path] = replace(known, offset=begins, size=finish - begins)
-        return list(seen.values())
+                layers.setdefault(path, number)
+                seen.setdefault(path, []).append((low - start + file_offset, high - low, at_s))
+        return [
+            touch_of("/" + path.decode("utf-8", "surrogateescape"), layers[path], reads) for path, reads in seen.items()
+        ]

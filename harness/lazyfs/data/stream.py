@@ -110,7 +110,9 @@ class Stream:
     async def run(self, ready: trio.Event) -> None:
         """Wait until the CPU lies idle while reads wait for a far registry, then stream; end at ``ready``."""
         store = self._store
-        if not store.policy.stream or any(layer.disk.packed is None for layer in store.layers):
+        if not (store.policy.stream and store.policy.adaptive) or any(
+            layer.disk.packed is None for layer in store.layers
+        ):
             return
         async with trio.open_nursery() as nursery:
 

@@ -22,13 +22,13 @@ from harness.formats.tar.limits import held_table
 from harness.lazyfs.fuse.directory_index import OPAQUE_XATTR, DirectoryIndex, link_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from harness.formats.table import LayerTable
     from harness.lazyfs.counters import Counters
     from harness.lazyfs.data.residency import Layer
     from harness.lazyfs.data.store import Store
-    from harness.lazyfs.messages import Touch
+    from harness.lazyfs.messages import FileRange, Touch
     from harness.lazyfs.trace import Trace
     from harness.model.policy import LazyPolicy
 
@@ -145,18 +145,19 @@ class Namespace:
             subtree.xattrs or subtree.index.has_opaque() for subtree in self.subtrees
         )
 
-    def extents_of(self, paths: Sequence[str]) -> list[tuple[int, int, int]]:
-        """(layer, begin, end) of each path's file where the stack of layers shows it; unknown paths are left out."""
+    def extents_of(self, files: Iterable[FileRange]) -> list[tuple[int, int, int]]:
+        """(layer, begin, end) of these parts of files as the stack of layers shows them; unknown ones are left out."""
         extents = []
-        for path in paths:
-            name = os.fsencode(path.strip("/"))
+        for file in files:
+            name = os.fsencode(file.path.strip("/"))
             for subtree in reversed(self.subtrees):
                 number = subtree.index.find(name)
                 if number >= 0:
                     size = subtree.sizes[number] if number < len(subtree.kinds) else 0
-                    if size > 0 and subtree.kinds[number] == Kind.REG:
+                    end = size if file.size is None else min(size, file.offset + file.size)
+                    if file.offset < end and subtree.kinds[number] == Kind.REG:
                         begin = subtree.offsets[number]
-                        extents.append((subtree.layer.index, begin, begin + size))
+                        extents.append((subtree.layer.index, begin + file.offset, begin + end))
                     break
         return extents
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zstandard
 
+from harness.lazyfs.messages import FileRange
 from harness.model.modes import lazy_policy
 from harness.oci.descriptor import OCI_LAYER_ZSTD
 from tests.lazyfs.support import MODES, QUIET, File, blob_server, convert, registry, serve, tar_of, text, write_image
@@ -145,6 +146,12 @@ def test_trace_names_files_in_first_touch_order(mode: str, tmp_path: Path) -> No
         assert by_path["/large"].offset == 0
         assert by_path["/large"].size == len(FILES["large"])
         assert all(touch.t_s >= 0 and touch.layer == 0 for touch in touches)
+        # What was read in one go is one read, and the reads make up the touch.
+        for touch in touches:
+            assert touch.offset == min(offset for offset, _, _ in touch.reads)
+            assert touch.offset + touch.size == max(offset + size for offset, size, _ in touch.reads)
+        if mode != "erofs":
+            assert [(offset, size) for offset, size, _ in by_path["/large"].reads] == [(0, len(FILES["large"]))]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -162,6 +169,25 @@ def test_prefetch_list_saves_the_requests_of_the_reads(mode: str, tmp_path: Path
         # The kernel reads ahead past a file's end in a blob, so there a neighbour may still be fetched.
         assert after.requests - before.requests <= (2 if mode == "erofs" else 0)
         assert before.requests < before.spans_fetched or before.spans_fetched <= 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_recorded_reads_bring_no_more_than_they_name(mode: str, tmp_path: Path) -> None:
+    """A part of a file brings the units under that part, and a read of it asks for nothing any more."""
+    reads = (FileRange("/large", 700_000, 8192), FileRange("/large", 9_000_000, 10), FileRange("/nowhere", 0, 10))
+    source = image_for(mode, tmp_path)
+    with serve(source, mode, tmp_path / "s", options={"background": False}, reads=reads) as served:
+        wait_until_quiet(served)
+        before = served.usage()
+        assert 1 <= before.spans_fetched <= 2
+        file = os.open(f"{inside(served)}/large", os.O_RDONLY)
+        try:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+            assert os.pread(file, 8192, 700_000) == FILES["large"][700_000:708_192]
+        finally:
+            os.close(file)
+        after = served.usage()
+        assert after.requests - before.requests <= (1 if mode == "erofs" else 0), "a blob's pages read ahead of it"
 
 
 def wait_until_quiet(served: Served) -> None:
