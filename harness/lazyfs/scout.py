@@ -25,12 +25,15 @@ from harness.oci.image import parse_json, platform_candidates
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from harness.formats.soci.index import SociIndex
     from harness.oci.ahead import Ahead
     from harness.oci.descriptor import Platform
 
 _HEAD_PARTS = 4
 """A connection in slow start brings a few segments a round trip; four bring a head of a megabyte two rounds sooner."""
 
+_SMALL_BYTES = 1 << 20
+"""Layers up to here are asked for at once; a larger one takes longer than the round trip that this saves."""
 
 _Layers: TypeAlias = "Sequence[Descriptor] | None"
 """The layers of a manifest; None while only the index that lists it is known."""
@@ -53,6 +56,8 @@ class Scout:
         self._expect = expect
         self._index = index
         self._followed: set[str] = set()
+        self._layers: list[Sequence[Descriptor]] = []
+        self._indexes: list[SociIndex] = []
         self._look = {Form.EROFS: self._erofs, Form.SOCI: self._soci, Form.ESTARGZ: self._estargz}.get(form)
 
     def __call__(self, descriptor: Descriptor, data: bytes) -> None:
@@ -94,6 +99,9 @@ class Scout:
 
     def _soci(self, image: str, annotations: Mapping[str, object], layers: _Layers) -> None:
         digest = str(annotations.get(INDEX_DIGEST, ""))
+        if layers is not None:
+            self._layers.append(layers)
+            self._expect_small()
         if digest:
             if is_digest(digest) and self._first(digest):
                 quietly(partial(self._follow_soci, digest))
@@ -110,7 +118,17 @@ class Scout:
         data, _ = self._store.expect_manifest(digest).result()
         index = parse_index(data)
         blobs = [layer.ztoc for layer in index.layers] + list(index.prefetch.values())
+        self._indexes.append(index)
+        self._expect_small()
         self._expect([Wanted(blob.digest, 0, blob.size, _HEAD_PARTS) for blob in blobs])
+
+    def _expect_small(self) -> None:
+        """Layers without a zTOC are pulled before the mount; which they are manifest and index say together."""
+        for layers in self._layers:
+            for index in self._indexes:
+                for layer in layers:
+                    if index.layer(layer.digest) is None and layer.size <= _SMALL_BYTES:
+                        self._store.expect_blob(layer.digest, layer.size)
 
     def _estargz(self, _image: str, _annotations: Mapping[str, object], layers: _Layers) -> None:
         link = self._store.link

@@ -137,6 +137,18 @@ def test_soci_indexes_lead_to_their_ztocs(named_by: str) -> None:
     assert sorted(registry.asked) == sorted(found)
 
 
+def test_soci_layers_that_are_unpacked_are_asked_for_too() -> None:
+    """A small layer without a zTOC is pulled before the mount, so it comes with the zTOCs of the others."""
+    registry = Registry([], {INDEX: soci_index()})
+    daemon = Daemon()
+    ahead = Ahead(registry)
+    layers = [Descriptor("l", IMAGE, 9_000_000).to_json(), Descriptor("l", HEAD, 300).to_json()]
+    see(Scout(ahead, Form.SOCI, PLATFORM, daemon), {"layers": layers, "annotations": {INDEX_DIGEST: INDEX}})
+    assert daemon.hears()
+    ahead.stream_blob(HEAD, lambda piece: None)
+    assert sorted(registry.asked) == sorted([f"manifest {INDEX}", f"{HEAD} 0+300"])
+
+
 def test_estargz_ends_are_asked_for_with_the_manifest() -> None:
     """Each layer that has a TOC ends with it."""
     daemon = Daemon()

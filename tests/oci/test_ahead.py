@@ -103,6 +103,20 @@ def test_a_large_range_comes_in_parts() -> None:
     assert len(store.asked) == 5
 
 
+def test_a_blob_may_be_expected_whole() -> None:
+    """Then it is handed on in one piece; a second time, and a huge one, it is streamed as ever."""
+    store = Store()
+    ahead = Ahead(store)
+    ahead.expect_blob("b", len(BLOB))
+    ahead.expect_blob("b", len(BLOB))
+    ahead.expect_blob("huge", MOST_BYTES + 1)
+    for _ in range(2):
+        pieces: list[bytes] = []
+        assert ahead.stream_blob("b", pieces.append) == len(BLOB)
+        assert pieces == [BLOB]
+    assert store.asked == [f"b 0+{len(BLOB)}"]
+
+
 def test_errors_come_when_the_answer_is_wanted() -> None:
     """Not before, and not where nobody asks for it; a follower that meets one says nothing."""
     ahead = Ahead(Store())

@@ -174,7 +174,7 @@ def test_prefetch_list_saves_the_requests_of_the_reads(mode: str, tmp_path: Path
 @pytest.mark.parametrize("mode", MODES)
 def test_recorded_reads_bring_no_more_than_they_name(mode: str, tmp_path: Path) -> None:
     """A part of a file brings the units under that part, and a read of it asks for nothing any more."""
-    reads = (FileRange("/large", 700_000, 8192), FileRange("/large", 9_000_000, 10), FileRange("/nowhere", 0, 10))
+    reads = (FileRange("/large", 700_416, 8192), FileRange("/large", 9_000_000, 10), FileRange("/nowhere", 0, 10))
     source = image_for(mode, tmp_path)
     with serve(source, mode, tmp_path / "s", options={"background": False}, reads=reads) as served:
         wait_until_quiet(served)
@@ -183,7 +183,7 @@ def test_recorded_reads_bring_no_more_than_they_name(mode: str, tmp_path: Path) 
         file = os.open(f"{inside(served)}/large", os.O_RDONLY)
         try:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
-            assert os.pread(file, 8192, 700_000) == FILES["large"][700_000:708_192]
+            assert os.pread(file, 8192, 700_416) == FILES["large"][700_416:708_608]
         finally:
             os.close(file)
         after = served.usage()
