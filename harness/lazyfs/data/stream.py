@@ -33,6 +33,8 @@ _MISS_CORE_S = 0.008
 150 to 190 requests (``import pandas``, an inference runtime, mode erofs)."""
 _IDLE_MISSES = 2.5
 """Where so many times that CPU would lie idle while a miss is on its way, misses are what the start will wait for."""
+_FORESEEN_S = 0.02
+"""A busy host may hold up every one of a few requests for 10 ms; twice that is foresight enough."""
 _WAITING_SHARE, _IDLE_SHARE = 0.5, 0.6
 """Else it is looked at: reads were waiting for this part of the time, and this part of the CPU was left. An inference
 runtime at 0.25 cores and 31 ms a round left 41 to 53 %, and streaming (1.2 CPU ms per MB) took 1.14 times as long there
@@ -60,7 +62,7 @@ class Idleness:
 
 def foreseen(latency_s: float, cores: float) -> bool:
     """Whether misses of this latency leave so much CPU idle that the start will wait for them, whatever it reads."""
-    return latency_s * cores >= _IDLE_MISSES * _MISS_CORE_S
+    return latency_s >= _FORESEEN_S and latency_s * cores >= _IDLE_MISSES * _MISS_CORE_S
 
 
 def seen(before: CpuReading, after: CpuReading, wall_s: float, waiting_s: float) -> float | None:

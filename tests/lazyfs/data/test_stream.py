@@ -66,8 +66,15 @@ def run(
 
 @pytest.mark.parametrize(
     ("latency_s", "cores", "expected"),
-    [(0.23, 0.25, True), (0.031, 0.25, False), (0.031, 2.0, True), (0.001, 2.0, False), (0.05, 0.25, False)],
-    ids=["far", "near and slow", "near and fast", "beside it", "between"],
+    [
+        (0.23, 0.25, True),
+        (0.031, 0.25, False),
+        (0.031, 2.0, True),
+        (0.001, 2.0, False),
+        (0.05, 0.25, False),
+        (0.015, 4.0, False),
+    ],
+    ids=["far", "near and slow", "near and fast", "beside it", "between", "a busy host"],
 )
 def test_idleness_foreseen(latency_s: float, cores: float, expected: bool) -> None:
     """What counts is the CPU that lies idle while a miss is on its way, not the latency alone."""
