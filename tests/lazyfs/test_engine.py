@@ -99,6 +99,7 @@ def test_container_runs_from_a_lazy_root(registry: TestRegistry, mode: str) -> N
     assert usage.bytes_fetched is not None
     assert usage.bytes_fetched_before_ready is not None
     assert 0 < usage.bytes_fetched_before_ready <= usage.bytes_fetched
+    assert (usage.bytes_streamed, usage.streamed_since_s) == (0, None)
     assert usage.spans_fetched == usage.spans_total
     assert usage.fuse is not None
     assert usage.fuse["read"].count > 0
@@ -113,6 +114,11 @@ def test_three_rounds_before_the_mount(registry: TestRegistry, mode: str) -> Non
     assert output
     assert details["rounds_before_mount"] == (2 if mode == "estargz" else 3)
     assert usage.retries == 0
+    # So far away the layers are streamed, too, and that is told; next to the registry they are not.
+    assert usage.streamed_since_s is not None
+    assert usage.streamed_since_s > 0
+    assert "as foreseen" in usage.streamed_why
+    assert usage.bytes_streamed_before_ready <= usage.bytes_fetched_before_ready  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
