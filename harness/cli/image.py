@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from harness.oci.descriptor import Descriptor
 
+PACKAGES_SHOWN = 8
+"""Package directories of a start pack that are listed one by one."""
 _JSON = typer.Option(False, "--json", help="Print JSON instead of text.")
 
 
@@ -181,6 +183,7 @@ def _lazy_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]
             yield f"{toc['form']} TOC", str(number), entries, f"{toc['chunks']} chunks{first}", adds
     for artefact in facts["artefacts"]:
         yield f"{artefact['kind']} {artefact['digest'][:19]}", "", "", artefact["detail"], megabytes(artefact["bytes"])
+        yield from _pack_rows(artefact.get("pack"))
         for number, layer in enumerate(facts["layers"]):
             part = layer.get("ztoc" if artefact["kind"].startswith("SOCI") else "erofs")
             if part is None or part["index"] != artefact["digest"]:
@@ -193,3 +196,25 @@ def _lazy_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]
             else:
                 pieces = f"{part['spans']} spans, {part['windows']} windows"
                 yield "  spans", str(number), "", pieces, f"({megabytes(part['bytes'])})"
+
+
+def _pack_rows(pack: dict[str, Any] | None) -> Iterator[tuple[str, str, str, str, str]]:
+    """What a start pack holds: in all, and of the package directories that it holds most of."""
+    from harness.session.reads import package_of
+
+    if pack is None:
+        return
+    if "error" in pack:
+        yield "  start pack", "", "", pack["error"], f"({megabytes(pack['bytes'])})"
+        return
+    packages: dict[str, list[int]] = {}
+    for file in pack["files"]:
+        packages.setdefault(package_of(file["path"]), []).append(file["bytes"])
+    pieces = f"{megabytes(pack['raw_bytes'])} in {pack['ranges']} ranges, {pack['frames']} frames"
+    yield "  start pack", "", str(len(pack["files"])), pieces, f"({megabytes(pack['bytes'])})"
+    most = sorted(packages.items(), key=lambda item: (-sum(item[1]), item[0]))
+    for name, sizes in most[:PACKAGES_SHOWN]:
+        yield "    of it", "", str(len(sizes)), f"{name}: {megabytes(sum(sizes))}", ""
+    if rest := most[PACKAGES_SHOWN:]:
+        sizes = [size for _, of in rest for size in of]
+        yield "    of it", "", str(len(sizes)), f"{len(rest)} more directories: {megabytes(sum(sizes))}", ""

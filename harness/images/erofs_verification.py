@@ -1,4 +1,4 @@
-"""Checks an image's EROFS index against the image: every span and window, and the metadata to the last byte.
+"""Checks an image's EROFS index against the image: spans, windows, start pack and metadata, to the last byte.
 
 What the file system shows is a function of the layers' tars: metadata written afresh from them must be the index's.
 Together with the spans, which must inflate to the tars, that is everything a mount can serve.
@@ -13,8 +13,10 @@ from harness.errors import FormatError
 from harness.formats.erofs.byte_source import IndexedByteSource
 from harness.formats.erofs.index import WHOLE, index_parts, load_erofs_index
 from harness.formats.erofs.merge import merge_layers
+from harness.formats.erofs.packing import load_pack
 from harness.formats.erofs.table import TarTable
 from harness.formats.erofs.writer import write_metadata
+from harness.images.pack_contents import check_against
 from harness.images.verification_compare import LazyLayer
 
 if TYPE_CHECKING:
@@ -39,9 +41,11 @@ def index_checks(source: ImageSource, image: Image, manifest: bytes) -> tuple[Er
     head, windows = index_parts(manifest, image.descriptor.digest)
     index = load_erofs_index(manifest, source.open_blob(head).read(), image.descriptor, image.layers)
     windows_blob = source.open_blob(windows) if windows is not None else None
+    pack = load_pack(source, image, manifest, index)
     tables: list[TarTable] = []
     sizes: list[int] = []
     checks: list[LayerCheck] = []
+    parts = "spans and windows" if pack is None else "spans, windows and start pack"
     for layer, descriptor in zip(index.layers, image.layers, strict=True):
 
         def check(tar: SpooledTar, layer: IndexedLayer = layer, descriptor: Descriptor = descriptor) -> LazyLayer:
@@ -53,6 +57,8 @@ def index_checks(source: ImageSource, image: Image, manifest: bytes) -> tuple[Er
                     start, end = layer.span_bounds(number)
                     if data.span(number) != os.pread(tar.descriptor, end - start, start):
                         raise FormatError(f"span {number}", "inflates to something else than the tar has there")
+            if pack is not None:
+                check_against(pack, index, layer, tar)
             table = TarTable()
             table.add(tar.entries)
             tables.append(table)
@@ -63,9 +69,7 @@ def index_checks(source: ImageSource, image: Image, manifest: bytes) -> tuple[Er
             return LazyLayer(TarTable().finish(0), _Nothing(), hidden=names | table.hidden)
 
         last = layer.number == len(index.layers) - 1
-        checks.append(
-            (layer.number, f"EROFS spans and windows{', and the metadata of all layers' if last else ''}", check)
-        )
+        checks.append((layer.number, f"EROFS {parts}{', and the metadata of all layers' if last else ''}", check))
     return index, checks
 
 

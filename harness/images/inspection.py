@@ -11,6 +11,7 @@ from harness.oci.store import RangeIgnored
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from harness.formats.erofs.spans import ErofsIndex
     from harness.oci.descriptor import Descriptor, Platform
     from harness.oci.image import Image
     from harness.oci.store import ImageSource
@@ -237,6 +238,26 @@ def _spans(source: ImageSource, ztoc: Descriptor) -> dict[str, Any]:
     return {"spans": parsed.spans, "entries": len(parsed)}
 
 
+def _pack(source: ImageSource, image: Image, manifest: bytes, index: ErofsIndex) -> dict[str, Any]:
+    """What the index's start pack adds and holds; empty where it has none."""
+    from harness.formats.erofs.index import index_pack
+    from harness.formats.erofs.packing import load_pack
+    from harness.images.pack_contents import files_in
+
+    named = index_pack(manifest)
+    if named is None:
+        return {}
+    facts: dict[str, Any] = {"digest": named.digest, "bytes": named.size}
+    try:
+        made = load_pack(source, image, manifest, index)
+    except ColdbenchError as error:
+        return {**facts, "error": str(error)}
+    assert made is not None
+    files = [{"path": path, "bytes": size} for path, size in files_in(made, index)]
+    counts = {"raw_bytes": made.pack.raw_bytes, "frames": len(made.pack.frames), "ranges": len(made.pack.ranges())}
+    return {**facts, **counts, "files": files}
+
+
 def _erofs(source: ImageSource, image: Image, parts: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     from harness.errors import ImageNotFound
     from harness.formats.erofs.image import find_erofs_index
@@ -256,11 +277,15 @@ def _erofs(source: ImageSource, image: Image, parts: dict[str, dict[str, Any]]) 
             "windows": len(sizes),
             "bytes": sum(sizes),
         }
+    pack = _pack(source, image, manifest, index)
+    packed = "" if not pack else f", start pack {pack['bytes']} B"
     return {
         "kind": "EROFS index",
         "digest": descriptor.digest,
-        "bytes": len(manifest) + head.size + (windows.size if windows is not None else 0),
-        "detail": f"head {head.size} B, metadata {len(index.metadata)} B, {len(index.prefetch)} extents prefetched",
+        "bytes": len(manifest) + head.size + (windows.size if windows is not None else 0) + pack.get("bytes", 0),
+        "detail": f"head {head.size} B, metadata {len(index.metadata)} B, {len(index.prefetch)} extents prefetched"
+        f"{packed}",
+        **({"pack": pack} if pack else {}),
         "head_bytes": head.size,
         "metadata_bytes": len(index.metadata),
         "prefetch_extents": len(index.prefetch),
