@@ -205,6 +205,8 @@ class LazyWork:
 
     compressed_bytes: int
     uncompressed_bytes: int
+    unpacked_bytes: int = 0
+    """Out of the zstd frames of a start pack."""
     index_bytes: int = 0
     dependent_rounds: int = 1
     fuse_requests: int = 0
@@ -212,7 +214,7 @@ class LazyWork:
 
 
 def lazy(setting: Setting, work: LazyWork) -> Bound:
-    """T >= m L + max((W+I)/B, k L + W/B, T_cpu((W+I) v + W/H + W'/D + n phi + A)).
+    """T >= m L + max((W+I)/B, k L + W/B, T_cpu((W+I) v + W/H + W'/D + P/Z + n phi + A)).
 
     Fetching, inflating and the application overlap, so the largest term counts. Inflating more than is used (a > 1) is
     an engine's choice and no bound.
@@ -225,6 +227,7 @@ def lazy(setting: Setting, work: LazyWork) -> Bound:
         "receive": received * rates.receive_core_s_per_byte,
         "hash": work.compressed_bytes / rates.hash_bytes_s,
         "inflate": _inflate_core_s(work.uncompressed_bytes, work.compression, rates),
+        **({"unpack": work.unpacked_bytes / rates.inflate_zstd_bytes_s} if work.unpacked_bytes else {}),
         "fuse": work.fuse_requests * rates.fuse_request_core_s,
         "application": setting.application_core_s,
     }

@@ -42,6 +42,8 @@ class Moved:
 
     received_bytes: int = 0
     inflated_bytes: int = 0
+    unpacked_bytes: int = 0
+    """Of a start pack, which is zstd whatever the layers are."""
     fuse_requests: int = 0
     late_core_s: float = 0.0
 
@@ -80,6 +82,7 @@ class Bounder:
         return model.LazyWork(
             compressed_bytes=moved.received_bytes,
             uncompressed_bytes=max(0, int(moved.inflated_bytes - moved.late_core_s * inflate)),
+            unpacked_bytes=max(0, int(moved.unpacked_bytes - moved.late_core_s * rates.inflate_zstd_bytes_s)),
             fuse_requests=max(0, int(moved.fuse_requests - late_requests)),
             compression=image.compression,
         )

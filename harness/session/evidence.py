@@ -73,6 +73,7 @@ class Witness:
         self.moved = Moved(
             received_bytes=received if fetched is None else min(fetched, received),
             inflated_bytes=usage.bytes_inflated or 0,
+            unpacked_bytes=usage.pack.bytes_pushed if usage.pack is not None else 0,
             fuse_requests=usage.fuse_requests or 0,
             late_core_s=self.meter.mark().counters.since(mark.counters).cpu_total_s,
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 from contextlib import closing, suppress
+from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +17,10 @@ from harness.formats.erofs.build import build_layer
 from harness.formats.erofs.head import decode_head, encode_index
 from harness.formats.erofs.index import index_parts
 from harness.formats.erofs.merge import merge_layers
+from harness.formats.erofs.pack import decode_table, pack_descriptor, table_bytes
+from harness.formats.erofs.pack_build import build_pack
 from harness.formats.erofs.reader import ErofsImage, over_bytes
+from harness.formats.erofs.recording import Recording
 from harness.formats.erofs.writer import write_metadata
 from harness.formats.estargz.footer import Footer, FooterKind, encode_footer, is_estargz, parse_footer
 from harness.formats.estargz.reader import EstargzToc, open_estargz
@@ -63,6 +68,16 @@ TAR_WORDS = [
     b"77777777777\0", b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff", b"../", b"ustar\0", b"ustar  \0", b"S", b"x",
     b"L", b"30 path=../../../../../etc\n", b"GNU.sparse.major=1",
 ]  # fmt: skip
+
+
+class InMemory:
+    """A layer's address space (``pack_build.LayerBytes``)."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._data[offset : offset + size]
 
 
 def sound(table: LayerTable) -> None:
@@ -251,6 +266,35 @@ def test_erofs_head(fuzz: Fuzz) -> None:
                 assert 0 <= at <= at + packed <= part.size
 
     fuzz(damaged([head], [b'"spans"', b"-1", b"1e9", b"null", b"[[["]), check)
+
+
+def test_start_pack(fuzz: Fuzz) -> None:
+    """A damaged table is refused, or its ranges are the layers', and its frames unpack to what it says or fail."""
+    layer = Descriptor.of(SMALL_GZIP, "application/vnd.oci.image.layer.v1.tar+gzip")
+    built = build_layer([SMALL_GZIP], digest=layer.digest, span_bytes=8192, where="layer")
+    metadata = write_metadata(merge_layers([built.table], [built.fragments]), [built.spans.size])
+    head, windows = encode_index(metadata.data, metadata.layer_starts, metadata.image_bytes, [built.spans])
+    part = Descriptor.of(windows, "application/vnd.coldbench.erofs.windows.v1") if windows else None
+    index = decode_head(head, [layer], part)
+    recording = Recording(((layer.digest, 0, built.spans.size),))
+    made = build_pack(index, digest_bytes(head), [InMemory(SMALL_TAR)], recording)
+    assert made is not None
+    table, blob = made
+
+    def check(data: bytes) -> None:
+        named = replace(pack_descriptor(data, data), size=len(blob))
+        with suppress(ContentError):
+            pack = decode_table(data[: table_bytes(named)], named, digest_bytes(head), index)
+            ranges = pack.ranges()
+            assert all(index.layers[0].start <= begin < end <= index.image_bytes for begin, end in ranges)
+            assert all(end <= begin for (_, end), (begin, _) in pairwise(ranges))
+            for number, frame in enumerate(pack.frames):
+                packed = blob[frame.offset : frame.offset + frame.packed_bytes]
+                assert len(frame.decode(packed, number)) == frame.raw_bytes
+        with suppress(ContentError):
+            assert all(begin < end for _, begin, end in Recording.decode(data).ranges)
+
+    fuzz(damaged([table, recording.encode()], [b"\xff\xff\xff\xff", bytes(4), b"-1", b"1e9", b"null", b"[[["]), check)
 
 
 def test_image_documents(fuzz: Fuzz) -> None:

@@ -127,6 +127,14 @@ def test_lazy_terms() -> None:
     assert bound.lazy(setting("cpu=0.1,bandwidth=1Gbit"), work).seconds < result.seconds
 
 
+def test_a_start_pack_is_unpacked_too() -> None:
+    """Its bytes bound a start by zstd's rate, whatever the layers' compression is."""
+    without = bound.lazy(setting("cpu=0.1"), LazyWork(10_000_000, 0))
+    packed = bound.lazy(setting("cpu=0.1"), LazyWork(10_000_000, 0, unpacked_bytes=10**9))
+    assert packed.terms["unpack_core_s"] == pytest.approx(0.5)
+    assert packed.seconds > without.seconds + 0.9 * 0.5 / 0.1
+
+
 def test_lazy_never_above_full_for_the_same_bytes() -> None:
     """Lazily moving all of the image is bounded by no more than pulling it."""
     for name in ("gcp-e2-micro", "aws-t2.micro:drained", "unlimited"):
