@@ -196,6 +196,8 @@ class FaultObservation(Frozen):
     """Bytes of the files that were read without an error, at any time, and were not the image's (sha256)."""
     received_bytes: int = 0
     """From T0 to the end of the trial."""
+    received_before_bytes: int = 0
+    """From T0 until the fault began: what was there already is not at risk."""
     received_in_fault_bytes: int = 0
     image_bytes: int = 0
     """Compressed bytes of the image's layers."""

@@ -149,6 +149,7 @@ FAULTS = (
     Column("handed_over", _FLAG, "", "Whether the kernel read local data without a daemon when the fault began."),
     Column("wrong_bytes", _COUNT, "bytes", "Sizes of all files of the trial that held wrong bytes."),
     Column("received_bytes", _COUNT, "bytes", "Bytes received in the whole trial."),
+    Column("received_before_bytes", _COUNT, "bytes", "Bytes received until the fault began."),
     Column("received_in_fault_bytes", _COUNT, "bytes", "Bytes received while the fault lasted."),
     Column("image_bytes", _COUNT, "bytes", "Compressed size of the image."),
     Column("unhealthy_s", _REAL, "s", "From the first read that failed until reads worked again, or the end."),

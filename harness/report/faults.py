@@ -218,7 +218,8 @@ def _percent(part: int, whole: int) -> str:
 def rest(lines: Sequence[FaultLine]) -> Table:
     """One row per case and fault: everything else that was recorded."""
     head = (
-        "mode", "fault", "trials", "begun, after ready", "hit", "files read", "fetched over image",
+        "mode", "fault", "trials", "begun, after ready", "hit", "files read", "fetched before, over image",
+        "fetched in all",
         "background resumes", "unhealthy", "probe from memory green", "probe that lists green",
     )  # fmt: skip
     rows = []
@@ -233,6 +234,9 @@ def rest(lines: Sequence[FaultLine]) -> Table:
                     wording.seconds(struck.median(lambda t: t.onset_s)),
                     ", ".join(hit) or "nothing to hit",
                     str(sum(reads.tried for reads in struck.reads)),
+                    _factor(
+                        struck.median(lambda t: t.received_before_bytes / t.image_bytes if t.image_bytes else None)
+                    ),
                     _factor(struck.median(lambda t: t.received_bytes / t.image_bytes if t.image_bytes else None)),
                     _resumes(struck),
                     wording.seconds(struck.median(lambda t: t.unhealthy_s)),

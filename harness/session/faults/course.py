@@ -87,6 +87,7 @@ class FaultCourse(Course):
             self._note_usage(engine)
             self._enter(self._fault.key)
             received = machine.wire().received_bytes
+            self.seen.received_before_bytes = self._received(machine)
             begun = time.monotonic()
             self.seen.onset_s = self._since_ready()
             self.seen.hit = injection.put_in()

@@ -46,6 +46,7 @@ class Seen:
     resumed_s: float | None = None
     usage: LazyUsage | None = None
     received_bytes: int = 0
+    received_before_bytes: int = 0
     received_in_fault_bytes: int = 0
     unhealthy_s: float = 0.0
     falsely_healthy_s: float = 0.0
@@ -91,6 +92,7 @@ def observation(
         resumed_s=seen.resumed_s,
         handed_over=seen.usage.handed_over if seen.usage is not None else None,
         received_bytes=seen.received_bytes,
+        received_before_bytes=seen.received_before_bytes,
         received_in_fault_bytes=seen.received_in_fault_bytes,
         image_bytes=setup.image_compressed_bytes,
         unhealthy_s=seen.unhealthy_s,
