@@ -89,7 +89,8 @@ def _faults(o: FaultObservation) -> Rows:
     same = {
         "fault", "status", "started_at", "image_digest", "onset_s", "background_s", "fault_s", "recovered_s",
         "recovery_limit_s", "background_resumed", "resumed_s", "handed_over", "wrong_bytes", "received_bytes",
-        "received_before_bytes", "received_in_fault_bytes", "image_bytes", "unhealthy_s", "falsely_healthy_s", "listing_healthy_s",
+        "received_before_bytes", "received_in_fault_bytes",
+        "image_bytes", "unhealthy_s", "falsely_healthy_s", "listing_healthy_s",
     }  # fmt: skip
     trial = o.model_dump(include=same)
     trial |= trial["fault"]
