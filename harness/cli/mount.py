@@ -57,7 +57,7 @@ def mount(
     from harness.engines.embedded.lazy import provide
     from harness.engines.embedded.modes import Context
     from harness.errors import MachineError, UsageError
-    from harness.lazyfs.control import spawn
+    from harness.lazyfs.control import end, spawn
     from harness.lazyfs.messages import GetUsage, MarkReady
     from harness.lazyfs.mounting.stack import stacked
     from harness.machine.host import require_root
@@ -78,7 +78,7 @@ def mount(
         os.umask(0)
         process, client = spawn(str(run.directory / "lazyfs"), policies.library)
         run.add_process(process.pid)
-        cleanups.callback(_end, process)
+        cleanups.callback(end, process, _ANSWER_S)
         cleanups.callback(client.close)
         context = Context(
             client=source.store,
@@ -152,21 +152,24 @@ def _watch(process: subprocess.Popen[bytes], client: DaemonClient) -> None:
     from harness.lazyfs.messages import GetUsage
 
     told = ""
-    handed_over = False
-    while process.poll() is None:
+    handed_over, restarts = False, 0
+    while not client.gone:
         try:
             usage = client.call(GetUsage(), timeout_s=_ANSWER_S)
         except MachineError as error:
-            said = str(error)
+            said = "" if client.gone else str(error)
         else:
             handed_over = usage.handed_over
             said = _state(usage)
+            if (usage.restarts or 0) > restarts:
+                restarts = usage.restarts or 0
+                typer.echo(f"the daemon died and was started again ({restarts} in all); the mount goes on")
         if said and said != told:
             typer.echo(said)
         told = said or told
         signal.sigtimedwait([signal.SIGCHLD], 1.0)
     if not handed_over:
-        raise MachineError(f"the lazyfs daemon ended (exit {process.returncode}); what is not local is gone")
+        raise MachineError(f"the lazyfs daemon ended (exit {process.poll()}); what is not local is gone")
     typer.echo("the daemon ended; the mount goes on without it")
     while True:
         signal.pause()
@@ -183,15 +186,6 @@ def _state(usage: Usage) -> str:
     if usage.disk_full:
         return "the disk is full: what memory does not hold is fetched again and again"
     return ""
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """The daemon was told to end; one that does not (stopped, or stuck) is killed."""
-    try:
-        process.wait(_ANSWER_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _address(source: ImageSource) -> StoreAddress:

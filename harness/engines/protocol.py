@@ -204,7 +204,8 @@ class Engine(Protocol):
         ...
 
     def daemon_pids(self) -> tuple[int, ...]:
-        """Pids (harness's namespace) of the daemons that serve the root file system; empty for a full pull."""
+        """Pids (harness's namespace) of the daemons that serve the root file system now; empty for a full pull. Where
+        one has died and another takes its place, the pid is the other's, or that of who starts it."""
         ...
 
     def restart_daemons(self) -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES = 64 << 20
 """A mount request with a long prefetch list, or the trace of a large image, is the largest message there is."""
+CUT = b"\n\n"
+"""What a process sends first on a stream that another one has written to: an empty line says that the line before it
+may have been cut off by its writer's death."""
 _WHERE = "control socket"
 _RECEIVE_BYTES = 1 << 18
 
@@ -59,7 +62,16 @@ class Lines:
             return []
         *lines, rest = bytes(self._buffer).split(b"\n")
         self._buffer = bytearray(rest)
-        return [self._decode(line) for line in lines]
+        messages: list[Received] = []
+        for line, following in zip(lines, [*lines[1:], None], strict=True):
+            if not line:
+                continue
+            try:
+                messages.append(self._decode(line))
+            except FormatError:
+                if following != b"":
+                    raise
+        return messages
 
     def _decode(self, line: bytes) -> Received:
         try:
@@ -88,10 +100,11 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, message: object, number: int = 0, descriptors: Sequence[int] = ()) -> bool:
+    def send(self, message: object, number: int = 0, descriptors: Sequence[int] = (), *, again: bool = False) -> bool:
         """Send one message, with copies of open descriptors; False when the other end is gone (it reads nothing any
-        more). A message that carries descriptors is short."""
-        data = encode(message, number)
+        more). A message that carries descriptors is short. ``again``: another process reads there now, which may have
+        the end of what was sent before."""
+        data = CUT + encode(message, number) if again else encode(message, number)
         with self._lock:
             try:
                 self._socket.settimeout(None)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 import resource
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from harness.lazyfs.messages import Histogram, OpcodeUsage, PackUsage, Usage
+from harness.lazyfs.totals import added
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.errors import ColdbenchError
     from harness.lazyfs.data.fetch import Fetched
 
@@ -133,8 +136,15 @@ class Counters:
     streamed_why: str = ""
     t0_ns: int = 0
     before_ready: tuple[int, int, int] | None = None
+    """Bytes, requests and streamed bytes, of all daemons."""
     pack: PackCounters | None = None
     """None where the preset follows no start pack."""
+    earlier: Usage | None = None
+    """What the daemons before this one counted."""
+    restarts: int | None = None
+    """How many there were; None where nobody would take over from this one."""
+    counted: Callable[[], None] | None = None
+    """Called when a request was counted."""
 
     def note_read_error(self, where: str, error: ColdbenchError) -> None:
         """Count a read that could not be answered; the log says it once for each cause, not for each read."""
@@ -151,25 +161,42 @@ class Counters:
         self.spans_fetched += len(fetched.decoded) + len(fetched.packed) + len(fetched.written_packed)
         if not fetched.decoded:
             self.spans_fetched += len(fetched.written_inflated)
+        if self.counted is not None:
+            self.counted()
 
     def opcode(self, name: str) -> Opcode:
         return self.opcodes.setdefault(name, Opcode())
 
-    def freeze(self) -> None:
-        """Readiness is now; later calls change nothing."""
+    def freeze(self) -> tuple[int, int, int]:
+        """Readiness is now; later calls change nothing. What was fetched before: bytes, requests, and
+        bytes that were streamed."""
         if self.before_ready is None:
-            self.before_ready = (self.bytes_fetched, self.requests, self.bytes_streamed)
+            usage = self.usage()
+            self.before_ready = (usage.bytes_fetched, usage.requests, usage.bytes_streamed)
+        return self.before_ready
 
     def usage(self) -> Usage:
-        """What was counted so far, with this process's own memory and CPU time."""
-        before = self.before_ready or (self.bytes_fetched, self.requests, self.bytes_streamed)
+        """What was counted so far, by all daemons of the mount, with their memory and CPU time."""
+        own = self._own()
+        usage = own if self.earlier is None else added(self.earlier, own)
+        now = (usage.bytes_fetched, usage.requests, usage.bytes_streamed)
+        fetched, requests, streamed = self.before_ready or now
+        return replace(
+            usage,
+            bytes_fetched_before_ready=fetched,
+            requests_before_ready=requests,
+            bytes_streamed_before_ready=streamed,
+        )
+
+    def _own(self) -> Usage:
+        """What this daemon counted."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return Usage(
             layers_lazy=self.layers_lazy,
             layers_unpacked=self.layers_unpacked,
-            bytes_fetched_before_ready=before[0],
+            bytes_fetched_before_ready=0,
             bytes_fetched=self.bytes_fetched,
-            requests_before_ready=before[1],
+            requests_before_ready=0,
             requests=self.requests,
             spans_fetched=self.spans_fetched,
             spans_total=self.spans_total,
@@ -186,7 +213,8 @@ class Counters:
             layers_refetched=self.layers_refetched,
             background_finished=self.background_finished,
             not_handed_over="" if self.handed_over else self.not_handed_over,
-            bytes_streamed_before_ready=before[2],
+            restarts=self.restarts,
+            bytes_streamed_before_ready=0,
             bytes_streamed=self.bytes_streamed,
             streamed_since_s=(self.streamed_since_ns - self.t0_ns) / 1e9 if self.streamed_since_ns else None,
             streamed_why=self.streamed_why,

@@ -3,6 +3,9 @@
 It is started before the machine is told to deploy: everything is imported, and the (still empty) FUSE session is
 mounted, before it says ``Up`` on both sockets. Then it answers the requests of ``harness.lazyfs.messages``. The end of
 the harness's socket means ``End``, and so does SIGTERM.
+
+``harness.lazyfs.holder`` starts it and adds what the daemons before it left (``harness.lazyfs.estate``): it takes over
+their session, says ``Up`` once more, has the kernel send again what was not answered, and goes on.
 """
 
 from __future__ import annotations
@@ -23,8 +26,11 @@ import trio
 
 from harness.errors import ColdbenchError, FormatError, UsageError
 from harness.lazyfs import messages
-from harness.lazyfs.channel import Lines, encode
-from harness.lazyfs.fuse.connection import Session
+from harness.lazyfs.channel import CUT, Lines, encode
+from harness.lazyfs.counters import Counters
+from harness.lazyfs.estate import Estate
+from harness.lazyfs.fuse.connection import Failing, Session
+from harness.lazyfs.holder import FUSE
 from harness.lazyfs.mounting import mounts
 from harness.lazyfs.service import Service
 from harness.model.policy import PYFUSE3
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _M_ARENA_MAX = -8
+_RETRY_S = 5.0
 
 
 class Peer:
@@ -48,16 +55,19 @@ class Peer:
         self._lock = trio.Lock()
         self._lines = Lines(messages.REQUESTS)
 
-    async def send(self, message: object, number: int = 0) -> None:
-        """Send one message; silent when the other end is gone."""
+    async def send(self, message: object, number: int = 0, *, after_another: bool = False) -> None:
+        """Send one message; silent when the other end is gone. ``after_another`` process, whose line may be cut."""
+        data = CUT + encode(message, number) if after_another else encode(message, number)
         async with self._lock:
             try:
-                await self._stream.send_all(encode(message, number))
+                await self._stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
 
     async def received(self) -> AsyncIterator[Received]:
-        """Requests until the other end is gone, or says what is no request."""
+        """Requests until the other end is gone, or says what is no request. One that was asked again, because another
+        daemon died over it, comes once."""
+        last = 0
         while True:
             try:
                 data = await self._stream.receive_some(1 << 20)
@@ -71,11 +81,16 @@ class Peer:
                 log.warning("%s", error)
                 return
             for request in requests:
-                yield request
+                if request.number > last:
+                    last = request.number
+                    yield request
 
 
-def open_session(mountpoint: str, library: str) -> AnySession:
-    """Mount an empty tree at ``mountpoint`` with our own session or with pyfuse3; OSError, MachineError."""
+def open_session(mountpoint: str, library: str, taken: int | None = None) -> AnySession:
+    """Mount an empty tree at ``mountpoint`` with our own session or with pyfuse3, or go on with a session of another
+    process; OSError, MachineError."""
+    if taken is not None:
+        return Session(mountpoint, taken)
     if library == PYFUSE3:
         from harness.lazyfs.fuse.pyfuse3_tree import LibrarySession
 
@@ -86,28 +101,56 @@ def open_session(mountpoint: str, library: str) -> AnySession:
 class Daemon:
     """Ties sockets, service and FUSE session together."""
 
-    def __init__(self, mountpoint: str, library: str) -> None:
+    def __init__(self, mountpoint: str, library: str, estate: Estate | None = None) -> None:
         self.mountpoint = mountpoint
-        self.session = open_session(mountpoint, library)
+        self._estate = estate or Estate()
+        self.session = open_session(mountpoint, library, self._estate.taken(FUSE))
         self._ended = trio.Event()
+        self._resumed = trio.Event()
 
     async def run(self, peers: list[int]) -> None:
         """Serve until told to end, until unmounted from outside, or until the last peer (the harness) is gone."""
         async with trio.open_nursery() as nursery:
-            self.service = Service(self.mountpoint, self.session, nursery)
-            nursery.start_soon(self._serve_fuse)
+            self.service = Service(self.mountpoint, self.session, nursery, self._estate)
             nursery.start_soon(self._watch_signals)
             for position, descriptor in enumerate(peers):
                 nursery.start_soon(self._converse, Peer(descriptor), position == len(peers) - 1, nursery)
+            nursery.start_soon(self._serve_fuse, nursery)
             await self._ended.wait()
             self.session.close()
             nursery.cancel_scope.cancel()
 
-    async def _serve_fuse(self) -> None:
+    async def _serve_fuse(self, nursery: trio.Nursery) -> None:
         try:
+            if self._estate.restarts == 0:
+                self._resumed.set()
+            elif not await self._resume():
+                self.session.present(Failing(), Counters())
+                nursery.start_soon(self._resume_later, nursery)
+            if self._estate.restarts:
+                self.session.resend()
+            self._estate.up()
             await self.session.serve()
         finally:
             self._ended.set()
+
+    async def _resume(self) -> bool:
+        """Go on where the last daemon was; whether that could be done."""
+        try:
+            await self.service.resume()
+        except ColdbenchError as error:
+            log.warning("cannot go on where the last daemon was: %s; until that works, reads fail", error)
+            return False
+        self._resumed.set()
+        return True
+
+    async def _resume_later(self, nursery: trio.Nursery) -> None:
+        while True:
+            self.service.close()
+            await trio.sleep(_RETRY_S)
+            self.service = Service(self.mountpoint, self.session, nursery, self._estate)
+            if await self._resume():
+                return
 
     async def _watch_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -115,13 +158,15 @@ class Daemon:
                 self._ended.set()
 
     async def _converse(self, peer: Peer, last: bool, nursery: trio.Nursery) -> None:
-        await peer.send(messages.Up(os.getpid(), self.mountpoint))
+        restarts = self._estate.restarts
+        await peer.send(messages.Up(os.getpid(), self.mountpoint, restarts), after_another=restarts > 0)
         async for request in peer.received():
             nursery.start_soon(self._answer, peer, request)
         if last:
             self._ended.set()
 
     async def _answer(self, peer: Peer, request: Received) -> None:
+        await self._resumed.wait()
         try:
             answer = await self._do(request.message)
         except ColdbenchError as error:
@@ -180,34 +225,55 @@ def main() -> None:
     parser.add_argument("--harness-fd", type=int, required=True)
     parser.add_argument("--mountpoint")
     parser.add_argument("--library", default="")
+    parser.add_argument("--holder-fd", type=int)
+    parser.add_argument("--restarts", type=int, default=0)
+    parser.add_argument("--held", type=parse_held, default={})
     options = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="lazyfs: %(message)s")
     os.umask(0)
     import_formats()
-    made = None if options.mountpoint else tempfile.mkdtemp(prefix="coldbench-lazyfs-")
-    mountpoint = os.path.abspath(options.mountpoint or made or "")
+    estate = Estate(options.holder_fd, options.held, options.restarts)
+    if not estate.mountpoint:
+        estate.made = not options.mountpoint
+        estate.mountpoint = os.path.abspath(options.mountpoint or tempfile.mkdtemp(prefix="coldbench-lazyfs-"))
     # One malloc arena: inflated pieces are made in worker threads and freed here; an arena for each thread kept 40 MB
     # more resident and saved no CPU (python-data, import pandas).
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     try:
-        daemon = Daemon(mountpoint, options.library)
+        daemon = Daemon(estate.mountpoint, options.library, estate)
         gc.collect()
         gc.freeze()
         gc.disable()  # reference counting frees what requests make; a few exceptions make cycles
-        descriptors = [fd for fd in (options.agent_fd, options.harness_fd) if fd is not None]
-        try:
-            trio.run(partial(daemon.run, descriptors))
-        finally:
-            mounts.unmount(mountpoint)
-    finally:
-        if made is not None:
-            try:
-                os.rmdir(made)
-            except OSError:
-                pass
+        # Asked twice to end, it must not die before it has unmounted; while it runs, trio hears of signals.
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        trio.run(partial(daemon.run, [fd for fd in (options.agent_fd, options.harness_fd) if fd is not None]))
+    except BaseException:
+        if estate.survives:
+            log.exception("the daemon dies")
+            sys.stderr.flush()
+            os._exit(1)  # the mount stays, for the daemon that takes over
+        remove(estate)
+        raise
+    remove(estate)
     # Worker threads may still wait for a registry that is gone; nothing of theirs is worth waiting for.
     sys.stderr.flush()
     os._exit(0)
+
+
+def parse_held(text: str) -> dict[str, int]:
+    """Descriptors by name, as the holder writes them."""
+    pairs = (item.rpartition("=") for item in text.split(",") if item)
+    return {name: int(descriptor) for name, _, descriptor in pairs}
+
+
+def remove(estate: Estate) -> None:
+    """Take the mount away, and the directory that was made for it."""
+    mounts.unmount(estate.mountpoint)
+    if estate.made:
+        try:
+            os.rmdir(estate.mountpoint)
+        except OSError:
+            pass
 
 
 if __name__ == "__main__":

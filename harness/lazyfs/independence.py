@@ -50,9 +50,10 @@ class Independence:
         fetch_besides: Callable[[], Awaitable[bool]] | None = None,
         inflated: Callable[[], Awaitable[None]] | None = None,
         handed_over: Callable[[], Awaitable[None]] | None = None,
+        turned: bool = False,
     ) -> None:
         """``fetch_besides``: other blobs that reading takes. ``inflated`` is called when the cache file is complete,
-        ``handed_over`` when the kernel was turned to it."""
+        ``handed_over`` when the kernel was turned to it. ``turned``: it was, by an earlier daemon."""
         self.done = trio.Event()
         """The background fetch has ended, and the handover, if one was due, has been tried."""
         self.complete = False
@@ -65,12 +66,13 @@ class Independence:
         self._handed_over = handed_over
         self._devices: tuple[tuple[str, ...], str] | None = None
         self._devices_known = trio.Event()
+        self._turned = turned
 
     async def use_devices(self, devices: tuple[str, ...], mounted: str) -> None:
         """These loop devices are over our file. Handed over at once where all is local and the disk is trusted."""
         self._devices = (devices, mounted)
         store = self._store
-        if store.policy.trust_disk and store.residency.is_whole():
+        if store.policy.trust_disk and store.residency.is_whole() and not self._turned:
             await self._hand_over()
         self._devices_known.set()
 
@@ -78,6 +80,11 @@ class Independence:
         """Fetch the rest and hand over; the background fetch begins when ``ready`` is set, or at once by policy."""
         store = self._store
         policy = store.policy
+        if self._turned:
+            self.complete = store.counters.handed_over = True
+            store.counters.background_finished = True if policy.background else None
+            self.done.set()
+            return
         try:
             if not policy.background:
                 self.complete = policy.eager

@@ -19,10 +19,14 @@ A = TypeVar("A")
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """The daemon runs; ``root`` is where its FUSE session is mounted."""
+    """The daemon runs; ``root`` is where its FUSE session is mounted.
+
+    ``restarts`` daemons died before this one. What was asked of them and not answered has to be asked again.
+    """
 
     pid: int
     root: str
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,8 @@ class TreeMounted:
     spans: tuple[Span, ...] = ()
     asked: tuple[tuple[int, int], ...] = ()
     """When the daemon's requests to the registry began and ended."""
+    survives: bool = False
+    """When the daemon dies, another one takes over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +148,8 @@ class BlobMounted:
     """Read-ahead of the loop devices, to which the file's own then adds nothing; 0: as ever."""
     asked: tuple[tuple[int, int], ...] = ()
     """When the daemon's requests to the registry began and ended."""
+    survives: bool = False
+    """When the daemon dies, another one takes over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +311,7 @@ class Usage:
     layers_refetched: int
     not_handed_over: str
     background_finished: bool | None
+    restarts: int | None
     bytes_streamed_before_ready: int = 0
     bytes_streamed: int = 0
     streamed_since_s: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -15,9 +16,10 @@ from harness.formats.erofs.device import device_starts, head_with_devices
 from harness.formats.erofs.index import index_pack
 from harness.formats.erofs.spans import WHOLE
 from harness.kernel.cpu_meter import CpuMeter
+from harness.lazyfs.address import connect
 from harness.lazyfs.counters import Counters, PackCounters
 from harness.lazyfs.data import prefetch as fetching
-from harness.lazyfs.data.blob_image import BlobImage, Windows
+from harness.lazyfs.data.blob_image import WINDOWS, BlobImage, Windows
 from harness.lazyfs.data.disk_cache import DiskCache, DiskHealth, SparseFile
 from harness.lazyfs.data.pack import StartPack, no_pack
 from harness.lazyfs.data.pack_comparison import compare
@@ -26,14 +28,27 @@ from harness.lazyfs.data.sources import OpenedLayer, open_layer
 from harness.lazyfs.data.store import Store
 from harness.lazyfs.data.stream import Stream
 from harness.lazyfs.data.whole import fetch_whole
+from harness.lazyfs.estate import Estate
 from harness.lazyfs.fuse.blob import IMAGE, BlobPresentation
 from harness.lazyfs.fuse.blob import NAME as BLOB_NAME
 from harness.lazyfs.fuse.kernel_pages import KernelPages
 from harness.lazyfs.fuse.namespace import Namespace
+from harness.lazyfs.gathering import gather
 from harness.lazyfs.independence import Independence, LocalImage
-from harness.lazyfs.messages import BackgroundState, BlobMounted, FileRange, MetadataFile, Span, TreeMounted
+from harness.lazyfs.messages import (
+    BackgroundState,
+    BlobMounted,
+    FileRange,
+    MetadataFile,
+    MountBlob,
+    MountTree,
+    Span,
+    TreeMounted,
+    UseDevices,
+)
 from harness.lazyfs.mounting.loop_device import read_ahead_as_lazy
 from harness.lazyfs.mounting.mounts import set_read_ahead
+from harness.lazyfs.succession import Succession
 from harness.lazyfs.trace import BlockTrace, Trace
 from harness.model.modes import lazy_policy
 from harness.oci.ahead import Ahead
@@ -46,17 +61,7 @@ if TYPE_CHECKING:
     from harness.lazyfs.data.residency import Layer
     from harness.lazyfs.data.units import Units
     from harness.lazyfs.fuse.connection import AnySession
-    from harness.lazyfs.messages import (
-        Expect,
-        LazyLayer,
-        MountBlob,
-        MountTree,
-        ReadRange,
-        Serving,
-        StoreAddress,
-        Touch,
-        Usage,
-    )
+    from harness.lazyfs.messages import Expect, LazyLayer, ReadRange, Serving, Touch, Usage
     from harness.model.policy import LazyPolicy
     from harness.oci.store import BlobStore
 
@@ -69,9 +74,13 @@ _FIRST_CONNECTIONS = 4
 class Service:
     """One image, mounted once. Everything runs on the event loop unless said otherwise."""
 
-    def __init__(self, mountpoint: str, session: AnySession, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, mountpoint: str, session: AnySession, nursery: trio.Nursery, estate: Estate | None = None
+    ) -> None:
         self.mountpoint = mountpoint
+        self._estate = estate or Estate()
         self.counters = Counters()
+        self._succession = Succession(self._estate, self.counters, self.usage, self._take_wire_counters)
         self._spans: list[Span] = []
         """Spans that ended after the mount."""
         self._independence: Independence | None = None
@@ -112,8 +121,35 @@ class Service:
             self._client = Ahead(connect(serving.store, policy))
         return self._client
 
+    @property
+    def _asked(self) -> tuple[tuple[int, int], ...]:
+        """When the requests to the registry so far began and ended."""
+        return tuple(self._client.asked) if self._client is not None else ()
+
+    async def resume(self) -> None:
+        """Go on where an earlier daemon was: the same image from the same files. Raises ColdbenchError.
+
+        Where none was mounted yet there is nothing to do: whoever asked for it asks again.
+        """
+        past = self._estate.past
+        match past.request:
+            case MountTree():
+                await self.mount_tree(past.request)
+            case MountBlob():
+                await self.mount_blob(past.request)
+            case _:
+                return
+        if past.before_ready is not None:
+            self.counters.before_ready = past.before_ready
+            self._ready.set()
+        if past.devices is not None:
+            assert self._independence is not None
+            await self._independence.use_devices(past.devices.paths, past.devices.mounted)
+
     async def mount_tree(self, request: MountTree) -> TreeMounted:
         """Serve each layer as a directory. Raises ColdbenchError."""
+        if isinstance(answer := self._succession.answered(request, self._store is not None), TreeMounted):
+            return answer
         client, policy, store = self._begin(request.serving)
         spans: list[Span] = []
         layers = await self._open_layers(client, policy, request.layers, spans)
@@ -136,12 +172,15 @@ class Service:
             await self._start_prefetch(store, extents, [] if files else layers)
         self._go_on(store)
         opaque = [tree.number for tree in tree.subtrees if tree.index.directory(tree.index.root).opaque]
-        return TreeMounted(
-            tuple(layer.number for layer in layers), tuple(opaque), tuple(spans), tuple(client.asked)
-        )  # fmt: skip
+        numbers = tuple(layer.number for layer in layers)
+        answer = TreeMounted(numbers, tuple(opaque), tuple(spans), self._asked, self._estate.survives)
+        self._succession.note_mounted(request, answer, self._nursery)
+        return answer
 
     async def mount_blob(self, request: MountBlob) -> BlobMounted:
         """Serve all layers as one EROFS image file. Raises ColdbenchError."""
+        if isinstance(answer := self._succession.answered(request, self._store is not None), BlobMounted):
+            return answer
         client, policy, store = self._begin(request.serving)
         spans: list[Span] = []
         start = time.monotonic_ns()
@@ -154,7 +193,8 @@ class Service:
         whole = self._add_indexed(store, image, policy)
         self.counters.layers_lazy = len(image.index.layers) - len(whole)
         self.counters.layers_unpacked += len(whole)
-        await gather([partial(self._fill_whole, client, *entry, spans) for entry in whole])
+        absent = [entry for entry in whole if store.residency.not_inflated(entry[0])]
+        await gather([partial(self._fill_whole, client, *entry, spans) for entry in absent])
         start = time.monotonic_ns()
         blob = BlobPresentation(policy, self.counters, trace)
         blob.pack = pack
@@ -162,6 +202,8 @@ class Service:
         if blob.cached and self.counters.layers_lazy:
             self._pages = store.pages = KernelPages(partial(self._session.store_pages, IMAGE), image.index.layer_starts)
         self._windows = image.windows
+        if image.index.windows is not None:
+            self._succession.remember_all_of(image.index.windows.digest)
         if trace is not None:
             self._name_touches = partial(image.name_touches, trace)
             self.read_ranges = trace.read_ranges
@@ -171,18 +213,23 @@ class Service:
             files = listed(request.serving)
             await self._start_prefetch(store, image.extents_of(files) if files else list(image.index.prefetch))
         loop = policy.handover and self._image is not None
-        metadata = await trio.to_thread.run_sync(self._separate_metadata, image.index, policy.devices) if loop else None
+        metadata = None
+        if loop and self._estate.past.answer is None:
+            metadata = await trio.to_thread.run_sync(self._separate_metadata, image.index, policy.devices)
         local = None
         if loop and self._image is not None:
             local = LocalImage(self._image, memoryview(image.index.metadata), image.index.image_bytes)
         self._go_on(store, local)
         numbers = tuple(layer.number for _, layer in whole)
+        asked, survives = self._asked, self._estate.survives
         exact = policy.exact_read_ahead_kib
-        return BlobMounted(BLOB_NAME, loop, metadata, numbers, tuple(spans), exact, tuple(client.asked))
+        answer = BlobMounted(BLOB_NAME, loop, metadata, numbers, tuple(spans), exact, asked, survives)
+        self._succession.note_mounted(request, answer, self._nursery)
+        return answer
 
     def _start_pack(self, client: BlobStore, policy: LazyPolicy, request: MountBlob) -> StartPack | None:
         """Ask for the index's start pack where the policy follows one; a trace must see every read."""
-        if not policy.pack or request.serving.trace:
+        if not policy.pack or request.serving.trace or self._estate.past.answer is not None:
             return None
         counters = self.counters.pack = PackCounters()
         named = index_pack(request.index.manifest.encode())
@@ -193,19 +240,22 @@ class Service:
             self._pack.start()
         return self._pack
 
-    def _begin(self, serving: Serving) -> tuple[Ahead, LazyPolicy, Store]:
+    def _begin(self, serving: Serving) -> tuple[BlobStore, LazyPolicy, Store]:
         """What both presentations begin with: the policy, the image's store and our own over it."""
         if self._store is not None:
             raise UsageError("this daemon serves an image already")
         policy = lazy_policy(serving.mode, serving.preset, serving.options)
         self._scratch = serving.scratch
-        client = self._open_client(serving, policy)
-        link = client.link
+        client: BlobStore = self._open_client(serving, policy)
+        link = self._open_client(serving, policy).link
         if link is not None:
             link.hint(serving.latency_s)
         self._store = Store(policy, self.counters, self._nursery, link)
         self.counters.layers_unpacked = serving.layers_unpacked
         self.counters.t0_ns = serving.t0_ns
+        if policy.restart and not serving.trace and self._succession.begin(self._session.survivor):
+            self._nursery.start_soon(self._succession.look_after, self._store, self._ready)
+            client = self._succession.remember(client, self._sparse("indexes") if policy.disk_cache else None)
         return client, policy, self._store
 
     def _go_on(self, store: Store, image: LocalImage | None = None) -> None:
@@ -214,17 +264,18 @@ class Service:
             set_read_ahead(self.mountpoint, store.policy.read_ahead_kib)
         self._independence = Independence(
             store, image=image, fetch_besides=self._fetch_windows, inflated=self._compare_pack,
-            handed_over=self._leave_fuse,
+            handed_over=self._leave_fuse, turned=self._estate.past.turned,
         )  # fmt: skip
-        first = self._pack.released if self._pack is not None else self._prefetched
-        stream = Stream(store, CpuMeter(), first, self._fetch_windows)
-        self._nursery.start_soon(stream.run, self._ready)
+        if not self._estate.past.turned:
+            first = self._pack.released if self._pack is not None else self._prefetched
+            stream = Stream(store, CpuMeter(), first, self._fetch_windows)
+            self._nursery.start_soon(stream.run, self._ready)
         self._nursery.start_soon(self._independence.run, self._ready)
 
     def _sparse(self, name: str) -> SparseFile | None:
         """A cache file; None when the disk does not take one."""
         try:
-            file = SparseFile(self._scratch, name, self._health)
+            file = self._estate.open(self._scratch, name, self._health)
         except OSError as error:
             self._health.fail(error)
             return None
@@ -232,7 +283,8 @@ class Service:
         return file
 
     def _disk(self, policy: LazyPolicy, number: int, units: Units, inflated: SparseFile | None = None) -> DiskCache:
-        disk = DiskCache(self._scratch if policy.disk_cache else None, number, units, inflated, self._health)
+        scratch = self._scratch if policy.disk_cache else None
+        disk = DiskCache(scratch, number, units, inflated, health=self._health, files=self._estate)
         self._disks.append(disk)
         return disk
 
@@ -270,6 +322,8 @@ class Service:
         if not index.layers:
             return None
         path = os.path.join(self._scratch, "metadata")
+        with contextlib.suppress(FileNotFoundError):  # of a daemon that was killed before it had answered
+            os.unlink(path)
         starts = device_starts(index.layer_starts[0], index.image_bytes, devices)
         try:
             with open(path, "xb") as file:
@@ -309,7 +363,7 @@ class Service:
         if extents:
             done = self._prefetched = trio.Event()
             self._nursery.start_soon(self._run_prefetch, store, extents, own, done)
-            if store.policy.prefetch_wait_s:
+            if store.policy.prefetch_wait_s and self._estate.past.answer is None:
                 with trio.move_on_after(store.policy.prefetch_wait_s):
                     await done.wait()
 
@@ -333,6 +387,7 @@ class Service:
     async def use_devices(self, devices: tuple[str, ...], mounted: str) -> None:
         """These loop devices are over our file; ``mounted`` is the one that EROFS is mounted from."""
         assert self._independence is not None
+        self._estate.note_devices(UseDevices(devices, mounted))
         await self._independence.use_devices(devices, mounted)
         self._devices = tuple(dict.fromkeys((*devices, mounted)))
 
@@ -352,6 +407,7 @@ class Service:
             await compare(self._pack, self._image, self.counters)
 
     async def _leave_fuse(self) -> None:
+        self._estate.note_turned()
         if self._pack is not None:
             self._pack.close()
         if self._pages is not None:
@@ -371,14 +427,18 @@ class Service:
         if windows is None:
             return True
         if self._windows_file is None:
-            self._windows_file = self._sparse("windows")
+            self._windows_file = self._sparse(WINDOWS)
         file = self._windows_file
-        return file is not None and await trio.to_thread.run_sync(windows.fetch_all, file, abandon_on_cancel=True)
+        if file is None or self._client is None:
+            return False
+        fetch = partial(windows.fetch_all, file, self._estate, self._client)
+        return await trio.to_thread.run_sync(fetch, abandon_on_cancel=True)
 
     def mark_ready(self) -> None:
         """The container is ready: freeze the counters 'before ready', let the background fetch begin."""
         self._take_wire_counters()
-        self.counters.freeze()
+        if self.counters.before_ready is None:
+            self._estate.note_ready(*self.counters.freeze())
         if self._pack is not None:
             for device in self._devices:
                 read_ahead_as_lazy(device)
@@ -389,7 +449,9 @@ class Service:
         self._take_wire_counters()
         if self._pages is not None:
             self.counters.bytes_pushed = self._pages.bytes_stored
-        return self.counters.usage()
+        usage = self.counters.usage()
+        self._succession.save(usage)
+        return usage
 
     def _take_wire_counters(self) -> None:
         """A registry client counts what crosses the wire itself: indexes, windows and tries that failed included."""
@@ -415,25 +477,6 @@ class Service:
             self._client.close()
 
 
-def connect(address: StoreAddress, policy: LazyPolicy) -> BlobStore:
-    """The store that holds the image."""
-    if address.layout:
-        from harness.oci.layout import LayoutStore
-
-        return LayoutStore(address.layout)
-    from harness.oci.registry.client import RegistryClient, Retries
-    from harness.oci.registry.logins import Credentials
-
-    given = address.credentials
-    credentials = (
-        Credentials(given.get("user", ""), given.get("secret", ""), bool(given.get("identity"))) if given else None
-    )
-    return RegistryClient(
-        address.registry, address.repository, plain=address.plain, credentials=credentials, routes=address.routes,
-        retries=Retries(attempts=max(1, policy.attempts), first_s=policy.retry_first_s),
-    )  # fmt: skip
-
-
 def _span(name: str, start_ns: int, layer: int | None = None, detail: str = "") -> Span:
     """A span that ends now."""
     return Span(name, start_ns, time.monotonic_ns(), layer, detail)
@@ -447,19 +490,3 @@ def listed(serving: Serving) -> list[FileRange]:
 def own_prefetch(position: int, layer: OpenedLayer) -> list[fetching.Extent]:
     """Extents of what the layer itself wants fetched first."""
     return [(position, layer.units.starts[unit], layer.units.ends[unit]) for unit in layer.prefetch]
-
-
-async def gather(tasks: list[Callable[[], Any]]) -> None:
-    """Run all; the first ColdbenchError cancels the others and is raised alone."""
-    try:
-        async with trio.open_nursery() as nursery:
-            for task in tasks:
-                nursery.start_soon(task)
-    except BaseExceptionGroup as group:
-        own = group.subgroup(ColdbenchError)
-        while own is not None and isinstance(own, BaseExceptionGroup):
-            first = own.exceptions[0]
-            if not isinstance(first, BaseExceptionGroup):
-                raise first from None
-            own = first
-        raise

@@ -104,8 +104,12 @@ def _mounts() -> list[Check]:
         if "overlay" in works
         else Check("overlay", "fail", "does not mount", "modprobe overlay"),
     ]
-    if os.path.exists("/dev/fuse") and _opens("/dev/fuse"):
-        checks.append(Check("fuse", "ok", "/dev/fuse opens"))
+    if "fuse-resend" in works:
+        checks.append(Check("fuse", "ok", "a daemon that dies is replaced"))
+    elif os.path.exists("/dev/fuse") and _opens("/dev/fuse"):
+        checks.append(
+            Check("fuse", "ok", "a lazy mount dies with its daemon", "Linux 6.9 or later lets another one take over")
+        )
     else:
         checks.append(Check("fuse", "warn", "/dev/fuse does not open; no lazy mode", "modprobe fuse"))
     if "erofs-file" in works:

@@ -177,7 +177,7 @@ def _library(policies: LazyPolicy) -> Preset:
     return Preset(
         PYFUSE3,
         "the tuned policies, served through the library pyfuse3",
-        dataclasses.replace(policies, library=PYFUSE3),
+        dataclasses.replace(policies, library=PYFUSE3, restart=False),
         line="-.",
         hollow=True,
         role=Role.YARDSTICK,

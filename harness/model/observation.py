@@ -164,6 +164,8 @@ class LazyUsage(Frozen):
     """The rest of the image is local; None where that was not promised, or is not known."""
     not_handed_over: str = ""
     """Mode erofs: why the kernel does not read the local file, though it was to."""
+    restarts: int | None = None
+    """Daemons that died, each of which another one took the place of; None where nobody would."""
     layers_refetched: int = 0
     """Layers fetched a second time in timed work, because index and stream did not agree."""
     bytes_streamed_before_ready: int = 0

@@ -200,6 +200,8 @@ class LazyPolicy:
     devices: int = option(7, 1, 7, only=(Presentation.BLOB,))
     """Loop devices that share the layers. Each reads one thing after the other, so that a reader that waits for the
     registry holds up those of its own device only."""
+    restart: bool = option(True)
+    """Start the daemon again when it dies, and go on (Linux 6.9 and later); else the mount dies with it."""
     library: str = fixed("")
     """What speaks FUSE: our own session, or ``pyfuse3``."""
     pack: bool = fixed(False)
@@ -219,7 +221,7 @@ STARGZ = LazyPolicy(
     readahead_units=0, in_flight=16, cache_inflated=True, prefetch_in_flight=1, prefetch_wait_s=10.0,
     background_after_s=5.0, background_quiet_s=5.0, background_interval_s=0.0, background_units=1,
     background_in_flight=2, background_from_mount=True, background_resumes=False, read_ahead_kib=0, attempts=6,
-    retry_first_s=0.03, adaptive=False, stream=False,
+    retry_first_s=0.03, adaptive=False, stream=False, restart=False,
 )  # fmt: skip
 """The published defaults of stargz-snapshotter 0.19 (its configuration structures)."""
 SOCI = LazyPolicy(
@@ -228,7 +230,7 @@ SOCI = LazyPolicy(
     block_bytes=0, probe_layers=True, merge_gap=0, merge_bytes=0, readahead_units=0, in_flight=16, cache_inflated=True,
     background_after_s=30.0, background_quiet_s=0.0, background_interval_s=0.5, background_units=1,
     background_from_mount=True, background_resumes=False, attempts=9, retry_first_s=0.03, read_ahead_kib=0,
-    adaptive=False, stream=False,
+    adaptive=False, stream=False, restart=False,
 )  # fmt: skip
 """The published defaults of soci-snapshotter 0.16 (its configuration structures)."""
 

@@ -15,6 +15,8 @@ from harness.session import application, observing, validity
 from harness.session.bounds import Moved
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.engines.protocol import Engine
     from harness.machine.machine import Machine
     from harness.model.observation import Bound, Invalidity, LazyUsage, Wire, WorkloadResult
@@ -38,6 +40,8 @@ class Witness:
     lazy: LazyUsage | None = None
     moved: Moved = field(default_factory=Moved)
     daemons: tuple[int, ...] = ()
+    """Those that served the root file system last, as far as it was seen."""
+    daemons_now: Callable[[], tuple[int, ...]] = tuple
     died: tuple[str, ...] = ()
     roots: frozenset[str] = frozenset()
     steal: float = 0.0
@@ -85,8 +89,24 @@ class Witness:
         self._note_credits(machine)
         self.lifted_mark = self.meter.mark()
 
+    def watch(self, daemons: Callable[[], tuple[int, ...]]) -> None:
+        """From now on these daemons must live, or others that took their place."""
+        self.daemons_now = daemons
+        self.daemons = daemons()
+
     def daemons_alive(self) -> bool:
-        return all(observing.running(pid) for pid in self.daemons)
+        return not self._dead_daemons()
+
+    def _dead_daemons(self) -> tuple[int, ...]:
+        """Daemons that died, and whose place no other one took."""
+        dead = tuple(pid for pid in self.daemons if not observing.running(pid))
+        if not dead:
+            return ()
+        now = tuple(pid for pid in self.daemons_now() if observing.running(pid))
+        if len(now) < len(self.daemons):
+            return dead
+        self.daemons = now
+        return ()
 
     def look_back(self, machine: Machine, engine: Engine) -> None:
         """The machine is about to go: what is left to see. Raises what a machine half gone raises."""
@@ -96,7 +116,7 @@ class Witness:
                 self._note_credits(machine)
             if self.lifted_mark is None or self.setup.case.lazy:
                 self._check_limits(machine)
-        self.died = tuple(f"daemon {pid}" for pid in self.daemons if not observing.running(pid))
+        self.died = tuple(f"daemon {pid}" for pid in self._dead_daemons())
         self.lazy = self._usage(engine.lazy_usage())
         self.setup.touches.extend(engine.first_touches())
         self.setup.ranges.extend(engine.read_ranges())

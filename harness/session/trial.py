@@ -122,7 +122,7 @@ class Course:
                 self._engine_phase = engine.report().phase
                 raise
             self._enter("start")
-            witness.daemons = engine.daemon_pids()
+            witness.watch(engine.daemon_pids)
             self._await_ready(engine)
         finally:
             witness.steal = host.steal_share(ticks, host.cpu_ticks())

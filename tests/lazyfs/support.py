@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import io
 import os
+import select
+import signal
 import tarfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +22,7 @@ from harness.formats.estargz import image as estargz_image
 from harness.formats.estargz.writer import EstargzOptions
 from harness.formats.soci import image as soci_image
 from harness.kernel.overlay import mount, unmount
-from harness.lazyfs.control import DaemonClient, spawn
+from harness.lazyfs.control import DaemonClient, serving, spawn
 from harness.lazyfs.messages import (
     AwaitBackground,
     GetTouches,
@@ -166,6 +168,21 @@ class Served:
     root: Path
     layers: list[int]
 
+    @property
+    def daemon(self) -> int:
+        """The daemon's pid now."""
+        (pid,) = serving(self.process.pid)
+        return pid
+
+    def kill(self) -> None:
+        """The daemon and who would start another one are killed."""
+        daemon = os.pidfd_open(self.daemon)
+        self.process.kill()
+        signal.pidfd_send_signal(daemon, signal.SIGKILL)
+        select.select([daemon], [], [], 20)
+        os.close(daemon)
+        self.process.wait(20)
+
     def usage(self) -> Usage:
         return self.client.call(GetUsage())
 
@@ -240,4 +257,4 @@ def serve(source: ImageSource, mode: str, place: Path, **request: Any) -> Iterat
         client.close()
         process.wait(20)
         detach(str(mountpoint))
-        assert process.returncode in {0, -9}
+        assert process.returncode in {0, -signal.SIGKILL, -signal.SIGSEGV}

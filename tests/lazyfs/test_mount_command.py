@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from harness.kernel import loop
+from harness.lazyfs.control import serving
 from harness.lazyfs.mounting.mounts import mount_device
 from harness.machine import leftovers, records
 from tests.engines.support import tar_bytes
@@ -34,6 +35,12 @@ def command(*arguments: str, ignore_interrupt: bool = False) -> subprocess.Popen
         [*shell, sys.executable, "-m", "harness", "mount", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def holder_of(process: subprocess.Popen[str]) -> int:
+    """The pid of who holds the mount's daemon."""
+    (holder,) = [child.pid for child in psutil.Process(process.pid).children()]
+    return holder
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -131,8 +138,8 @@ def test_a_complete_mount_does_without_its_daemon(tmp_path: Path) -> None:
     assert process.stdout is not None
     lines = iter(process.stdout.readline, "")
     assert "complete: the daemon is no longer needed\n" in lines
-    (daemon,) = [child.pid for child in psutil.Process(process.pid).children()]
-    os.kill(daemon, signal.SIGKILL)
+    for pid in (holder := holder_of(process), *serving(holder)):
+        os.kill(pid, signal.SIGKILL)
     assert "the daemon ended; the mount goes on without it\n" in lines
     forget_pages()
     assert (target / "a").read_bytes() == text(500_000)
@@ -151,7 +158,7 @@ def test_a_stopped_daemon_does_not_hold_the_exit(tmp_path: Path) -> None:
     process = command(f"oci:{tmp_path}/lazy:image", str(target), "--mode", "soci")
     assert process.stdout is not None
     assert "is mounted on" in process.stdout.readline()
-    (daemon,) = [child.pid for child in psutil.Process(process.pid).children()]
+    (daemon,) = serving(holder_of(process))
     os.kill(daemon, signal.SIGSTOP)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)

@@ -37,6 +37,7 @@ from harness.engines.protocol import Availability, Report
 from harness.errors import ColdbenchError, ContentError, MachineError, MissingTool, OutOfMemory, from_kind
 from harness.kernel.namespaces import KINDS, Namespaces
 from harness.lazyfs.channel import Channel
+from harness.lazyfs.control import end, serving
 from harness.lazyfs.messages import Span
 from harness.model.modes import EMBEDDED, engine_modes, find, lazy_policy, uses_library
 from harness.model.policy import PYFUSE3
@@ -314,7 +315,7 @@ class EmbeddedEngine:
         return None if self._observer is None else self._observer.lazy_usage()
 
     def daemon_pids(self) -> tuple[int, ...]:
-        return () if self._daemon is None else (self._daemon.pid,)
+        return () if self._daemon is None else serving(self._daemon.pid)
 
     def restart_daemons(self) -> None:
         """Nothing: a daemon that can be replaced is replaced without being told."""
@@ -363,7 +364,8 @@ class EmbeddedEngine:
                 self._observer.close()
             except Exception as error:
                 self._problems.append(f"the daemon's end: {type(error).__name__}: {error}")
-        self._end(self._daemon)
+        if self._daemon is not None:
+            end(self._daemon, STOP_TIMEOUT_S / 2)
         if self._reader is not None:
             self._reader.join(STOP_TIMEOUT_S)
         if self._control is not None:

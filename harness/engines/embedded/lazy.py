@@ -164,6 +164,7 @@ def _provide_tree(
     details = RootfsDetails(
         soci_index=plan.soci_index, lazy_layers=answer.layers, unpacked_layers=tuple(plan.unpack),
         rounds_before_mount=rounds,
+        survives_daemon=answer.survives,
     )  # fmt: skip
 
     def cleanup() -> None:
@@ -205,6 +206,7 @@ def _provide_blob(
     details = RootfsDetails(
         erofs=mounted.way, erofs_refused=mounted.refused or None, whole_layers=answer.layers_whole,
         rounds_before_mount=_rounds(context, answer.asked),
+        survives_daemon=answer.survives,
     )  # fmt: skip
     return Rootfs((target,), cleanup, details)
 

@@ -64,6 +64,8 @@ class RootfsDetails:
     erofs_refused: tuple[str, ...] | None = None
     """Ways to mount it that were tried first, and why they failed."""
     whole_layers: tuple[int, ...] | None = None
+    survives_daemon: bool | None = None
+    """When the daemon dies, another one takes over."""
 
     def known(self) -> dict[str, object]:
         """The facts there are, by name, in the form that an observation stores."""

@@ -122,7 +122,7 @@ class ModeParts:
 
 _LAZY = ModeParts(
     "harness.engines.embedded.lazy:provide",
-    "harness.lazyfs.daemon",
+    "harness.lazyfs.holder",
     "harness.engines.embedded.lazy:Observer",
     "harness.engines.embedded.lazy:look_ahead",
 )

@@ -105,6 +105,9 @@ class Background:
                     await trio.sleep(policy.background_interval_s)
         if not store.residency.all_local():
             return "some bytes could not be had"
+        await store.residency.keep()
+        if self._disk_ended():
+            return "the disk cache takes no more"
         try:
             if self._besides is not None and not await self._besides():
                 return "the disk cache takes no more"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.errors import DigestMismatch, FormatError
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 
     from harness.formats.erofs.index import ErofsIndex
     from harness.formats.erofs.reader import ErofsImage
-    from harness.lazyfs.data.disk_cache import SparseFile
+    from harness.lazyfs.data.disk_cache import CacheFiles, SparseFile
     from harness.lazyfs.messages import ErofsIndexName, FileRange, Touch
     from harness.lazyfs.trace import BlockTrace
     from harness.oci.store import BlobStore
 
 
+WINDOWS = "windows"
+"""Name of the cache file that the windows blob is brought to."""
 _PIECE_BYTES = 4 << 20
 
 
@@ -54,16 +57,22 @@ class Windows:
         begin = piece * _PIECE_BYTES
         return begin, min(_PIECE_BYTES, self._remote.size - begin)
 
-    def fetch_all(self, file: SparseFile) -> bool:
-        """Bring the whole blob to ``file``, blocking; False when the disk is full. DigestMismatch, RegistryError."""
+    def fetch_all(self, file: SparseFile, files: CacheFiles, store: BlobStore) -> bool:
+        """Bring the whole blob from ``store`` to ``file``, blocking; False when the disk is full. What an earlier
+        daemon has brought there is not fetched again. DigestMismatch, RegistryError."""
         if self._local is not None:
             return True
-        hasher, local = hashlib.sha256(), UnitFile(file, self._extent)
-        for piece in range(-(-self._remote.size // _PIECE_BYTES)):
-            data = self._remote.read_range(*self._extent(piece))
+        remote = BlobRanges(store, self._digest, self._remote.size)
+        local = UnitFile(file, self._extent, files.written(WINDOWS), partial(files.note_unit, WINDOWS))
+        hasher = hashlib.sha256()
+        for piece in range(-(-remote.size // _PIECE_BYTES)):
+            begin, length = self._extent(piece)
+            data: bytes | memoryview | None = local.read(piece, 0, length)
+            if data is None:
+                data = remote.read_range(begin, length)
+                if not local.write(piece, [data]):
+                    return False
             hasher.update(data)
-            if not local.write(piece, [data]):
-                return False
         actual = f"sha256:{hasher.hexdigest()}"
         if actual != self._digest:
             raise DigestMismatch("EROFS index: windows", self._digest, actual)

@@ -7,16 +7,19 @@ error nothing is written any more, and the data path goes on from memory and the
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import fcntl
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.lazyfs.data.unit_file import UnitFile
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable
 
     from harness.lazyfs.data.units import Units
@@ -61,12 +64,21 @@ class SparseFile:
     ) -> None:
         """OSError when the disk does not even take a file."""
         path = os.path.join(directory, name)
+        with contextlib.suppress(FileNotFoundError):  # of a daemon that was killed between the next two lines
+            os.unlink(path)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.unlink(path)
         self.health = health or DiskHealth()
         self._pwrite = pwrite
         self.base = 0
         """Where its byte 0 is in the file that it is a part of."""
+
+    @classmethod
+    def of_descriptor(cls, descriptor: int, health: DiskHealth) -> SparseFile:
+        """The open file of an earlier daemon."""
+        file = cls.__new__(cls)
+        file._fd, file.health, file._pwrite, file.base = descriptor, health, os.pwrite, 0
+        return file
 
     def part(self, base: int) -> SparseFile:
         """The file from ``base`` on, as a file of its own."""
@@ -152,24 +164,45 @@ class SparseFile:
             self._fd = -1
 
 
+class CacheFiles:
+    """Makes the cache's files, and hears what is written to them. These end with the process."""
+
+    def open(self, directory: str, name: str, health: DiskHealth) -> SparseFile:
+        """A file of this name; OSError when the disk does not take one."""
+        return SparseFile(directory, name, health)
+
+    def written(self, name: str) -> dict[int, array[int]]:
+        """The units that the file has when it is opened, with their checksums."""
+        return {}
+
+    def note_unit(self, name: str, unit: int, sums: array[int]) -> None:
+        """The unit is in the file now; called from any thread."""
+
+
 class DiskCache:
     """``inflated`` is addressed as the layer's address space, ``packed`` as its blob; both None without a disk."""
 
     def __init__(
-        self, directory: str | None, layer: int, units: Units, inflated: SparseFile | None = None,
-        health: DiskHealth | None = None,
+        self, directory: str | None, layer: int, units: Units, inflated: SparseFile | None = None, *,
+        health: DiskHealth | None = None, files: CacheFiles | None = None,
     ) -> None:  # fmt: skip
-        """``inflated``: where that is a part of another file."""
+        """``inflated``: where that is a part of another file. ``files`` makes those that are not."""
         self.inflated: UnitFile | None = None
         self.packed: UnitFile | None = None
         if directory is None:
             return
-        health = health or DiskHealth()
+        health, made = health or DiskHealth(), files or CacheFiles()
         starts, ends = units.starts, units.ends
+
+        def unit_file(name: str, file: SparseFile | None, extent: Callable[[int], tuple[int, int]]) -> UnitFile:
+            opened = file or made.open(directory, name, health)
+            return UnitFile(opened, extent, made.written(name), partial(made.note_unit, name))
+
         try:
-            file = inflated or SparseFile(directory, f"layer-{layer}.inflated", health)
-            self.inflated = UnitFile(file, lambda unit: (starts[unit], ends[unit] - starts[unit]))
-            self.packed = UnitFile(SparseFile(directory, f"layer-{layer}.packed", health), units.extent)
+            self.inflated = unit_file(
+                f"layer-{layer}.inflated", inflated, lambda unit: (starts[unit], ends[unit] - starts[unit])
+            )
+            self.packed = unit_file(f"layer-{layer}.packed", None, units.extent)
         except OSError as error:
             health.fail(error)
 

@@ -118,6 +118,10 @@ class MemoryCache:
         """The resident, whose place in the order of leaving stays."""
         return self._units.get(key)
 
+    def items(self) -> list[tuple[Key, Resident]]:
+        """All residents, the coldest first."""
+        return list(self._units.items())
+
     def use(self, key: Key) -> Resident | None:
         """The resident, which now leaves last."""
         resident = self._units.get(key)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ABSENT, PACKED, INFLATED = 0, 1, 2
 """Where a unit is on disk: nowhere, as stored bytes, or inflated."""
+_KEPT_AT_ONCE = 16
 
 
 class Flight:
@@ -83,7 +84,11 @@ class Residency:
     def add_layer(self, units: Units, source: RangeSource, disk: DiskCache) -> Layer:
         layer = Layer(len(self.layers), units, source, disk)
         self.layers.append(layer)
-        self._states.append(bytearray(len(layer)))
+        states = bytearray(len(layer))
+        for file, state in ((disk.packed, PACKED), (disk.inflated, INFLATED)):  # what an earlier daemon wrote
+            for unit in file or ():
+                states[unit] = state
+        self._states.append(states)
         self._flights.append({})
         return layer
 
@@ -241,6 +246,20 @@ class Residency:
         if self.memory.used > self.memory.budget and self._spilling is None:
             self._spilling = trio.Event()
             self._nursery.start_soon(self._spill, self._spilling)
+
+    async def keep(self) -> None:
+        """Write to disk what only memory holds, and let it stay there, too: another daemon finds it."""
+        only = [
+            (key, resident)
+            for key, resident in self.memory.items()
+            if self._states[key[0]][key[1]] == ABSENT and not resident.busy
+        ]
+        for first in range(0, len(only), _KEPT_AT_ONCE):
+            chosen = only[first : first + _KEPT_AT_ONCE]
+            states = await trio.to_thread.run_sync(self._write_out, chosen)
+            for ((index, unit), resident), state in zip(chosen, states, strict=True):
+                if self.memory.get((index, unit)) is resident:  # else it was lost, or fetched anew
+                    self._states[index][unit] = max(self._states[index][unit], state)
 
     async def _spill(self, done: trio.Event) -> None:
         """Move the coldest units to disk until the budget is kept; where the disk is full they are just dropped."""

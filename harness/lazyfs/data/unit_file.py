@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from isal import isal_zlib
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from harness.lazyfs.data.disk_cache import SparseFile
 
@@ -30,10 +30,22 @@ _DIRECT_BYTES = 1 << 20
 class UnitFile:
     """``extent(i)`` is where unit i lies in ``file``: (offset, size). What was not written here is never given out."""
 
-    def __init__(self, file: SparseFile, extent: Callable[[int], tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        file: SparseFile,
+        extent: Callable[[int], tuple[int, int]],
+        written: dict[int, array[int]] | None = None,
+        note: Callable[[int, array[int]], None] | None = None,
+    ) -> None:
+        """``written``: the units that are in the file already, with their checksums; ``note`` hears of each new one."""
         self.file = file
         self._extent = extent
-        self._sums: dict[int, array[int]] = {}
+        self._sums: dict[int, array[int]] = written or {}
+        self._note = note
+
+    def __iter__(self) -> Iterator[int]:
+        """The units that were written."""
+        return iter(self._sums)
 
     def write(self, unit: int, pieces: Iterable[bytes | memoryview]) -> bool:
         """Write a whole unit; False when the disk takes nothing any more."""
@@ -44,12 +56,14 @@ class UnitFile:
             if not self.file.write(offset, piece):
                 return False
             offset += len(piece)
-        self._sums[unit] = writing.sums
+        self.note_written(unit, writing.sums)
         return True
 
     def note_written(self, unit: int, sums: array[int]) -> None:
-        """The unit was written to the file by somebody else, who computed its checksums on the way."""
+        """The unit is in the file, with these checksums."""
         self._sums[unit] = sums
+        if self._note is not None:
+            self._note(unit, sums)
 
     def read(self, unit: int, begin: int, size: int) -> bytes | memoryview | None:
         """Bytes of a unit from its byte ``begin`` on; None when the disk gives none, or others than were written."""

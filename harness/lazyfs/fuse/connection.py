@@ -50,6 +50,7 @@ _INIT_WAIT_S = 30.0
 _WANTED = (
     fuse.ASYNC_READ | fuse.EXPORT_SUPPORT | fuse.DO_READDIRPLUS | fuse.ASYNC_DIO | fuse.PARALLEL_DIROPS
     | fuse.NO_OPEN_SUPPORT | fuse.NO_OPENDIR_SUPPORT | fuse.MAX_PAGES | fuse.CACHE_SYMLINKS | fuse.EXPLICIT_INVAL_DATA
+    | fuse.INIT_EXT
 )  # fmt: skip
 
 
@@ -63,6 +64,13 @@ class Presentation(Protocol):
 
 class AnySession(Protocol):
     """A mount that answers the kernel: ours, or the library's (``harness.lazyfs.fuse.pyfuse3_tree``)."""
+
+    @property
+    def survivor(self) -> int | None:
+        """The descriptor with which another process can take the mount over; None where none can."""
+        ...
+
+    def resend(self) -> None: ...
 
     def present(self, presentation: Presentation, counters: Counters) -> None: ...
 
@@ -95,16 +103,29 @@ class Empty:
         }
 
 
+class Failing:
+    """Answers everything with an I/O error: what the mount shows is there, and cannot be had at the moment."""
+
+    def handlers(self) -> Mapping[int, Handler]:
+        return dict.fromkeys(set(fuse.NAMES) - fuse.SILENT, lambda inode, message: -errno.EIO)
+
+
 class Session:
     """One mount. Everything after construction runs on the event loop."""
 
-    def __init__(self, mountpoint: str) -> None:
-        """Mount at ``mountpoint`` and agree with the kernel on the protocol. Raises OSError, MachineError."""
-        self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    def __init__(self, mountpoint: str, taken: int | None = None) -> None:
+        """Mount at ``mountpoint`` and agree with the kernel on the protocol. Raises OSError, MachineError.
+
+        ``taken`` is the descriptor of a session that another process has made, and that this one goes on with: the
+        kernel is agreed with, and nothing is mounted. ``resend`` then, once there is somebody to answer.
+        """
+        self._resends = taken is not None
+        self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK) if taken is None else taken
         try:
-            options = f"fd={self._fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
-            _mount("coldbench", mountpoint, "fuse.lazyfs", _CONTAINED, options)
-            self._initialise()
+            if taken is None:
+                options = f"fd={self._fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
+                _mount("coldbench", mountpoint, "fuse.lazyfs", _CONTAINED, options)
+                self._initialise()
         except BaseException:
             os.close(self._fd)
             raise
@@ -126,11 +147,24 @@ class Session:
         major, minor, read_ahead, flags = fuse.INIT_IN.unpack_from(message, fuse.ARGUMENTS)
         if opcode != fuse.INIT or major != fuse.MAJOR or minor < 23:
             raise MachineError(f"the kernel speaks FUSE {major}.{minor}; 7.23 or newer is needed (Linux 3.15)")
+        further = 0
+        if flags & fuse.INIT_EXT:
+            further = fuse.INIT_IN_FURTHER.unpack_from(message, fuse.ARGUMENTS)[0] & fuse.HAS_RESEND
+        self._resends = bool(further)
         reply = fuse.INIT_OUT.pack(
             fuse.MAJOR, min(minor, fuse.MINOR), read_ahead, flags & _WANTED, _MAX_BACKGROUND, _MAX_BACKGROUND * 3 // 4,
-            4096, 1, _MAX_PAGES if flags & fuse.MAX_PAGES else 0, 0, 0, 0,
+            4096, 1, _MAX_PAGES if flags & fuse.MAX_PAGES else 0, 0, further, 0,
         )  # fmt: skip
         self._answer(unique, reply)
+
+    @property
+    def survivor(self) -> int | None:
+        """See ``AnySession``: the kernel has to send again what a dead process has read."""
+        return self._fd if self._resends else None
+
+    def resend(self) -> None:
+        """Have the kernel send again what another process has read and not answered. Raises OSError."""
+        self._notify(fuse.NOTIFY_RESEND, [])
 
     def present(self, presentation: Presentation, counters: Counters) -> None:
         """From now on ``presentation`` answers, and each request is counted and timed in ``counters``."""

@@ -1,7 +1,8 @@
 """The FUSE wire protocol, as far as a read-only file system speaks it: opcodes, flags and messages.
 
-Source: Linux, include/uapi/linux/fuse.h, protocol 7.38 (all numbers are in host order; every host this runs on is
-little-endian). A request is a header of 40 bytes and its arguments; a reply a header of 16 bytes and its payload.
+Source: Linux, include/uapi/linux/fuse.h, protocol 7.38, and resending of 7.40 (all numbers are in host order; every
+host this runs on is little-endian). A request is a header of 40 bytes and its arguments; a reply a header of 16 bytes
+and its payload.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ NAMES = {
 SILENT = frozenset({FORGET, BATCH_FORGET})
 """Requests without a reply."""
 
-NOTIFY_INVALIDATE, NOTIFY_STORE = 2, 4
+NOTIFY_INVALIDATE, NOTIFY_STORE, NOTIFY_RESEND = 2, 4, 7
 """Messages that nobody asked for: a reply header with number 0 and one of these in place of the error."""
 
 # Capabilities of INIT.
@@ -34,6 +35,11 @@ ASYNC_READ, EXPORT_SUPPORT = 1 << 0, 1 << 4
 DO_READDIRPLUS, ASYNC_DIO, PARALLEL_DIROPS = 1 << 13, 1 << 15, 1 << 18
 NO_OPEN_SUPPORT, NO_OPENDIR_SUPPORT = 1 << 17, 1 << 24
 MAX_PAGES, CACHE_SYMLINKS, EXPLICIT_INVAL_DATA = 1 << 22, 1 << 23, 1 << 25
+INIT_EXT = 1 << 30
+"""There are 32 flags more: bit n of them is capability 32 + n."""
+HAS_RESEND = 1 << (39 - 32)
+"""The kernel (6.9 and later) sends what was read and not answered once more when it is asked to; bit 63 of such a
+request's number is set."""
 
 # Flags of an open file.
 DIRECT_IO, KEEP_CACHE, CACHE_DIR = 1 << 0, 1 << 1, 1 << 3
@@ -45,6 +51,8 @@ REPLY = struct.Struct("<IiQ")
 """length, negative errno, unique."""
 INIT_IN = struct.Struct("<IIII")
 """major, minor, read-ahead, flags."""
+INIT_IN_FURTHER = struct.Struct("<16xI")
+"""INIT_IN, then more flags."""
 INIT_OUT = struct.Struct("<IIIIHHIIHHII24x")
 """major, minor, read-ahead, flags, background requests, congestion threshold, largest write, time granularity (ns),
 pages per request, map alignment, more flags, stack depth."""

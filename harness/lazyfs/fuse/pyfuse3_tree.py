@@ -163,6 +163,14 @@ class LibrarySession:
         self.closed = False
         pyfuse3.init(self._tree, os.fspath(mountpoint), set(_OPTIONS))
 
+    @property
+    def survivor(self) -> int | None:
+        """None: the library keeps its descriptor to itself."""
+        return None
+
+    def resend(self) -> None:
+        """Nothing was taken over."""
+
     async def serve(self) -> None:
         """Answer requests until unmounted or ``close``d."""
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,11 +44,10 @@ def test_a_killed_library_daemon_unmounts(tmp_path: Path) -> None:
     tar = (GOLDEN / "pax.tar").read_bytes()
     source = convert(write_image(tmp_path / "image", [tar]), tmp_path / "soci", "soci")
     with serve(source, "soci", tmp_path / "s", preset=PRESET, options=QUIET) as served:
-        served.process.send_signal(signal.SIGKILL)
-        served.process.wait()
+        served.kill()
         with pytest.raises(OSError) as caught:  # noqa: PT011 - the number says it
             os.listdir(f"{served.root}/0")
-        assert caught.value.errno == errno.ENOTCONN
+        assert caught.value.errno in {errno.ENOTCONN, errno.ECONNABORTED}
     assert mount_device(served.mountpoint) is None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from pathlib import Path
 
@@ -45,8 +44,7 @@ def test_after_the_background_fetch_fuse_is_out_of_the_way(tmp_path: Path) -> No
         forget_pages()
         assert not list(compare(unpacked, survey(str(served.root))))
         assert served.usage().fuse.get("read") == stats.fuse["read"]
-        served.process.send_signal(signal.SIGKILL)
-        served.process.wait(20)
+        served.kill()
         forget_pages()
         with open(f"{served.root}/large", "rb") as file:
             assert file.read(4096) == begin
@@ -76,8 +74,7 @@ def test_the_handover_follows_an_outage(tmp_path: Path) -> None:
             away.clear()
             assert served.background(60).complete
             assert served.usage().handed_over
-            served.process.send_signal(signal.SIGKILL)
-            served.process.wait(20)
+            served.kill()
             forget_pages()
             assert not list(compare(unpacked, survey(str(served.root))))
 
@@ -100,7 +97,7 @@ def test_a_cache_that_was_changed_is_fetched_again(tmp_path: Path) -> None:
             away.set()
             served.ready()
             assert not served.background(0.5).complete
-            for path in Path(f"/proc/{served.process.pid}/fd").iterdir():
+            for path in Path(f"/proc/{served.daemon}/fd").iterdir():
                 if ".packed" in os.readlink(path) and (size := path.stat().st_size):
                     path.write_bytes(bytes(size))
             away.clear()

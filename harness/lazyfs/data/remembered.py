@@ -1,0 +1,128 @@
+"""Indexes kept on disk as they came, so that a daemon that takes over opens its layers without the registry.
+
+What is read of a store until ``seal`` is remembered: the ranges of zTOCs, TOCs and the EROFS head. They are written out
+when the mount is there. The ranges of one blob, the EROFS windows, are remembered for good. Whoever opens the layers
+again gets them from the file. They are verified by their digests like what a registry gives.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from harness.lazyfs.data.disk_cache import SparseFile
+    from harness.oci.descriptor import Descriptor
+    from harness.oci.store import BlobStore
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``size`` bytes from ``offset`` of a blob on are at ``place`` of a file."""
+
+    digest: str
+    offset: int
+    size: int
+    place: int
+    checksum: int
+
+
+class Remembered:
+    """A BlobStore that remembers; ``answers`` are those that ``file`` has already."""
+
+    def __init__(self, store: BlobStore, file: SparseFile | None, answers: Sequence[Answer] = ()) -> None:
+        self._store = store
+        self._file = file
+        self._answers: dict[str, list[Answer]] = {}
+        for answer in answers:
+            self._answers.setdefault(answer.digest, []).append(answer)
+        self._end = max((answer.place + answer.size for answer in answers), default=0)
+        self._lock = threading.Lock()
+        self._came: list[tuple[str, int, bytes]] | None = []
+        self._always: dict[str, Callable[[Answer], None]] = {}
+
+    @property
+    def link(self) -> Any:
+        """See ``harness.oci.registry.link``; None where the store has none."""
+        return getattr(self._store, "link", None)
+
+    def get_range(self, digest: str, offset: int, size: int) -> bytes:
+        """From the file what is there, from the store the rest."""
+        if digest in self._answers and (kept := self._kept(digest, offset, size)) is not None:
+            return kept
+        data = self._store.get_range(digest, offset, size)
+        came = self._came
+        if digest in self._always:
+            with self._lock:
+                self._write(digest, offset, data, self._always[digest])
+        elif came is not None:
+            came.append((digest, offset, data))
+        return data
+
+    def go_on(self, digest: str, note: Callable[[Answer], None]) -> None:
+        """Remember what is read of this blob at once, and after ``seal``, too; ``note`` as there."""
+        self._always[digest] = note
+
+    def _kept(self, digest: str, offset: int, size: int) -> bytes | None:
+        parts, position, end = [], offset, offset + size
+        while position < end:
+            for answer in self._answers[digest]:
+                if answer.offset <= position < answer.offset + answer.size:
+                    data = self._read(answer)
+                    if data is None:
+                        return None
+                    parts.append(data[position - answer.offset : end - answer.offset])
+                    position += len(parts[-1])
+                    break
+            else:
+                return None
+        return b"".join(parts)
+
+    def _read(self, answer: Answer) -> bytes | None:
+        data = None if self._file is None else self._file.read(answer.place, answer.size)
+        return data if data is not None and zlib.crc32(data) == answer.checksum else None
+
+    def seal(self, note: Callable[[Answer], None]) -> None:
+        """Write out what came, and remember no more; ``note`` hears of each range that the file has. Blocks."""
+        with self._lock:
+            came, self._came = self._came, None
+            for digest, offset, data in came or ():
+                self._write(digest, offset, data, note)
+
+    def _write(self, digest: str, offset: int, data: bytes, note: Callable[[Answer], None]) -> None:
+        if self._file is not None and self._file.write(self._end, data):
+            note(Answer(digest, offset, len(data), self._end, zlib.crc32(data)))
+            self._end += len(data)
+
+    # What is not remembered
+
+    @property
+    def where(self) -> str:
+        return self._store.where
+
+    @property
+    def remarks(self) -> list[str]:
+        return self._store.remarks
+
+    def manifest(self, reference: str) -> tuple[bytes, str]:
+        return self._store.manifest(reference)
+
+    def blob_size(self, digest: str) -> int | None:
+        return self._store.blob_size(digest)
+
+    def stream_blob(self, digest: str, sink: Callable[[bytes], object]) -> int:
+        return self._store.stream_blob(digest, sink)
+
+    def blob_path(self, digest: str) -> Path | None:
+        return self._store.blob_path(digest)
+
+    def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
+        return self._store.referrers(digest, artifact_type)
+
+    def close(self) -> None:
+        self._store.close()
