@@ -117,7 +117,8 @@ class ModeParts:
     daemon: str | None = None
     observer: str | None = None
     look_ahead: str | None = None
-    """Called before the image is resolved, with (context, platform, preset, options): see the lazy modes' own."""
+    """Called before the image is resolved, with (context, platform, preset, options); what it returns, if anything, is
+    told of each manifest on the way (``harness.lazyfs.scout``)."""
 
 
 _LAZY = ModeParts(
@@ -127,7 +128,9 @@ _LAZY = ModeParts(
     "harness.engines.embedded.lazy:look_ahead",
 )
 _PARTS = {
-    Presentation.NONE: ModeParts("harness.engines.embedded.overlay2:provide"),
+    Presentation.NONE: ModeParts(
+        "harness.engines.embedded.overlay2:provide", look_ahead="harness.engines.embedded.overlay2:look_ahead"
+    ),
     Presentation.TREE: _LAZY,
     Presentation.BLOB: _LAZY,
 }

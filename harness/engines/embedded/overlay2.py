@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from io import RawIOBase
 
     from harness.lazyfs.messages import Option
+    from harness.oci.descriptor import Platform
     from harness.oci.image import Image
 
 PARALLEL = 3
@@ -227,6 +228,13 @@ def _tuned(pull: Pull) -> list[Unpacked]:
         futures = {number: pool.submit(whole, number) for number in order}
         pull.wait_all(futures.values())
     return [futures[number].result() for number in range(len(layers))]
+
+
+def look_ahead(context: Context, _platform: Platform, preset: str, options: Mapping[str, Option]) -> None:
+    """Open the connections that layers will take beside the first request, as the lazy modes do."""
+    policy = policy_of(context.mode, preset, options)
+    if isinstance(policy, PullPolicy) and policy.overlapped:
+        context.client.connect(PARALLEL - 1)
 
 
 def provide(context: Context, image: Image, preset: str, options: Mapping[str, Option]) -> Rootfs:

@@ -204,8 +204,8 @@ class PlainHttp:
 
     def connect(self, url: str, count: int) -> None:
         """Open so many connections beside the caller, for requests to come; what fails is left to them."""
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             place = (parts.hostname or "", parts.port or 80)
         except ValueError:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,40 @@ def scripted(*connections: Sequence[bytes], closing: bool = True) -> Iterator[Sc
         assert not thread.is_alive(), "the script was not played to its end"
     finally:
         script.close()
+
+
+def opened(pool: CurlPool) -> None:
+    """Until a connection that was opened early stands ready."""
+    for _ in range(10_000):
+        if any(pool._plain._idle.values()):
+            return
+        time.sleep(0.001)
+    pytest.fail("no connection was opened")
+
+
+def test_a_connection_opened_early_carries_the_first_request() -> None:
+    """The script takes one connection only: it is the one that was opened before there was anything to ask."""
+    with scripted([whole(BODY[:9])]) as script:
+        pool = CurlPool()
+        pool.connect(script.url, 1)
+        opened(pool)
+        assert pool.get(script.url, limit=9).body == BODY[:9]
+        pool.close()
+    assert pool.counters.requests == 1
+
+
+def test_a_connection_opened_early_and_closed_since_is_opened_anew() -> None:
+    """The other end may not wait for the first request; and where nobody listens, nothing happens before one."""
+    with scripted([], [whole(BODY[:9])]) as script:
+        pool = CurlPool()
+        pool.connect(script.url, 1)
+        opened(pool)
+        assert pool.get(script.url, limit=9).body == BODY[:9]
+        pool.close()
+    pool.connect("http://127.0.0.1:1/", 1)
+    pool.connect("http://[bad/", 1)
+    pool.connect("https://127.0.0.1/", 1)
+    assert pool.counters.requests == 1
 
 
 def test_one_connection_serves_many_requests() -> None:
