@@ -21,10 +21,15 @@ _IDLE_FIELDS = (3, 4)
 
 @dataclass(frozen=True, slots=True)
 class CpuReading:
-    """CPU seconds used since some moment in the past, and how many cores may be used now."""
+    """CPU seconds used since some moment in the past, and how many cores may be used now.
+
+    ``delayed_s``: how long this thread could have run since its start and did not get to, for want of quota or because
+    others had the cores (``schedstat``, kernel: scheduler/sched-stats); 0 where the kernel does not say.
+    """
 
     used_s: float
     cores: float
+    delayed_s: float = 0.0
 
 
 class CpuMeter:
@@ -32,6 +37,7 @@ class CpuMeter:
 
     def __init__(self, proc: str = "/proc") -> None:
         self._stat = os.path.join(proc, "stat")
+        self._delays = os.path.join(proc, "thread-self", "schedstat")
         try:
             self._groups = list(_groups(proc))
         except OSError:
@@ -43,10 +49,16 @@ class CpuMeter:
             for group in self._groups:
                 cores = group.cores()
                 if cores is not None:
-                    return CpuReading(group.used_s(), cores)
-            return CpuReading(self._host_used_s(), float(len(os.sched_getaffinity(0))))
+                    return CpuReading(group.used_s(), cores, self._delayed_s())
+            return CpuReading(self._host_used_s(), float(len(os.sched_getaffinity(0))), self._delayed_s())
         except (OSError, ValueError, IndexError):
             return None
+
+    def _delayed_s(self) -> float:
+        try:
+            return int(_text(self._delays).split()[1]) / 1e9
+        except OSError:
+            return 0.0
 
     def _host_used_s(self) -> float:
         with open(self._stat, encoding="ascii") as file:

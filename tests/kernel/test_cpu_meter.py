@@ -65,6 +65,19 @@ def test_without_a_quota_the_host_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.files
+def test_waiting_for_a_core_is_seen(tmp_path: Path) -> None:
+    """The kernel says of each thread how long it was ready and did not run."""
+    where = proc(tmp_path, [], ["0::/"])
+    write(tmp_path / "proc" / "thread-self", schedstat="5000000 2500000000 17\n")
+    found = CpuMeter(where).read()
+    assert found is not None
+    assert found.delayed_s == 2.5
+    real = CpuMeter().read()
+    assert real is not None
+    assert real.delayed_s > 0.0
+
+
+@pytest.mark.files
 def test_what_is_not_seen_is_not_known(tmp_path: Path) -> None:
     """Without /proc there is no figure, and no error either."""
     assert CpuMeter(str(tmp_path / "nowhere")).read() is None

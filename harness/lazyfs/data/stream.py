@@ -33,8 +33,10 @@ _MISS_CORE_S = 0.008
 150 to 190 requests (``import pandas``, an inference runtime, mode erofs)."""
 _IDLE_MISSES = 2.5
 """Where so many times that CPU would lie idle while a miss is on its way, misses are what the start will wait for."""
-_FORESEEN_S = 0.02
-"""A busy host may hold up every one of a few requests for 10 ms; twice that is foresight enough."""
+_FORESEEN_S = 0.05
+"""A host on which ten others worked held up each of the few requests before a mount for 20 ms, next to the registry."""
+_DELAYED_SHARE = 0.2
+"""Who waited for a core for more than this part of the time has no idle CPU, whatever was used."""
 _WAITING_SHARE, _IDLE_SHARE = 0.5, 0.6
 """Else it is looked at: reads were waiting for this part of the time, and this part of the CPU was left. An inference
 runtime at 0.25 cores and 31 ms a round left 41 to 53 %, and streaming (1.2 CPU ms per MB) took 1.14 times as long there
@@ -67,6 +69,8 @@ def foreseen(latency_s: float, cores: float) -> bool:
 
 def seen(before: CpuReading, after: CpuReading, wall_s: float, waiting_s: float) -> float | None:
     """The idle part of the CPU where reads waited for the registry meanwhile; None where the CPU was the limit."""
+    if after.delayed_s - before.delayed_s > _DELAYED_SHARE * wall_s:
+        return None
     idle = 1.0 - (after.used_s - before.used_s) / (wall_s * after.cores)
     return idle if idle >= _IDLE_SHARE and waiting_s >= _WAITING_SHARE * wall_s else None
 

@@ -69,12 +69,12 @@ def run(
     [
         (0.23, 0.25, True),
         (0.031, 0.25, False),
-        (0.031, 2.0, True),
+        (0.06, 2.0, True),
         (0.001, 2.0, False),
-        (0.05, 0.25, False),
-        (0.015, 4.0, False),
+        (0.06, 0.25, False),
+        (0.03, 4.0, False),
     ],
-    ids=["far", "near and slow", "near and fast", "beside it", "between", "a busy host"],
+    ids=["far", "near and slow", "farther and fast", "beside it", "between", "a busy host"],
 )
 def test_idleness_foreseen(latency_s: float, cores: float, expected: bool) -> None:
     """What counts is the CPU that lies idle while a miss is on its way, not the latency alone."""
@@ -87,6 +87,7 @@ def test_idleness_seen() -> None:
     assert seen(before, CpuReading(1.1, 0.5), 1.0, 0.9) == pytest.approx(0.8)
     assert seen(before, CpuReading(1.25, 0.5), 1.0, 0.9) is None, "the CPU was half used: near that is the limit soon"
     assert seen(before, CpuReading(1.1, 0.5), 1.0, 0.2) is None, "nobody waited"
+    assert seen(before, CpuReading(1.1, 0.5, 0.3), 1.0, 0.9) is None, "others had the cores, or the quota was spent"
 
 
 def test_width_doubles_where_that_brings_more() -> None:
