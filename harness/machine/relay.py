@@ -1,7 +1,8 @@
 """A TCP relay that makes a near registry far: round trips, first bytes and rates per connection, without netem.
 
-Run as a plain script, outside the machine: ``relay.py ADDRESS UPSTREAM-HOST UPSTREAM-PORT RTT_S FIRST_BYTE_S RATE``
-(bytes/s per connection, 0 for no limit). It prints the port it listens on and ends when its stdin does.
+Run as a plain script, outside the machine: ``relay.py ADDRESS UPSTREAM-HOST UPSTREAM-PORT RTT_S FIRST_BYTE_S RATE
+UPLINK`` (bytes/s per connection, and of all connections together; 0 for no limit). It prints the port it listens on and
+ends when its stdin does.
 
 What it holds back, seen from the machine:
 
@@ -60,6 +61,32 @@ class Pacer:
         return int(min(_CHUNK_BYTES, self._window)) if self._rtt_s > 0 else _CHUNK_BYTES
 
 
+class Uplink:
+    """The line that all connections share on the way from the registry; pure, times are the caller's clock.
+
+    Chunks leave in the order in which they came, small ones, so that connections take turns.
+    """
+
+    PIECE_BYTES = 64 << 10
+
+    def __init__(self, rate_bytes_s: float) -> None:
+        self._rate = rate_bytes_s
+        # A connection that read far ahead would hold the line for all others.
+        self.queue_bytes = 4 * self.PIECE_BYTES if rate_bytes_s else _QUEUE_BYTES
+        self._free_at = 0.0
+
+    def due(self, earliest_s: float, size: int) -> float:
+        """The time at which a chunk has left whole."""
+        if not self._rate:
+            return earliest_s
+        self._free_at = max(earliest_s, self._free_at) + size / self._rate
+        return self._free_at
+
+    def piece(self, size: int) -> int:
+        """How much to take at once, of at most ``size``."""
+        return min(size, self.PIECE_BYTES) if self._rate else size
+
+
 class Pipe:
     """One direction of one connection: bytes wait in a queue until they are due."""
 
@@ -107,8 +134,9 @@ class Connection:
         server: socket.socket,
         opened_s: float,
         settings: tuple[float, float, float],
+        uplink: Uplink | None = None,
     ) -> None:
-        """``settings``: round trip and first byte in seconds, bytes per second."""
+        """``settings``: round trip and first byte in seconds, bytes per second of this connection."""
         rtt_s, first_byte_s, rate = settings
         self.client = client
         self.server = server
@@ -120,6 +148,7 @@ class Connection:
         self._first_byte_s = first_byte_s
         self._pacer = Pacer(rtt_s, rate)
         self._open_at_s = opened_s + rtt_s
+        self._uplink = uplink or Uplink(0.0)
         self._answered = True
         self._not_before_s = 0.0
 
@@ -145,8 +174,8 @@ class Connection:
             earliest = max(earliest, self._not_before_s + self._rtt_s / 2)
         start = 0
         while start < len(data):
-            piece = data[start : start + self._pacer.piece()]
-            pipe.put(self._pacer.due(earliest, len(piece)), piece)
+            piece = data[start : start + self._uplink.piece(self._pacer.piece())]
+            pipe.put(self._pacer.due(self._uplink.due(earliest, len(piece)), len(piece)), piece)
             start += len(piece)
 
     def next_due(self) -> float | None:
@@ -158,7 +187,7 @@ class Connection:
         """What to wait for on one of the two sockets."""
         inward, outward = (self.up, self.down) if which is self.client else (self.down, self.up)
         mask = 0
-        if not inward.ended and inward.queued < _QUEUE_BYTES:
+        if not inward.ended and inward.queued < self._uplink.queue_bytes:
             mask |= selectors.EVENT_READ
         if outward.blocked or (self.connecting and which is self.server):
             mask |= selectors.EVENT_WRITE
@@ -176,11 +205,15 @@ class Connection:
 class Relay:
     """Listens, and moves bytes between pairs of connections, in one thread."""
 
-    def __init__(self, address: str, upstream: tuple[str, int], rtt_s: float, first_byte_s: float, rate: float) -> None:
+    def __init__(
+        self, address: str, upstream: tuple[str, int], settings: tuple[float, float, float], uplink_rate: float
+    ) -> None:
+        """``settings``: round trip and first byte in seconds, bytes per second of each connection."""
         family, _type, _proto, _name, sockaddr = socket.getaddrinfo(*upstream, type=socket.SOCK_STREAM)[0]
         self._family: int = family
         self._upstream: tuple[object, ...] = sockaddr
-        self._settings = (rtt_s, first_byte_s, rate)
+        self._settings = settings
+        self._uplink = Uplink(uplink_rate)
         self._listener = socket.create_server((address, 0), backlog=256)
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -222,7 +255,7 @@ class Relay:
         for end in (client, server):
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = Connection(client, server, time.monotonic(), self._settings)
+        connection = Connection(client, server, time.monotonic(), self._settings, self._uplink)
         self._connections.add(connection)
         if server.connect_ex(self._upstream) not in (0, errno.EINPROGRESS):
             self._drop(connection)
@@ -284,8 +317,9 @@ class Relay:
 
 
 def main() -> None:
-    address, host, port, rtt_s, first_byte_s, rate = sys.argv[1:]
-    relay = Relay(address, (host, int(port)), float(rtt_s), float(first_byte_s), float(rate))
+    address, host, port, rtt_s, first_byte_s, rate, uplink = sys.argv[1:]
+    settings = (float(rtt_s), float(first_byte_s), float(rate))
+    relay = Relay(address, (host, int(port)), settings, float(uplink))
     os.write(1, f"{relay.port}\n".encode())
     relay.run(0)
 

@@ -21,12 +21,15 @@ _RELAY = Path(__file__).with_name("relay.py")
 class RelayProcess:
     """Runs ``relay.py`` on ``address``; it ends when this object is stopped or the harness dies."""
 
-    def __init__(self, address: str, upstream: tuple[str, int], distance: Distance) -> None:
+    def __init__(
+        self, address: str, upstream: tuple[str, int], distance: Distance, *, uplink_bytes_s: int | None = None
+    ) -> None:
+        """``uplink_bytes_s`` is what all connections together get."""
         self._process = subprocess.Popen(
             [
                 sys.executable, "-S", "-E", str(_RELAY), address, upstream[0], str(upstream[1]),
                 str(distance.rtt_ms / 1e3), str(distance.first_byte_ms / 1e3),
-                str(distance.per_connection_bytes_s or 0),
+                str(distance.per_connection_bytes_s or 0), str(uplink_bytes_s or 0),
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip

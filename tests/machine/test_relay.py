@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.machine.relay import Connection
+from harness.machine.relay import Connection, Uplink
 from harness.machine.relay_process import RelayProcess
 from harness.model.shape import Distance
 
@@ -115,3 +115,31 @@ def test_refused_upstream_ends_the_connection() -> None:
             assert relay.alive
         finally:
             relay.stop()
+
+
+def test_an_uplink_is_shared() -> None:
+    """Whatever the connections are, their bytes leave one after the other at its rate; without a rate nothing waits."""
+    line = Uplink(1000.0)
+    assert [line.due(0.0, 500), line.due(0.0, 500), line.due(0.2, 1000)] == [0.5, 1.0, 2.0]
+    assert line.due(10.0, 100) == 10.1
+    free = Uplink(0.0)
+    assert [free.due(0.0, 500), free.due(0.0, 500)] == [0.0, 0.0]
+    assert (line.piece(1 << 20), free.piece(1 << 20)) == (Uplink.PIECE_BYTES, 1 << 20)
+
+
+def test_bytes_through_an_uplink_are_unchanged(upstream: tuple[str, int]) -> None:
+    """Two connections at once get all that they asked for."""
+    relay = RelayProcess("127.0.0.1", upstream, Distance(), uplink_bytes_s=40_000_000)
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", relay.port)) as one,
+            socket.create_connection(("127.0.0.1", relay.port)) as two,
+        ):
+            one.sendall(b"%d\n" % len(PAYLOAD))
+            assert ask(two, 2 * len(PAYLOAD))[0] == PAYLOAD * 2
+            received = bytearray()
+            while len(received) < len(PAYLOAD):
+                received += one.recv(1 << 20)
+            assert bytes(received) == PAYLOAD
+    finally:
+        relay.stop()
