@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tarfile
 import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ _MEDIA_TYPES = {"gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD, "none": OCI_LAYE
 
 @dataclass(frozen=True, slots=True)
 class LayerRecompression:
-    """One layer before and after; its diff ID is that of both. ``unchanged`` says why it was passed on as it is."""
+    """One layer before and after, with the diff ID of the tar after. ``unchanged`` says why it was passed on as is."""
 
     source: Descriptor
     target: Descriptor
@@ -115,6 +116,7 @@ def convert_layers(
     destination: ImageDestination,
     compression: Compression,
     *,
+    copy_number: int = 0,
     scratch: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] = lambda _number, _done: None,
 ) -> ImageRecompression:
@@ -123,15 +125,22 @@ def convert_layers(
     ``scratch`` has room for one packed layer. ``progress(layer, done)`` counts up to each source layer's stored size.
     Layers that must not be distributed are passed on as they are.
 
+    With a ``copy_number`` every tar begins with a global header (POSIX pax, typeflag g) that holds it as a comment: the
+    same files, but no blob, diff ID or configuration of another copy.
+
     Raises:
         DigestMismatch: a layer's tar is not the one the configuration promises.
         ContentError, RegistryError, DiskFull: it cannot be read or written.
     """
     with tempfile.TemporaryDirectory(prefix="coldbench-convert-", dir=scratch) as directory:
-        job = _Job(source, image, destination, compression, Path(directory), progress)
+        job = _Job(source, image, destination, compression, _comment(copy_number), Path(directory), progress)
         layers = [job.layer(number) for number in range(len(image.layers))]
-    config = Descriptor.of(image.config_bytes, OCI_CONFIG)
-    destination.put_blob(config, image.config_bytes)
+    content = image.config_bytes
+    if copy_number:
+        rootfs = {**(image.config.get("rootfs") or {}), "diff_ids": [layer.diff_id for layer in layers]}
+        content = go_json({**image.config, "rootfs": rootfs})
+    config = Descriptor.of(content, OCI_CONFIG)
+    destination.put_blob(config, content)
     document: dict[str, object] = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
@@ -143,12 +152,22 @@ def convert_layers(
     return ImageRecompression(destination.put_manifest(go_json(document), OCI_MANIFEST), tuple(layers))
 
 
+def _comment(number: int) -> bytes:
+    """A global header that changes nothing but the bytes of a tar; empty for 0."""
+    if not number:
+        return b""
+    header = tarfile.TarInfo.create_pax_global_header({"comment": f"coldbench copy {number}"})
+    return bytes(header)
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     source: ImageSource
     image: Image
     destination: ImageDestination
     compression: Compression
+    before: bytes
+    """What every tar begins with, before its own first header."""
     scratch: Path
     progress: Callable[[int, int], None]
 
@@ -161,13 +180,16 @@ class _Job:
             self.progress(number, layer.size)
             return LayerRecompression(layer, layer, diff_id, 0, "not distributable")
         path = self.scratch / f"layer-{number}"
-        plain = hashlib.sha256()
-        size = 0
+        plain, written = hashlib.sha256(), hashlib.sha256(self.before)
+        size = len(self.before)
         with room_for(where, self.scratch), open(path, "wb") as out:
             sink = _Sink(out)
             with _packer(self.compression, sink) as packer:
+                packer.write(self.before)
                 for piece in inflate(self._counted(number, layer), where):
                     plain.update(piece)
+                    if self.before:
+                        written.update(piece)
                     size += len(piece)
                     packer.write(piece)
         found = f"sha256:{plain.hexdigest()}"
@@ -178,7 +200,8 @@ class _Job:
         self.destination.put_blob(target, path)
         path.unlink()
         self.progress(number, layer.size)
-        return LayerRecompression(layer, target, diff_id, size)
+        made = f"sha256:{written.hexdigest()}" if self.before else diff_id
+        return LayerRecompression(layer, target, made, size)
 
     def _counted(self, number: int, layer: Descriptor) -> Iterator[bytes]:
         read = 0

@@ -83,9 +83,9 @@ def obtain(
     """
     cache = cache or Cache.default()
     found = _obtain(spec, cache, report, offline=offline, pinned=pinned, called=called)
-    if spec.compression is None:
+    if spec.compression is None and not spec.copy_number:
         return found
-    return _recompressed(found, parse_compression(spec.compression), cache, report)
+    return _recompressed(found, parse_compression(spec.compression or "gzip"), spec.copy_number, cache, report)
 
 
 def _obtain(
@@ -120,18 +120,22 @@ def _obtain(
 
 
 def _recompressed(
-    found: Obtained, compression: Compression, cache: Cache, report: Callable[[str, int, int], object]
+    found: Obtained,
+    compression: Compression,
+    number: int,
+    cache: Cache,
+    report: Callable[[str, int, int], object],
 ) -> Obtained:
-    """The same image with its layers compressed so, made once for each image and compression."""
+    """The same image, or a numbered copy of it, with its layers compressed so; each is made once."""
     from harness.formats.recompression import RECOMPRESSION_VERSION, convert_layers
     from harness.oci.layout import LayoutStore
 
     with open_source(found.layout) as source:
         image = source.resolve()
         digest = image.descriptor.digest
-        stamp = f"layers {digest} {compression.kind} {compression.level} v{RECOMPRESSION_VERSION}"
+        stamp = f"layers {digest} {compression.kind} {compression.level} {number} v{RECOMPRESSION_VERSION}"
         place = cache.images / hashlib.sha256(stamp.encode()).hexdigest()
-        called = f"{found.layout.called or found.layout} ({compression.name})"
+        called = f"{found.layout.called or found.layout} ({compression.name}{f', copy {number}' if number else ''})"
         if cache.has(place):
             return Obtained(_layout(place, called), found.made, found.lookup)
         with cache.lock(f"image-{place.name}", lambda: report("waiting for another copy of this image", 0, 0)):
@@ -144,7 +148,9 @@ def _recompressed(
 
                 with cache.scratch("recompressed") as scratch:
                     made = LayoutStore(scratch / "layout", TAG, create=True)
-                    convert_layers(source, image, made, compression, scratch=scratch, progress=count)
+                    convert_layers(
+                        source, image, made, compression, copy_number=number, scratch=scratch, progress=count
+                    )
                     made.close()
                     cache.commit(made.directory, place)
         return Obtained(_layout(place, called), True, found.lookup)

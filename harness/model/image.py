@@ -155,6 +155,12 @@ class ImageSpec(_Table):
         description="Its layers are compressed so: gzip, zstd or none, perhaps with a level as zstd:19.",
     )
 
+    copy_number: int = Field(
+        default=0,
+        ge=0,
+        description="Above 0: the same files, and this number in each tar, so that no blob is that of another copy.",
+    )
+
     @model_validator(mode="after")
     def _check_one(self) -> ImageSpec:
         given = [name for name in ("recipe", "ref", "layout", "archive") if getattr(self, name) is not None]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 
 from harness.errors import DigestMismatch
+from harness.formats.estargz.image import convert_image
+from harness.formats.estargz.writer import EstargzOptions
 from harness.formats.recompression import convert_layers
 from harness.formats.sniff import compression_of
 from harness.model.image import Compression, parse_compression
 from harness.oci.descriptor import OCI_LAYER_GZIP, OCI_LAYER_ZSTD
 from harness.oci.layout import LayoutStore
 from harness.oci.store import ImageSource
+from harness.session.image_files import list_files
 from tests.engines.support import base_layer
 from tests.lazyfs.support import File, noise, tar_of
 from tests.support.images import Layer, put_image
@@ -84,3 +88,22 @@ def test_a_layer_that_is_not_what_it_promises_is_refused(tmp_path: Path) -> None
     store = LayoutStore(tmp_path / "made", "latest", create=True)
     with pytest.raises(DigestMismatch, match="layer 1"):
         convert_layers(source, wrong, store, Compression("none", 0), scratch=tmp_path)
+
+
+def test_numbered_copies_share_no_blob(tmp_path: Path) -> None:
+    """The same files, but no layer, no diff ID and no configuration of another copy, also in the eStargz made of it."""
+    source = image(tmp_path / "source")
+    blobs: list[str] = []
+    trees = set()
+    for number in (0, 1, 2):
+        made = LayoutStore(tmp_path / f"copy{number}", "latest", create=True)
+        convert_layers(source, source.resolve(), made, parse_compression("gzip"), copy_number=number, scratch=tmp_path)
+        copy = ImageSource(LayoutStore(tmp_path / f"copy{number}", "latest"))
+        packed = LayoutStore(tmp_path / f"estargz{number}", "latest", create=True)
+        convert_image(copy, copy.resolve(), packed, EstargzOptions(), scratch=tmp_path)
+        for store in (copy, ImageSource(LayoutStore(tmp_path / f"estargz{number}", "latest"))):
+            found = store.resolve()
+            blobs += [found.config_descriptor.digest, *(layer.digest for layer in found.layers)]
+        trees.add(json.dumps([[f.path, f.size] for f in list_files(copy, copy.resolve())]))
+    assert len(set(blobs)) == len(blobs)
+    assert len(trees) == 1
