@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from harness.model.image import CompressionName  # noqa: TC001 - pydantic reads it at run time
+from harness.model.storm import MOST_MACHINES
 from harness.model.workload import Many, Table, refuse_repeats
 
 if TYPE_CHECKING:
@@ -29,25 +30,33 @@ class Axes(Table):
         default=(), description="Shares of the image's bytes that the start reads, in percent; needs workload.reads."
     )
 
+    machines: Many[Annotated[int, Field(ge=1, le=MOST_MACHINES)]] = Field(
+        default=(), description="Machines that are started at the same moment; needs [storm]."
+    )
+
     @model_validator(mode="after")
     def _check_repeats(self) -> Axes:
         refuse_repeats(list(self.compression), "axes.compression")
         refuse_repeats([str(percent) for percent in self.read_percent], "axes.read_percent")
+        refuse_repeats([str(machines) for machines in self.machines], "axes.machines")
         return self
 
 
-def suffix(compression: str, read_percent: int | None) -> str:
+def suffix(compression: str, read_percent: int | None, machines: int | None) -> str:
     """What a point's name has after the scenario's own, empty where it is on no axis."""
     packed = f".{compression.replace(':', '-')}" if compression else ""
-    return packed if read_percent is None else f"{packed}.{read_percent}pct"
+    share = "" if read_percent is None else f".{read_percent}pct"
+    return packed + share + ("" if machines is None else f".{machines}x")
 
 
-def family(name: str, compression: str, read_percent: int | None) -> str:
-    """The name of the scenario that a point, or a case of it, belongs to."""
-    for end in (suffix(compression, read_percent), suffix(compression, None), suffix("", read_percent)):
-        if end and name.endswith(end):
-            return name.removesuffix(end)
-    return name
+def family(name: str, compression: str, read_percent: int | None, machines: int | None) -> str:
+    """The name of the scenario that a point, or a case of it, belongs to.
+
+    A value may also stand in the scenario itself, and then not in its name: the longest ending that fits is taken off.
+    """
+    choices = product(*({value, none} for value, none in ((compression, ""), (read_percent, None), (machines, None))))
+    ends = {suffix(packed, share, count) for packed, share, count in choices}  # type: ignore[arg-type]
+    return name.removesuffix(max((end for end in ends if name.endswith(end)), key=len))
 
 
 def axis_values(scenario: Scenario) -> dict[str, Any]:
@@ -56,6 +65,7 @@ def axis_values(scenario: Scenario) -> dict[str, Any]:
     return {
         "compression": scenario.image.compression or "",
         "read_percent": reads.percent if reads is not None else None,
+        "machines": scenario.storm.machines if scenario.storm is not None else None,
     }
 
 
@@ -65,14 +75,18 @@ def points(scenario: Scenario) -> tuple[Scenario, ...]:
     if axes == Axes():
         return (scenario,)
     made = []
-    for compression, percent in product(axes.compression or (None,), axes.read_percent or (None,)):
-        changed: dict[str, object] = {"name": f"{scenario.name}{suffix(compression or '', percent)}", "axes": Axes()}
+    values = product(axes.compression or (None,), axes.read_percent or (None,), axes.machines or (None,))
+    for compression, percent, machines in values:
+        name = f"{scenario.name}{suffix(compression or '', percent, machines)}"
+        changed: dict[str, object] = {"name": name, "axes": Axes()}
         if compression is not None:
             changed["image"] = scenario.image.model_copy(update={"compression": compression})
         if percent is not None:
-            reads = scenario.workload.reads
-            assert reads is not None, "the scenario was checked"
-            workload = scenario.workload.model_copy(update={"reads": reads.model_copy(update={"percent": percent})})
-            changed["workload"] = workload
+            assert scenario.workload.reads is not None, "the scenario was checked"
+            reads = scenario.workload.reads.model_copy(update={"percent": percent})
+            changed["workload"] = scenario.workload.model_copy(update={"reads": reads})
+        if machines is not None:
+            assert scenario.storm is not None, "the scenario was checked"
+            changed["storm"] = scenario.storm.model_copy(update={"machines": machines})
         made.append(scenario.model_copy(update=changed))
     return tuple(made)

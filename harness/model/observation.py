@@ -37,6 +37,8 @@ class Case(Frozen):
     """How the scenario has the image's layers compressed; empty where it leaves them as they are."""
     read_percent: int | None = None
     """Share of the image's bytes that the start reads, where that is what it does."""
+    machines: int | None = None
+    """Machines that are started at the same moment; None where a trial has one."""
 
     @property
     def variant(self) -> str:
@@ -222,6 +224,18 @@ class Bound(Frozen):
     terms: dict[str, float] = Field(default_factory=dict)
 
 
+class StormMachine(Frozen):
+    """One machine of a storm; bytes and CPU are until it was ready, what it wrote to its disk is of the whole trial."""
+
+    image_digest: str = ""
+    ready_s: float | None
+    """None where it never was, or does not count."""
+    cpu_s: float
+    received_bytes: int
+    disk_written_bytes: int
+    memory_peak_bytes: int = 0
+
+
 class Observation(Frozen):
     """One trial. ``time_to_ready_s`` is there only when ``status`` is ``ok``; use ``valid`` before comparing."""
 
@@ -258,6 +272,8 @@ class Observation(Frozen):
     credits: tuple[CreditSample, ...] = ()
     workloads: tuple[WorkloadResult, ...] = ()
     bound: Bound | None = None
+    storm: tuple[StormMachine, ...] = ()
+    """Where a trial has several machines: each of them. The times are the last one's, bytes and CPU everybody's."""
     output_tail: str = ""
     details: dict[str, Any] = Field(default_factory=dict)
 

@@ -251,7 +251,10 @@ def make_plan(
 
 
 def _unserved(scenario: Scenario, case: PlannedCase) -> str:
-    """Why a lazy case would pull whole layers, as the scenario has them compressed; empty where it does not."""
+    """Why a case cannot be what it says: lazy on layers that it would pull whole, or made for another image."""
+    storm = scenario.storm
+    if storm is not None and storm.images == "distinct" and case.form is mode_table.Form.EROFS_PACKED:
+        return f"{scenario.name}, mode {case.choice.key}: a pack is recorded for one image, and these are distinct"
     if scenario.image.compression is None or not case.lazy:
         return ""
     why = no_way_into(case.form, parse_compression(scenario.image.compression).kind)

@@ -20,6 +20,7 @@ from harness.model.image import ImageSpec  # noqa: TC001 - pydantic reads it at 
 from harness.model.metrics import METRICS, check_name, family, setting
 from harness.model.near_miss import near_miss
 from harness.model.shape import Distance, Shape, parse_distance, parse_shape
+from harness.model.storm import Storm  # noqa: TC001 - pydantic reads it at run time
 from harness.model.workload import Many, Name, Runtime, Seconds, Table, Workload, refuse_repeats
 
 Option = bool | int | float | str
@@ -208,6 +209,7 @@ class Scenario(Table):
     gate: Gate = Gate()
     axes: Axes = Axes()
     faults: Faults | None = Field(default=None, description="What fails after ready, in trials of their own.")
+    storm: Storm | None = Field(default=None, description="Start several machines at the same moment in each trial.")
 
     @model_validator(mode="after")
     def _check_repeats(self) -> Scenario:
@@ -218,6 +220,12 @@ class Scenario(Table):
 
     @model_validator(mode="after")
     def _check_axes(self) -> Scenario:
+        if self.axes.machines and self.storm is None:
+            raise ValueError("axes.machines: expected a table [storm], whose machines it varies, as machines = 1")
+        if self.storm is not None and self.runtime.workloads:
+            raise ValueError("storm: expected no runtime.workloads; a storm measures starts alone")
+        if self.storm is not None and self.faults is not None:
+            raise ValueError("storm: expected no faults beside it; what fails after ready is looked at on one machine")
         if self.axes.read_percent and self.workload.reads is None:
             raise ValueError("axes.read_percent: expected workload.reads, which it varies, as reads = { percent = 10 }")
         return self

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from harness.report import figures, tables
 from harness.report.density import densities
 from harness.report.packing import packings
+from harness.report.storms import storms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from harness.report.comparison import Group
     from harness.report.density import Density
     from harness.report.packing import Packing
+    from harness.report.storms import StormSweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class AxisSection:
 
 
 def sections(groups: Sequence[Group]) -> list[AxisSection]:
-    """A section for each scenario and axis that has been measured at more than one point."""
+    """A section for each scenario and axis that has been measured."""
     dense: dict[str, list[Density]] = {}
     for density in densities(groups):
         dense.setdefault(density.scenario, []).append(density)
@@ -56,6 +58,7 @@ def sections(groups: Sequence[Group]) -> list[AxisSection]:
     return [
         *(_density(name, found) for name, found in dense.items()),
         *(_packing(name, found) for name, found in packed.items()),
+        *(_storm(sweep) for sweep in storms(groups)),
     ]
 
 
@@ -90,3 +93,14 @@ def _packing(scenario: str, found: Sequence[Packing]) -> AxisSection:
     )  # fmt: skip
     made = tuple((packing.place, tables.packing(packing)) for packing in found)
     return AxisSection(scenario, f"{scenario}: how the layers are compressed", drawn, made)
+
+
+def _storm(sweep: StormSweep) -> AxisSection:
+    figure = AxisFigure(
+        "storm", "Time until all machines are ready", "A mark is the median trial's last machine, ticks are all of "
+        "them. Dashed: the least time that one machine's bytes and CPU allow through this line on this host, "
+        "also where nothing was measured.", partial(figures.storm_times, sweep),
+    )  # fmt: skip
+    return AxisSection(
+        sweep.scenario, f"{sweep.scenario}: machines started together", (figure,), ((sweep.place, tables.storm(sweep)),)
+    )

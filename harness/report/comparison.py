@@ -42,10 +42,26 @@ class GroupKey:
     read_percent: int | None = None
     """Share of the image's bytes that its starts read, where that is what they do."""
 
+    machines: int | None = None
+    """Machines that a trial starts at the same moment; None where it has one."""
+
+    def place(self, axis: str) -> str:
+        """Shape and distance, and the values of all axes but the one of this name: what a sweep along it is at."""
+        parts = [self.shape]
+        if self.distance != "none":
+            parts.append(f"registry {self.distance}")
+        if self.compression and axis != "compression":
+            parts.append(self.compression)
+        if self.read_percent is not None and axis != "read_percent":
+            parts.append(f"{self.read_percent} % read")
+        if self.machines is not None and axis != "machines":
+            parts.append(f"{self.machines} machines")
+        return ", ".join(parts)
+
     @property
     def family(self) -> str:
         """The scenario that this is a point of; itself where it is on no axis."""
-        return family(self.scenario, self.compression, self.read_percent)
+        return family(self.scenario, self.compression, self.read_percent, self.machines)
 
     @property
     def title(self) -> str:
@@ -177,7 +193,7 @@ def compare(observations: Sequence[Observation], struck: Sequence[FaultObservati
 
 
 def _key(case: Case) -> GroupKey:
-    return GroupKey(case.scenario, case.shape, case.distance, case.compression, case.read_percent)
+    return GroupKey(case.scenario, case.shape, case.distance, case.compression, case.read_percent, case.machines)
 
 
 def _faults(trials: Sequence[FaultObservation]) -> tuple[FaultLine, ...]:

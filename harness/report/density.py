@@ -56,15 +56,10 @@ class Density:
     scenario: str
     shape: str
     distance: str
-    compression: str
+    place: str
+    """Shape, distance and values of other axes, as titles have them."""
     against: str
     curves: tuple[ShareCurve, ...]
-
-    @property
-    def place(self) -> str:
-        """Shape, distance and compression, as titles have them."""
-        distance = "" if self.distance == "none" else f", registry {self.distance}"
-        return f"{self.shape}{distance}{', ' if self.compression else ''}{self.compression}"
 
     @property
     def title(self) -> str:
@@ -74,19 +69,20 @@ class Density:
 
 def densities(groups: Sequence[Group]) -> list[Density]:
     """The axis of each scenario, shape and distance that has been measured at more than one share."""
-    by_place: dict[tuple[str, str, str, str], list[Group]] = {}
+    by_place: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
-        if group.key.read_percent is not None:
-            key = group.key
-            by_place.setdefault((key.family, key.shape, key.distance, key.compression), []).append(group)
+        key = group.key
+        if key.read_percent is not None:
+            by_place.setdefault((key.family, key.place("read_percent")), []).append(group)
     found = []
-    for (scenario, shape, distance, compression), unordered in by_place.items():
+    for (scenario, place), unordered in by_place.items():
         if len(unordered) > 1:
             members = sorted(unordered, key=lambda g: g.key.read_percent or 0)
             against = _against(members)
             curves = _curves(members, against) if against else ()
             if curves:
-                found.append(Density(scenario, shape, distance, compression, against, curves))
+                key = members[0].key
+                found.append(Density(scenario, key.shape, key.distance, place, against, curves))
     return found
 
 

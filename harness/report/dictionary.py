@@ -34,6 +34,7 @@ CASE = (
     Column("distance", _TEXT, "", "How far the registry is."),
     Column("compression", _TEXT, "", "How the scenario has the layers compressed; empty where it leaves them."),
     Column("read_percent", _COUNT, "%", "Share of the image's bytes that the start reads; empty where it does not."),
+    Column("machines", _COUNT, "", "Machines that a trial starts at the same moment; empty where it has one."),
     Column("case", _TEXT, "", "The columns before in one text, unique within a session."),
     Column("block", _COUNT, "", "Block of the trial; comparisons are paired inside blocks."),
     Column("trial", _COUNT, "", "Number of the trial in its plan."),

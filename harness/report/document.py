@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from harness.report.answer import answer
 from harness.report.density import densities
 from harness.report.packing import packings
+from harness.report.storms import storms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,6 +136,8 @@ class KeyPart(_Part):
     """How the image's layers were compressed; empty where the scenario leaves them as they are."""
     read_percent: int | None
     """Share of the image's bytes that the starts read, where that is what they do."""
+    machines: int | None
+    """Machines that a trial starts at the same moment; null where it has one."""
 
 
 class CostPart(_Part):
@@ -275,8 +278,8 @@ class DensityPart(_Part):
     scenario: str
     shape: str
     distance: str
-    compression: str
-    """How the layers are compressed, where the scenario says so."""
+    place: str
+    """Shape, distance and values of other axes, in words."""
     against: str
     """The full pull."""
     curves: tuple[ShareCurvePart, ...]
@@ -307,9 +310,53 @@ class PackingPart(_Part):
     scenario: str
     shape: str
     distance: str
-    read_percent: int | None
+    place: str
+    """Shape, distance and values of other axes, in words."""
     compressions: tuple[str, ...]
     cases: tuple[PackedCasePart, ...]
+
+
+class StormPointPart(_Part):
+    """One case with so many machines; medians over trials, single machines of the median trial."""
+
+    machines: int
+    ready_s: float
+    """Until all are ready."""
+    ratio: RatioPart | None
+    """Over the same with the fewest machines; null for those."""
+    each_s: tuple[float, ...]
+    """Each machine of the median trial, the soonest first."""
+    received_bytes: float
+    cpu_s: float
+    """Of all machines, until ready."""
+    disk_written_bytes: int
+    host_share: float | None
+    """How busy the host's processors were, with whatever."""
+    model_s: float
+    """The least time that the fewest machines' bytes and CPU allow for this number."""
+
+
+class StormCasePart(_Part):
+    """One case over the numbers of machines."""
+
+    label: str
+    points: tuple[StormPointPart, ...]
+    beyond: tuple[tuple[int, float], ...]
+    """Numbers that were not measured, each with the least time by arithmetic."""
+
+
+class StormPart(_Part):
+    """Machines started at the same moment."""
+
+    scenario: str
+    shape: str
+    distance: str
+    place: str
+    """Shape, distance, values of other axes, images and uplink, in words."""
+    images: str
+    uplink_bytes_s: int | None
+    host_cores: int
+    cases: tuple[StormCasePart, ...]
 
 
 class Comparison(_Part):
@@ -325,6 +372,8 @@ class Comparison(_Part):
     """One for each scenario, shape and distance with an axis ``read_percent``."""
     packings: tuple[PackingPart, ...]
     """One for each scenario, place and share with an axis ``compression``."""
+    storms: tuple[StormPart, ...]
+    """One for each scenario and place whose trials start several machines."""
 
 
 def make_document(session: str, report: str, groups: Sequence[Group]) -> Comparison:
@@ -332,7 +381,8 @@ def make_document(session: str, report: str, groups: Sequence[Group]) -> Compari
     parts = tuple(_group(group) for group in groups)
     found = tuple(DensityPart.model_validate(density) for density in densities(groups))
     packed = tuple(PackingPart.model_validate(packing) for packing in packings(groups))
-    return Comparison(session=session, report=report, groups=parts, densities=found, packings=packed)
+    swept = tuple(StormPart.model_validate(sweep) for sweep in storms(groups))
+    return Comparison(session=session, report=report, groups=parts, densities=found, packings=packed, storms=swept)
 
 
 def _group(group: Group) -> GroupPart:

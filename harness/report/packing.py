@@ -42,22 +42,16 @@ class PackedCase:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """All cases of one scenario on one shape at one distance, and at one share where it has that axis, too."""
+    """All cases of one scenario in one place."""
 
     scenario: str
     shape: str
     distance: str
-    read_percent: int | None
+    place: str
+    """Shape, distance and values of other axes, as titles have them."""
     compressions: tuple[str, ...]
     """In the order of the scenario."""
     cases: tuple[PackedCase, ...]
-
-    @property
-    def place(self) -> str:
-        """Shape, distance and share, as titles have them."""
-        distance = "" if self.distance == "none" else f", registry {self.distance}"
-        share = "" if self.read_percent is None else f", {self.read_percent} % read"
-        return f"{self.shape}{distance}{share}"
 
     @property
     def title(self) -> str:
@@ -66,18 +60,19 @@ class Packing:
 
 def packings(groups: Sequence[Group]) -> list[Packing]:
     """The axis of each scenario, shape, distance and share that has been measured with more than one compression."""
-    by_place: dict[tuple[str, str, str, int | None], list[Group]] = {}
+    by_place: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
-        if group.key.compression:
-            key = group.key
-            by_place.setdefault((key.family, key.shape, key.distance, key.read_percent), []).append(group)
+        key = group.key
+        if key.compression:
+            by_place.setdefault((key.family, key.place("compression")), []).append(group)
     found = []
-    for (scenario, shape, distance, share), unordered in by_place.items():
+    for (scenario, place), unordered in by_place.items():
         members = sorted(unordered, key=lambda g: _place(g.key.compression))
         cases = _cases(members) if len(members) > 1 else ()
         if cases:
             names = tuple(group.key.compression for group in members)
-            found.append(Packing(scenario, shape, distance, share, names, cases))
+            key = members[0].key
+            found.append(Packing(scenario, key.shape, key.distance, place, names, cases))
     return found
 
 

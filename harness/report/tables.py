@@ -14,6 +14,7 @@ from harness.report.answer import answer, worst_first
 from harness.report.cells import Cell, Table, cells
 from harness.report.density import densities
 from harness.report.packing import packings
+from harness.report.storms import storms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from harness.report.density import Density, ShareCurve
     from harness.report.packing import Packing
     from harness.report.page import Context
+    from harness.report.storms import StormSweep
     from harness.stats.paired import PairedRatio
 
 
@@ -174,6 +176,30 @@ def packing(found: Packing) -> Table:
     return Table(head, tuple(rows))
 
 
+def storm(sweep: StormSweep) -> Table:
+    """One row per case and number of machines; then the least times beyond, which nobody measured."""
+    head = (
+        "mode", "machines", "first ready", "all ready", "against the fewest", "by arithmetic", "registry bytes",
+        "CPU s", "written to disks", "host busy",
+    )  # fmt: skip
+    rows = []
+    for case in sweep.cases:
+        for p in case.points:
+            rows.append(
+                cells(
+                    case.label, str(p.machines), wording.seconds(p.each_s[0] if p.each_s else None),
+                    wording.seconds(p.ready_s), wording.ratio(p.ratio), f"at least {wording.seconds(p.model_s)}",
+                    wording.size(p.received_bytes), f"{p.cpu_s:.2f}", wording.size(p.disk_written_bytes),
+                    wording.NO_NUMBER if p.host_share is None else f"{p.host_share:.0%}",
+                )
+            )  # fmt: skip
+        for machines, least_s in case.beyond:
+            none = (wording.NO_NUMBER,) * 3
+            least = f"at least {wording.seconds(least_s)}"
+            rows.append(cells(case.label, f"{machines}, not measured", *none, least, *none, wording.NO_NUMBER))
+    return Table(head, tuple(rows))
+
+
 def excluded(group: Group) -> list[str]:
     """What is in no number, and why."""
     starts = [f"{line.label}: {reason}" for line in group.lines for reason in line.excluded]
@@ -209,6 +235,8 @@ def markdown(observations: Sequence[Observation], groups: Sequence[Group], conte
         out += [f"## {found.title}", "", *markdown_table(density(found)), ""]
     for packed in packings(groups):
         out += [f"## {packed.title}", "", *markdown_table(packing(packed)), ""]
+    for sweep in storms(groups):
+        out += [f"## {sweep.title}", "", *markdown_table(storm(sweep)), ""]
     if any(not cell.proven for g in groups for t in (cold_start(g), runtime(g)) for row in t.rows for cell in row):
         out += ["Ratios in parentheses are not proven: they do not survive Holm's correction over their table.", ""]
     return "\n".join(out)

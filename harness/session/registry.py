@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import socket
 import urllib.parse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from harness.errors import AuthError, ColdbenchError, RegistryError, UsageError
+from harness.machine.relay_process import RelayProcess
+from harness.model.shape import Distance
 from harness.oci.registry.client import address_of
 from harness.oci.registry.places import host_and_port, route
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import ExitStack
     from pathlib import Path
 
@@ -45,6 +47,26 @@ class Endpoint:
     def own(self) -> bool:
         """Whether this is the session's own server, which machines reach by its address; others keep their name."""
         return self.requests is not None
+
+    @contextlib.contextmanager
+    def behind(self, uplink_bytes_s: int | None) -> Iterator[Endpoint]:
+        """The same registry at the end of a line that all its clients share; itself where no rate is given.
+
+        Raises:
+            UsageError: it is not the session's own, whose line this cannot limit.
+            MachineError: the relay in front of it did not start.
+        """
+        if uplink_bytes_s is None:
+            yield self
+            return
+        if not self.own:
+            raise UsageError("storm.uplink limits the line of the session's own registry; leave it or --registry out")
+        address, _port = self.upstream
+        relay = RelayProcess(address, self.upstream, Distance(), uplink_bytes_s=uplink_bytes_s)
+        try:
+            yield replace(self, upstream=(address, relay.port))
+        finally:
+            relay.stop()
 
     def explore(self, repository: str, reference: str) -> None:
         """Find out which other hosts pulling an image leads to. What fails is left to the trials, which say why.

@@ -15,6 +15,7 @@ from harness.model.plan import PlannedCase, PlannedTrial, estimate_trial_s, rema
 from harness.session.faults.course import run_fault_trial
 from harness.session.requests import settings_of_case
 from harness.session.setups import confinement_of
+from harness.session.storm import run_storm
 from harness.session.trial import run_trial
 
 if TYPE_CHECKING:
@@ -243,6 +244,9 @@ class SessionRun:
                 status="failed",
                 failure=failure,
             )
+        if case.case.machines is not None:
+            with self.setups.storm(trial, case) as setups:
+                return run_storm(setups)
         return run_trial(self.setups.setup(trial, case))
 
     def _run_fault(self, trial: PlannedTrial, case: PlannedCase) -> FaultObservation | None:

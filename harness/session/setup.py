@@ -113,6 +113,8 @@ class TrialSetup:
     """What the container may do beyond the default (``harness.engines.confinement``), for the record."""
     reads: Mapping[str, Any] = field(default_factory=dict)
     """What a start reads that reads a share of the image, for the record; empty for any other."""
+    storm: Mapping[str, Any] = field(default_factory=dict)
+    """What a storm's machines share, for the record; empty for a trial of one machine."""
     touches: list[Touch] = field(default_factory=list)
     """Trials of a trace run keep the reads in first-touch order here."""
     ranges: list[ReadRange] = field(default_factory=list)

@@ -7,6 +7,7 @@ Beside the trials of the plan there are two kinds that run out of band and are k
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from harness.session.setup import TrialSetup, Unbounded
 from harness.session.trial import run_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from harness.engines.protocol import WorkloadRunner
     from harness.formats.erofs.recording import Recording
@@ -94,6 +95,23 @@ def side_case(
     return PlannedCase(case=case, choice=choice, shape=shape, distance=distance)
 
 
+def _members(scenario: Scenario) -> list[Scenario]:
+    """What each machine of a trial starts: the scenario, or for distinct images a copy of it with blobs of its own."""
+    storm = scenario.storm
+    if storm is None or storm.images == "same":
+        return [scenario]
+    copies = [
+        scenario.model_copy(
+            update={
+                "name": f"{scenario.name}.copy{number}",
+                "image": scenario.image.model_copy(update={"copy_number": number}),
+            }
+        )
+        for number in range(1, storm.machines)
+    ]
+    return [scenario, *copies]
+
+
 def _described(reading: ShareStart) -> dict[str, Any]:
     """What a start reads, for the record."""
     return {
@@ -129,16 +147,21 @@ class Setups:
     # -- out of band
 
     def publish(self, case: PlannedCase) -> None:
-        """Have the form of the image that a case pulls at the registry. Raises ColdbenchError."""
-        scenario = self.scenarios[case.case.scenario]
+        """Have the form of the image that a case pulls at the registry, and of each copy. Raises ColdbenchError."""
+        for scenario in _members(self.scenarios[case.case.scenario]):
+            self._publish(scenario, case)
+
+    def _publish(self, scenario: Scenario, case: PlannedCase) -> None:
+        """One image of a case; what its start reads, where a form is made for that, is that of the case's own."""
+        own = self.scenarios[case.case.scenario]
         key = (scenario.name, case.form)
         if key not in self._published:
             first: tuple[str, ...] = ()
             recording: Recording | None = None
             if case.form is Form.ESTARGZ_OPTIMIZED:
-                first = self._trace(scenario, self.material(scenario)).paths
+                first = self._trace(own, self.material(own)).paths
             elif case.form is Form.EROFS_PACKED:
-                recording = self._record(scenario, self.material(scenario))
+                recording = self._record(own, self.material(own))
             with self.interrupts.allowed():
                 published = self.preparer.publish(scenario, case.form, first, recording)
                 self.endpoint.explore(published.repository, published.reference)
@@ -369,7 +392,40 @@ class Setups:
     ) -> TrialSetup:
         """Makes a trial's set-up. On the ``side`` there are no workloads and no bound; ``touches`` takes the reads."""
         scenario = self.scenarios[case.case.scenario]
-        material = self._materials[scenario.name]
+        return self._setup(trial, case, scenario, touches, side=side)
+
+    @contextmanager
+    def storm(self, trial: PlannedTrial, case: PlannedCase) -> Iterator[list[TrialSetup]]:
+        """Makes the set-ups of a storm's machines; what they share on the way from the registry is there meanwhile.
+
+        Raises UsageError where an uplink is wanted in front of a registry that is not the session's own.
+        """
+        scenario = self.scenarios[case.case.scenario]
+        wanted = scenario.storm
+        assert wanted is not None, "a storm's scenario says so"
+        members = _members(scenario)
+        shared = {"machines": wanted.machines, "images": wanted.images, "uplink_bytes_s": wanted.uplink_bytes_s}
+        with self.endpoint.behind(wanted.uplink_bytes_s) as endpoint:
+            yield [
+                replace(
+                    self._setup(trial, case, members[number % len(members)], None, side=False, endpoint=endpoint),
+                    storm=shared,
+                )
+                for number in range(wanted.machines)
+            ]
+
+    def _setup(
+        self,
+        trial: PlannedTrial,
+        case: PlannedCase,
+        scenario: Scenario,
+        touches: list[Touch] | None,
+        *,
+        side: bool,
+        endpoint: Endpoint | None = None,
+    ) -> TrialSetup:
+        endpoint = endpoint or self.endpoint
+        material = self._materials[case.case.scenario]
         published = self._published[scenario.name, case.form]
         recorded: Recorded | None = None
         settings = settings_of_case(scenario, case)
@@ -379,9 +435,7 @@ class Setups:
         reading = material.reading
         command = reading.command if reading else ()
         gated = gate_of(trial.fault)
-        scene = CaseScene(
-            scenario, case, published, self.endpoint, reads, command, trace=touches is not None, gated=gated
-        )
+        scene = CaseScene(scenario, case, published, endpoint, reads, command, trace=touches is not None, gated=gated)
         timeouts = scenario.timeouts
         bound: LowerBound = Unbounded()
         if self.bounder is not None and material.size is not None and not side:

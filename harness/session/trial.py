@@ -7,6 +7,7 @@ to a failure is kept beside the failure.
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from harness.model.timeline import Recorder
 from harness.session import observing, record
 from harness.session.deadline import killing_after
 from harness.session.evidence import Witness
+from harness.session.gates import OpenGate
 from harness.session.observing import PhaseMeter
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from harness.engines.protocol import Container, Engine
     from harness.machine.machine import Machine
     from harness.model.observation import Failure, Observation, Phase
+    from harness.session.gates import Gate
     from harness.session.setup import ReadinessProbe, TrialSetup
 
 OUTPUT_TAIL_CHARACTERS = 4000
@@ -50,10 +53,13 @@ def run_trial(setup: TrialSetup) -> Observation:
 
 
 class Course:
-    """Runs one trial step by step."""
+    """Runs one trial step by step; at ``gate`` it may wait for others."""
 
-    def __init__(self, setup: TrialSetup) -> None:
+    def __init__(self, setup: TrialSetup, gate: Gate | None = None) -> None:
         self.setup = setup
+        self.gate = gate or OpenGate()
+        self.machine: Machine | None = None
+        """There while its processes may run."""
         self.witness = Witness(setup)
         self.recorder: Recorder | None = None
         self.failure: Failure | None = None
@@ -67,8 +73,9 @@ class Course:
         if setup.interrupts.requested:
             raise Interrupted(f"interrupted by {setup.interrupts.requested}")
         self._enter("machine")
+        self.gate.boot()
         with ExitStack() as stack:
-            machine = stack.enter_context(setup.scene.machine())
+            machine = self.machine = stack.enter_context(setup.scene.machine())
             engine = setup.scene.engine()
             stack.callback(self._tear_down, machine, engine)
             try:
@@ -82,6 +89,8 @@ class Course:
                 self.failure = record.blame_memory(self.failure, machine)
             finally:
                 setup.progress.phase("tear-down")
+                if setup.storm:
+                    os.sync()  # what a storm writes to disk is counted when it has been written
                 self._look_back(machine, engine)
         self._phase = ""
 
@@ -106,7 +115,9 @@ class Course:
         machine.reset(keep_pages=setup.case.preset.keeps_pages)
         ticks = host.cpu_ticks()
         meter = PhaseMeter(machine, setup.clock_ns, setup.requests)
+        self.gate.booted()
         limited_ns = machine.throttle(True)
+        self.gate.limited()
         self._enter("pull")
         try:
             # Throttling reads back what it set, which takes tens of milliseconds: T0 is after it, at the request.
@@ -127,6 +138,7 @@ class Course:
         finally:
             witness.steal = host.steal_share(ticks, host.cpu_ticks())
         witness.roots = observing.root_file_systems(machine, (container.pid, *witness.daemons))
+        self.gate.ready()
         try:
             self._go_on(machine, engine, container, meter)
         finally:

@@ -55,8 +55,8 @@ def test_all_points_are_in_every_block() -> None:
 
 def test_a_case_knows_its_family() -> None:
     """The name without what the axis added to it; a name that merely ends so keeps it."""
-    assert family("share.5pct", "", 5) == "share"
-    assert family("share.5pct", "", None) == "share.5pct"
+    assert family("share.5pct", "", 5, None) == "share"
+    assert family("share.5pct", "", None, None) == "share.5pct"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_axes_multiply() -> None:
     plan = make_plan(made, 1)
     cases = {(c.case.compression, c.case.read_percent) for c in plan.cases}
     assert len(cases) == 6
-    assert {family(c.case.scenario, c.case.compression, c.case.read_percent) for c in plan.cases} == {"share"}
+    assert {family(c.case.scenario, c.case.compression, c.case.read_percent, None) for c in plan.cases} == {"share"}
 
 
 def test_what_cannot_be_read_in_part_is_left_out() -> None:
@@ -133,4 +133,40 @@ def test_wrong_compressions(value: str, message: str) -> None:
     """A level that a compression has not, or two names of one."""
     with pytest.raises(ScenarioError) as error:
         scenarios.parse(PACKED.replace('["gzip", "zstd:19", "none"]', value), "share.toml")
+    assert message in str(error.value)
+
+
+STORM = READS.replace("read_percent = [5, 50]", "machines = [1, 4]") + '\n[storm]\nmachines = 2\nuplink = "1Gbit"\n'
+
+
+def test_storms_are_points_too() -> None:
+    """Names and cases say how many machines; a scenario with a storm and no axis is its own family."""
+    scenario = scenarios.parse(STORM, "share.toml")
+    made = points(scenario)
+    assert [(p.name, p.storm.machines) for p in made if p.storm] == [("share.1x", 1), ("share.4x", 4)]
+    assert {c.case.machines for c in make_plan(made, 1).cases} == {1, 4}
+    assert family("share.4x", "", 10, 4) == "share"
+    assert family("share.zstd.10pct.4x", "zstd", 10, 4) == "share"
+    assert family("share", "", None, 2) == "share"
+    assert scenario.storm is not None
+    assert scenario.storm.uplink_bytes_s == 125_000_000
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("machines = 2", "machines = 0", "storm.machines: expected a number of at least 1, got 0"),
+        ("machines = 2", "machines = 33", "storm.machines: expected a number of at most 32, got 33"),
+        ("machines = 2", 'machines = 2\nimages = "other"', "storm.images: expected 'same' or 'distinct'"),
+        ('"1Gbit"', '"fast"', "storm.uplink: expected"),
+        ('[storm]\nmachines = 2\nuplink = "1Gbit"\n', "", "axes.machines: expected a table [storm]"),
+        ("[storm]", '[faults]\nwhich = ["registry-refuses"]\n[storm]', "storm: expected no faults beside it"),
+        ("[storm]", '[runtime]\nworkloads = ["stat-walk"]\n[storm]', "storm: expected no runtime.workloads"),
+    ],
+)
+def test_wrong_storms(old: str, new: str, message: str) -> None:
+    """What cannot be started together is refused where it stands."""
+    assert old in STORM
+    with pytest.raises(ScenarioError) as error:
+        scenarios.parse(STORM.replace(old, new, 1), "share.toml")
     assert message in str(error.value)

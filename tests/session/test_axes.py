@@ -51,6 +51,27 @@ compression = ["gzip", "zstd", "none"]
 """
 
 
+STORM = """\
+name = "storm"
+image = {{ layout = "{layout}" }}
+shapes = ["cpu=0.5,memory=128M"]
+modes = ["overlay2:tuned", "erofs"]
+blocks = 1
+
+[workload]
+command = ["/bin/probe", "exit"]
+readiness = {{ kind = "exit" }}
+
+[storm]
+machines = 1
+images = "distinct"
+uplink = "400Mbit"
+
+[axes]
+machines = [1, 3]
+"""
+
+
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
     made = tmp_path_factory.mktemp("axes")
@@ -117,3 +138,26 @@ def test_one_image_compressed_three_ways(command: Command) -> None:
     assert all(undisturbed(o) for o in seen), [o.invalid for o in seen]
     received = {o.case.compression: o.wire_before_ready.received_bytes for o in seen if o.case.mode == "overlay2"}
     assert received["zstd"] < received["none"] > received["gzip"]
+
+
+def test_machines_that_start_together(command: Command) -> None:
+    """Three machines with images of their own behind one line: each is ready, and each fetched its own bytes."""
+    layout = write_layout(command.directory / "storm", [base_layer()])
+    path = command.directory / "storm.toml"
+    path.write_text(STORM.format(layout=layout))
+    code, out, err = command.run("bench", str(path), "--out", "t", "--json", "--seed", "2")
+    assert code == 0, err
+    document = json.loads(out)
+    jsonschema.validate(document, schema("comparison"))
+    (storm,) = document["storms"]
+    assert (storm["images"], storm["uplink_bytes_s"]) == ("distinct", 50_000_000)
+    assert {case["label"]: [p["machines"] for p in case["points"]] for case in storm["cases"]} == {
+        "overlay2:tuned": [1, 3], "erofs:tuned": [1, 3]
+    }  # fmt: skip
+    _header, seen = load(command.directory / "t")
+    for o in seen:
+        assert undisturbed(o), o.invalid
+        assert len(o.storm) == o.case.machines
+        assert o.time_to_ready_s == max(machine.ready_s or 0.0 for machine in o.storm)
+    received = {o.case.machines: o.wire_before_ready.received_bytes for o in seen if o.case.mode == "overlay2"}
+    assert 2.5 * received[1] < received[3] < 3.5 * received[1]

@@ -14,6 +14,7 @@ from harness.report.figures.packing import packing_marks
 from harness.report.figures.ready import all_trials, ready_times
 from harness.report.figures.resources import cpu_by_phase, credit_balance, received_bytes
 from harness.report.figures.runtime import runtime_heat, runtime_ratios
+from harness.report.figures.storms import storm_times
 from harness.report.figures.timeline import timelines
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "received_bytes",
     "runtime_heat",
     "runtime_ratios",
+    "storm_times",
     "timelines",
 ]

@@ -1,0 +1,193 @@
+"""A storm is one trial of several machines: each has its own course, and one observation is made of all.
+
+All machines are told to deploy at the same moment. The trial is ready when the last of them is; it fails when any
+fails, and is invalid when any is: a machine that did not start is never counted as one that did.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from harness.errors import HostUnfit, Interrupted, MachineError, UsageError
+from harness.machine import host
+from harness.model.observation import Invalidity, Observation, PhaseUsage, StormMachine, Wire
+from harness.session import record
+from harness.session.gates import MemberGate, StormGate
+from harness.session.interrupts import Interrupts
+from harness.session.progress import Silent
+from harness.session.trial import Course
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from harness.session.setup import TrialSetup
+
+_LOOK_S = 0.2
+
+
+@dataclass
+class _Member:
+    """One machine of a storm, run in a thread of its own."""
+
+    course: Course
+    gate: MemberGate
+    started_at: str = ""
+    ends_session: Exception | None = None
+    """What ends the whole session, not just the trial."""
+    seen: Observation | None = None
+
+    def run(self) -> None:
+        """The course from machine to tear-down; whatever happens, nobody waits for it afterwards."""
+        self.started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        try:
+            self.course.run()
+        except (HostUnfit, UsageError, Interrupted) as error:
+            self.ends_session = error
+        except Exception as error:  # the machine could not be made or taken away
+            self.course.fail(error)
+        finally:
+            self.gate.close()
+        course = self.course
+        self.seen = record.observation(course.witness, course.recorder, course.failure, self.started_at)
+
+    def kill(self) -> None:
+        """End what runs in its machine; the course notices and takes the machine away."""
+        machine = self.course.machine
+        if machine is None:
+            return
+        with suppress(MachineError, OSError):
+            for pid in machine.pids():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def run_storm(setups: Sequence[TrialSetup]) -> Observation:
+    """Run one trial of as many machines as there are set-ups; interrupts and progress are the first one's.
+
+    Raises:
+        HostUnfit, UsageError: nothing of this kind can run here, so the session ends.
+        Interrupted: the user stopped it; every machine is gone.
+    """
+    first = setups[0]
+    if first.interrupts.requested:
+        raise Interrupted(f"interrupted by {first.interrupts.requested}")
+    first.progress.phase(f"storm of {len(setups)}")
+    together = StormGate(len(setups))
+    members = []
+    for setup in setups:
+        gate = MemberGate(together)
+        # Signals come to this thread alone, and a registry's log does not say which machine asked.
+        alone = replace(setup, interrupts=Interrupts(), progress=Silent(), requests=None)
+        members.append(_Member(Course(alone, gate), gate))
+    threads = [threading.Thread(target=member.run, name=f"storm-{n}") for n, member in enumerate(members, 1)]
+    try:
+        with first.interrupts.allowed():
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        together.give_up()
+        while any(thread.is_alive() for thread in threads):
+            for member in members:
+                member.kill()
+            time.sleep(_LOOK_S)
+    for member in members:
+        if member.ends_session is not None:
+            raise member.ends_session
+    seen = merged([member.seen for member in members if member.seen is not None])
+    use = together.host_use
+    found = {} if use is None else {"wall_s": use[0], "host_core_s": use[1], "host_cores": host.usable_cores()}
+    return seen.model_copy(update={"details": {**seen.details, "storm": {**first.storm, **found}}})
+
+
+def merged(seen: Sequence[Observation]) -> Observation:
+    """One observation of all machines: the last one's times, everybody's bytes and CPU, and a line for each machine."""
+    failed = [(n, o) for n, o in enumerate(seen, 1) if o.failure is not None]
+    # A machine that was not started because another failed is not the reason.
+    number, cause = next(((n, o) for n, o in failed if "another machine" not in str(o.failure)), (0, seen[0]))
+    if failed and cause.failure is None:
+        number, cause = failed[0]
+    ready = [o.time_to_ready_s for o in seen]
+    last = seen[0] if None in ready else max(seen, key=lambda o: o.time_to_ready_s or 0.0)
+    failure = None
+    if cause.failure is not None:
+        message = f"machine {number} of {len(seen)}: {cause.failure.message}"
+        failure = cause.failure.model_copy(update={"message": message})
+        last = cause
+    invalid = [
+        Invalidity(rule=i.rule, reason=f"machine {n} of {len(seen)}: {i.reason}")
+        for n, o in enumerate(seen, 1)
+        for i in o.invalid
+    ]
+    return last.model_copy(
+        update={
+            "status": "failed" if failure is not None else last.status,
+            "failure": failure,
+            "invalid": tuple(invalid),
+            "time_to_ready_s": None if failure is not None else last.time_to_ready_s,
+            "image_digest": seen[0].image_digest,
+            "phases": _phases(seen),
+            "memory_peak_bytes": sum(o.memory_peak_bytes for o in seen),
+            "memory_ready_bytes": _sum(o.memory_ready_bytes for o in seen),
+            "memory_ready_cache_bytes": _sum(o.memory_ready_cache_bytes for o in seen),
+            "disk_written_bytes": sum(o.disk_written_bytes for o in seen),
+            "wire": _wire([o.wire for o in seen]),
+            "wire_before_ready": _wire([o.wire_before_ready for o in seen]),
+            "storm": tuple(_machine(o) for o in seen),
+        }
+    )
+
+
+def _machine(o: Observation) -> StormMachine:
+    return StormMachine(
+        image_digest=o.image_digest,
+        ready_s=o.time_to_ready_s,
+        cpu_s=o.cpu_to_ready_s,
+        received_bytes=o.wire_before_ready.received_bytes,
+        disk_written_bytes=o.disk_written_bytes,
+        memory_peak_bytes=o.memory_peak_bytes,
+    )
+
+
+def _phases(seen: Sequence[Observation]) -> tuple[PhaseUsage, ...]:
+    """Phases of all machines by name: the longest wall time, the sum of all else."""
+    by_name: dict[str, list[PhaseUsage]] = defaultdict(list)
+    for o in seen:
+        for phase in o.phases:
+            by_name[phase.phase].append(phase)
+    return tuple(
+        PhaseUsage(
+            phase=used[0].phase,
+            wall_s=max(p.wall_s for p in used),
+            cpu_user_s=sum(p.cpu_user_s for p in used),
+            cpu_system_s=sum(p.cpu_system_s for p in used),
+            throttled_s=sum(p.throttled_s for p in used),
+            nr_periods=sum(p.nr_periods for p in used),
+            nr_throttled=sum(p.nr_throttled for p in used),
+        )
+        for used in by_name.values()
+    )
+
+
+def _wire(seen: Sequence[Wire]) -> Wire:
+    return Wire(
+        received_bytes=sum(wire.received_bytes for wire in seen),
+        sent_bytes=sum(wire.sent_bytes for wire in seen),
+        requests=_sum(wire.requests for wire in seen),
+    )
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """The sum; None as soon as one is not known."""
+    every = list(counts)
+    known = [count for count in every if count is not None]
+    return sum(known) if len(known) == len(every) else None
