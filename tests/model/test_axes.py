@@ -158,7 +158,7 @@ def test_storms_are_points_too() -> None:
         ("machines = 2", "machines = 0", "storm.machines: expected a number of at least 1, got 0"),
         ("machines = 2", "machines = 33", "storm.machines: expected a number of at most 32, got 33"),
         ("machines = 2", 'machines = 2\nimages = "other"', "storm.images: expected 'same' or 'distinct'"),
-        ('"1Gbit"', '"fast"', "storm.uplink: expected"),
+        ('"1Gbit"', '"fast"', "storm.uplink: 'fast' is not a rate such as 1Gbit"),
         ('[storm]\nmachines = 2\nuplink = "1Gbit"\n', "", "axes.machines: expected a table [storm]"),
         ("[storm]", '[faults]\nwhich = ["registry-refuses"]\n[storm]', "storm: expected no faults beside it"),
         ("[storm]", '[runtime]\nworkloads = ["stat-walk"]\n[storm]', "storm: expected no runtime.workloads"),
