@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 RECOMPRESSION_VERSION = 1
 """Raised when the same tar gives other bytes, so that what is cached is made anew."""
 
+COPY_NAME = ".coldbench-copy"
+
 _MEDIA_TYPES = {"gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD, "none": OCI_LAYER}
 
 
@@ -125,15 +127,15 @@ def convert_layers(
     ``scratch`` has room for one packed layer. ``progress(layer, done)`` counts up to each source layer's stored size.
     Layers that must not be distributed are passed on as they are.
 
-    With a ``copy_number`` every tar begins with a global header (POSIX pax, typeflag g) that holds it as a comment: the
-    same files, but no blob, diff ID or configuration of another copy.
+    With a ``copy_number`` every tar begins with one file more (``COPY_NAME``) that holds it: the same files otherwise,
+    but no blob, diff ID or configuration of another copy, in any form made of it.
 
     Raises:
         DigestMismatch: a layer's tar is not the one the configuration promises.
         ContentError, RegistryError, DiskFull: it cannot be read or written.
     """
     with tempfile.TemporaryDirectory(prefix="coldbench-convert-", dir=scratch) as directory:
-        job = _Job(source, image, destination, compression, _comment(copy_number), Path(directory), progress)
+        job = _Job(source, image, destination, compression, _numbered(copy_number), Path(directory), progress)
         layers = [job.layer(number) for number in range(len(image.layers))]
     content = image.config_bytes
     if copy_number:
@@ -152,12 +154,17 @@ def convert_layers(
     return ImageRecompression(destination.put_manifest(go_json(document), OCI_MANIFEST), tuple(layers))
 
 
-def _comment(number: int) -> bytes:
-    """A global header that changes nothing but the bytes of a tar; empty for 0."""
+def _numbered(number: int) -> bytes:
+    """The entry that tells a copy's tars from another's; empty for 0.
+
+    A comment in a global header would do for the tars, but converters to eStargz drop it.
+    """
     if not number:
         return b""
-    header = tarfile.TarInfo.create_pax_global_header({"comment": f"coldbench copy {number}"})
-    return bytes(header)
+    header = tarfile.TarInfo(COPY_NAME)
+    content = f"{number:>15}\n".encode()
+    header.size, header.mode = len(content), 0o444
+    return header.tobuf(tarfile.USTAR_FORMAT) + content.ljust(tarfile.BLOCKSIZE, b"\0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ class ImageSpec(_Table):
     copy_number: int = Field(
         default=0,
         ge=0,
-        description="Above 0: the same files, and this number in each tar, so that no blob is that of another copy.",
+        description="Above 0: the same files and one more, which holds this number: no blob is that of another copy.",
     )
 
     @model_validator(mode="after")
