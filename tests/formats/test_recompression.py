@@ -90,7 +90,7 @@ def test_a_layer_that_is_not_what_it_promises_is_refused(tmp_path: Path) -> None
 
 
 def test_numbered_copies_share_no_blob(tmp_path: Path) -> None:
-    """The same files and one more, but no layer, no diff ID and no configuration of another copy, also in the eStargz made of it."""
+    """The same files and one more, but no blob of another copy, also as eStargz."""
     source = image(tmp_path / "source")
     blobs: list[str] = []
     trees = []
