@@ -114,7 +114,7 @@ def html(observations: Sequence[Observation], groups: Sequence[Group], context: 
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     axes = sections(groups)
-    on_axes = {section.scenario for section in axes}
+    on_axes = {s.scenario for s in axes if sum(g.key.family == s.scenario for g in groups) > 1}
     source = resources.files("harness.report").joinpath("templates/report.html").read_text()
     return environment.from_string(source).render(
         title=tables.title(groups),
