@@ -173,7 +173,8 @@ def _make_directory(parent: Node, base: bytes, entry: TarEntry, layer: int) -> N
 
 def _link_late(root: Node, waiting: list[tuple[Node, bytes, bytes, Node]], layer: int) -> list[Node]:
     """Make the links whose targets came later; what is left leads into lower layers."""
-    waiting = [late for late in waiting if late[0].children is not None and late[1] not in late[0].children]
+    open_places = {(id(late[0]), late[1]): late for late in waiting if late[1] not in (late[0].children or {})}
+    waiting = list(open_places.values())  # the last entry of a name counts
     while waiting:
         left = []
         for parent, base, target, node in waiting:

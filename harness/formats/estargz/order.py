@@ -125,11 +125,27 @@ def _names(reading: LayerReading, last: dict[bytes, int]) -> dict[bytes, int]:
         names[b""] = reading.root
     hiding = set(reading.whiteouts.values())
     for path, number in last.items():
-        parent, _, base = path.rpartition(b"/")
-        marker = base.startswith(WHITEOUT_PREFIX) and (base == OPAQUE_MARKER or not base.startswith(AUFS_PREFIX))
-        if number in hiding or (marker and parent in reading.directories):
+        if number in hiding or _counts(path, reading):
             names[path] = number
     return names
+
+
+def _counts(path: bytes, reading: LayerReading) -> bool:
+    """Whether this is a marker that says at the layer's end what it said where it stood.
+
+    It does not when its directory was replaced after it: written again, it would hide what the layer shows.
+    """
+    parent, _, base = path.rpartition(b"/")
+    if base == OPAQUE_MARKER:
+        return parent in reading.opaque
+    if not base.startswith(WHITEOUT_PREFIX) or base.startswith(AUFS_PREFIX):
+        return False
+    hidden = base[len(WHITEOUT_PREFIX) :]
+    below = parent + b"/" + hidden if parent else hidden
+    own = reading.directories.get(parent, {}).get(hidden)
+    if own is None:
+        return below in reading.whiteouts
+    return below in reading.opaque or not reading.is_directory(own)
 
 
 def _opaque(items: dict[bytes, Item]) -> frozenset[bytes]:
