@@ -217,7 +217,7 @@ def _says_opaque(entry: TarEntry) -> bool:
 
 def _reach(root: Node, path: bytes, layer: int, *, make: bool) -> Node | None:
     """The directory that ``path`` leads to inside the root, symbolic links followed; None where it is missing."""
-    above = [root]
+    above: list[tuple[bytes, Node | None]] = [(b"", root)]
     parts = path.split(b"/")[::-1]
     hops = 0
     while parts:
@@ -227,24 +227,25 @@ def _reach(root: Node, path: bytes, layer: int, *, make: bool) -> Node | None:
         if part == b"..":
             above = above[:-1] or above
             continue
-        children = above[-1].children
-        assert children is not None
-        found = children.get(part)
-        if found is None:
-            if not make:
-                return None
-            found = children[part] = _directory(None, layer)
-        if found.children is None:
+        parent = above[-1][1]
+        found = (parent.children or {}).get(part) if parent is not None else None
+        if found is not None and found.children is None:
             hops += 1
             if found.entry is None or found.entry.kind is not Kind.SYMLINK or hops > 40:
                 if make:
                     raise FormatError(f"layer {layer}", f"{path!r} leads through what is no directory")
                 return None
             parts += found.entry.linkname.split(b"/")[::-1]
-            above = [root] if found.entry.linkname[:1] == b"/" else above
+            above = [(b"", root)] if found.entry.linkname[:1] == b"/" else above
             continue
-        above.append(found)
-    return above[-1]
+        above.append((part, found))
+    at = root
+    for part, node in above[1:]:
+        if node is None and not make:
+            return None
+        assert at.children is not None
+        at = node or at.children.setdefault(part, _directory(None, layer))
+    return at
 
 
 def _find(root: Node, path: bytes, layer: int) -> Node | None:

@@ -93,6 +93,20 @@ MEANINGS = (
         [file(b"usr/bin/tool", b"x"), file(b"usr/bin/kept", b"k"), file(b"usr/lib/a", b"a")],
         [symlink(b"bin", b"usr/bin"), file(b"bin/.wh.tool"), symlink(b"lib", b"/usr/lib"), file(b"lib/.wh..wh..opq")],
     ),
+    _shown(
+        "usrmerge-through-nothing", "a link's .. leaves a directory that no layer has: the path is resolved first, and "
+        "that directory is not made",
+        {"bin": "-> missing/../usr/bin", "usr": DIRECTORY, "usr/bin": DIRECTORY, "usr/bin/tool": b"x",
+         "lib": "-> nowhere/lib", "nowhere": DIRECTORY, "nowhere/lib": DIRECTORY},
+        [symlink(b"bin", b"missing/../usr/bin"), file(b"bin/tool", b"x"), symlink(b"lib", b"nowhere/lib"),
+         file(b"lib/.wh.a")],
+    ),
+    _shown(
+        "marker-of-a-replaced-directory", "a marker goes with its directory when a later entry replaces that",
+        {"s": "-> b", "b": DIRECTORY, "b/a": b"low", "b/c": DIRECTORY, "b/c/d": b"d"},
+        [file(b"b/a", b"low")],
+        [symlink(b"s", b"b"), file(b"b/.wh.a"), hard(b"b", b"late"), file(b"s/c/d", b"d")],
+    ),
     _refused(
         "symlink-loop", "links in a circle lead nowhere", "symbolic links",
         [symlink(b"a", b"b"), symlink(b"b", b"a"), file(b"a/x", b"x")],
@@ -187,6 +201,12 @@ MEANINGS = (
     _shown(
         "link-before-target", "a hard link may stand before the file",
         {"a": b"late", "d": DIRECTORY, "d/late": b"late"}, [hard(b"a", b"d/late"), file(b"d/late", b"late")],
+    ),
+    _shown(
+        "links-before-targets-twice", "of links of one name to files that come later the last counts",
+        {"d": b"two", "e": b"two"},
+        [hard(b"d", b".wh..wh.plnk/1"), hard(b"d", b".wh..wh.plnk/2"), hard(b"e", b"d"),
+         file(b".wh..wh.plnk/2", b"two"), file(b".wh..wh.plnk/1", b"one")],
     ),
     _shown(
         "link-keeps-replaced", "a link keeps the file that its target's name stood for",

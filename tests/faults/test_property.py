@@ -46,7 +46,7 @@ Layer = list[Entry]
 
 PARTS = st.sampled_from([b"a", b"b", b"d"])
 PATHS = st.lists(PARTS, min_size=1, max_size=3).map(b"/".join)
-TARGETS = st.builds(lambda up, path: up + path, st.sampled_from([b"", b"", b"/", b"../", b"../../"]), PATHS)
+TARGETS = st.builds(lambda up, path: up + path, st.sampled_from([b"", b"", b"/", b"../", b"../../", b"m/../"]), PATHS)
 WRITTEN = st.builds(
     lambda front, path, back: front + path + back,
     st.sampled_from([b"", b"", b"", b"./", b"/", b"b/../"]), PATHS, st.sampled_from([b"", b"", b"/", b"//."]),

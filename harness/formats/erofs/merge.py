@@ -29,8 +29,9 @@ from harness.errors import FormatError, UnsafePath
 from harness.formats.erofs.layout import NAME_MAX
 from harness.formats.table import Kind
 from harness.formats.tar.limits import OVERLAY_PREFIXES, held_table
-from harness.formats.tar.reading import IMPLIED, read_table
+from harness.formats.tar.reading import IMPLIED
 from harness.formats.tar.stack import lower_links
+from harness.formats.tar.table_reading import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

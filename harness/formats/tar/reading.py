@@ -7,8 +7,9 @@ layer into a directory of its own under OverlayFS, as Docker and containerd do i
 - A later entry of a name replaces the earlier one. A directory over a directory keeps the children and takes the new
   metadata; anything else over a directory removes what it held.
 - An entry below a symbolic link of its own layer goes where the link leads. Links are followed inside the layer's root
-  (``..`` stops there, a target that begins with ``/`` starts there), and what is missing on the way is made. An entry
-  below any other entry that is no directory is refused.
+  (``..`` stops there, a target that begins with ``/`` starts there), and what is missing of that place is made, but
+  nothing that ``..`` leaves again: as containerd and umoci, which resolve the path first. An entry below any other
+  entry that is no directory is refused.
 - A whiteout hides the name in lower layers, wherever it stands, never an entry of its own layer. A directory of the
   same name in the same layer is therefore a new one: opaque. So is a directory that replaced something else in its
   layer, and one with the attribute ``trusted.overlay.opaque=y``, which containerd obeys. A character device 0/0 is
@@ -31,13 +32,11 @@ from typing import TYPE_CHECKING, Final
 
 from harness.errors import FormatError, UnsafePath
 from harness.formats.table import OPAQUE_MARKER, WHITEOUT_PREFIX, Kind
-from harness.formats.tar.limits import MAX_OWNER, OPAQUE_XATTR, check_device, check_owner, check_symlink
-from harness.formats.tar.names import NAME_MAX, check_length, entry_of
+from harness.formats.tar.names import entry_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableSequence, Sequence
 
-    from harness.formats.table import LayerTable
 
 IMPLIED: Final = -1
 """Stands for a directory that no entry describes."""
@@ -241,28 +240,24 @@ class LayerReader:
         return self.kinds[number] if number >= 0 else _DIR
 
     def _enter(self, path: bytes, name: bytes) -> tuple[bytes, dict[bytes, int]]:
-        """(path, names) of the directory that ``path`` leads to; ``name`` is the entry on whose behalf."""
+        """(path, names) of the directory that ``path`` leads to; ``name`` is the entry on whose behalf.
+
+        Only what is missing of the place it leads to is made: nothing that a link's ``..`` leaves again.
+        """
         pending = path.split(b"/")[::-1]
-        at, children, hops = b"", self.directories[b""], 0
+        at, hops = b"", 0
+        children: dict[bytes, int] | None = self.directories[b""]
         while pending:
             part = pending.pop()
             if not part or part == b".":
                 continue
             if part == b"..":
                 at = at.rpartition(b"/")[0]
-                children = self.directories[at]
+                children = self.directories.get(at)
                 continue
             below = at + b"/" + part if at else part
-            number = children.get(part)
-            if number is None:
-                if part[:4] == WHITEOUT_PREFIX:
-                    if part == OPAQUE_MARKER or not part.startswith(AUFS_PREFIX):
-                        raise FormatError(entry_of(name), f"stands below {_show(below)}, which is a marker")
-                    self._aufs.append(below)
-                children[part] = IMPLIED
-                self._implied[at] = None
-                self.directories[below] = {}
-            elif number >= 0 and self.kinds[number] != _DIR:
+            number = None if children is None else children.get(part)
+            if number is not None and number >= 0 and self.kinds[number] != _DIR:
                 kind = self.kinds[number]
                 if kind != _SYMLINK:
                     what = f"stands below {_show(below)}, which is a {_NOUNS[kind]} of this layer and not a directory"
@@ -275,8 +270,24 @@ class LayerReader:
                 if target[:1] == b"/":
                     at, children = b"", self.directories[b""]
                 continue
+            at, children = below, self.directories.get(below)
+        return at, self._made(at, name) if children is None else children
+
+    def _made(self, path: bytes, name: bytes) -> dict[bytes, int]:
+        """The names of a directory that is missing, or some above it: all are made."""
+        at, children = b"", self.directories[b""]
+        for part in path.split(b"/"):
+            below = at + b"/" + part if at else part
+            if part not in children:
+                if part[:4] == WHITEOUT_PREFIX:
+                    if part == OPAQUE_MARKER or not part.startswith(AUFS_PREFIX):
+                        raise FormatError(entry_of(name), f"stands below {_show(below)}, which is a marker")
+                    self._aufs.append(below)
+                children[part] = IMPLIED
+                self._implied[at] = None
+                self.directories[below] = {}
             at, children = below, self.directories[below]
-        return at, children
+        return children
 
     def _is_marker(self, number: int, name: bytes, parent: bytes, base: bytes, children: dict[bytes, int]) -> bool:
         """Note a whiteout or an opaque marker; false for aufs's bookkeeping, which is kept aside until the end."""
@@ -447,89 +458,6 @@ class LayerReader:
             return False
         self._let_go(path, number)
         return True
-
-
-def read_table(table: LayerTable, where: str) -> LayerReading:
-    """Read a layer whose entries are there as columns; ``where`` names it in errors.
-
-    Raises FormatError and UnsafePath for what no unpacker could make: such entries are refused in every mode.
-    """
-    try:
-        _check_columns(table)
-        devices = frozenset(index for index, device in table.rdevs.items() if device == (0, 0))
-        whiteouts = frozenset(index for index in devices if table.kinds[index] == Kind.CHAR)
-        opaque = frozenset(
-            index
-            for index, attributes in table.xattrs.items()
-            if attributes.get(OPAQUE_XATTR) == b"y" and table.kinds[index] == Kind.DIR
-        )
-        return read_entries(table.names, table.kinds.tobytes(), table.links, whiteouts=whiteouts, opaque=opaque)
-    except FormatError as error:
-        raise type(error)(f"{where}, {error.where}", error.what) from None
-
-
-def _check_columns(table: LayerTable) -> None:
-    if not len(table):
-        return
-    if len(max(table.names, key=len)) > NAME_MAX:
-        for name in table.names:
-            check_length(name)
-    for owners in (table.uids, table.gids):
-        if int(owners.max()) > MAX_OWNER:
-            at = int(owners.argmax())
-            check_owner(table.names[at], int(table.uids[at]), int(table.gids[at]))
-    for index, target in table.links.items():
-        if table.kinds[index] == Kind.SYMLINK:
-            check_symlink(table.names[index], target)
-    for index, device in table.rdevs.items():
-        check_device(table.names[index], *device)
-
-
-def read_entries(
-    names: Sequence[bytes],
-    kinds: Sequence[int],
-    links: Mapping[int, bytes],
-    *,
-    whiteouts: frozenset[int] = frozenset(),
-    opaque: frozenset[int] = frozenset(),
-) -> LayerReading:
-    """Read a whole layer whose entries are there as columns (see ``LayerTable``).
-
-    ``whiteouts`` are the character devices 0/0, ``opaque`` the directories with that attribute. An entry for which
-    there is nothing to decide takes a quarter of a microsecond; every other goes through ``LayerReader.place``.
-    """
-    reader = LayerReader(kinds, links)
-    directories = reader.directories
-    ways = bytearray(kinds)
-    for number in (*whiteouts, *opaque):
-        ways[number] = _HARDLINK + 1
-    last, children = b"", directories[b""]
-    for number, kind, name in zip(range(len(names)), ways, names, strict=True):
-        parent, _, base = name.rpartition(b"/")
-        if parent != last:
-            found = directories.get(parent)
-            if found is not None:
-                last, children = parent, found
-        if (
-            kind >= 8  # Kind.HARDLINK: looking members up would cost a third of this loop
-            or parent != last
-            or base in children
-            or (base < b"/" and (not base or base[:4] == b".wh."))
-        ):
-            reader.place(
-                number,
-                name,
-                kinds[number],
-                links.get(number, b""),
-                whiteout=number in whiteouts,
-                opaque=number in opaque,
-            )
-            last, children = b"", directories[b""]
-            continue
-        children[base] = number
-        if kind == 2:  # Kind.DIR
-            directories[name] = {}
-    return reader.finish()
 
 
 def _to_directory(name: bytes, target: bytes) -> FormatError:

@@ -13,8 +13,9 @@ import numpy as np
 
 from harness.formats.table import Kind
 from harness.formats.tar.limits import OPAQUE_XATTR as _OPAQUE
-from harness.formats.tar.reading import IMPLIED, read_table
+from harness.formats.tar.reading import IMPLIED
 from harness.formats.tar.stack import lower_links
+from harness.formats.tar.table_reading import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
