@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import subprocess
 import threading
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,11 +15,12 @@ import pytest
 
 from harness.errors import MachineError
 from harness.machine.gate_process import GateProcess
+from harness.machine.machine import Machine
+from harness.machine.network import SimulatedNetwork
+from harness.model.shape import parse_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-pytestmark = pytest.mark.files
 
 BLOB = bytes(range(256)) * 4000
 
@@ -50,6 +53,9 @@ class Blobs(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+files = pytest.mark.files
+
+
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[tuple[str, int]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Blobs) as server:
@@ -77,6 +83,7 @@ def get(
     return answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
 
 
+@files
 def test_it_passes_everything_on(gate: GateProcess) -> None:
     """Whole blobs, ranges, heads and chunked answers, over one connection."""
     with closing(connect(gate)) as connection:
@@ -88,6 +95,7 @@ def test_it_passes_everything_on(gate: GateProcess) -> None:
         assert get(connection)[:2] == (200, BLOB)
 
 
+@files
 def test_a_gate_that_refuses(gate: GateProcess) -> None:
     """Open connections are reset and new ones refused by the kernel; afterwards it listens at the same port."""
     with closing(connect(gate)) as connection:
@@ -102,6 +110,7 @@ def test_a_gate_that_refuses(gate: GateProcess) -> None:
         assert get(connection)[0] == 200
 
 
+@files
 def test_a_gate_that_is_unavailable(gate: GateProcess) -> None:
     """Requests are answered 503, also on connections that are open, and then well again."""
     with closing(connect(gate)) as connection:
@@ -112,6 +121,7 @@ def test_a_gate_that_is_unavailable(gate: GateProcess) -> None:
         assert get(connection)[:2] == (200, BLOB)
 
 
+@files
 @pytest.mark.parametrize("gate", [True], indirect=True)
 def test_tokens_that_are_revoked(gate: GateProcess) -> None:
     """A request needs a token of the realm that its challenge names; revoked, there is none until the gate mends."""
@@ -137,6 +147,7 @@ def test_tokens_that_are_revoked(gate: GateProcess) -> None:
         assert get(connection, Authorization=f"Bearer {token()[1]}")[0] == 200
 
 
+@files
 def test_what_it_does_not_know(gate: GateProcess) -> None:
     """Another state is an error that names it, and the gate goes on; one that has ended says so."""
     with pytest.raises(MachineError, match="did not become 'ajar'"):
@@ -145,3 +156,43 @@ def test_what_it_does_not_know(gate: GateProcess) -> None:
     gate.stop()
     with pytest.raises((MachineError, ValueError)):
         gate.become("pass")
+
+
+_TRY = """\
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), 0.5)
+    print("reached")
+except TimeoutError:
+    print("silence")
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.root
+def test_a_machine_whose_supply_fails() -> None:
+    """The gate stands where the machine sees its registry; a cut link drops packets without a word. Both mend."""
+    with SimulatedNetwork("test") as network, socket.create_server((network.address, 0)) as registry:
+        upstream = (network.address, registry.getsockname()[1])
+        with Machine(
+            parse_shape("unlimited"), scratch_bytes=64 << 20, registry_upstream=upstream, gated="open"
+        ) as machine:
+
+            def connect() -> str:
+                argv = ["python3", "-S", "-c", _TRY, *machine.registry.split(":")]
+                return machine.spawn(argv, stdout=subprocess.PIPE).communicate()[0].decode().strip()
+
+            assert machine.registry.startswith(f"{machine.host_address}:"), "not the registry itself"
+            assert connect() == "reached"
+            machine.ways.cut(True)
+            assert connect() == "silence"
+            machine.ways.cut(False)
+            assert connect() == "reached"
+            machine.ways.gate.become("refuse")
+            assert connect() == "Connection refused"
+            machine.ways.gate.become("pass")
+            assert connect() == "reached"
+        with Machine(parse_shape("unlimited"), scratch_bytes=64 << 20, registry_upstream=upstream) as plain:
+            with pytest.raises(MachineError, match="without a gate"):
+                plain.ways.gate.become("503")
