@@ -14,12 +14,13 @@ from harness.errors import NothingToCompare
 from harness.report import faults, wording
 from harness.report.cells import Table, cells
 from harness.report.comparison import compare
-from harness.report.sessions import host_of, load
+from harness.report.sessions import load
 from harness.report.tables import markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from harness.model.session import SessionHeader
     from harness.report.comparison import Group
     from harness.report.sessions import Sessions
 
@@ -41,7 +42,7 @@ def _group(group: Group, sessions: Sessions) -> list[str]:
     mine = [o for o in sessions.fault_observations if o.case.scenario == group.key.scenario]
     valid = sum(o.valid for o in mine)
     days = sorted({header.created_at[:10] for header in sessions.headers})
-    hosts = "; ".join(sorted({host_of(header) for header in sessions.headers}))
+    hosts = "; ".join(sorted({_host(header) for header in sessions.headers}))
     said = f"`coldbench run {group.key.scenario}`, {' to '.join(dict.fromkeys((days[0], days[-1])))}; {hosts}."
     out = [
         f"## {group.key.title}", "",
@@ -56,6 +57,11 @@ def _group(group: Group, sessions: Sessions) -> list[str]:
     if left_out:
         out += ["What is in no number:", "", *(f"- {wording.markdown(reason)}" for reason in left_out), ""]
     return out
+
+
+def _host(header: SessionHeader) -> str:
+    release = str(header.host.get("kernel", ""))
+    return f"{header.host.get('cores', '?')} cores, kernel {'.'.join(release.split('.')[:2]) or '?'}"
 
 
 def _starts(group: Group) -> Table:

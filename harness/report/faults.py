@@ -234,17 +234,30 @@ def rest(lines: Sequence[FaultLine]) -> Table:
                     wording.seconds(struck.median(lambda t: t.onset_s)),
                     ", ".join(hit) or "nothing to hit",
                     str(sum(reads.tried for reads in struck.reads)),
-                    _factor(
-                        struck.median(lambda t: t.received_before_bytes / t.image_bytes if t.image_bytes else None)
-                    ),
-                    _factor(struck.median(lambda t: t.received_bytes / t.image_bytes if t.image_bytes else None)),
+                    _factor(struck.median(lambda t: _share(t.received_before_bytes, t))),
+                    _factor(struck.median(lambda t: _share(t.received_bytes, t))),
                     _resumes(struck),
-                    wording.seconds(struck.median(lambda t: t.unhealthy_s)),
-                    wording.seconds(struck.median(lambda t: t.falsely_healthy_s)),
-                    wording.seconds(struck.median(lambda t: t.listing_healthy_s)),
+                    *_health(struck),
                 )
             )
     return Table(head, tuple(rows))
+
+
+def _share(received_bytes: int, trial: FaultObservation) -> float | None:
+    """Of the image; None where nothing was counted."""
+    return received_bytes / trial.image_bytes if trial.image_bytes and received_bytes else None
+
+
+def _health(struck: Struck) -> tuple[str, str, str]:
+    """How long reads failed, and two probes said that all is well; nothing where none failed."""
+    unhealthy = struck.median(lambda t: t.unhealthy_s)
+    if not unhealthy:
+        return wording.NO_NUMBER, wording.NO_NUMBER, wording.NO_NUMBER
+    return (
+        wording.seconds(unhealthy),
+        f"{struck.median(lambda t: t.falsely_healthy_s):.0f} s",
+        f"{struck.median(lambda t: t.listing_healthy_s):.0f} s",
+    )
 
 
 def _factor(value: float | None) -> str:

@@ -67,6 +67,8 @@ def observation(
         failure = Failure(kind="MachineError", message=f"left behind: {', '.join(seen.leftovers)}", phase="tear-down")
     broken = (*validity.check(witness.evidence(None)), *witness.found_invalid)
     details = {key: witness.details[key] for key in ("traceback", "engine_log") if key in witness.details}
+    if versions := witness.details.get("versions"):
+        details["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     return FaultObservation(
         coldbench_version=__version__,
         session=setup.session,
