@@ -22,6 +22,7 @@ WRONG_BYTES = "WrongBytes"
 #: Rules that say that this was not a start of the case; the others judge times, or are what the fault brings about.
 _RULES = frozenset({"not-lazy", "fuse-in-full-pull", "not-there", "limits-not-as-asked"})
 _LOG_CHARACTERS = 2000
+_DETAILS: tuple[str, ...] = ("traceback", "engine_log")
 
 
 @dataclass
@@ -66,7 +67,7 @@ def observation(
     if seen.leftovers and failure is None:
         failure = Failure(kind="MachineError", message=f"left behind: {', '.join(seen.leftovers)}", phase="tear-down")
     broken = (*validity.check(witness.evidence(None)), *witness.found_invalid)
-    details = {key: witness.details[key] for key in ("traceback", "engine_log") if key in witness.details}
+    details = {key: witness.details[key] for key in _DETAILS if key in witness.details}
     if versions := witness.details.get("versions"):
         details["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     return FaultObservation(
