@@ -337,6 +337,34 @@ class Setups:
         ready_s = observation.time_to_ready_s or 0.0
         return observation, [touch for touch in touches if touch.t_s <= ready_s]
 
+    def trace_use(self, case: PlannedCase) -> tuple[str, ...]:
+        """Returns the paths that a start reads, and then the scenario's own commands, each run once after it.
+
+        The program's own workloads are left out: they read what is dealt to them, and nobody needs those files. The
+        result is kept, by image and by what is run. Raises WorkloadError when the trial fails.
+        """
+        scenario = self.scenarios[case.case.scenario]
+        commands = [
+            workload.model_copy(update={"temperatures": ("cold",)})
+            for workload in scenario.runtime.workloads
+            if workload.arguments
+        ]
+        runtime = scenario.runtime.model_copy(update={"workloads": tuple(commands), "reference_s": 0.0})
+        material = self.material(scenario)
+        path = traces.place_of_use(self.preparer.cache, material.digest, scenario.workload, runtime)
+        known = traces.load(path)
+        if known is not None:
+            return known.paths
+        self.progress.preparing(scenario.name, "tracing a start and the commands after it")
+        self.publish(case)
+        only = scenario.model_copy(update={"runtime": runtime})
+        runner = self._make_workloads(only, material, ()) if commands else None
+        touches: list[Touch] = []
+        self._side_trial(case, "trace", touches, workloads=runner)
+        seen = traces.recorded(touches)
+        traces.save(path, seen)
+        return seen.paths
+
     def _calibrate(self, scenario: Scenario, material: Material) -> float:
         """Returns the workload's core-seconds from its start until ready, as the bound takes them."""
         assert self.bounder is not None
@@ -365,8 +393,10 @@ class Setups:
         what: str,
         touches: list[Touch] | None = None,
         ranges: list[ReadRange] | None = None,
+        workloads: WorkloadRunner | None = None,
     ) -> Observation:
         setup = self.setup(PlannedTrial(trial=0, block=0, case=case.case.key), case, touches, side=True)
+        setup = replace(setup, workloads=workloads)
         if ranges is not None:
             setup = replace(setup, ranges=ranges)
         observation = run_trial(setup)

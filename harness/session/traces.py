@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.lazyfs.messages import Touch
-    from harness.model.workload import Workload
+    from harness.model.workload import Runtime, Workload
     from harness.oci.cache import Cache
 
 TRACES_VERSION = 3
@@ -37,6 +37,12 @@ def key_of(image_digest: str, workload: Workload) -> str:
 def place(cache: Cache, image_digest: str, workload: Workload) -> Path:
     """Returns where the list of one workload on one image is kept."""
     return cache.root / "traces" / f"{key_of(image_digest, workload)}.v{TRACES_VERSION}.json"
+
+
+def place_of_use(cache: Cache, image_digest: str, workload: Workload, runtime: Runtime) -> Path:
+    """Returns where the trace of one workload and of the commands that run after it is kept."""
+    after = hashlib.sha256(runtime.model_dump_json(include={"workloads"}).encode()).hexdigest()[:16]
+    return cache.root / "traces" / f"{key_of(image_digest, workload)}-{after}.use.v{TRACES_VERSION}.json"
 
 
 def load(path: Path) -> Recorded | None:

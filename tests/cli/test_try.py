@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 
 
 def run_try(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_coldbench(place, "try", *arguments)
+
+
+def run_coldbench(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "harness", "try", *arguments],
+        [sys.executable, "-m", "harness", *arguments],
         cwd=place,
         env={**os.environ, "COLDBENCH_CACHE": str(place / "cache")},
         capture_output=True,
@@ -55,6 +60,16 @@ def test_an_answer_without_a_scenario_file(tmp_path: Path) -> None:
     kept = scenarios.load(tmp_path / "r.toml")
     assert kept.workload.command == ("/bin/probe", "exit")
     assert "coldbench run r.toml" in done.stdout
+    advised = run_coldbench(tmp_path, "advise", "r", "--shape", shape, "--shape", "cpu=0.25,memory=128M", "--json")
+    assert advised.returncode == 0, advised.stderr
+    (advice,) = json.loads(advised.stdout)
+    assert [(choice["measured"], choice["shape"]) for choice in advice["choices"]] == [
+        (True, shape),
+        (False, "cpu=0.25,memory=128M"),
+    ]
+    assert advice["choices"][1]["ready_s"] > 0
+    assert advice["contents"]["files_read"] >= 1
+    assert advice["read_in"] == "a start"
 
 
 @pytest.mark.files
