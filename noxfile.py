@@ -171,6 +171,11 @@ def lock(session: nox.Session) -> None:
     # The same versions, and what JupyterLab needs beside them.
     extras = ("--extra", "dev", "--extra", "notebook", "--constraint", "constraints.txt")
     session.run(*compiled, *together, *extras, "--output-file", "constraints-notebook.txt", "pyproject.toml")
+    # What the program itself needs, and what builds it: for its container, and for any host that wants no more.
+    building = Path(session.create_tmp()) / "build.in"
+    building.write_text("hatchling>=1.24\n")
+    only = ("--constraint", "constraints.txt", "--output-file", "constraints-run.txt")
+    session.run(*compiled, *only, "pyproject.toml", str(building))
     apart = Path(session.create_tmp()) / "apart.in"
     apart.write_text("apache-otava==0.8.0\npyfuse3>=3.5\n")
     session.run(*compiled, "--no-deps", "--output-file", "constraints-apart.txt", str(apart))

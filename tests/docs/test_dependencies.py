@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-FILES = ("constraints.txt", "constraints-notebook.txt", "constraints-apart.txt")
+FILES = ("constraints.txt", "constraints-notebook.txt", "constraints-run.txt", "constraints-apart.txt")
 ROOT = Path(__file__).parents[2]
 PIN = re.compile(r"(?P<name>[a-z0-9.-]+)==\S+ (?P<rest>.*)")
 
@@ -46,6 +46,16 @@ def test_every_dependency_is_pinned() -> None:
     for file, wanted in (("constraints.txt", named), ("constraints-notebook.txt", [*named, *notebook])):
         pinned = {pin["name"] for name in (file, "constraints-apart.txt") for pin in pins(name)}
         assert {canonical(one) for one in wanted} - {"coldbench"} - pinned == set()
+
+
+def test_what_runs_is_what_was_tried() -> None:
+    """The container's pins are those of the development environment, version by version, and hold all it needs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    tried = {pin["name"]: pin[0].split()[0] for pin in pins("constraints.txt")}
+    run = {pin["name"]: pin[0].split()[0] for pin in pins("constraints-run.txt")}
+    assert {name: pin for name, pin in run.items() if tried.get(name) != pin} == {}
+    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    assert {canonical(one) for one in wanted} - run.keys() == set()
 
 
 def test_nothing_else_is_installed() -> None:
