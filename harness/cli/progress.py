@@ -1,4 +1,4 @@
-"""Draws a run's progress: a live line with rich on a terminal, plain lines elsewhere (logs, CI)."""
+"""Draws a run's progress: one live display on a terminal, a line per trial elsewhere (logs, CI)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from harness.session.progress import fault_summary, output_of, summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from rich.progress import Progress as Bar
 
     from harness.model.faults import FaultObservation
     from harness.model.observation import Observation
@@ -84,75 +82,18 @@ class PlainProgress:
         self._print(f"[{self._position}/{self._total}] {fault_summary(observation)}{left}")
 
 
-class LiveProgress:
-    """A line that shows what runs, its phase, the time it has taken and the time that is left."""
-
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-        self._said = OncePerCase()
-        self._whole = bar.add_task("session", total=None, phase="", left="")
-        self._step: int | None = None
-        self._total = 0
-
-    def session(self, plan: Plan, finished: int, remaining_s: float) -> None:
-        self._total = len(plan.trials)
-        self._bar.update(self._whole, total=self._total, completed=finished, left=f"{duration(remaining_s)} left")
-        self._bar.console.print(f"{self._total} trials of {len(plan.cases)} cases, seed {plan.seed}", highlight=False)
-
-    def _begin(self, description: str, total: float | None) -> None:
-        if self._step is not None:
-            self._bar.remove_task(self._step)  # type: ignore[arg-type]
-        self._step = self._bar.add_task(description, total=total, phase="", left="")
-
-    def preparing(self, scenario: str, what: str) -> None:
-        self._begin(f"{scenario}: {what}", None)
-
-    def preparing_bytes(self, done: int, total: int) -> None:
-        if self._step is not None:
-            left = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else ""
-            self._bar.update(self._step, completed=done, total=total or None, left=left)  # type: ignore[arg-type]
-
-    def remark(self, text: str) -> None:
-        self._bar.console.print(f"note: {text}", style="yellow", markup=False, highlight=False, emoji=False)
-
-    def trial(self, trial: PlannedTrial, position: int, remaining_s: float) -> None:
-        self._begin(f"[{position}/{self._total}] {trial.case}", None)
-        self._bar.update(self._whole, left=f"{duration(remaining_s)} left")
-
-    def phase(self, name: str) -> None:
-        if self._step is not None:
-            self._bar.update(self._step, phase=name)  # type: ignore[arg-type]
-
-    def ended(self, observation: Observation, remaining_s: float) -> None:
-        style = "red" if observation.failure else "yellow" if observation.invalid else None
-        text = "\n".join([summary(observation), *self._said(observation)])
-        self._bar.console.print(text, style=style, markup=False, highlight=False)
-        self._bar.update(self._whole, advance=1, left=f"{duration(remaining_s)} left")
-
-    def fault_ended(self, observation: FaultObservation, remaining_s: float) -> None:
-        style = "red" if observation.failure else "yellow" if observation.invalid else None
-        self._bar.console.print(fault_summary(observation), style=style, markup=False, highlight=False)
-        self._bar.update(self._whole, advance=1, left=f"{duration(remaining_s)} left")
-
-
 @contextmanager
 def make_progress(stream: IO[str]) -> Iterator[Progress]:
-    """The progress for a stream: live on a terminal, plain lines elsewhere and in CI."""
+    """The progress for a stream: one live display on a terminal, a line per trial elsewhere and in CI."""
     if not stream.isatty() or os.environ.get("CI"):
         yield PlainProgress(stream)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.live import Live
 
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[phase]}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
-    # Twice a second: drawing costs CPU on the host that is being measured.
-    console = Console(file=stream, soft_wrap=True, emoji=False)
-    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bar:
-        yield LiveProgress(bar)
+    from harness.cli.live import LiveProgress
+
+    # Twice a second: drawing costs CPU on the host that is being measured. What it showed last stays.
+    console = Console(file=stream, emoji=False, highlight=False)
+    with Live(console=console, refresh_per_second=2) as live:
+        yield LiveProgress(console, live)

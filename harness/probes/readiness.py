@@ -21,6 +21,7 @@ from harness.errors import (
     WorkloadExited,
 )
 from harness.probes.knocking import Knocker
+from harness.probes.listening import described, listeners
 from harness.probes.output import OutputReader
 
 if TYPE_CHECKING:
@@ -184,7 +185,8 @@ class ReadinessProbe:
             f"{getattr(readiness, 'status', 0)}",
         }[readiness.kind]
         found = f" (last answer: {self._knocker.last_answer})" if self._knocker and self._knocker.last_answer else ""
-        return f"not ready within {readiness.timeout_s:g} s: waited for {wanted}{found}{self._said()}"
+        there = described(listeners(self._machine.namespace_pid))
+        return f"not ready within {readiness.timeout_s:g} s: waited for {wanted}{found}; {there}{self._said()}"
 
 
 def _describe(code: int | None) -> str:

@@ -126,6 +126,15 @@ def test_not_ready_in_time(
 
 
 @pytest.mark.root
+def test_what_listens_inside_is_said(machine: Machine, registry: TestRegistry) -> None:
+    """A server on another port than the one that was waited for is the usual mistake: the message names its port."""
+    wrong = TcpReadiness(kind="tcp", port=PORT + 1, timeout_s=1)
+    with probing(machine, registry, wrong, "listen", str(PORT)) as probe, pytest.raises(NotReady) as caught:
+        probe.wait()
+    assert re.search(rf"; inside listen: \S*:{PORT}\b", str(caught.value))
+
+
+@pytest.mark.root
 def test_out_of_memory(small_machine: Callable[..., Machine], registry: TestRegistry) -> None:
     """A workload that the kernel killed for memory is told as that."""
     where = small_machine("cpu=1,memory=64M")
