@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 READY_FORMS = "exit, tcp:PORT, http:PORT/PATH, stdout:REGEX or stderr:REGEX"
 #: Ports at which a web server answers more often than not.
 _WEB_PORTS = frozenset({80, 3000, 5000, 8000, 8080})
+#: What a person means as a path: no image's name begins or ends like this.
+_PATH = re.compile(r"^(?:\.{0,2}/)|^[^:]*\.(?:tar|tgz|tar\.gz)$")
 _PROGRAM_DIRECTORIES = ("/usr/local/bin/", "/usr/bin/", "/bin/", "/opt/java/openjdk/bin/")
 #: A start of the language itself, which touches its library as a program does, by the program's name.
 _LANGUAGES = (
@@ -64,6 +66,8 @@ def image_source(name: str) -> dict[str, str]:
         return {"archive": os.path.abspath(name)}
     if os.path.isdir(name.partition(":")[0]):
         name = f"oci:{name}"
+    if _PATH.search(name):
+        raise UsageError(f"{name}: there is no such file or directory")
     transport, colon, _ = name.partition(":")
     if not colon or transport not in {"docker", "oci", "oci-archive", "docker-archive"}:
         name = f"docker://{canonical_name(name)}"

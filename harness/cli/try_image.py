@@ -102,7 +102,7 @@ def _said_once() -> Callable[[str, int, int], None]:
 def _draft(wish: Wish, cache: Cache) -> Draft:
     """The scenario for the image, which is copied here unless it is there already."""
     from harness.drafting import draft, image_source, parse_ready
-    from harness.images.catalog import materialise
+    from harness.images.catalog import materialise, refuse_foreign
     from harness.model.image import ImageSpec
     from harness.model.shape import parse_shape
     from harness.oci.location import open_source
@@ -116,6 +116,7 @@ def _draft(wish: Wish, cache: Cache) -> Draft:
     reference = materialise(spec, cache, _said_once())
     with open_source(reference) as source:
         found = source.resolve()
+        refuse_foreign(found, wish.image)
         paths = [] if wish.quick else [file.path for file in list_files(source, found, cache.root)]
     return draft(wish, found.config.get("config") or {}, frozenset(paths))
 

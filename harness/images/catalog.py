@@ -14,6 +14,7 @@ from harness.errors import ImageNotFound, UsageError
 from harness.images.registry_copies import fetch
 from harness.model.image import parse_compression
 from harness.oci.cache import Cache
+from harness.oci.descriptor import Platform
 from harness.oci.location import copy_image, open_source
 from harness.oci.recipe.recipe import TAG, build_recipe, recipe_place
 from harness.oci.reference import Reference, parse_reference
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from harness.images.registry_copies import Lookup
     from harness.model.image import Compression, ImageSpec
+    from harness.oci.image import Image
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -65,6 +67,16 @@ def materialise(
 ) -> Reference:
     """An ``oci:`` reference to the image; nothing is built or copied a second time."""
     return obtain(spec, cache, report).layout
+
+
+def refuse_foreign(image: Image, called: str) -> None:
+    """Raises UsageError for an image that this host cannot run: a name may lead to one platform's manifest alone."""
+    here = Platform.of_host()
+    if image.platform.os and image.platform.architecture and not here.accepts(image.platform):
+        raise UsageError(
+            f"{called}: the image is for {image.platform}, and this host runs {here}; name an image for it, or "
+            "an index that holds one"
+        )
 
 
 def obtain(

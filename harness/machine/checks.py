@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from harness.errors import HostUnfit
-from harness.machine import cgroup, host, network_filter, shaping
+from harness.machine import cgroup, host, network_filter, shaping, surroundings
 from harness.machine.devices import STANDARD
 from harness.machine.records import Record, recorded_directory
+from harness.machine.scratch import default_directory
+from harness.oci.cache import cache_root
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -51,7 +53,38 @@ def run_checks(facts: host.HostFacts) -> list[Check]:
         checks += _shaping()
     checks += _tools()
     checks += _noise(facts)
+    checks += _surroundings()
     return checks
+
+
+def _surroundings() -> list[Check]:
+    """What is different in a container; nothing on a host."""
+    kind = surroundings.container()
+    if not kind:
+        return []
+    found = [
+        Check("container", "ok", f"this runs in one ({kind}): the kernel, its modules and its noise are the host's")
+    ]
+    limit = surroundings.cpu_limit_cores()
+    if limit is not None:
+        text = f"the container may use {limit:g} cores: machines, registry and harness share them"
+        found.append(Check("its CPU limit", "warn", text, "run it without --cpus and --cpu-quota"))
+    if not surroundings.sees_host_groups(cgroup.find_mounts()):
+        text = "a namespace of its own, with this process at its root"
+        found.append(Check("its control groups", "warn", text, "--cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup"))
+    stacked = surroundings.stacked_places(cache_root())
+    if stacked:
+        text = f"on the container's overlay: {', '.join(stacked)}; recipes cannot be built there, disks are slow"
+        found.append(
+            Check("its directories", "warn", text, "-v coldbench:/var/lib/coldbench, or COLDBENCH_CACHE and _SCRATCH")
+        )
+    if not Path(f"/lib/modules/{os.uname().release}").exists():
+        text = "not seen here: what says modprobe below or above is to be done on the host"
+        found.append(Check("its modules", "ok", text))
+    if not surroundings.records_are_shared():
+        text = "its own: after a kill -9 the host's `coldbench clean` knows nothing of what it left"
+        found.append(Check("its records", "ok", text, "-v /run/coldbench:/run/coldbench shares them"))
+    return found
 
 
 def _cgroups(root: bool) -> Check:
@@ -83,8 +116,15 @@ def _cgroups(root: bool) -> Check:
     return Check("cgroups", "ok", f"version {mounts.version}{lists}", note)
 
 
+def _disk() -> Path:
+    """Where machines' disks lie, too: what an overlay refuses must not be tried on one."""
+    place = default_directory()
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
 def _mounts() -> list[Check]:
-    with recorded_directory("doctor") as top:
+    with recorded_directory("doctor", _disk()) as top:
         (top / "mnt").mkdir()
         (top / "empty").mkdir()
         image = top / "erofs.img"

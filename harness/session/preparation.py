@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness.images.catalog import obtain
+from harness.images.catalog import obtain, refuse_foreign
 from harness.model.modes import Form
 from harness.model.session import Preparation
 from harness.oci.layout import LayoutStore
@@ -138,7 +138,9 @@ class Preparer:
             if lookup is not None and lookup.news:
                 self.progress.remark(lookup.news)
             with open_source(obtained.layout) as source:
-                found = LocalImage(obtained.layout, source.resolve())
+                image = source.resolve()
+                refuse_foreign(image, str(obtained.layout.called or obtained.layout))
+                found = LocalImage(obtained.layout, image)
             self._note(
                 scenario,
                 Form.IMAGE,

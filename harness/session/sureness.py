@@ -43,7 +43,8 @@ class Enough:
     def goes_on(self, block: int, seen: tuple[Observation, ...]) -> bool:
         """Whether the block is to run; ``block`` counts from 0, so it is how many are done."""
         self.tell(seen)
-        if self.clock_s() >= self.until_s:
+        if self.clock_s() >= self.until_s or not any(o.valid for o in seen):
+            # Where nothing was ready in a whole block, further ones would say the same.
             return False
         return not (block in self.levels and _all_differ(seen, self.levels[block]))
 
