@@ -31,8 +31,8 @@ def _table(out: Console, head: Sequence[str], lines: Sequence[Sequence[str]], ti
 
     out.print(f"\n{title}", markup=False)
     table = Table(box=None, pad_edge=False)
-    for number, column in enumerate(head):
-        table.add_column(column, justify="left" if not number else "default", overflow="fold")
+    for column in head:
+        table.add_column(column, overflow="fold")
     for line in lines:
         table.add_row(*(str(cell).replace("[", r"\[") for cell in line))
     out.print(table)
@@ -40,7 +40,6 @@ def _table(out: Console, head: Sequence[str], lines: Sequence[Sequence[str]], ti
 
 def _print_choices(out: Console, choices: Sequence[Choice]) -> None:
     from harness.report import wording
-    from harness.report.prediction import ERROR
 
     lines = []
     for choice in choices:
@@ -49,21 +48,20 @@ def _print_choices(out: Console, choices: Sequence[Choice]) -> None:
             lines.append([choice.shape, "not predicted", choice.why_not, "", "", ""])
             continue
         about = "" if choice.measured else "~"
+        between = "" if choice.measured else f" ({choice.low_s:.3g} to {choice.high_s:.3g})"
         instead = f"{about}{wording.seconds(choice.against_ready_s)} ({choice.against})" if choice.against else ""
         lines.append(
             [
                 choice.shape,
                 how,
                 choice.use,
-                f"{about}{wording.seconds(choice.ready_s)}",
+                f"{about}{wording.seconds(choice.ready_s)}{between}",
                 instead,
                 ", ".join(choice.ties),
             ]
         )
     head = ("machine", "how", "use", "ready", "instead of", "as good")
-    _table(
-        out, head, lines, f"Which mode (predictions are within {100 * ERROR:.0f} % of what was measured to check them):"
-    )
+    _table(out, head, lines, "Which mode (~: the middle of a predicted range, which is in parentheses):")
 
 
 def _megabytes(size: float) -> str:
@@ -152,4 +150,4 @@ def _print_worth(out: Console, advice: Advice, starts: float, builds: float) -> 
         for r in advice.repacked
     ]  # fmt: skip
     head = ("mode", "layers", "size", "now", "predicted", "sooner")
-    _table(out, head, lines, "Compressing less (predicted on the first machine measured):")
+    _table(out, head, lines, "Compressing less (the middle of what is predicted on the first machine measured):")

@@ -27,6 +27,7 @@ def bench(
 ) -> None:
     """Run scenarios under every mode they name, then print the comparison and where the report is."""
     from harness.cli.run import counted, run_session, select, typed
+    from harness.cli.terminal_report import print_report
     from harness.report.publish import publish
     from harness.session.opening import RunOptions
 
@@ -47,7 +48,7 @@ def bench(
         print(published.as_json())
     else:
         print()
-        print(published.markdown)
+        print_report(published)
         print(f"Report: {published.html_path.resolve()}")
     if outcome.failed:
         # Failed trials are part of the comparison, which shows them with their reasons.

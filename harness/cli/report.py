@@ -16,6 +16,7 @@ def report(
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON instead of the table."),
 ) -> None:
     """Render a session: table, timelines, CPU, bytes, run-time overhead; prints the table and the report's place."""
+    from harness.cli.terminal_report import print_report
     from harness.errors import NothingToCompare
     from harness.report.publish import publish, write_figures
 
@@ -24,7 +25,7 @@ def report(
     if as_json:
         print(published.as_json())
     else:
-        print(published.markdown)
+        print_report(published)
         for path in drawn:
             print(f"Figure: {path}")
         print(f"Report: {published.html_path}")

@@ -78,11 +78,12 @@ def _say_so_far(seen: Sequence[Observation]) -> None:
 
 
 def _finish(directory: Path, file: Path) -> None:
+    from harness.cli.terminal_report import print_report
     from harness.report.publish import publish
 
     published = publish(directory)
     print()
-    print(published.markdown)
+    print_report(published)
     print(f"Report: {published.html_path.resolve()}")
     print(f"Next: edit {file}, then: coldbench run {file}")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from harness.report.answer import answer
 from harness.report.comparison import compare, label_of
 from harness.report.contents import order
-from harness.report.prediction import ERROR, obstacle, parts_of, predict
+from harness.report.prediction import obstacle, parts_of, predict
 from harness.report.worth import Variant, repacked, worth
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from harness.report.worth import Repacked, Worth
 
 
+TIE = 0.2
+"""Modes whose predicted middles are closer than this are a tie: what is left out of a prediction is alike for all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Which mode on one machine. Predicted figures rest on the parts measured on ``measured_on``.
@@ -36,11 +40,14 @@ class Choice:
     measured: bool
     use: str | None
     ready_s: float
+    """Measured median, or the middle of the predicted range ``low_s`` to ``high_s``."""
     against: str | None = None
     against_ready_s: float = math.nan
     ties: tuple[str, ...] = ()
     measured_on: str = ""
     why_not: str = ""
+    low_s: float = math.nan
+    high_s: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +126,20 @@ def _predicted(
     made = answer(group)
     known = parts_of_group(header, observations, group)
     why = next((said for _, parts in known.values() if (said := obstacle(parts, shape))), "")
-    seconds = {label: predict(parts, shape) for label, (line, parts) in known.items() if line.offered}
+    ranges = {label: predict(parts, shape) for label, (line, parts) in known.items() if line.offered}
+    seconds = {label: found.middle_s for label, found in ranges.items()}
     if why or not seconds or made.use is None:
         return Choice(
             shape.label, False, None, math.nan, measured_on=group.key.shape, why_not=why or "nothing was ready"
         )
     soonest = min(seconds, key=lambda label: seconds[label])
-    ties = [label for label in seconds if seconds[label] <= seconds[soonest] * (1 + ERROR)]
+    ties = [label for label in seconds if seconds[label] <= seconds[soonest] * (1 + TIE)]
     # Among those that a prediction cannot tell apart the measured answer stands: it knows the price, too.
     use = made.use if made.use in ties else soonest
     now = known.get(made.against or "")
     return Choice(
-        shape.label, False, use, seconds[use], made.against, predict(now[1], shape) if now else math.nan,
-        tuple(label for label in ties if label != use), group.key.shape,
+        shape.label, False, use, seconds[use], made.against, predict(now[1], shape).middle_s if now else math.nan,
+        tuple(label for label in ties if label != use), group.key.shape, "", ranges[use].low_s, ranges[use].high_s,
     )  # fmt: skip
 
 

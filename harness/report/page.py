@@ -131,7 +131,8 @@ def html(observations: Sequence[Observation], groups: Sequence[Group], context: 
             {
                 "title": g.key.title,
                 "answer": answer(g).sentences,
-                "cold": tables.cold_start(g),
+                "cold": tables.cold_start_parts(g)[0],
+                "used": tables.cold_start_parts(g)[1],
                 "runtime": tables.runtime(g),
                 "faults": faults.matrix(g.faults) if g.faults else None,
                 "faults_rest": faults.rest(g.faults),

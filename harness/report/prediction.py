@@ -1,14 +1,16 @@
-"""Time to ready on a machine that was not measured, out of the parts of starts that were.
+"""Time to ready on a machine that was not measured, out of the parts of starts that were: a range, and its middle.
 
-A start is CPU work, bytes over a link, and waits that neither explains (a container that is made, answers that are
-waited for). On another machine the work takes what that machine's CPU gives, by the same budget as the physical bound
-(``harness.model.bound``), the bytes take its link, and the waits stay as long as they were::
+A start is CPU work, bytes over a link, and waits that neither explains. On another machine the work takes what that
+machine's CPU gives, by the same budget as the physical bound (``harness.model.bound``), and the bytes take its link.
+What cannot be known is how much of the rest runs beside them: a quota hides waits, since a throttled program waits for its
+disk and its registry meanwhile. So both are said. With C the CPU's seconds, N the link's, T what was measured::
 
-    T = max(cpu(X), wire(B)) + waits,    waits = T measured - max(cpu(X), wire(B)) where it was measured
+    high = T + max(0, C' - C) + max(0, N' - N)              nothing that got faster was in the way
+    low  = max(C', N', T - max(0, C - C') - max(0, N - N'))   all of it was
 
-Waits grow with the distance to the registry, and a machine with less memory than a start used may not start at all, so
-neither is predicted: ``predict`` says what stands in the way. ``tests/report/test_prediction.py`` holds predictions
-against starts measured on the predicted machines; ``ERROR`` is what it allows.
+The middle is their geometric mean. Waits grow with the distance to the registry, and a machine with less memory than a
+start holds may not start at all, so neither is predicted: ``obstacle`` says what stands in the way.
+``tests/report/test_prediction.py`` holds ranges against starts measured on the predicted machines.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ if TYPE_CHECKING:
     from harness.model.plan import PlannedCase
     from harness.model.shape import Shape
 
-ERROR = 0.35
-"""Predictions are trusted within this share of themselves; two modes closer than that are a tie."""
+TOLERANCE = 0.25
+"""How far beyond a range's ends, as a share of them, measured starts lay at most."""
 #: One core runs a start's longest chain: the container's own program, and most of each engine's steps.
-_CORES_OF_A_START = 1.0
+_CORES_OF_A_START = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,31 @@ class Parts:
     """What receiving and hashing its bytes took at the best rates."""
 
     @property
-    def waits_s(self) -> float:
-        """What neither CPU nor link explains."""
-        return max(0.0, self.ready_s - _busy_s(self.shape, self.cpu_core_s, self.received_bytes))
+    def cpu_s(self) -> float:
+        """What its CPU alone takes where it was measured."""
+        return cpu_seconds(self.shape, self.cpu_core_s)
+
+    @property
+    def wire_s(self) -> float:
+        """What its link alone takes where it was measured."""
+        return transfer_seconds(self.received_bytes, self.shape.network)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Seconds to ready, between ``low_s`` and ``high_s``; not numbers where it cannot be predicted."""
+
+    low_s: float
+    high_s: float
+
+    @property
+    def middle_s(self) -> float:
+        return math.sqrt(self.low_s * self.high_s)
+
+
+def cpu_seconds(shape: Shape, core_s: float) -> float:
+    """Least time for so much work that is one chain: more cores do not shorten it."""
+    return CpuBudget(shape, _CORES_OF_A_START).seconds(core_s)
 
 
 def parts_of(case: PlannedCase, trials: Sequence[Observation]) -> Parts | None:
@@ -76,12 +100,6 @@ def _term(valid: Sequence[Observation], name: str) -> float:
     return median([o.bound.terms.get(name, 0.0) for o in valid if o.bound] or [0.0])
 
 
-def _busy_s(shape: Shape, cpu_core_s: float, received_bytes: float) -> float:
-    # With one core as the host: what a start does is a chain, and more cores do not shorten it.
-    cpu_s = CpuBudget(shape, int(_CORES_OF_A_START)).seconds(cpu_core_s)
-    return max(cpu_s, transfer_seconds(received_bytes, shape.network))
-
-
 def obstacle(parts: Parts, shape: Shape) -> str:
     """Why a start on this machine cannot be predicted from these parts; empty where it can."""
     there = shape.distance.name if shape.distance else parts.distance
@@ -94,13 +112,13 @@ def obstacle(parts: Parts, shape: Shape) -> str:
 
 def predict(
     parts: Parts, shape: Shape, *, cpu_core_s: float | None = None, received_bytes: float | None = None
-) -> float:
-    """Seconds to ready on ``shape``; ``cpu_core_s`` and ``received_bytes`` are of another image, else as measured.
-
-    Not a number where ``obstacle`` says why.
-    """
+) -> Prediction:
+    """The range on ``shape``; ``cpu_core_s`` and ``received_bytes`` are of another image, else as measured."""
     if obstacle(parts, shape):
-        return math.nan
-    core_s = parts.cpu_core_s if cpu_core_s is None else cpu_core_s
-    size = parts.received_bytes if received_bytes is None else received_bytes
-    return parts.waits_s + _busy_s(shape, core_s, size)
+        return Prediction(math.nan, math.nan)
+    cpu_s = cpu_seconds(shape, parts.cpu_core_s if cpu_core_s is None else cpu_core_s)
+    wire_s = transfer_seconds(parts.received_bytes if received_bytes is None else received_bytes, shape.network)
+    more = max(0.0, cpu_s - parts.cpu_s) + max(0.0, wire_s - parts.wire_s)
+    less = max(0.0, parts.cpu_s - cpu_s) + max(0.0, parts.wire_s - wire_s)
+    low = max(cpu_s, wire_s, parts.ready_s - less)
+    return Prediction(low, max(low, parts.ready_s + more))

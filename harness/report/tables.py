@@ -40,6 +40,23 @@ def cold_start(group: Group) -> Table:
     return Table(head, tuple(_cold_row(group, line) for line in lines))
 
 
+#: What of the cold starts explains them; the first table answers, this one stands further down.
+_USED = ("requests", "throttled", "memory peak", "page cache at ready", "over bound")
+
+
+def cold_start_parts(group: Group) -> tuple[Table, Table]:
+    """The table of cold starts in two that fit a page: the comparison, and what each start used."""
+    whole = cold_start(group)
+    used = [number for number, head in enumerate(whole.head) if number == 0 or head in _USED]
+    answers = [number for number, head in enumerate(whole.head) if head not in _USED]
+
+    def part(columns: list[int]) -> Table:
+        rows = tuple(tuple(row[number] for number in columns) for row in whole.rows)
+        return Table(tuple(whole.head[number] for number in columns), rows)
+
+    return part(answers), part(used)
+
+
 def _against(group: Group, line: CaseLine, baseline: str) -> Cell:
     if line.label == baseline:
         return Cell("baseline")

@@ -108,4 +108,4 @@ def repacked(label: str, parts: Parts, shape: Shape, variant: Variant) -> Repack
     more = variant.growth - 1
     core_s = parts.cpu_core_s + more * parts.per_byte_core_s - (0.0 if variant.inflates else parts.inflate_core_s)
     then = predict(parts, shape, cpu_core_s=max(0.0, core_s), received_bytes=parts.received_bytes * variant.growth)
-    return Repacked(label, variant, predict(parts, shape), then)
+    return Repacked(label, variant, parts.ready_s, then.middle_s)
