@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.report.publish import Published
     from harness.report.cells import Table
+    from harness.report.publish import Published
 
 
 def print_report(published: Published, out: Console | None = None) -> None:

@@ -2,8 +2,8 @@
 
 A start is CPU work, bytes over a link, and waits that neither explains. On another machine the work takes what that
 machine's CPU gives, by the same budget as the physical bound (``harness.model.bound``), and the bytes take its link.
-What cannot be known is how much of the rest runs beside them: a quota hides waits, since a throttled program waits for its
-disk and its registry meanwhile. So both are said. With C the CPU's seconds, N the link's, T what was measured::
+What cannot be known is how much of the rest runs beside them: a quota hides waits, since a throttled program waits for
+its disk and its registry meanwhile. So both are said. With C the CPU's seconds, N the link's, T what was measured::
 
     high = T + max(0, C' - C) + max(0, N' - N)              nothing that got faster was in the way
     low  = max(C', N', T - max(0, C - C') - max(0, N - N'))   all of it was
