@@ -184,7 +184,7 @@ class Service:
         client, policy, store = self._begin(request.serving)
         spans: list[Span] = []
         start = time.monotonic_ns()
-        pack = self._start_pack(client, policy, request)
+        pack = self._start_pack(client, store, request)
         image = await trio.to_thread.run_sync(BlobImage.open, client, request.index)
         spans.append(_span("index", start, detail="erofs"))
         if pack is not None:
@@ -227,17 +227,18 @@ class Service:
         self._succession.note_mounted(request, answer, self._nursery)
         return answer
 
-    def _start_pack(self, client: BlobStore, policy: LazyPolicy, request: MountBlob) -> StartPack | None:
+    def _start_pack(self, client: BlobStore, store: Store, request: MountBlob) -> StartPack | None:
         """Ask for the index's start pack where the policy follows one; a trace must see every read."""
-        if not policy.pack or request.serving.trace or self._estate.past.answer is not None:
+        if not store.policy.pack or request.serving.trace or self._estate.past.answer is not None:
             return None
         counters = self.counters.pack = PackCounters()
         named = index_pack(request.index.manifest.encode())
-        self._pack = StartPack(client, named, counters, partial(self._session.store_pages, IMAGE)) if named else None
-        if self._pack is None:
+        if named is None:
             no_pack(counters)
-        else:
-            self._pack.start()
+            return None
+        push = partial(self._session.store_pages, IMAGE)
+        self._pack = StartPack(client, named, counters, push, others_wait=lambda: store.waiting > 0)
+        self._pack.start()
         return self._pack
 
     def _begin(self, serving: Serving) -> tuple[BlobStore, LazyPolicy, Store]:
@@ -399,7 +400,8 @@ class Service:
         with trio.move_on_after(wait_s):
             await independence.done.wait()
         complete = independence.done.is_set() and independence.complete
-        return BackgroundState(complete, (*self._spans, *independence.spans))
+        packed = self._pack.spans if self._pack is not None else ()
+        return BackgroundState(complete, (*self._spans, *packed, *independence.spans))
 
     async def _compare_pack(self) -> None:
         """The layers are all inflated: hold what the start pack said against them."""

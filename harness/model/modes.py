@@ -84,6 +84,11 @@ class Preset:
         return all(options.get(name, getattr(policies, name)) for name in ("stream", "adaptive"))
 
     @property
+    def follows_pack(self) -> bool:
+        """Whether a start streams what a recorded one asked for."""
+        return isinstance(self.policy, LazyPolicy) and self.policy.pack
+
+    @property
     def before_t0(self) -> bool:
         """Whether the image is on the machine before T0."""
         return isinstance(self.policy, PullPolicy) and self.policy.before_t0

@@ -71,6 +71,9 @@ class ModeChoice(Table):
     )
     prefetch: Prefetch | None = None
     background: bool | None = None
+    record: Many[str] = Field(
+        default=(), description="Presets with a start pack: record this command, and not the workload's."
+    )
     options: dict[str, Option] = Field(default_factory=dict)
 
     @model_validator(mode="after")

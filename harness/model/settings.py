@@ -38,6 +38,8 @@ class Settings:
     """``image``, ``none``, ``trace``, or the list itself."""
     options: dict[str, Value] = field(default_factory=dict)
     """What differs from the preset's own policy, as the engine is told."""
+    record: tuple[str, ...] = ()
+    """The command whose start is recorded for the start pack; empty: the workload's own."""
 
     @property
     def prefetch_kind(self) -> str:
@@ -58,6 +60,8 @@ def settings_of(scenario: Scenario, choice: ModeChoice, engine: str, where: Path
         return None
     mode = modes.find(choice.mode, engine)
     own = _checked(mode, preset, choice.options, (*where, "options"))
+    if choice.record and not preset.follows_pack:
+        raise WrongSetting(f"{mode.name}:{preset.name} follows no start pack: it has no record", (*where, "record"))
     if not preset.takes_prefetch:
         for name in ("prefetch", "background"):
             if getattr(choice, name) is not None:
@@ -72,7 +76,7 @@ def settings_of(scenario: Scenario, choice: ModeChoice, engine: str, where: Path
         options["prefetch"] = False
     if not background:
         options["background"] = False
-    return Settings(prefetch, options)
+    return Settings(prefetch, options, tuple(choice.record))
 
 
 def _as_shipped(mode: Mode, preset: Preset, name: str) -> str:
@@ -129,6 +133,7 @@ def _runs_as(choice: ModeChoice, engine: str, settings: Settings) -> Iterator[ob
     preset = modes.offers(engine, choice.mode, choice.preset)
     assert preset is not None
     yield settings.prefetch
+    yield settings.record
     if preset.policy is None:
         yield preset.name
     else:

@@ -106,7 +106,7 @@ class Preparer:
     pinned: dict[str, str] = field(default_factory=dict)
     """The digests that the tags of scenarios meant when a session began that goes on now."""
     _local: dict[str, LocalImage] = field(default_factory=dict)
-    _published: dict[tuple[str, Form], Published] = field(default_factory=dict)
+    _published: dict[tuple[str, Form, Recording | None], Published] = field(default_factory=dict)
 
     def local(self, scenario: Scenario) -> LocalImage:
         """Returns the scenario's image, which is built or copied to this disk unless it is there.
@@ -161,7 +161,7 @@ class Preparer:
         Raises:
             ColdbenchError: it cannot be made or pushed.
         """
-        key = (scenario.name, form)
+        key = (scenario.name, form, recording)
         if key not in self._published:
             local = self.local(scenario)
             name = local.name if form is Form.IMAGE else self._form(scenario, local, form, first, recording)

@@ -20,6 +20,7 @@ from harness.model.plan import PlannedCase, PlannedTrial
 from harness.model.scenario import ModeChoice
 from harness.model.session import Preparation
 from harness.model.shape import Distance, parse_shape
+from harness.model.workload import ExitReadiness
 from harness.probes import share
 from harness.probes.readiness import LAST_WORDS
 from harness.session import application, recordings, traces
@@ -33,7 +34,7 @@ from harness.session.setup import TrialSetup, Unbounded
 from harness.session.trial import run_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from harness.engines.protocol import WorkloadRunner
     from harness.formats.erofs.recording import Recording
@@ -119,6 +120,16 @@ def _described(reading: ShareStart) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def recorded_scenario(scenario: Scenario, command: Sequence[str]) -> Scenario:
+    """The scenario whose start is recorded: its own, or one of the same image that runs ``command`` to its end."""
+    if not command:
+        return scenario
+    workload = scenario.workload.model_copy(
+        update={"command": tuple(command), "reads": None, "readiness": ExitReadiness(kind="exit")}
+    )
+    return scenario.model_copy(update={"workload": workload})
+
+
 def confinement_of(scenario: Scenario) -> Confinement:
     """Says what the container is kept from, but for what the scenario asks for."""
     asked = scenario.workload
@@ -142,7 +153,7 @@ class Setups:
     """Trace a start also where no case and no workload needs it: a gate names the files that it reads."""
     keep_inventory: Callable[[Inventory], None] = lambda _inventory: None
     _materials: dict[str, Material] = field(default_factory=dict)
-    _published: dict[tuple[str, Form], Published] = field(default_factory=dict)
+    _published: dict[tuple[str, Form, tuple[str, ...]], Published] = field(default_factory=dict)
 
     # -- out of band
 
@@ -154,14 +165,14 @@ class Setups:
     def _publish(self, scenario: Scenario, case: PlannedCase) -> None:
         """One image of a case; what its start reads, where a form is made for that, is that of the case's own."""
         own = self.scenarios[case.case.scenario]
-        key = (scenario.name, case.form)
+        key = (scenario.name, case.form, tuple(case.choice.record))
         if key not in self._published:
             first: tuple[str, ...] = ()
             recording: Recording | None = None
             if case.form is Form.ESTARGZ_OPTIMIZED:
                 first = self._trace(own, self.material(own)).paths
             elif case.form is Form.EROFS_PACKED:
-                recording = self._record(own, self.material(own))
+                recording = self._record(recorded_scenario(own, case.choice.record), self.material(own))
             with self.interrupts.allowed():
                 published = self.preparer.publish(scenario, case.form, first, recording)
                 self.endpoint.explore(published.repository, published.reference)
@@ -325,7 +336,8 @@ class Setups:
         self.material(scenario)
         self.publish(case)
         ranges: list[ReadRange] = []
-        observation = self._side_trial(case, "recording", [], ranges)
+        mine = replace(self, scenarios={**self.scenarios, scenario.name: scenario})
+        observation = mine._side_trial(case, "recording", [], ranges)
         layers = [layer.digest for layer in self.preparer.local(scenario).image.layers]
         return recordings.recording_of(ranges, layers, observation.time_to_ready_s or 0.0)
 
@@ -456,7 +468,7 @@ class Setups:
     ) -> TrialSetup:
         endpoint = endpoint or self.endpoint
         material = self._materials[case.case.scenario]
-        published = self._published[scenario.name, case.form]
+        published = self._published[scenario.name, case.form, tuple(case.choice.record)]
         recorded: Recorded | None = None
         settings = settings_of_case(scenario, case)
         if not side and settings.prefetch == "trace":

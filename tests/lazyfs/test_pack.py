@@ -19,6 +19,7 @@ from harness.formats.erofs.pack import PAGE_BYTES, frame_digest
 from harness.formats.erofs.pack_build import read_image
 from harness.formats.erofs.packing import open_layers
 from harness.lazyfs.counters import PackCounters
+from harness.lazyfs.data import pack_stream
 from harness.lazyfs.data.pack import StartPack
 from tests.formats.erofs.packs import loaded_pack, put_pack, whole_image
 from tests.lazyfs.mounting.test_handover import forget_pages
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from harness.errors import ColdbenchError
     from harness.formats.erofs.pack import Frame
     from harness.oci.layout import LayoutStore
     from harness.oci.store import ImageSource
@@ -312,3 +314,37 @@ def test_a_kernel_that_refuses_pages_is_answered_from_frames(source: ImageSource
     counters = trio.run(read_everything)
     assert counters.bytes_pushed == 0
     assert "does not take its pages" in counters.failure
+
+
+@pytest.mark.files
+def test_a_long_stream_makes_way_for_reads_that_wait(source: ImageSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the rest takes long it looks whether reads wait for the registry, and goes on in the end all the same."""
+    made, index, manifest = loaded_pack(source)
+    head, _ = form.index_parts(manifest, source.resolve().descriptor.digest)
+    asked: dict[float, int] = {}
+    for slow_s in (1e9, 0.0):
+        monkeypatch.setattr(pack_stream, "SLOW_S", slow_s)
+        monkeypatch.setattr(pack_stream, "PAUSE_S", 0.01)
+        came: list[int] = []
+        done = threading.Event()
+        asked[slow_s] = 0
+
+        def others_wait(slow_s: float = slow_s) -> bool:
+            asked[slow_s] += 1
+            return True
+
+        def take(number: int, packed: bytes, came: list[int] = came) -> None:
+            came.append(number)
+
+        def end(error: ColdbenchError | None, done: threading.Event = done) -> None:
+            done.set()
+
+        stream = pack_stream.PackStream(
+            source.store, made.descriptor, lambda pack: None, take, end, others_wait=others_wait
+        )
+        stream.bind(head.digest, index)
+        stream.start()
+        assert done.wait(30)
+        assert came == list(range(len(made.pack.frames)))
+    assert asked[1e9] == 0
+    assert asked[0.0] > 0

@@ -179,3 +179,17 @@ def test_the_page_of_options_is_current() -> None:
 def test_every_option_has_a_meaning() -> None:
     """A user reads it in the list, and not in the code."""
     assert [row.name for kind in (LazyPolicy, PullPolicy) for row in option_table.rows(kind) if not row.meaning] == []
+
+
+def test_a_recorded_command_is_what_tells_entries_apart() -> None:
+    """Presets with a start pack take one, and two entries that record the same would run the same."""
+    packed = 'mode = "erofs", preset = "packed"'
+    scenario = parsed(f'modes = [{{ {packed} }}, {{ {packed}, label = "other", record = ["true", "x"] }}]')
+    own, other = (settings_of(scenario, choice, EMBEDDED) for choice in scenario.modes)
+    assert own is not None
+    assert other is not None
+    assert (own.record, other.record) == ((), ("true", "x"))
+    assert "would run the same" in refused(
+        f'modes = [{{ {packed}, record = ["true"] }}, {{ {packed}, label = "b", record = ["true"] }}]'
+    )
+    assert "follows no start pack: it has no record" in refused('modes = [{ mode = "erofs", record = ["true"] }]')

@@ -10,7 +10,9 @@ import pytest
 from harness.formats.soci import image as soci_image
 from harness.lazyfs.plan import plan_layers
 from harness.model.modes import tracer
-from harness.session.setups import roomy_shape
+from harness.scenarios import parse
+from harness.session import traces
+from harness.session.setups import recorded_scenario, roomy_shape
 from tests.lazyfs.support import File, convert, noise, tar_of, write_image
 
 if TYPE_CHECKING:
@@ -36,3 +38,18 @@ def test_a_trace_sees_what_is_read_of_small_layers(tmp_path: Path) -> None:
         converted = convert(source, tmp_path / mode, mode, **options)
         unpacked[mode] = plan_layers(converted, converted.resolve(), mode).unpack
     assert unpacked == {"soci": (1,), tracer().name: ()}
+
+
+def test_what_is_recorded_in_place_of_the_workload() -> None:
+    """The same image, another command that is ready when it has ended; without one the scenario itself."""
+    scenario = parse(
+        'name = "web"\nimage = { ref = "docker://registry.example/web:1" }\n'
+        'workload = { command = ["serve"], readiness = { kind = "tcp", port = 80 } }\n',
+        "web.toml",
+    )
+    assert recorded_scenario(scenario, ()) is scenario
+    other = recorded_scenario(scenario, ["true", "x"])
+    assert (other.name, other.image) == (scenario.name, scenario.image)
+    assert other.workload.command == ("true", "x")
+    assert other.workload.readiness.kind == "exit"
+    assert traces.key_of("sha256:1", other.workload) != traces.key_of("sha256:1", scenario.workload)

@@ -22,6 +22,7 @@ from harness.errors import ColdbenchError
 from harness.lazyfs.data.pack_frames import PackFrames
 from harness.lazyfs.data.pack_stream import PackStream
 from harness.lazyfs.data.workers import Workers
+from harness.lazyfs.messages import Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,13 +53,15 @@ class StartPack:
         pack: Descriptor,
         counters: PackCounters,
         store: Callable[[int, list[bytes | memoryview]], bool],
+        others_wait: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``store`` puts views at a place of the FUSE file: False when that is gone, OSError when it is refused."""
+        """``store`` puts views at a place of the FUSE file: False when that is gone, OSError when it is refused.
+        ``others_wait``: whether reads wait for the registry, which go first where the link is slow."""
         self.counters = counters
         self._store = store
         self._descriptor = pack
         self._token = trio.lowlevel.current_trio_token()
-        self._stream = PackStream(client, pack, self._began, self._came, self._ended)
+        self._stream = PackStream(client, pack, self._began, self._came, self._ended, others_wait=others_wait)
         self._frames: PackFrames | None = None
         self._opened = threading.Event()
         self._pushes: SimpleQueue[int | None] = SimpleQueue()
@@ -71,9 +74,11 @@ class StartPack:
         self._over = False
         """No more frames will come."""
         self._closed = False
+        self._asked_ns = self._over_ns = 0
 
     def start(self) -> None:
         """Ask for the pack."""
+        self._asked_ns = time.monotonic_ns()
         self._stream.start()
         self._pusher.start()
 
@@ -93,6 +98,11 @@ class StartPack:
         self._pushes.put(None)
         if self._frames is not None:
             self._frames.forget()
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """From the request until all had come, or no more would."""
+        return (Span("pack", self._asked_ns, self._over_ns),) if self._over_ns else ()
 
     @property
     def frames(self) -> PackFrames | None:
@@ -136,6 +146,7 @@ class StartPack:
     def _note_moved(self, over: bool) -> None:
         self._over |= over
         if self._over:
+            self._over_ns = self._over_ns or time.monotonic_ns()
             self.released.set()
         self._moved.set()
         self._moved = trio.Event()

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+SLOW_S = 1.0
+"""A stream that will take longer than this for its rest makes way for reads that wait for the registry."""
+PAUSE_S = 0.2
+"""No longer than this for each piece of the stream, so that it goes on, slowly, whatever else happens."""
+_LOOK_S = 0.01
+
+
 class Stopped(Exception):
     """Nobody wants the rest."""
 
@@ -39,10 +46,14 @@ class PackStream:
         began: Callable[[Pack], object],
         came: Callable[[int, bytes], object],
         ended: Callable[[ColdbenchError | None], object],
+        *,
+        others_wait: Callable[[], bool] = lambda: False,
     ) -> None:
+        """``others_wait``: whether reads wait for the registry, which go first where the link is slow."""
         self._store = store
         self._pack = pack
         self._began, self._came, self._ended = began, came, ended
+        self._others_wait = others_wait
         self._bound = threading.Event()
         self._index: tuple[str, ErofsIndex] | None = None
         self._stop = False
@@ -93,6 +104,7 @@ class PackStream:
     def _take(self, piece: bytes) -> None:
         if self._stop:
             raise Stopped
+        self._make_way()
         self.came_at = time.monotonic()
         self.begun_at = self.begun_at or self.came_at
         self.received_bytes += len(piece)
@@ -102,6 +114,15 @@ class PackStream:
         self._have += len(piece)
         while self._wanted and self._have >= self._wanted:
             self._cut()
+
+    def _make_way(self) -> None:
+        """Where the rest will take long, let reads that wait for the registry have the link for a while."""
+        took = self.came_at - self.begun_at
+        if not self.begun_at or (self._pack.size - self.received_bytes) * took < SLOW_S * self.received_bytes:
+            return
+        until = time.monotonic() + PAUSE_S
+        while not self._stop and time.monotonic() < until and self._others_wait():
+            time.sleep(_LOOK_S)
 
     def _cut(self) -> None:
         """Take the table, or a frame, off what has come."""
