@@ -39,7 +39,9 @@ class Shown:
 
 
 @contextmanager
-def shown(host: str, published: Published, mode: str, place: Path, *, background: bool = True) -> Iterator[Shown]:
+def shown(
+    host: str, published: Published, mode: str, place: Path, *, preset: str = "tuned", background: bool = True
+) -> Iterator[Shown]:
     """The image in the form that ``mode`` pulls, provided by the engine's own code and stacked; gone at the end."""
     scratch, root = place / "scratch", place / "root"
     for directory in (scratch, root):
@@ -62,9 +64,10 @@ def shown(host: str, published: Published, mode: str, place: Path, *, background
             scratch=str(scratch),
             report_span=lambda *_: None,
             daemon=client,
+            index=published.index,
         )
         parts = parts_of(mode)
-        rootfs = load(parts.provide)(context, image, "tuned", {} if mode == "overlay2" else {"background": background})
+        rootfs = load(parts.provide)(context, image, preset, {} if mode == "overlay2" else {"background": background})
         cleanups.callback(rootfs.cleanup)
         cleanups.enter_context(stacked(rootfs.lowerdirs, str(root)))
         if client is not None:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import scenarios
+from harness.formats.erofs.recording import Recording
 from harness.lazyfs.compare import Facts, compare, survey
+from harness.lazyfs.messages import GetUsage
 from harness.model.modes import Form, find
 from harness.oci.cache import Cache
 from harness.oci.registry.server import RegistryServer
@@ -88,6 +90,24 @@ def test_served_lazily(unpacked: tuple[str, Tree], mode: str, preparer: Preparer
         assert log.complaints() == []
     finally:
         log.close()
+
+
+def test_served_from_a_start_pack(unpacked: tuple[str, Tree], preparer: Preparer, tmp_path: Path) -> None:
+    """The same with a pack of the first 64 MB of the layers in use, and nothing else fetched in the background."""
+    name, expected = unpacked
+    scenario = scenarios.load(name)
+    layers = preparer.local(scenario).image.layers
+    recording = Recording(tuple((layer.digest, 0, 1 << 40) for layer in layers))
+    published = preparer.publish(scenario, Form.EROFS_PACKED, (), recording)
+    started = time.monotonic()
+    with shown(preparer.host, published, "erofs", tmp_path, preset="packed", background=False) as image:
+        seen = survey(str(image.root))
+        assert image.client is not None
+        usage = image.client.call(GetUsage())
+    holds(name, "with a start pack", expected, seen, started)
+    assert usage.pack is not None
+    assert (usage.pack.failures, usage.pack.frames) == (0, usage.pack.frames_total)
+    assert usage.pack.bytes_pushed > 0
 
 
 def test_image_read_by_go_erofs(unpacked: tuple[str, Tree], preparer: Preparer, tmp_path: Path) -> None:

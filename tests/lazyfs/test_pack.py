@@ -18,6 +18,7 @@ from harness.formats.erofs import index as form
 from harness.formats.erofs.pack import PAGE_BYTES, frame_digest
 from harness.formats.erofs.pack_build import read_image
 from harness.formats.erofs.packing import open_layers
+from harness.lazyfs.compare import differences
 from harness.lazyfs.counters import PackCounters
 from harness.lazyfs.data import pack_stream
 from harness.lazyfs.data.pack import StartPack
@@ -29,10 +30,12 @@ from tests.lazyfs.support import (
     blob_server,
     convert,
     noise,
+    overlay,
     registry,
     serve,
     tar_of,
     text,
+    unpack,
     write_image,
 )
 from tests.oci.registry.fault_server import Answer, Request, serve_range
@@ -84,11 +87,15 @@ def on_pack(source: ImageSource, answer: Callable[[Request, bytes], Answer | Non
 def test_a_start_needs_nothing_but_its_pack(source: ImageSource, tmp_path: Path) -> None:
     """With no layer at the registry everything reads right, and again when the kernel has let go of it."""
     made, _, _ = loaded_pack(source)
-    with blob_server(source, lambda request, data: refusing_layers(source, request)) as server:
+    layers = [unpack(UPPER, tmp_path / "upper"), unpack(LOWER, tmp_path / "lower")]
+    with (
+        blob_server(source, lambda request, data: refusing_layers(source, request)) as server,
+        overlay(layers, tmp_path / "expected" / "root") as unpacked,
+    ):
         with serve(
             source, "erofs", tmp_path / "s", preset="packed", store=registry(server), options=IMPATIENT
         ) as served:
-            read_all(served)
+            assert not list(differences(str(unpacked), str(served.root)))
             forget_pages()
             read_all(served)
             pack = served.usage().pack
