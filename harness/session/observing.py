@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from harness.model.observation import Phase, PhaseUsage, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from harness.machine.cgroup import Counters
     from harness.machine.machine import Machine, Traffic
@@ -118,11 +118,23 @@ def host_mounts() -> dict[str, str]:
     return mounted(Path("/proc/self/mountinfo").read_text("utf-8", errors="replace"))
 
 
+def inherited_mounts(machine: Machine) -> dict[str, str]:
+    """What is mounted in a machine that was just made: the host's, of which it keeps what the host unmounts later."""
+    try:
+        return mounted(Path(f"/proc/{machine.namespace_pid}/mountinfo").read_text("utf-8", errors="replace"))
+    except OSError:
+        return {}
+
+
 def root_file_systems(
-    machine: Machine, pids: Iterable[int], host: Callable[[], dict[str, str]] = host_mounts
+    machine: Machine,
+    pids: Iterable[int],
+    host: Callable[[], dict[str, str]] = host_mounts,
+    inherited: Mapping[str, str] | None = None,
 ) -> frozenset[str]:
     """What serves the layers: FUSE and EROFS mounted in the machine and not on the host, else the scratch disk.
 
+    ``inherited`` is what was mounted in it from the first (``inherited_mounts``), and is none of its own either.
     The host's mounts are those before *and* after the machine's are read: the machine sees what the host mounts, and
     what another program mounts in between is none of the machine's.
     """
@@ -139,7 +151,7 @@ def root_file_systems(
         except OSError:
             continue
         found |= set(inside.items())
-    on_host = on_host | host()
+    on_host = on_host | host() | dict(inherited or {})
     kinds = {kind for device, kind in found if device not in on_host}
     return frozenset(kind for kind in kinds if kind == "erofs" or kind.startswith("fuse")) or frozenset({"ext4"})
 

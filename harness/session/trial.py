@@ -63,6 +63,7 @@ class Course:
         self.witness = Witness(setup)
         self.recorder: Recorder | None = None
         self.failure: Failure | None = None
+        self._inherited: dict[str, str] = {}
         self._phase = ""
         self._engine_phase = ""
         self._probe: ReadinessProbe | None = None
@@ -76,6 +77,7 @@ class Course:
         self.gate.boot()
         with ExitStack() as stack:
             machine = self.machine = stack.enter_context(setup.scene.machine())
+            self._inherited = observing.inherited_mounts(machine)
             engine = setup.scene.engine()
             stack.callback(self._tear_down, machine, engine)
             try:
@@ -137,7 +139,9 @@ class Course:
             self._await_ready(engine)
         finally:
             witness.steal = host.steal_share(ticks, host.cpu_ticks())
-        witness.roots = observing.root_file_systems(machine, (container.pid, *witness.daemons))
+        witness.roots = observing.root_file_systems(
+            machine, (container.pid, *witness.daemons), inherited=self._inherited
+        )
         self.gate.ready()
         try:
             self._go_on(machine, engine, container, meter)

@@ -6,7 +6,7 @@ import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from harness.session.observing import host_mounts, mounted, root_file_systems
+from harness.session.observing import host_mounts, inherited_mounts, mounted, root_file_systems
 from harness.session.registry import RequestCounter
 
 if TYPE_CHECKING:
@@ -30,6 +30,16 @@ def test_what_the_host_mounts_meanwhile_is_not_the_machines() -> None:
     for tables in ([{}, inside], [inside, {}]):
         answers = iter(tables)
         assert root_file_systems(machine, (), lambda answers=answers: next(answers)) == {"ext4"}  # type: ignore[misc]
+
+
+def test_what_a_machine_was_made_with_is_not_its_own() -> None:
+    """A private FUSE mount of the host is in a machine from the first, and stays there when the host unmounts it."""
+    inside = dict.fromkeys(host_mounts(), "fuse.other")
+    machine: Any = SimpleNamespace(namespace_pid=os.getpid())
+    assert inherited_mounts(machine).keys() >= inside.keys()
+    assert root_file_systems(machine, (), dict, inherited_mounts(machine)) == {"ext4"}
+    gone: Any = SimpleNamespace(namespace_pid=0)
+    assert inherited_mounts(gone) == {}
 
 
 def test_request_counter_reads_what_is_new(tmp_path: Path) -> None:
