@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 ENGINES: dict[str, str] = {
     "embedded": "harness.engines.embedded.engine:EmbeddedEngine",
-    "docker": "harness.engines.docker:DockerEngine",
+    "docker": "harness.engines.docker:docker_engine",
     "containerd": "harness.engines.containerd:ContainerdEngine",
 }
 

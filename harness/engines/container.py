@@ -32,8 +32,11 @@ class RunningContainer:
         root: str,
         code: Callable[[float], int | None],
         namespaces: Namespaces | None = None,
+        *,
+        own_network: bool = False,
     ) -> None:
         """``namespaces`` are the process's, where the engine held them before it ran; else they are looked for now."""
+        self.own_network = own_network
         self._pid = 0
         self._stdout, self._stderr = output
         self._root = root

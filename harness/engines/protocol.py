@@ -150,6 +150,11 @@ class Container(Protocol):
         ...
 
     @property
+    def own_network(self) -> bool:
+        """Whether its network namespace is its own, and not the machine's."""
+        ...
+
+    @property
     def stdout(self) -> int:
         """Read end of the container's stdout (non-blocking); the caller drains it."""
         ...

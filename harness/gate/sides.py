@@ -116,15 +116,31 @@ def pairs(candidate: Side, baseline: Side) -> tuple[list[Pair], list[str]]:
     """Cases of both sides that belong together, and a sentence for each that has no partner.
 
     Raises:
-        UsageError: several cases of a side have the same partner: the selection leaves open which is meant.
+        UsageError: several cases of a side have the same partner: the selection leaves open which is meant. Or the
+            shape's limits held for other things on the two sides.
     """
     varied = set(candidate.selection) | set(baseline.selection) | {"image"}
     mine, theirs = _cases(candidate, varied), _cases(baseline, varied)
     same = candidate.header.session == baseline.header.session
     found = [Pair(name, tuple(mine[name]), tuple(theirs[name]), same) for name in mine if name in theirs]
+    for pair in found:
+        _refuse_mixed_limits(pair, candidate.name, baseline.name)
     alone = [f"{name}: only in the candidate" for name in mine if name not in theirs]
     alone += [f"{name}: only in the baseline" for name in theirs if name not in mine]
     return found, alone
+
+
+def _refuse_mixed_limits(pair: Pair, candidate: str, baseline: str) -> None:
+    """A Docker that runs already is outside of the shape's limits: no ratio with a machine's start means anything, so
+    nothing overrules this. Raises UsageError."""
+    cases = [o.case for o in (*pair.candidate, *pair.baseline)]
+    held = {case.limits: f"{case.mode}:{case.variant} ({case.engine})" for case in cases}
+    if len(held) > 1:
+        raise UsageError(
+            f"{baseline} and {candidate} cannot be compared: under {held['container']} of an engine that runs already "
+            f"the shape's limits held for the container only, under {held['machine']} for the whole machine. Compare "
+            "two sessions of one kind, or measure Docker without host"
+        )
 
 
 def _cases(side: Side, varied: set[str]) -> dict[str, list[Observation]]:

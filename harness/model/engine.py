@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from harness.errors import UsageError
 from harness.model import modes
+from harness.model.observation import Limits  # noqa: TC001 - as below
 from harness.model.workload import Table
 
 
@@ -45,7 +46,7 @@ class EmbeddedChoice(Table):
 
 
 class DockerChoice(_OtherEngine):
-    """Docker: a dockerd of the harness's own inside the machine."""
+    """Docker: a dockerd of the harness's own inside the machine, or, by ``host``, one that runs already."""
 
     own_registry_only: ClassVar[bool] = True
     engine: Literal["docker"] = "docker"
@@ -55,6 +56,24 @@ class DockerChoice(_OtherEngine):
     containerd: str = Field(
         default="", description="Path of the containerd beside it; else the one beside dockerd, else the PATH's."
     )
+    host: str = Field(
+        default="",
+        description="Socket of a Docker that runs already, as unix:///run/docker.sock. The shape's limits then hold "
+        "for the container alone, and its results are compared with no machine's.",
+    )
+
+    @model_validator(mode="after")
+    def _one_docker(self) -> DockerChoice:
+        if not self.host:
+            return self
+        if not self.host.startswith("unix:///"):
+            raise ValueError(
+                f"host: expected a socket of this machine, as unix:///run/docker.sock, got {self.host!r}; a Docker "
+                "elsewhere cannot be limited or watched from here"
+            )
+        if self.dockerd or self.containerd:
+            raise ValueError("host names a Docker that runs already; leave out dockerd and containerd, or host")
+        return self
 
 
 class ContainerdChoice(_OtherEngine):
@@ -91,6 +110,11 @@ _CHOICES: dict[str, type[EmbeddedChoice | DockerChoice | ContainerdChoice]] = {
 def default_choice(name: str) -> EngineChoice:
     """An engine as it is found on this host."""
     return _CHOICES[name]()
+
+
+def limits_of(choice: EngineChoice) -> Limits:
+    """What a shape's limits hold for, and what is charged, under this engine."""
+    return "container" if isinstance(choice, DockerChoice) and choice.host else "machine"
 
 
 def is_optional(choice: EngineChoice) -> bool:

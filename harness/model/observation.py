@@ -22,6 +22,10 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+#: What a shape's limits hold for: all of the machine, or, with a Docker that runs already, the container alone.
+Limits = Literal["machine", "container"]
+
+
 class Case(Frozen):
     """What is compared: scenario x mode (with its preset) x engine x shape (with the registry's distance)."""
 
@@ -39,6 +43,8 @@ class Case(Frozen):
     """Share of the image's bytes that the start reads, where that is what it does."""
     machines: int | None = None
     """Machines that are started at the same moment; None where a trial has one."""
+    limits: Limits = "machine"
+    """``container``: the engine's daemon runs outside, unlimited and uncounted. Never compared with ``machine``."""
 
     @property
     def variant(self) -> str:
@@ -47,8 +53,10 @@ class Case(Frozen):
 
     @property
     def key(self) -> str:
-        """Stable text form, unique within a session: ``scenario/mode:preset[+label]/engine/shape@distance``."""
-        return f"{self.scenario}/{self.mode}:{self.variant}/{self.engine}/{self.shape}@{self.distance}"
+        """Stable text form, unique within a session: ``scenario/mode:preset[+label]/engine/shape@distance``, the engine
+        with ``[container]`` where limits hold for the container alone."""
+        engine = self.engine if self.limits == "machine" else f"{self.engine}[{self.limits}]"
+        return f"{self.scenario}/{self.mode}:{self.variant}/{engine}/{self.shape}@{self.distance}"
 
 
 class Failure(Frozen):
@@ -95,8 +103,8 @@ class PhaseUsage(Frozen):
 class Wire(Frozen):
     """Traffic of the machine's network interface (bytes, both directions) and registry requests (None: not known)."""
 
-    received_bytes: int = 0
-    sent_bytes: int = 0
+    received_bytes: int | None = 0
+    sent_bytes: int | None = 0
     requests: int | None = 0
 
 
@@ -260,12 +268,13 @@ class Observation(Frozen):
     time_to_ready_s: float | None = None
     timeline: tuple[Span, ...] = ()
     phases: tuple[PhaseUsage, ...] = ()
-    memory_peak_bytes: int = 0
+    memory_peak_bytes: int | None = 0
     memory_ready_bytes: int | None = None
     """What the machine held when it was seen to be ready; None in sessions from before 2027."""
     memory_ready_cache_bytes: int | None = None
     """What of that is page cache, which the kernel gives back when programs want the memory."""
-    disk_written_bytes: int = 0
+    disk_written_bytes: int | None = 0
+    """Of the machine; None where only the container's limits hold, since the daemon's are not known then."""
     wire: Wire = Wire()
     wire_before_ready: Wire = Wire()
     lazy: LazyUsage | None = None
@@ -283,6 +292,8 @@ class Observation(Frozen):
         return self.status == "ok" and not self.invalid and self.time_to_ready_s is not None
 
     @property
-    def cpu_to_ready_s(self) -> float:
-        """CPU seconds charged to the machine from T0 until ready."""
+    def cpu_to_ready_s(self) -> float | None:
+        """CPU seconds charged to the machine from T0 until ready; None where the daemon is outside of it."""
+        if self.case.limits == "container":
+            return None
         return sum(p.cpu_s for p in self.phases if p.phase in BEFORE_READY)

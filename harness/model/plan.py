@@ -16,7 +16,7 @@ from pydantic import Field
 from harness.errors import UsageError
 from harness.model import modes as mode_table
 from harness.model.axes import axis_values
-from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, default_choice, wanted_now
+from harness.model.engine import EmbeddedChoice, EngineChoice, EngineName, default_choice, limits_of, wanted_now
 from harness.model.forms import no_way_into
 from harness.model.image import parse_compression
 from harness.model.near_miss import near_miss
@@ -71,6 +71,11 @@ class PlannedCase(Frozen):
     @property
     def lazy(self) -> bool:
         return self.preset.lazy
+
+    @property
+    def outside(self) -> bool:
+        """Whether the engine's daemon runs outside of the machine, whose counters then are the container's alone."""
+        return self.case.limits == "container"
 
     @property
     def form(self) -> mode_table.Form:
@@ -255,6 +260,8 @@ def _unserved(scenario: Scenario, case: PlannedCase) -> str:
     storm = scenario.storm
     if storm is not None and storm.images == "distinct" and case.form is mode_table.Form.EROFS_PACKED:
         return f"{scenario.name}, mode {case.choice.key}: a pack is recorded for one image, and these are distinct"
+    if case.outside and (storm is not None or scenario.faults is not None):
+        return f"{scenario.name}, engine {case.case.engine}: what runs already is not in a machine, and storms and faults are"
     if scenario.image.compression is None or not case.lazy:
         return ""
     why = no_way_into(case.form, parse_compression(scenario.image.compression).kind)
@@ -283,6 +290,7 @@ def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
                         engine=engine.engine,
                         shape=shape.label,
                         distance=distance.name,
+                        limits=limits_of(engine),
                         **axis_values(scenario),
                     )
                     planned = PlannedCase(case=case, choice=choice, shape=shape, distance=distance, engine=engine)

@@ -28,13 +28,14 @@ _STATUS_LINE_BYTES = 512
 class Knocker:
     """Tries a port until it answers as wanted, then calls ``ready(time_ns)`` once from its thread.
 
+    ``namespace_pid`` gives a process in the network to knock from, 0 as long as there is none.
     ``status`` None: a connection that is taken is enough. Else: ``GET path`` has to be answered with that status.
     ``failed(error)`` is called when the namespace cannot be entered.
     """
 
     def __init__(
         self,
-        namespace_pid: int,
+        namespace_pid: Callable[[], int],
         addresses: Sequence[str],
         port: int,
         ready: Callable[[int], object],
@@ -64,8 +65,11 @@ class Knocker:
     def _run(self) -> None:
         import os
 
+        while not (pid := self._namespace_pid()):
+            if self._stop.wait(INTERVAL_S):
+                return
         try:
-            namespace = os.open(f"/proc/{self._namespace_pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 syscalls.setns(namespace, syscalls.CLONE_NEWNET)
             finally:

@@ -76,7 +76,7 @@ class ReadinessProbe:
         )
         if readiness.kind in ("tcp", "http"):
             self._knocker = Knocker(
-                machine.namespace_pid,
+                lambda: container.pid if container.own_network else machine.namespace_pid,
                 ("127.0.0.1", machine.address),
                 readiness.port,
                 self._ready,

@@ -41,9 +41,10 @@ class GroupKey:
     """How the image's layers were compressed, where the scenario says so."""
     read_percent: int | None = None
     """Share of the image's bytes that its starts read, where that is what they do."""
-
     machines: int | None = None
     """Machines that a trial starts at the same moment; None where it has one."""
+    limits: str = "machine"
+    """What the shape holds for: ``container`` is a group of its own, which is compared with no machine's."""
 
     def place(self, axis: str) -> str:
         """Shape and distance, and the values of all axes but the one of this name: what a sweep along it is at."""
@@ -56,6 +57,8 @@ class GroupKey:
             parts.append(f"{self.read_percent} % read")
         if self.machines is not None and axis != "machines":
             parts.append(f"{self.machines} machines")
+        if self.limits != "machine":
+            parts.append(f"limits for the {self.limits} only")
         return ", ".join(parts)
 
     @property
@@ -66,7 +69,8 @@ class GroupKey:
     @property
     def title(self) -> str:
         distance = "" if self.distance == "none" else f", registry {self.distance}"
-        return f"{self.scenario} on {self.shape}{distance}"
+        held = "" if self.limits == "machine" else f", limits for the {self.limits} only"
+        return f"{self.scenario} on {self.shape}{distance}{held}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +197,9 @@ def compare(observations: Sequence[Observation], struck: Sequence[FaultObservati
 
 
 def _key(case: Case) -> GroupKey:
-    return GroupKey(case.scenario, case.shape, case.distance, case.compression, case.read_percent, case.machines)
+    return GroupKey(
+        case.scenario, case.shape, case.distance, case.compression, case.read_percent, case.machines, case.limits
+    )
 
 
 def _faults(trials: Sequence[FaultObservation]) -> tuple[FaultLine, ...]:
@@ -287,13 +293,17 @@ def _line(
         trials=len(trials),
         excluded=tuple(f"{count} x {reason}" for reason, count in why.items()),
         ready=summarise([o.time_to_ready_s for o in valid if o.time_to_ready_s is not None]),
-        cpu=summarise([o.cpu_to_ready_s for o in valid]),
-        received=summarise([float(o.wire_before_ready.received_bytes) for o in valid]),
+        cpu=summarise([o.cpu_to_ready_s for o in valid if o.cpu_to_ready_s is not None]),
+        received=summarise(
+            [float(o.wire_before_ready.received_bytes) for o in valid if o.wire_before_ready.received_bytes is not None]
+        ),
         requests=summarise(
             [float(o.wire_before_ready.requests) for o in valid if o.wire_before_ready.requests is not None]
         ),
-        throttled=summarise([sum(p.throttled_s for p in o.phases if p.phase in BEFORE_READY) for o in valid]),
-        memory=summarise([float(o.memory_peak_bytes) for o in valid]),
+        throttled=summarise(
+            [sum(p.throttled_s for p in o.phases if p.phase in BEFORE_READY) for o in valid if o.phases]
+        ),
+        memory=summarise([float(o.memory_peak_bytes) for o in valid if o.memory_peak_bytes is not None]),
         memory_ready=summarise([float(o.memory_ready_bytes) for o in valid if o.memory_ready_bytes is not None]),
         cache_ready=summarise(
             [float(o.memory_ready_cache_bytes) for o in valid if o.memory_ready_cache_bytes is not None]

@@ -66,7 +66,7 @@ def pairs(observations: Sequence[Observation]) -> list[Pair]:
     theirs = [case for case in cases.values() if case.engine != EMBEDDED]
     found = []
     for one, other in product(ours, theirs):
-        if one.mode != other.mode:
+        if one.mode != other.mode or one.limits != other.limits:
             continue
         blocks = sorted({o.block for o in observations})
         trials = tuple(
@@ -80,7 +80,7 @@ def pairs(observations: Sequence[Observation]) -> list[Pair]:
 
 
 def received(observation: Observation) -> float:
-    return float(observation.wire_before_ready.received_bytes)
+    return float(observation.wire_before_ready.received_bytes or 0)
 
 
 def requests(observation: Observation) -> float:
@@ -93,7 +93,7 @@ def ready(observation: Observation) -> float:
 
 
 def cpu(observation: Observation) -> float:
-    return observation.cpu_to_ready_s
+    return observation.cpu_to_ready_s or 0.0
 
 
 def verdict(ours: float, theirs: float) -> str:

@@ -49,7 +49,7 @@ TRIALS = (
     Column("why", _TEXT, "", "Why it may not: the failure's message, or the rules it broke."),
     Column("ready_s", _REAL, "s", "Time from T0 to readiness; empty unless the trial is valid."),
     Column("bound_s", _REAL, "s", "Physical lower bound of this trial."),
-    Column("cpu_s", _REAL, "core-seconds", "CPU charged to the machine from T0 to readiness."),
+    Column("cpu_s", _REAL, "core-seconds", "CPU charged to the machine from T0 to readiness; empty if not known."),
     Column("throttled_s", _REAL, "s", "Time the machine was held back by its CPU quota until readiness."),
     Column("received_before_ready_bytes", _COUNT, "bytes", "Bytes received until readiness."),
     Column(
@@ -58,7 +58,7 @@ TRIALS = (
         "bytes",
         "Of those, what a lazy mode streamed without being asked, far from the registry; empty for full pulls.",
     ),
-    Column("received_bytes", _COUNT, "bytes", "Bytes received in the whole trial."),
+    Column("received_bytes", _COUNT, "bytes", "Bytes received in the whole trial; empty where not known."),
     Column("requests_before_ready", _COUNT, "", "Registry requests until readiness; empty where they are not known."),
     Column("memory_peak_bytes", _COUNT, "bytes", "Peak memory of the machine, page cache included."),
     Column("memory_ready_bytes", _COUNT, "bytes", "Memory of the machine at readiness, page cache included."),

@@ -38,7 +38,7 @@ def _trials(o: Observation) -> Rows:
         "ready_s": o.time_to_ready_s if o.valid else None,
         "bound_s": o.bound.seconds if o.bound else None,
         "cpu_s": o.cpu_to_ready_s,
-        "throttled_s": sum(p.throttled_s for p in o.phases if p.phase in BEFORE_READY),
+        "throttled_s": sum(p.throttled_s for p in o.phases if p.phase in BEFORE_READY) if o.phases else None,
         "received_before_ready_bytes": o.wire_before_ready.received_bytes,
         "streamed_before_ready_bytes": o.lazy.bytes_streamed_before_ready if o.lazy else None,
         "received_bytes": o.wire.received_bytes,

@@ -159,7 +159,7 @@ def _point(machines: int, line: CaseLine, first: CaseLine, model_s: float) -> St
         tuple(sorted(machine.ready_s for machine in trial.storm if machine.ready_s is not None)),
         line.received.median,
         line.cpu.median,
-        trial.disk_written_bytes,
+        trial.disk_written_bytes or 0,
         busy,
         model_s,
     )

@@ -75,7 +75,7 @@ class Witness:
             return
         received, fetched = self.meter.traffic(mark).received_bytes, usage.bytes_fetched_before_ready
         self.moved = Moved(
-            received_bytes=received if fetched is None else min(fetched, received),
+            received_bytes=(received if fetched is None else min(fetched, received or 0)) or 0,
             inflated_bytes=usage.bytes_inflated or 0,
             unpacked_bytes=usage.pack.bytes_pushed if usage.pack is not None else 0,
             fuse_requests=usage.fuse_requests or 0,

@@ -36,6 +36,8 @@ class PhaseMeter:
     machine: Machine
     clock_ns: Callable[[], int]
     requests: RequestLog | None = None
+    outside: bool = False
+    """Whether the engine's daemon is outside of the machine, which then knows of no traffic."""
     begin: Mark = field(init=False)
     phases: list[PhaseUsage] = field(default_factory=list)
     _begun: dict[Phase, Mark] = field(default_factory=dict)
@@ -101,6 +103,8 @@ class PhaseMeter:
         used = end.wire.since(self.begin.wire)
         known = end.requests is not None and self.begin.requests is not None
         requests = (end.requests or 0) - (self.begin.requests or 0) if known else None
+        if self.outside:
+            return Wire(received_bytes=None, sent_bytes=None, requests=requests)
         return Wire(received_bytes=used.received_bytes, sent_bytes=used.sent_bytes, requests=requests)
 
 

@@ -59,8 +59,9 @@ def _problems(o: Observation) -> Iterator[str]:
         if phase.cpu_s < -_ROUNDING_S:
             yield f"phases[{number}] ({phase.phase}): expected at least 0 CPU seconds, got {phase.cpu_s:g}"
     for name in ("memory_peak_bytes", "disk_written_bytes"):
-        if getattr(o, name) < 0:
-            yield f"{name}: expected at least 0, got {getattr(o, name):g}"
+        value = getattr(o, name)
+        if value is not None and value < 0:
+            yield f"{name}: expected at least 0, got {value:g}"
 
 
 def _negative(name: str, part: BaseModel) -> Iterator[str]:

@@ -87,6 +87,13 @@ def output_of(observation: Observation) -> list[str]:
     return [f"    {line}" for line in last_lines(observation.output_tail)]
 
 
+def _charged(observation: Observation) -> str:
+    cpu_s, received = observation.cpu_to_ready_s, observation.wire_before_ready.received_bytes
+    if cpu_s is None or received is None:
+        return "cpu and bytes not known (limits hold for the container only)"
+    return f"cpu {cpu_s:.2f} s  {received / 1e6:.1f} MB"
+
+
 def _head(observation: Observation | FaultObservation) -> str:
     case = observation.case
     engine = "" if case.engine == EMBEDDED else f" ({case.engine})"
@@ -123,10 +130,7 @@ def summary(observation: Observation) -> str:
     if observation.failure is not None:
         return f"{head}  {_failed(observation.failure)}"
     ready = observation.time_to_ready_s or 0.0
-    text = (
-        f"{head}  ready {ready:.2f} s  cpu {observation.cpu_to_ready_s:.2f} s  "
-        f"{observation.wire_before_ready.received_bytes / 1e6:.1f} MB"
-    )
+    text = f"{head}  ready {ready:.2f} s  {_charged(observation)}"
     if observation.lazy is not None and observation.lazy.bytes_streamed_before_ready:
         text += f" ({observation.lazy.bytes_streamed_before_ready / 1e6:.1f} streamed)"
     if observation.bound is not None and observation.bound.seconds > 0:

@@ -43,16 +43,19 @@ def observation(witness: Witness, timeline: Recorder | None, failure: Failure | 
     """What was seen, judged by the rules of validity."""
     setup, meter, end = witness.setup, witness.meter, witness.end_mark
     ok = failure is None and witness.ready_s is not None
-    bound = setup.bound.given(witness.moved)
+    # The bound is the machine's: a daemon outside of it is not held to the shape's CPU and bandwidth.
+    bound = None if setup.case.outside else setup.bound.given(witness.moved)
     fields: dict[str, Any] = {}
     if (before_ready := witness.traffic(witness.ready_mark)) is not None:
         fields["wire_before_ready"] = before_ready
-    if witness.ready_mark is not None:
+    if witness.ready_mark is not None and not setup.case.outside:
         fields["memory_ready_bytes"] = witness.ready_mark.counters.memory_bytes
         fields["memory_ready_cache_bytes"] = witness.ready_mark.counters.memory_cache_bytes
     if (in_all := witness.traffic(end)) is not None:
         fields["wire"] = in_all
-    if meter is not None and end is not None:
+    if setup.case.outside:
+        fields |= {"memory_peak_bytes": None, "disk_written_bytes": None}
+    elif meter is not None and end is not None:
         fields["memory_peak_bytes"] = end.counters.memory_peak_bytes
         fields["disk_written_bytes"] = end.counters.since(meter.begin.counters).io_written_bytes
     return Observation(
@@ -70,7 +73,7 @@ def observation(witness: Witness, timeline: Recorder | None, failure: Failure | 
         invalid=(*validity.check(witness.evidence(bound)), *witness.found_invalid),
         time_to_ready_s=witness.ready_s if ok else None,
         timeline=timeline.sorted() if timeline else (),
-        phases=tuple(meter.phases) if meter else (),
+        phases=tuple(meter.phases) if meter and not setup.case.outside else (),
         lazy=witness.lazy,
         credits=witness.credits,
         workloads=tuple(witness.workloads),

@@ -136,10 +136,10 @@ def merged(seen: Sequence[Observation]) -> Observation:
             "time_to_ready_s": None if failure is not None else last.time_to_ready_s,
             "image_digest": seen[0].image_digest,
             "phases": _phases(seen),
-            "memory_peak_bytes": sum(o.memory_peak_bytes for o in seen),
+            "memory_peak_bytes": _sum(o.memory_peak_bytes for o in seen),
             "memory_ready_bytes": _sum(o.memory_ready_bytes for o in seen),
             "memory_ready_cache_bytes": _sum(o.memory_ready_cache_bytes for o in seen),
-            "disk_written_bytes": sum(o.disk_written_bytes for o in seen),
+            "disk_written_bytes": _sum(o.disk_written_bytes for o in seen),
             "wire": _wire([o.wire for o in seen]),
             "wire_before_ready": _wire([o.wire_before_ready for o in seen]),
             "storm": tuple(_machine(o) for o in seen),
@@ -148,13 +148,14 @@ def merged(seen: Sequence[Observation]) -> Observation:
 
 
 def _machine(o: Observation) -> StormMachine:
+    # All is known: an engine whose daemon is outside of its machine has no storm (``harness.model.plan``).
     return StormMachine(
         image_digest=o.image_digest,
         ready_s=o.time_to_ready_s,
-        cpu_s=o.cpu_to_ready_s,
-        received_bytes=o.wire_before_ready.received_bytes,
-        disk_written_bytes=o.disk_written_bytes,
-        memory_peak_bytes=o.memory_peak_bytes,
+        cpu_s=o.cpu_to_ready_s or 0.0,
+        received_bytes=o.wire_before_ready.received_bytes or 0,
+        disk_written_bytes=o.disk_written_bytes or 0,
+        memory_peak_bytes=o.memory_peak_bytes or 0,
     )
 
 
@@ -180,8 +181,8 @@ def _phases(seen: Sequence[Observation]) -> tuple[PhaseUsage, ...]:
 
 def _wire(seen: Sequence[Wire]) -> Wire:
     return Wire(
-        received_bytes=sum(wire.received_bytes for wire in seen),
-        sent_bytes=sum(wire.sent_bytes for wire in seen),
+        received_bytes=_sum(wire.received_bytes for wire in seen),
+        sent_bytes=_sum(wire.sent_bytes for wire in seen),
         requests=_sum(wire.requests for wire in seen),
     )
 

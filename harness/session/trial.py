@@ -116,7 +116,7 @@ class Course:
         engine.start(machine, request)
         machine.reset(keep_pages=setup.case.preset.keeps_pages)
         ticks = host.cpu_ticks()
-        meter = PhaseMeter(machine, setup.clock_ns, setup.requests)
+        meter = PhaseMeter(machine, setup.clock_ns, setup.requests, setup.case.outside)
         self.gate.booted()
         limited_ns = machine.throttle(True)
         self.gate.limited()

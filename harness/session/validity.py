@@ -75,7 +75,7 @@ class Evidence:
 
     lazy: bool
     image_compressed_bytes: int
-    received_before_ready_bytes: int
+    received_before_ready_bytes: int | None
     received_before_root_bytes: int | None = None
     """Received when the engine said that the root file system was there."""
     streamed_bytes: int = 0
@@ -170,7 +170,7 @@ def _root(e: Evidence) -> Iterator[tuple[str, str]]:
 
 def _bytes(e: Evidence) -> Iterator[tuple[str, str]]:
     size, received = e.image_compressed_bytes, e.received_before_ready_bytes
-    if size <= 0:
+    if size <= 0 or received is None:
         return
     if e.already_there:
         if received > max(THERE_SHARE * size, THERE_BYTES):
@@ -178,14 +178,14 @@ def _bytes(e: Evidence) -> Iterator[tuple[str, str]]:
     elif e.lazy:
         if received == 0:
             yield "cache-not-cold", "nothing was received before readiness, so the image was there already"
-        yield from _lazily(e)
+        yield from _lazily(e, received)
     elif received < COLD_SHARE * size:
         yield "cache-not-cold", f"only {_percent(received, size)} of the image's bytes were received before readiness"
 
 
-def _lazily(e: Evidence) -> Iterator[tuple[str, str]]:
+def _lazily(e: Evidence, received: int) -> Iterator[tuple[str, str]]:
     """What a lazy start brought before it was ready, and whether it may say that it streamed a part of it."""
-    size, received, streamed = e.image_compressed_bytes, e.received_before_ready_bytes, e.streamed_bytes
+    size, streamed = e.image_compressed_bytes, e.streamed_bytes
     early = e.received_before_root_bytes or 0
     if size >= SMALL_IMAGE_BYTES:
         if early >= NOT_LAZY_SHARE * size:

@@ -86,6 +86,16 @@ def test_the_request_overrides_the_image(machine: Machine, registry: TestRegistr
         assert it.output(b"\n") == b"uid=1000 gid=100 cwd=/tmp home=/home/app mark=hi there group=100 group=200\n"
 
 
+def test_what_a_scenario_asks_for_it_gets(machine: Machine, registry: TestRegistry) -> None:
+    """A capability beyond Docker's default is the container's; no set-user-ID bit gives it more."""
+    process = Process(args=("/bin/probe", "wait"), capabilities=("CAP_SYS_NICE",))
+    with deployed(machine, asked(registry, "base", process=process)) as it:
+        status = Path(f"/proc/{it.container.pid}/status").read_text()
+        said = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
+        assert int(said["CapBnd"], 16) & 1 << 23
+        assert (said["NoNewPrivs"], said["Seccomp"]) == ("1", "2")
+
+
 def test_the_user_s_docker_settings_stay_out(
     machine: Machine, registry: TestRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

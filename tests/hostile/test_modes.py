@@ -1,4 +1,4 @@
-"""A hostile image in every mode of the embedded engine, as a whole session with run-time workloads. Needs root."""
+"""A hostile image in every mode of every engine, as a whole session with run-time workloads. Needs root."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.model.modes import engine_modes
+from harness.engines import make_engine
+from harness.model.engine import default_choice
+from harness.model.modes import DOCKER, EMBEDDED, ENGINES, engine_modes
 from harness.session.store import load
 from tests.hostile.images import PROGRAM, hostile_layer, results
 from tests.hostile.test_containment import EVERYTHING, check_everything
@@ -24,9 +26,13 @@ pytestmark = pytest.mark.root
 SCENARIO = """\
 name = "hostile"
 image = {{ layout = "{layout}" }}
-shapes = ["memory=512M"]
+shapes = ["memory=1G"]
+engines = ["{engine}"]
 modes = {modes}
 blocks = 1
+
+[timeouts]
+background_s = 1
 
 [workload]
 command = {command}
@@ -38,14 +44,35 @@ workloads = [{{ name = "attack", argv = {attack} }}]
 """
 
 
-def test_every_mode_contains_it(tmp_path: Path) -> None:
+def presets(engine: str) -> list[str]:
+    """Each mode of an engine that can run here, in the preset that counts; the test is skipped where none can."""
+    one = make_engine(default_choice(engine))
+    found, reasons = [], []
+    for mode in engine_modes(engine):
+        preset = mode.best if engine == EMBEDDED else mode.preset("")
+        reason = one.available(mode.name, preset.name).reason
+        reasons += [reason] if reason else []
+        found += [] if reason else [f"{mode.name}:{preset.name}"]
+    if not found:
+        pytest.skip(f"engine {engine}: {reasons[0]}")
+    return found
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_every_mode_contains_it(tmp_path: Path, engine: str) -> None:
     """All modes start it, measure its workloads after it has ended, and what it says is that it is confined."""
+    modes = presets(engine)
     layout = write_layout(tmp_path / "layout", [hostile_layer()])
-    modes = [f"{mode.name}:{mode.best.name}" for mode in engine_modes("embedded")]
     scenario = tmp_path / "hostile.toml"
     command, attack = [PROGRAM, *EVERYTHING], [PROGRAM, "forge", "others"]
     scenario.write_text(
-        SCENARIO.format(layout=layout, modes=json.dumps(modes), command=json.dumps(command), attack=json.dumps(attack)),
+        SCENARIO.format(
+            layout=layout,
+            engine=engine,
+            modes=json.dumps(modes),
+            command=json.dumps(command),
+            attack=json.dumps(attack),
+        ),
         "utf-8",
     )
     cache = tmp_path / "cache"
@@ -60,7 +87,7 @@ def test_every_mode_contains_it(tmp_path: Path) -> None:
     for observation in seen:
         assert observation.status == "ok", observation.failure
         assert "privileges" not in observation.details
-        check_everything(results(observation.output_tail))
+        check_everything(results(observation.output_tail), own_filter=engine != DOCKER)
         measured = {result.workload: result for result in observation.workloads}
         assert set(measured) == {"attack"}
         assert all(result.failure is None and result.wall_s > 0 for result in measured.values())

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness.engines.confinement import Confinement
 from harness.engines.container import RunningContainer
 from harness.engines.containerd import configuration as config
 from harness.engines.containerd import daemons, fallback, metrics, programs
@@ -15,6 +16,7 @@ from harness.engines.containerd.failures import explain
 from harness.engines.containerd.messages import Deploy, Stop
 from harness.engines.protocol import Report
 from harness.errors import ColdbenchError, MachineError, MissingTool, OutOfMemory, UsageError
+from harness.kernel.namespaces import Namespaces
 from harness.model import modes
 from harness.model.engine import ContainerdChoice
 from harness.model.observation import LazyUsage
@@ -179,6 +181,8 @@ class ContainerdEngine:
                 user=process.user or "", hosts=str(places.root / "hosts"), resolv=str(places.root / "resolv.conf"),
                 stdout=str(places.root / "stdout"), stderr=str(places.root / "stderr"), runtime=self._runtime,
                 runtime_root=str(places.root / "runc"),
+                capabilities=process.capabilities, devices=process.devices, privileged=process.privileged,
+                seccomp=Confinement.of(process).seccomp(),
             )
         )  # fmt: skip
         while (message := self._helper.messages.get()) is not None:
@@ -192,7 +196,8 @@ class ContainerdEngine:
             elif message.event == "created":
                 output = (self._readers[0], self._readers[1])
                 root = str(places.rootfs(NAMESPACE, CONTAINER))
-                self._container = RunningContainer(0, output, root, self._helper.wait_code)
+                held = self._held(message.namespaces)
+                self._container = RunningContainer(0, output, root, self._helper.wait_code, held)
                 self._readers = []
                 self._helper.tell_exit(self._container.ended)
                 with suppress(ProcessLookupError):  # the helper does not wait for us: it may have run and ended
@@ -209,6 +214,19 @@ class ContainerdEngine:
                 error = explain(message.phase, message.kind, message.message)
                 raise self._out_of_memory() or self._died() or error
         raise self._out_of_memory() or self._died() or MachineError("the helper for containerd ended in a deployment")
+
+    def _held(self, descriptors: tuple[int, ...]) -> Namespaces | None:
+        """The container's namespaces, which the helper opened before its process ran."""
+        assert self._helper is not None
+        pid, opened = self._helper.daemon.pid, []
+        try:
+            for descriptor in descriptors:
+                opened.append(os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC))
+            return Namespaces(opened) if opened else None
+        except OSError:  # the helper has ended, as its next message will not say
+            for descriptor in opened:
+                os.close(descriptor)
+            return None
 
     def _close_writers(self) -> None:
         for descriptor in self._writers:

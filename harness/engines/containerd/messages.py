@@ -30,6 +30,12 @@ class Deploy:
     stderr: str
     runtime: str
     runtime_root: str
+    capabilities: tuple[str, ...] = ()
+    """Beyond Docker's default ones."""
+    devices: tuple[str, ...] = ()
+    privileged: bool = False
+    seccomp: dict[str, Any] | None = None
+    """The filter of system calls, as an OCI runtime takes it."""
     do: str = "deploy"
 
 
@@ -62,6 +68,8 @@ class Message:
     phase: str = ""
     kind: str = ""
     message: str = ""
+    namespaces: tuple[int, ...] = ()
+    """Descriptors of the helper's, one of each of ``harness.kernel.namespaces.KINDS``; none where it could not."""
 
 
 _KNOWN = {field.name for field in fields(Message)}

@@ -22,7 +22,7 @@ from harness.errors import ColdbenchError, HostUnfit, MachineError, UsageError
 from harness.model.modes import DOCKER, containerd_store, engine_modes
 
 if TYPE_CHECKING:
-    from harness.engines.protocol import Container, DeployRequest, Watch
+    from harness.engines.protocol import Container, DeployRequest, Process, Watch
     from harness.lazyfs.messages import ReadRange, Touch
     from harness.machine.machine import Machine
     from harness.model.engine import EngineChoice
@@ -80,16 +80,20 @@ class DockerEngine:
 
     def _check_store(self, told: dict[str, Any], store: bool) -> None:
         """Docker may fall back to another way of storing images without an error: then it is not what was asked."""
-        driver = str(told.get("Driver", ""))
-        status = {str(key): str(value) for key, value in told.get("DriverStatus") or ()}
-        snapshotter = "containerd" in status.get("driver-type", "")
-        if driver != ("overlayfs" if store else "overlay2") or snapshotter != store:
+        if self._stored_otherwise(told, store):
             raise MachineError(
-                f"dockerd keeps images with {driver or 'an unknown driver'}{' of containerd' if snapshotter else ''}, "
-                f"not with {'overlayfs of containerd' if store else 'overlay2'}"
+                f"dockerd keeps images with {storage(told)}, not with "
+                f"{'overlayfs of containerd' if store else 'overlay2'}"
             )
+        self._note(told)
+
+    @staticmethod
+    def _stored_otherwise(told: dict[str, Any], store: bool) -> bool:
+        return storage(told) != ("overlayfs of containerd" if store else "overlay2")
+
+    def _note(self, told: dict[str, Any]) -> None:
         self._details["docker_version"] = str(told.get("ServerVersion", ""))
-        self._details["storage_driver"] = driver
+        self._details["storage_driver"] = str(told.get("Driver", ""))
 
     def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder, watch: Watch) -> Container:
         """See ``protocol.Engine``."""
@@ -98,7 +102,7 @@ class DockerEngine:
         image = self._pull(self._client, request, timeline)
         self._enter("create", watch)
         began_ns = time.monotonic_ns()
-        self._create(self._client, image, request)
+        self._create(self._client, image, request, machine)
         self._span(timeline, "create", began_ns)
         container = self._container = self._attach(self._client, machine)
         watch.created(container)
@@ -136,7 +140,11 @@ class DockerEngine:
             self._details["layers_existing"] = progress.existing
         return f"{repository}{separator}{request.reference}"
 
-    def _create(self, client: api.IsolatedClient, image: str, request: DeployRequest) -> None:
+    def _host_options(self, _machine: Machine) -> dict[str, Any]:
+        """Options of the container that are not the image's or the scenario's."""
+        return {"network_mode": "host"}
+
+    def _create(self, client: api.IsolatedClient, image: str, request: DeployRequest, machine: Machine) -> None:
         process = request.process
         options: dict[str, Any] = {}
         if process.args:
@@ -148,7 +156,7 @@ class DockerEngine:
                 environment=[f"{name}={value}" for name, value in process.env.items()],
                 working_dir=process.cwd,
                 user=process.user,
-                host_config=client.create_host_config(network_mode="host"),
+                host_config=client.create_host_config(**self._host_options(machine), **_asked(process)),
                 use_config_proxy=False,
                 **options,
             )
@@ -250,3 +258,21 @@ class DockerEngine:
         if self._client is not None:
             self._client.close()
         self._client = None
+
+
+def storage(told: dict[str, Any]) -> str:
+    """How a daemon keeps images, by what it says of itself."""
+    status = {str(key): str(value) for key, value in told.get("DriverStatus") or ()}
+    whose = " of containerd" if "containerd" in status.get("driver-type", "") else ""
+    return f"{told.get('Driver') or 'an unknown driver'}{whose}"
+
+
+def _asked(process: Process) -> dict[str, Any]:
+    """What the container may do that differs from Docker's default, as its options."""
+    # As under every other engine: a program of the image gains no rights by set-user-ID bits.
+    asked: dict[str, Any] = {"privileged": True} if process.privileged else {"security_opt": ["no-new-privileges"]}
+    if process.capabilities:
+        asked["cap_add"] = list(process.capabilities)
+    if process.devices:
+        asked["devices"] = [f"{path}:{path}:rwm" for path in process.devices]
+    return asked

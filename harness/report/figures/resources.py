@@ -50,19 +50,23 @@ def cpu_by_phase(group: Group, *, narrow: bool = False) -> Figure | None:
 
 def received_bytes(group: Group, *, narrow: bool = False) -> Figure | None:
     """Bytes received before ready and in all, of each case's median trial: what lazy pulling puts off, or leaves."""
-    shown = [(line.label, line.median_trial) for line in group.lines if line.median_trial is not None]
+    shown = []
+    for line in group.lines:
+        if (trial := line.median_trial) is not None:
+            first, in_all = trial.wire_before_ready.received_bytes, trial.wire.received_bytes
+            if first is not None and in_all is not None:
+                shown.append((line.label, first / 1e6, in_all / 1e6))
     if not shown:
         return None
     figure = canvas(1.1 + 0.3 * len(shown), narrow=narrow)
     (axes,) = axes_of(figure)
-    for row, (_, trial) in enumerate(shown):
-        before, whole = trial.wire_before_ready.received_bytes / 1e6, trial.wire.received_bytes / 1e6
+    for row, (_, before, whole) in enumerate(shown):
         axes.barh(row, before, color="#0072b2", height=0.7)
         axes.barh(row, max(whole - before, 0), left=before, color="#bbccee", height=0.7)
         axes.annotate(
             f"{before:.0f}", (before, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8
         )
-    _rows(axes, [label for label, _ in shown])
+    _rows(axes, [label for label, *_ in shown])
     axes.margins(x=0.12)
     axes.set_xlabel("MB received (the median trial of each)", fontsize=8)
     legend_below(figure, [("before ready", "#0072b2"), ("after it", "#bbccee")], 2)

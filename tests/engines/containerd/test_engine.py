@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.engines.container import RunningContainer
 from harness.engines.protocol import Process
+from harness.kernel.namespaces import KINDS
 from harness.session import observing
 from tests.engines.containerd.support import deployed, make, needs, request
 from tests.engines.support import Watching
@@ -90,6 +92,36 @@ def test_the_process_is_as_asked(forms: TestRegistry, machine: Machine) -> None:
         said = it.output(it.container.stdout)
         assert "uid=1000 gid=100 cwd=/tmp" in said
         assert machine.outside(f"{it.container.root}/bin/probe").exists()
+
+
+def test_what_a_scenario_asks_for_it_gets(forms: TestRegistry, machine: Machine) -> None:
+    """A capability beyond Docker's, and privileges altogether, are the container's; by default it has a filter."""
+    needs("overlay2")
+    for fields, filtered, has in (({}, "2", False), ({"capabilities": ("CAP_SYS_NICE",)}, "2", True),
+                                  ({"privileged": True}, "0", True)):  # fmt: skip
+        process = Process(args=("/bin/probe", "wait"), **fields)
+        with deployed(machine, replace(request(forms, machine, "plain", "overlay2", "default"), process=process)) as it:
+            status = Path(f"/proc/{it.container.pid}/status").read_text()
+            said = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
+            assert said["Seccomp"] == filtered
+            assert bool(int(said["CapBnd"], 16) & 1 << 23) == has
+            assert said["NoNewPrivs"] == ("0" if "privileged" in fields else "1")
+
+
+def test_a_container_that_ended_before_anybody_looked(
+    forms: TestRegistry, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run-time workloads have its namespaces all the same: the helper held them before its process ran."""
+    needs("overlay2")
+
+    def late(self: RunningContainer, pid: int) -> None:
+        raise ProcessLookupError(pid)
+
+    monkeypatch.setattr(RunningContainer, "watch", late)
+    with deployed(machine, request(forms, machine, "plain", "overlay2", "default", "exit", "0")) as it:
+        assert it.container.exit_code(20) == 0
+        assert it.container.namespaces is not None
+        assert set(it.container.namespaces.descriptors) == set(KINDS)
 
 
 def test_the_container_is_the_machines(forms: TestRegistry, machine: Machine) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,22 +23,26 @@ from harness.errors import (
     DiskFull,
     ImageNotFound,
     MachineError,
+    OutOfMemory,
     RegistryError,
     UsageError,
     WorkloadError,
 )
 from harness.machine import leftovers
 from harness.machine.cgroup import find_mounts
+from harness.machine.machine import Machine
+from harness.machine.network import SimulatedNetwork
 from harness.model.engine import ContainerdChoice
+from harness.model.shape import parse_shape
 from harness.model.timeline import Recorder
-from tests.engines.containerd.support import assert_nothing_left, deployed, layers, make, needs, request
-from tests.engines.support import base_layer, tar_bytes
+from harness.probes.workloads import WorkloadProcess
+from tests.engines.containerd.support import assert_nothing_left, deployed, layers, make, needs, publish, request
+from tests.engines.support import base_layer, run_registry, tar_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from harness.engines.protocol import DeployRequest
-    from harness.machine.machine import Machine
     from tests.engines.support import TestRegistry
 
 pytestmark = pytest.mark.root
@@ -179,6 +183,65 @@ def test_without_labels_nothing_is_lazy(
     with deployed(machine, request(forms, machine, tag, mode, "default", "exit", "0")) as it:
         assert it.container.exit_code(10) == 0
         assert [found.rule for found in it.engine.report().invalid] == ["not-lazy"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "tag", "name"),
+    [("overlay2", "plain", "containerd"), ("estargz", "esgz", "stargz"), ("soci", "soci", "soci")],
+)
+def test_a_daemon_out_of_memory(
+    forms: TestRegistry, small_machine: Callable[..., Machine], mode: str, tag: str, name: str
+) -> None:
+    """The kernel kills a daemon for want of memory: that is the failure, whatever the others make of it."""
+    needs(mode)
+    machine = small_machine("memory=256M")
+    engine = make()
+    asked = request(forms, machine, tag, mode, "default")
+    hog = f"import time; held = bytearray({300 << 20}); time.sleep(100)"
+    try:
+        engine.start(machine, asked)
+        (victim,) = [daemon for daemon in engine._daemons if name in daemon.name]
+        Path(f"/proc/{victim.pid}/oom_score_adj").write_text("1000")  # not the kernel's choice
+        other = machine.spawn([sys.executable, "-S", "-c", hog])
+        with pytest.raises(OutOfMemory, match="the machine ran out of memory"):
+            engine.deploy(machine, asked, Recorder(time.monotonic_ns()), Unwatched())
+        other.kill()
+        other.wait()
+    finally:
+        engine.tear_down()
+    assert_nothing_left(machine)
+
+
+@pytest.mark.parametrize(("mode", "tag"), MODES[1:])
+def test_the_registry_goes_after_the_mount(tmp_path: Path, mode: str, tag: str) -> None:
+    """A lazy container that reads what nobody serves any more gets an I/O error and lives on, and tear-down takes
+    everything away all the same."""
+    needs(mode)
+    with ExitStack() as stack:
+        network = stack.enter_context(SimulatedNetwork("gone"))
+        serving = ExitStack()
+        registry = serving.enter_context(run_registry(network.address, tmp_path))
+        publish(registry, tmp_path)
+        upstream = (registry.address, registry.port)
+        machine = stack.enter_context(Machine(parse_shape("unlimited"), name="gone", registry_upstream=upstream))
+        engine = make()
+        try:
+            asked = request(registry, machine, tag, mode, "default", "wait")
+            engine.start(machine, asked)
+            container = engine.deploy(machine, asked, Recorder(time.monotonic_ns()), Unwatched())
+            serving.close()
+            process = WorkloadProcess(machine, container, 120.0)
+            try:
+                answer = process.request({"workload": "read-sequential", "paths": ["/data/0"]}, "reading")
+            finally:
+                process.close()
+            assert "Input/output error" in answer["error"], answer
+            assert container.exit_code(0.05) is None
+            assert engine.report().log_tail
+        finally:
+            engine.tear_down()
+            serving.close()
+        assert_nothing_left(machine)
 
 
 def test_the_disk_runs_full(forms: TestRegistry, small_machine: Callable[..., Machine]) -> None:

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"syscall"
@@ -9,6 +10,7 @@ import (
 
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/transfer"
 	imagestore "github.com/containerd/containerd/v2/core/transfer/image"
@@ -19,6 +21,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 const stopTimeout = 10 * time.Second
@@ -50,7 +53,7 @@ func (d *deployment) deploy(ctx context.Context, r request) (string, error) {
 		return "create", err
 	}
 	created := d.events.moment("create")
-	d.out.send(message{Event: "created", PID: d.task.Pid(), StartNS: pulled, EndNS: created})
+	d.out.send(message{Event: "created", PID: d.task.Pid(), StartNS: pulled, EndNS: created, Namespaces: hold(d.task.Pid())})
 	d.out.send(message{Event: "phase", Name: "start", StartNS: created})
 	if err := d.task.Start(ctx); err != nil {
 		return "start", err
@@ -63,6 +66,36 @@ func (d *deployment) deploy(ctx context.Context, r request) (string, error) {
 		d.out.send(message{Event: "exited", Code: status.ExitCode(), EndNS: monotonicOf(status.ExitTime())})
 	}()
 	return "", nil
+}
+
+// hold opens the namespaces of a process that does not run yet, for the harness, which finds them among our descriptors
+// also when that process has ended. The order is that of harness.kernel.namespaces.KINDS.
+func hold(pid uint32) []int {
+	held := []int{}
+	for _, kind := range []string{"cgroup", "ipc", "uts", "net", "pid", "mnt"} {
+		descriptor, err := unix.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, kind), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil
+		}
+		held = append(held, descriptor)
+	}
+	return held
+}
+
+// confine gives the container what the harness allows: its system call filter, and what the scenario asks for beyond.
+// containerd's own default has Docker's capabilities, devices, paths and no_new_privs, and no filter.
+func confine(r request) []oci.SpecOpts {
+	if r.Privileged {
+		return []oci.SpecOpts{oci.WithPrivileged, oci.WithAllDevicesAllowed, oci.WithNewPrivileges}
+	}
+	options := []oci.SpecOpts{oci.WithAddedCapabilities(r.Capabilities)}
+	for _, path := range r.Devices {
+		options = append(options, oci.WithDevices(path, path, "rwm"))
+	}
+	return append(options, func(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) error {
+		s.Linux.Seccomp = r.Seccomp
+		return nil
+	})
 }
 
 // progress keeps when the daemon told of something first.
@@ -162,6 +195,7 @@ func (d *deployment) create(ctx context.Context, r request, image client.Image) 
 		oci.WithImageConfig(image), oci.WithHostNamespace(specs.NetworkNamespace), oci.WithCgroup(r.Cgroup),
 		oci.WithEnv(r.Env), oci.WithMounts([]specs.Mount{bind(r.Hosts, "/etc/hosts"), bind(r.Resolv, "/etc/resolv.conf")}),
 	}
+	options = append(options, confine(r)...)
 	if len(r.Args) > 0 {
 		options = append(options, oci.WithProcessArgs(r.Args...))
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,6 +45,11 @@ type request struct {
 	Stderr      string   `json:"stderr"`
 	Runtime     string   `json:"runtime"`
 	RuntimeRoot string   `json:"runtime_root"`
+
+	Capabilities []string            `json:"capabilities"`
+	Devices      []string            `json:"devices"`
+	Privileged   bool                `json:"privileged"`
+	Seccomp      *specs.LinuxSeccomp `json:"seccomp"`
 }
 
 // message is one line of stdout. Times are nanoseconds of CLOCK_MONOTONIC.
@@ -58,10 +64,12 @@ type message struct {
 	PID      uint32  `json:"pid,omitempty"`
 	Sizes    []int64 `json:"sizes,omitempty"`
 	Unpacked []int   `json:"unpacked,omitempty"`
-	Code     uint32  `json:"code"`
-	Phase    string  `json:"phase,omitempty"`
-	Kind     string  `json:"kind,omitempty"`
-	Message  string  `json:"message,omitempty"`
+	// Namespaces are descriptors of this process: see hold.
+	Namespaces []int  `json:"namespaces,omitempty"`
+	Code       uint32 `json:"code"`
+	Phase      string `json:"phase,omitempty"`
+	Kind       string `json:"kind,omitempty"`
+	Message    string `json:"message,omitempty"`
 }
 
 // output serialises the lines of stdout.
