@@ -112,6 +112,10 @@ class Mode:
     colour: str
     tracer: bool = False
     """Whether a start's reads are recorded through it."""
+    program: str = ""
+    """What people call the program that it is, where the engine is not ours."""
+    told_as: tuple[str, ...] = ()
+    """The names under which observations tell that program's version, the first that is there."""
 
     def preset(self, name: str) -> Preset:
         """The preset called ``name``, the default one for an empty name. Raises UsageError."""
@@ -243,7 +247,7 @@ DOCKER_OVERLAY2 = Mode(
         Preset("overlay2", "Docker with its own image store", None, pull_core_s_per_gb=65.0, baseline=True),
         _CONTAINERD_STORE,
     ),
-    "X", "#2496ED",
+    "X", "#2496ED", program="Docker", told_as=("docker",),
 )  # fmt: skip
 
 CONTAINERD = "containerd"
@@ -263,7 +267,7 @@ CONTAINERD_MODES = (
                 "parallel", "containerd fetches layers in chunks and unpacks them at once",
                 SnapshotterPolicy(Snapshotter.OVERLAYFS, parallel=True), baseline=True, line="--",
             ),
-        ), "s", "#444444",
+        ), "s", "#444444", program="containerd", told_as=("containerd",),
     ),
     Mode(
         "estargz", Form.ESTARGZ, Presentation.TREE,
@@ -278,7 +282,8 @@ CONTAINERD_MODES = (
                 "optimized", "the same, of an image written for this workload: what its start reads is prefetched",
                 SnapshotterPolicy(Snapshotter.STARGZ, lazy=True), form=Form.ESTARGZ_OPTIMIZED,
             ),
-        ), "o", "#005082",
+        ), "o", "#005082", program="the real stargz-snapshotter",
+        told_as=("coldbench-stargz", "containerd-stargz-grpc"),
     ),
     Mode(
         "soci", Form.SOCI, Presentation.TREE,
@@ -293,7 +298,7 @@ CONTAINERD_MODES = (
                 "parallel-pull", "the SOCI snapshotter unpacks everything, in parallel",
                 SnapshotterPolicy(Snapshotter.SOCI, parallel_pull=True), line="--",
             ),
-        ), "^", "#983E00",
+        ), "^", "#983E00", program="the real SOCI", told_as=("soci-snapshotter-grpc",),
     ),
     Mode(
         "erofs", Form.IMAGE, Presentation.NONE,
@@ -302,7 +307,7 @@ CONTAINERD_MODES = (
                 "default", "containerd's erofs snapshotter: each layer becomes an EROFS file",
                 SnapshotterPolicy(Snapshotter.EROFS), unpacks=False,
             ),
-        ), "D", "#00694A",
+        ), "D", "#00694A", program="containerd's erofs snapshotter", told_as=("containerd",),
     ),
 )  # fmt: skip
 
@@ -480,6 +485,13 @@ def role(engine: str, mode: str, preset: str) -> Role:
     """What a stored case was compared for; what is not listed here is a yardstick: nobody is told to use it."""
     found = offers(engine, mode, preset) if engine in ENGINES else None
     return found.role if found is not None else Role.YARDSTICK
+
+
+def program_of(engine: str, mode: str) -> tuple[str, tuple[str, ...]]:
+    """What people call a stored case's program, and the names under which observations tell its version; empty for our
+    own engine and for what is not listed here."""
+    found = next((known for known in ENGINES.get(engine, ()) if known.name == mode), None)
+    return (found.program, found.told_as) if found is not None else ("", ())
 
 
 def is_baseline(engine: str, mode: str, preset: str) -> bool:

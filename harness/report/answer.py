@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from harness.report import faults, wording
+from harness.report import faults, programs, wording
 from harness.stats.paired import MIN_BLOCKS, PairedRatio
 
 if TYPE_CHECKING:
@@ -180,6 +180,8 @@ def _said(made: Answer, group: Group) -> Answer:
             f"With the image already on the machine ({made.floor}) the start takes "
             f"{wording.seconds(made.floor_ready_s)}: {made.use} takes {wording.ratio(made.over_floor)} of that."
         )
+    if told := programs.sentence(group):
+        lines.append(told)
     if needs := faults.sentence(group.faults, made.use):
         lines.append(needs)
     lines.append(_sureness(made, group))

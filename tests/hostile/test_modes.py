@@ -13,6 +13,7 @@ import pytest
 from harness.engines import make_engine
 from harness.model.engine import default_choice
 from harness.model.modes import DOCKER, EMBEDDED, ENGINES, engine_modes
+from harness.oci.cache import cache_root
 from harness.session.store import load
 from tests.hostile.images import PROGRAM, hostile_layer, results
 from tests.hostile.test_containment import EVERYTHING, check_everything
@@ -76,6 +77,8 @@ def test_every_mode_contains_it(tmp_path: Path, engine: str) -> None:
         "utf-8",
     )
     cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "engines").symlink_to(cache_root() / "engines")
     command_line = [sys.executable, "-m", "harness", "run", str(scenario), "--out", str(tmp_path / "s")]
     done = subprocess.run(
         command_line, env={**os.environ, "COLDBENCH_CACHE": str(cache), "XDG_CACHE_HOME": str(tmp_path)},

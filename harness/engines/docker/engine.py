@@ -93,6 +93,8 @@ class DockerEngine:
 
     def _note(self, told: dict[str, Any]) -> None:
         self._details["docker_version"] = str(told.get("ServerVersion", ""))
+        self._details["versions"] = {program.name: program.version for program in self._programs.all if program.version}
+        self._details["versions"]["docker"] = self._details["docker_version"]
         self._details["storage_driver"] = str(told.get("Driver", ""))
 
     def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder, watch: Watch) -> Container:

@@ -25,7 +25,7 @@ from harness.engines.protocol import Availability, Program, Report
 from harness.errors import ColdbenchError, HostUnfit, MachineError, UsageError
 from harness.machine.relay_process import RelayProcess
 from harness.machine.shaping import has_netem
-from harness.model.modes import containerd_store
+from harness.model.modes import DOCKER_OVERLAY2, containerd_store
 from harness.model.observation import Invalidity
 from harness.model.shape import Distance
 
@@ -84,7 +84,7 @@ class RunningDocker(DockerEngine):
             return f"{who} maps users (rootless or userns-remap); its containers cannot be entered. Leave host out"
         wanted = containerd_store(preset)
         if mode and self._stored_otherwise(told, wanted):
-            other = "overlay2" if wanted else "containerd-store"
+            other = next(p.name for p in DOCKER_OVERLAY2.presets if containerd_store(p.name) != wanted)
             return f"{who} keeps images with {storage(told)}; take preset {other}, or another Docker"
         return ""
 
@@ -101,6 +101,7 @@ class RunningDocker(DockerEngine):
             self._events = EventListener(self._client)
             self._remove_image(self._client, request)
             self._note(self._client.info())
+            self._details["versions"] = {"docker": self._details["docker_version"]}
         except api.FAILURES as error:
             raise api.daemon_failure("info", error) from error
         self._details["limits"] = _UNCOUNTED

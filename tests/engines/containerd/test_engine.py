@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -94,18 +94,23 @@ def test_the_process_is_as_asked(forms: TestRegistry, machine: Machine) -> None:
         assert machine.outside(f"{it.container.root}/bin/probe").exists()
 
 
-def test_what_a_scenario_asks_for_it_gets(forms: TestRegistry, machine: Machine) -> None:
+@pytest.mark.parametrize(
+    ("fields", "filtered", "has"),
+    [({}, "2", False), ({"capabilities": ("CAP_SYS_NICE",)}, "2", True), ({"privileged": True}, "0", True)],
+    ids=["default", "capability", "privileged"],
+)
+def test_what_a_scenario_asks_for_it_gets(
+    forms: TestRegistry, machine: Machine, fields: dict[str, Any], filtered: str, has: bool
+) -> None:
     """A capability beyond Docker's, and privileges altogether, are the container's; by default it has a filter."""
     needs("overlay2")
-    for fields, filtered, has in (({}, "2", False), ({"capabilities": ("CAP_SYS_NICE",)}, "2", True),
-                                  ({"privileged": True}, "0", True)):  # fmt: skip
-        process = Process(args=("/bin/probe", "wait"), **fields)
-        with deployed(machine, replace(request(forms, machine, "plain", "overlay2", "default"), process=process)) as it:
-            status = Path(f"/proc/{it.container.pid}/status").read_text()
-            said = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
-            assert said["Seccomp"] == filtered
-            assert bool(int(said["CapBnd"], 16) & 1 << 23) == has
-            assert said["NoNewPrivs"] == ("0" if "privileged" in fields else "1")
+    process = Process(args=("/bin/probe", "wait"), **fields)
+    with deployed(machine, replace(request(forms, machine, "plain", "overlay2", "default"), process=process)) as it:
+        status = Path(f"/proc/{it.container.pid}/status").read_text()
+        said = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
+        assert said["Seccomp"] == filtered
+        assert bool(int(said["CapBnd"], 16) & 1 << 23) == has
+        assert said["NoNewPrivs"] == ("0" if "privileged" in fields else "1")
 
 
 def test_a_container_that_ended_before_anybody_looked(
