@@ -9,6 +9,7 @@ import pytest
 from harness import scenarios
 from harness.errors import ScenarioError, UsageError
 from harness.model.plan import make_plan
+from harness.report.credibility import is_theirs
 
 GOOD = """\
 name = "web"
@@ -156,12 +157,12 @@ def test_shipped_scenarios(path: Path) -> None:
     "path", sorted((Path(__file__).parent.parent / "scenarios" / "credibility").glob("*.toml")), ids=lambda p: p.stem
 )
 def test_credibility_scenarios(path: Path) -> None:
-    """Each puts a preset of ours beside a real engine's case of the same mode, in six blocks or more."""
+    """Each puts a preset of ours beside another program's case of the same mode, in six blocks or more."""
     scenario = scenarios.load(path)
     assert scenario.name == f"credibility-{path.stem}"
     cases = make_plan([scenario], 1).cases
-    ours = {case.case.mode for case in cases if case.case.engine == "embedded"}
-    theirs = {case.case.mode for case in cases if case.case.engine != "embedded"}
+    ours = {case.case.mode for case in cases if not is_theirs(case.case)}
+    theirs = {case.case.mode for case in cases if is_theirs(case.case)}
     assert ours == theirs != set()
     assert scenario.blocks >= 6
 

@@ -120,8 +120,11 @@ class Timeouts(Table):
     """Longest waits of a trial, in seconds."""
 
     deploy_s: Seconds = Field(default=3600.0, description="From T0 until the container's process runs.")
-    background_s: Seconds = Field(
-        default=600.0, description="For the background fetch after ready; running out is no failure."
+    background_s: float = Field(
+        default=600.0,
+        ge=0,
+        le=86_400,
+        description="For the background fetch after ready; running out is no failure. 0: nobody waits for it.",
     )
     teardown_s: Seconds = Field(default=60.0, description="For stopping the container and the daemons.")
 

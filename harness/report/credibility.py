@@ -16,7 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from harness.errors import ColdbenchError
-from harness.model.modes import EMBEDDED
+from harness.model.modes import EMBEDDED, uses_library
 from harness.session import store
 from harness.stats.paired import paired_ratio
 
@@ -27,6 +27,19 @@ if TYPE_CHECKING:
     from harness.model.session import SessionHeader
 
 TOLERANCE = 0.10
+
+#: Why the counts differ, as the registry's access log shows it.
+_WHY = {
+    "credibility-soci": """\
+The requests for the image's bytes are the same: 19 ranges of the large layer, each of one span, in the same order and
+of the same sizes, after two probes of it. SOCI's other eight come of two programs in the place of one: containerd
+asks for the head of the tag before its manifest, and SOCI for the heads of three artefacts before it fetches them (4
+HEAD); containerd and SOCI each fetch the image's manifest, the SOCI index and the small layer that has no zTOC (3
+GET, and the 2.8 MB more); containerd fetches the index's empty configuration (1 GET). Ours asks once for each, by
+digest. None of this is part of the policy, so it is not imitated.""",
+    "credibility-full-pull": """\
+The sixth request is the HEAD by which containerd and Docker resolve a reference before they fetch its manifest.""",
+}
 
 _INTRODUCTION = """# Credibility: our presets beside the real programs
 
@@ -59,11 +72,11 @@ class Pair:
 
 
 def pairs(observations: Sequence[Observation]) -> list[Pair]:
-    """Every case of ours with every case of the real engines of the same mode, where blocks have both."""
+    """Every case of ours with every case of the same mode that another program serves, where blocks have both."""
     valid = {(o.case.key, o.block): o for o in observations if o.valid}
     cases = {o.case.key: o.case for o in observations}
-    ours = [case for case in cases.values() if case.engine == EMBEDDED]
-    theirs = [case for case in cases.values() if case.engine != EMBEDDED]
+    theirs = [case for case in cases.values() if is_theirs(case)]
+    ours = [case for case in cases.values() if not is_theirs(case)]
     found = []
     for one, other in product(ours, theirs):
         if one.mode != other.mode or one.limits != other.limits:
@@ -77,6 +90,11 @@ def pairs(observations: Sequence[Observation]) -> list[Pair]:
         if trials:
             found.append(Pair(one, other, trials))
     return found
+
+
+def is_theirs(case: Case) -> bool:
+    """Another engine, or our engine with a library in the place of our own session."""
+    return case.engine != EMBEDDED or uses_library(case.mode, case.preset)
 
 
 def received(observation: Observation) -> float:
@@ -124,16 +142,40 @@ def section(header: SessionHeader, observations: Sequence[Observation]) -> str:
         bytes_ours, bytes_theirs = pair.medians(received)
         asked_ours, asked_theirs = pair.medians(requests)
         lines.append(
-            f"| `{pair.ours.mode}:{pair.ours.preset}` | {pair.theirs.engine} `{pair.theirs.mode}:{pair.theirs.preset}` "
+            f"| {_name(pair.ours)} | {_name(pair.theirs)} "
             f"| {len(pair.trials)} | {pair.ratio(ready)} | {pair.ratio(cpu)} "
             f"| {bytes_ours / 1e6:.1f} : {bytes_theirs / 1e6:.1f} | {asked_ours:.0f} : {asked_theirs:.0f} "
             f"| {verdict(bytes_ours, bytes_theirs)} | {verdict(asked_ours, asked_theirs)} |"
         )
+    lines += [text for pair in pairs(observations) for text in _opcodes(pair)]
+    if (why := _WHY.get(scenario.name)) is not None:
+        lines += ["", why]
     left_out = [o for o in observations if not o.valid]
     if left_out:
         reasons = dict.fromkeys(o.failure.message if o.failure else o.invalid[0].reason for o in left_out)
         lines += ["", f"{len(left_out)} of {len(observations)} trials are left out: {'; '.join(reasons)}."]
     return "\n".join(lines) + "\n"
+
+
+def _name(case: Case) -> str:
+    engine = "" if case.engine == EMBEDDED else f"{case.engine} "
+    return f"{engine}`{case.mode}:{case.preset}`"
+
+
+def _opcodes(pair: Pair) -> list[str]:
+    """FUSE requests of the whole trial by opcode, medians, where both sides count them; else nothing."""
+    counts = [[(o.lazy.fuse if o.lazy else None) for o in trial] for trial in pair.trials]
+    if any(found is None for trial in counts for found in trial):
+        return []
+    names = sorted({name for trial in counts for found in trial for name in found or {}})
+    told = []
+    for name in names:
+        one, other = ([(trial[side] or {})[name].count if name in (trial[side] or {}) else 0 for trial in counts]
+                      for side in (0, 1))  # fmt: skip
+        told.append(f"{name} {median(one):.0f} : {median(other):.0f}")
+    return (
+        ["", f"FUSE requests by opcode, {_name(pair.ours)} : {_name(pair.theirs)}: {', '.join(told)}."] if told else []
+    )
 
 
 def _versions(observations: Sequence[Observation]) -> str:

@@ -46,6 +46,12 @@ class IsolatedClient(docker.APIClient):  # type: ignore[misc] # the SDK has no a
         self._auth_configs = AuthConfig({})
         return str(super()._retrieve_server_version())
 
+    def _set_request_timeout(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The SDK lets pulls and event streams wait for ever; here they wait as long as this client does."""
+        if kwargs.get("timeout") is None:
+            kwargs["timeout"] = self.timeout
+        return kwargs
+
 
 def connect(socket_path: str, timeout_s: float | None) -> IsolatedClient:
     """A client of the daemon that listens at this socket; raises one of ``FAILURES`` when it does not answer."""

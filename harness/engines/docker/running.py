@@ -51,6 +51,7 @@ class RunningDocker(DockerEngine):
         assert choice.engine == "docker"
         self._host = choice.host
         self._address = choice.host.removeprefix("unix://")
+        self._listening: api.IsolatedClient | None = None
         self._relay: RelayProcess | None = None
         self._name = ""
 
@@ -98,7 +99,8 @@ class RunningDocker(DockerEngine):
         self._phase = "boot"
         try:
             self._client = api.connect(self._address, _HANG_S)
-            self._events = EventListener(self._client)
+            self._listening = api.connect(self._address, None)  # nothing may happen for as long as a trial takes
+            self._events = EventListener(self._listening)
             self._remove_image(self._client, request)
             self._note(self._client.info())
             self._details["versions"] = {"docker": self._details["docker_version"]}
@@ -197,8 +199,10 @@ class RunningDocker(DockerEngine):
             self._streams.close()
         if self._container is not None:
             self._container.close()
-        if client is not None:
-            client.close()
+        for each in (client, self._listening):
+            if each is not None:
+                each.close()
+        self._listening = None
         if self._relay is not None:
             self._relay.stop()
 
