@@ -124,6 +124,7 @@ def credibility(session: nox.Session) -> None:
         session.run("coldbench", "run", str(path), "--out", str(out), *resume, env=env)
         found.append(str(out))
     page = session.run("python", "-m", "harness.report.credibility", *found, silent=True)
+    page += "\n" + session.run("python", "-m", "harness.engines.build.conversions", silent=True)
     (ROOT / "docs" / "credibility.md").write_text(page, encoding="utf-8")
 
 

@@ -38,7 +38,8 @@ HEAD); containerd and SOCI each fetch the image's manifest, the SOCI index and t
 GET, and the 2.8 MB more); containerd fetches the index's empty configuration (1 GET). Ours asks once for each, by
 digest. None of this is part of the policy, so it is not imitated.""",
     "credibility-full-pull": """\
-The sixth request is the HEAD by which containerd and Docker resolve a reference before they fetch its manifest.""",
+The sixth request is containerd's HEAD of the manifest before it fetches it, and Docker's question whether there is a
+registry (/v2/).""",
 }
 
 _INTRODUCTION = """# Credibility: our presets beside the real programs
