@@ -247,7 +247,7 @@ DOCKER_OVERLAY2 = Mode(
         Preset("overlay2", "Docker with its own image store", None, pull_core_s_per_gb=65.0, baseline=True),
         _CONTAINERD_STORE,
     ),
-    "X", "#2496ED", program="Docker", told_as=("docker",),
+    "X", "#2496ED", program="Docker", told_as=("docker", "docker_version"),
 )  # fmt: skip
 
 CONTAINERD = "containerd"

@@ -40,7 +40,8 @@ _NEVER = (float("inf"), "")
 
 def _named(line: CaseLine, program: str, told_as: tuple[str, ...]) -> str:
     """The program with the version that its trials tell."""
-    versions = line.median_trial.details.get("versions") if line.median_trial is not None else None
-    known = versions if isinstance(versions, dict) else {}
+    details = line.median_trial.details if line.median_trial is not None else {}
+    versions = details.get("versions")
+    known = {**details, **(versions if isinstance(versions, dict) else {})}
     version = next((str(known[name]) for name in told_as if known.get(name)), "")
     return f"{program} {version}" if version else program

@@ -45,6 +45,7 @@ ALLOWED: dict[str, tuple[str, set[str]]] = {
     "engines/docker": ("Docker's own name of its storage driver", {"overlay2"}),
     "cli/shapes.py": ("the shape that is taken when none is named", {"default"}),
     "engines/build/programs.py": ("a kit of programs", {"soci"}),
+    "engines/build/conversions.py": ("a program", {"soci"}),
     "engines/containerd/configuration.py": ("a kind of content store", {"soci"}),
     "cli/scenarios.py": ("a column", {"default"}),
     "model/shape.py": ("a key of shapes", {"default"}),
