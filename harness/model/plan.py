@@ -261,7 +261,9 @@ def _unserved(scenario: Scenario, case: PlannedCase) -> str:
     if storm is not None and storm.images == "distinct" and case.form is mode_table.Form.EROFS_PACKED:
         return f"{scenario.name}, mode {case.choice.key}: a pack is recorded for one image, and these are distinct"
     if case.outside and (storm is not None or scenario.faults is not None):
-        return f"{scenario.name}, engine {case.case.engine}: what runs already is not in a machine, and storms and faults are"
+        return (
+            f"{scenario.name}, engine {case.case.engine}: it runs outside of the machines that storms and faults need"
+        )
     if scenario.image.compression is None or not case.lazy:
         return ""
     why = no_way_into(case.form, parse_compression(scenario.image.compression).kind)
