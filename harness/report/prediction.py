@@ -80,16 +80,16 @@ def cpu_seconds(shape: Shape, core_s: float) -> float:
 
 
 def parts_of(case: PlannedCase, trials: Sequence[Observation]) -> Parts | None:
-    """The parts of a case's starts; None where no trial is valid."""
-    valid = [o for o in trials if o.valid and o.case == case.case]
+    """The parts of a case's starts; None where no trial is valid, or its machine does not see what they are."""
+    valid = [o for o in trials if o.valid and o.case == case.case and not case.outside]
     if not valid:
         return None
     return Parts(
         shape=case.shape,
         distance=case.case.distance,
         ready_s=median(o.time_to_ready_s or 0.0 for o in valid),
-        cpu_core_s=median(o.cpu_to_ready_s for o in valid),
-        received_bytes=median(float(o.wire_before_ready.received_bytes) for o in valid),
+        cpu_core_s=median(o.cpu_to_ready_s or 0.0 for o in valid),
+        received_bytes=median(float(o.wire_before_ready.received_bytes or 0) for o in valid),
         memory_bytes=median(float((o.memory_ready_bytes or 0) - (o.memory_ready_cache_bytes or 0)) for o in valid),
         inflate_core_s=_term(valid, "inflate_core_s"),
         per_byte_core_s=_term(valid, "receive_core_s") + _term(valid, "hash_core_s"),
