@@ -190,7 +190,8 @@ class FaultCourse(Course):
     def _read(self, reader: FaultReader, sample: str, paths: tuple[str, ...]) -> list[Read]:
         if not paths:
             return []
-        budget_s = self._table.duration_s * _BUDGETS[sample]
+        # Readers that wait in time and are answered must not leave others untried.
+        budget_s = max(self._table.duration_s * _BUDGETS[sample], self._table.deadline_s)
         if self._fault.onset == "after" and sample == "untouched":
             budget_s = max(budget_s, self._table.recovery_s, self.setup.timeouts.background_s)
         reads = reader.read(paths, deadline_s=self._table.deadline_s, budget_s=budget_s, mapped=sample == "mapped")
