@@ -172,7 +172,9 @@ class Setups:
             if case.form is Form.ESTARGZ_OPTIMIZED:
                 first = self._trace(own, self.material(own)).paths
             elif case.form is Form.EROFS_PACKED:
-                recording = self._record(recorded_scenario(own, case.choice.record), self.material(own))
+                # A copy has layers of its own, of which a recording of the original says nothing.
+                wanted = recorded_scenario(scenario, case.choice.record)
+                recording = self._record(wanted, self.material(scenario))
             with self.interrupts.allowed():
                 published = self.preparer.publish(scenario, case.form, first, recording)
                 self.endpoint.explore(published.repository, published.reference)
@@ -332,11 +334,12 @@ class Setups:
 
     def record(self, scenario: Scenario) -> Recording:
         """Run one trial that records what the kernel asks for of the layers; raises WorkloadError when it fails."""
+        scenario = scenario.model_copy(update={"storm": None})
         case = side_case(scenario, recorder(), options=recorder_options())
-        self.material(scenario)
-        self.publish(case)
-        ranges: list[ReadRange] = []
         mine = replace(self, scenarios={**self.scenarios, scenario.name: scenario})
+        mine.material(scenario)
+        mine.publish(case)
+        ranges: list[ReadRange] = []
         observation = mine._side_trial(case, "recording", [], ranges)
         layers = [layer.digest for layer in self.preparer.local(scenario).image.layers]
         return recordings.recording_of(ranges, layers, observation.time_to_ready_s or 0.0)
