@@ -1,5 +1,5 @@
 """Sessions: ``nox -s bench`` runs the main job; tests, lint, typecheck, docs, microbench, engines,
-credibility, reference, notebooks, fuzz, interop, equality, lock.
+credibility, reference, notebooks, fuzz, interop, equality, soak, lock.
 
 Started by ``./dev`` they share the environment it made; started by a nox of your own each makes its own.
 """
@@ -17,8 +17,8 @@ nox.options.reuse_existing_virtualenvs = True
 BACKEND = "none" if os.environ.get("COLDBENCH_VENV") else None
 ROOT = Path(__file__).parent
 #: Not part of the three levels: micro-benchmarks and fuzzing run once more below, interop needs foreign tools,
-#: equality takes long.
-OUTSIDE = [f"--ignore=tests/{name}" for name in ("microbench", "fuzz", "interop", "equality")]
+#: equality and soak take long.
+OUTSIDE = [f"--ignore=tests/{name}" for name in ("microbench", "fuzz", "interop", "equality", "soak")]
 
 
 def _install(session: nox.Session) -> None:
@@ -147,6 +147,13 @@ def interop(session: nox.Session) -> None:
     """Our images through the real snapshotters; by hand, needs root and COLDBENCH_REFERENCE_TOOLS (docs/formats.md)."""
     _install(session)
     session.run("pytest", "-q", "-s", "tests/interop", *session.posargs)
+
+
+@nox.session(venv_backend=BACKEND)
+def soak(session: nox.Session) -> None:
+    """Daemons killed a hundred times in each mode, and SOAK_STARTS (200) starts with random faults; by hand, root."""
+    _install(session)
+    session.run("pytest", "-q", "-s", "tests/soak", *session.posargs)
 
 
 @nox.session(venv_backend=BACKEND)
