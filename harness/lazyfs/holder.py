@@ -12,6 +12,7 @@ dies before it handed over a FUSE descriptor ends it, too, and so does one that 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -30,6 +31,11 @@ _LONGEST_PAUSE_S = 1.0
 _END_S = 3
 """A daemon that was told to end gets this long."""
 _NAME_BYTES = 256
+_PIDFD_THREAD = os.O_EXCL
+_TRIES, _TRY_S = 20, 0.01
+"""A daemon whose first thread has ended usually ends within this."""
+_EXIT_CODE = 49
+"""Field of /proc/PID/stat behind the name."""
 _LESS_LIKELY = -900
 """Of the kernel's choices when memory runs out, the holder is one of the last."""
 
@@ -44,6 +50,8 @@ class Holder:
         self._ending = False
         self._child = -1
         """Descriptor of the daemon's process, by which signals cannot reach another one."""
+        self._late: list[int] = []
+        """Daemons that have not quite ended."""
         self._oom = _read_oom()
 
     def run(self) -> int:
@@ -80,16 +88,41 @@ class Holder:
         self._child = os.pidfd_open(pid)
         if self._ending:  # told so before the descriptor was there
             self._end(signal.SIGTERM, None)
+        first = _first_thread(pid)
         up_s = None
-        while (name := self._receive(ours)) is not None:
-            if name == UP:
-                up_s = time.monotonic()
-        _, status = os.waitpid(pid, 0)
+        while True:
+            ready, _, _ = select.select([ours.fileno(), first], [], [])
+            if ours.fileno() in ready:
+                name = self._receive(ours)
+                if name == UP:
+                    up_s = time.monotonic()
+                elif name is None:
+                    break
+            else:
+                break
+        status = self._reap(pid, first)
+        os.close(first)
         child, self._child = self._child, -1
         os.close(child)
         signal.alarm(0)
         ours.close()
         return status, 0.0 if up_s is None else time.monotonic() - up_s
+
+    def _reap(self, pid: int, first: int) -> int:
+        """The status of a daemon that has ended, or whose first thread has.
+
+        A thread of a killed process may be in the kernel, storing a page that a reader waits for, who waits for the
+        daemon: it ends, and the process with it, when the next daemon has answered. So that one is not waited for.
+        """
+        select.select([first], [], [])
+        for _ in range(_TRIES):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                return status
+            time.sleep(_TRY_S)
+        self._late = [late for late in self._late if not os.waitpid(late, os.WNOHANG)[0]] + [pid]
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[_EXIT_CODE])
 
     def _become_daemon(self, end: socket.socket) -> None:
         """Never returns."""
@@ -128,6 +161,14 @@ class Holder:
     def _kill(self, number: int, frame: object) -> None:
         if self._child >= 0:
             _send(self._child, signal.SIGKILL)
+
+
+def _first_thread(pid: int) -> int:
+    """A descriptor that is readable when the daemon's first thread has ended (Linux 6.9), or else the process."""
+    try:
+        return os.pidfd_open(pid, _PIDFD_THREAD)
+    except OSError:
+        return os.pidfd_open(pid)
 
 
 def _send(process: int, number: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -275,8 +274,7 @@ def test_a_daemon_killed_in_mid_push_fails_reads(source: ImageSource, tmp_path: 
     with serve(source, "erofs", tmp_path / "s", preset="packed", options=QUIET) as served:
         begin = (served.root / "more").open("rb")
         begin.read(4096)
-        served.process.send_signal(signal.SIGKILL)
-        served.process.wait(20)
+        served.kill()
         forget_pages()
         with pytest.raises(OSError, match=r"Input/output error|Transport endpoint"):
             begin.read()
