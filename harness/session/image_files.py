@@ -15,6 +15,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.errors import FormatError
 from harness.formats.erofs.merge import MergedTree, merge_layers
 from harness.formats.erofs.table import TarTable
 from harness.formats.gzip.inflate import inflate
@@ -62,12 +63,17 @@ def list_files(
     tables = []
     for number, layer in enumerate(image.layers):
         table = TarTable()
-        size = 0
+        size, where = 0, f"layer {number} of {source.where}"
         pieces = _counted(source.open_blob(layer).stream(), progress)
-        for piece in inflate(pieces, f"layer {number} of {source.where}"):
-            size += len(piece)
-            table.feed(piece)
-        tables.append(table.finish(size))
+        try:
+            for piece in inflate(pieces, where):
+                size += len(piece)
+                table.feed(piece)
+            tables.append(table.finish(size))
+        except FormatError as error:
+            if error.where.startswith(where):
+                raise
+            raise type(error)(f"{where}, {error.where}", error.what) from None
     files = walk(merge_layers(tables))
     if stored is not None:
         stored.parent.mkdir(parents=True, exist_ok=True)
