@@ -88,7 +88,8 @@ def _print_contents(out: Console, advice: Advice, rows: int) -> None:
         _unread(
             out, kept, min(rows, 5), "Not read either, but needed by what was (as their packages say):", needed=True
         )
-    _unread(out, found.directories, rows, "Directories never read:")
+    if found.directories:
+        _unread(out, found.directories, rows, "Directories never read:")
     layers = [
         [str(layer.number), _megabytes(layer.compressed_bytes), _megabytes(layer.bytes),
          f"{100 * layer.bytes_read / layer.bytes:.0f} %" if layer.bytes else "", layer.made_by[:70]]
