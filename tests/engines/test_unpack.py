@@ -13,6 +13,7 @@ import pytest
 from harness.engines.embedded.unpack import LayerUnpacker
 from harness.errors import FormatError, UnsafePath
 from tests.engines.support import Member, directory, tar_bytes
+from tests.faults.entries import file, tar_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -323,3 +324,23 @@ def test_a_tree_of_any_depth_is_replaced(tmp_path: Path) -> None:
     unpack(tar_bytes([("d", {"data": b"flat"})]), root)
     assert (root / "d").read_bytes() == b"flat"
     assert (root / "other").read_bytes() == b"stays"
+
+
+def test_an_attribute_too_large_for_the_file_system_is_no_full_disk(tmp_path: Path) -> None:
+    """ext4 answers "no space" to an attribute that does not fit; the refusal names entry and attribute instead."""
+    disk, place = tmp_path / "disk", tmp_path / "place"
+    disk.write_bytes(b"")
+    os.truncate(disk, 16 << 20)
+    place.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal,^ea_inode", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, place], check=True)
+    try:
+        tar = tar_of(file(b"a", b"x", pax={"SCHILY.xattr.user.large": b"v" * 20_000}))
+        unpacker = LayerUnpacker(str(place))
+        try:
+            with pytest.raises(FormatError, match=r"'a': attribute user\.large of 20000 bytes"):
+                unpacker.feed(tar)
+        finally:
+            unpacker.close()
+    finally:
+        subprocess.run(["umount", place], check=True)

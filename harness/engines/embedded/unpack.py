@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL_BITS = 0o7000
+_TOO_LARGE = (errno.ENOSPC, errno.E2BIG)
+"""What ext4 and others answer to an attribute that does not fit beside the inode."""
+_ROOM_BYTES = 1 << 20
 _NODE_TYPES = {Kind.CHAR: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO}
 _PASS, _LINK, _CLEAR = Action.PASS, Action.LINK, Action.CLEAR
 
@@ -295,5 +298,14 @@ def _set_xattrs(target: int | str, entry: TarEntry) -> None:
         try:
             os.setxattr(target, key, value, follow_symlinks=isinstance(target, int))
         except OSError as error:
+            if error.errno in _TOO_LARGE and _has_room(target):
+                what = f"attribute {os.fsdecode(key)} of {len(value)} bytes, more than the file system here holds"
+                raise FormatError(entry_of(entry.name), what) from None
             if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.EINVAL):
                 raise
+
+
+def _has_room(target: int | str) -> bool:
+    """Whether "no space" is said of an attribute and not of the disk."""
+    status = os.statvfs(target)
+    return status.f_bavail * status.f_frsize > _ROOM_BYTES

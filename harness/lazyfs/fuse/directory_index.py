@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.errors import FormatError
 from harness.formats.table import Kind
 from harness.formats.tar.limits import OPAQUE_XATTR as _OPAQUE
 from harness.formats.tar.reading import IMPLIED
@@ -148,7 +149,14 @@ def link_layers(indexes: Sequence[DirectoryIndex], numbers: Sequence[int]) -> di
     Layers are counted as in ``indexes``, bottom first; ``numbers`` are the image's. FormatError for one to nothing.
     """
     found: dict[tuple[int, int], tuple[int, int]] = {}
-    for link in lower_links([index.reading for index in indexes], lambda n: f"layer {numbers[n]}"):
+    try:
+        links = lower_links([index.reading for index in indexes], lambda n: f"layer {numbers[n]}")
+    except FormatError as error:
+        if list(numbers) == list(range(len(numbers))):
+            raise
+        what = f"{error.what}; a layer that is not indexed may have it: index every layer"
+        raise FormatError(error.where, what) from None
+    for link in links:
         found[link.layer, link.number] = link.lower, link.target
         nlinks = indexes[link.lower].nlinks
         nlinks[link.target] = nlinks.get(link.target, 1) + len(link.paths)

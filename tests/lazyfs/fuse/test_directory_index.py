@@ -108,6 +108,10 @@ def test_links_into_a_lower_layer_are_names_of_its_inode() -> None:
     assert lower.nlinks[0] == 4
     with pytest.raises(FormatError, match=r"layer 7, entry 'c': a hard link to 'a', which neither"):
         link_layers([index(), upper], [3, 7])
+    with pytest.raises(FormatError, match="not indexed may have it: index every layer"):
+        link_layers([index(), upper], [3, 7])
+    with pytest.raises(FormatError, match=r"nor one below it has$"):
+        link_layers([index(), upper], [0, 1])
 
 
 def test_links_in_a_circle_are_refused() -> None:
