@@ -69,7 +69,7 @@ def timelines(group: Group, *, lazy_only: bool = False, narrow: bool = False) ->
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("seconds after T0 (the median trial of each)", fontsize=8)
     order = [*SPAN_COLOURS, *sorted(used.keys() - SPAN_COLOURS.keys())]
-    legend_below(figure, [(name, used[name]) for name in order if name in used], 4 if narrow else 9)
+    legend_below(figure, [(name, used[name]) for name in order if name in used], 3 if narrow else 9)
     return figure
 
 
