@@ -150,6 +150,23 @@ def test_ambiguous_sides_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.logs("the last line is cut off")
+@pytest.mark.parametrize("anyway", [False, True])
+def test_limits_of_a_container_are_compared_with_no_machines(tmp_path: Path, anyway: bool) -> None:
+    """A Docker that runs already is outside of the limits; nothing overrules that, and two such sessions compare."""
+    one = stored(tmp_path, "a")
+
+    def outside(name: str) -> str:
+        head = sessions.header(session=name).model_copy(update={"host": sessions.HOST})
+        seen = sessions.trials(head.plan)
+        moved = [o.model_copy(update={"case": o.case.model_copy(update={"limits": "container"})}) for o in seen]
+        return str(sessions.write(tmp_path / name, head, moved))
+
+    other = outside("b")
+    with pytest.raises(UsageError, match="the shape's limits held for the container only"):
+        compare_sides(parse(other), parse(one), margin=0.05, anyway=anyway)
+    assert compare_sides(parse(outside("c")), parse(other), margin=0.05, anyway=anyway).lines
+
+
 def test_a_cut_last_line_is_said(tmp_path: Path) -> None:
     """A session whose last line was cut is compared without it, and the output says so."""
     from harness.session.store import OBSERVATIONS
