@@ -46,7 +46,7 @@ mkdir -p /run/containerd
 mount -t tmpfs tmpfs /run/containerd
 mount -t tmpfs tmpfs "$1"
 mkdir "$1/data" "$1/exec"
-containerd --root "$1/c-root" --state "$1/c-state" --address "$1/c.sock" &
+setpriv --pdeathsig KILL containerd --root "$1/c-root" --state "$1/c-state" --address "$1/c.sock" &
 while [ ! -S "$1/c.sock" ]; do sleep 0.05; done
 exec "$2" --config-file "$1/../daemon.json" --containerd "$1/c.sock" --data-root "$1/data" --exec-root "$1/exec" \
     --pidfile "$1/pid" --host "unix://$3" --bridge none --iptables=false --ip6tables=false --ip-forward=false
@@ -65,7 +65,7 @@ class UsersDocker:
         found = programs.find(DockerChoice(dockerd=DOCKERS[0]))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                ["unshare", "--mount", "--propagation", "private", "sh", "-ec",
+                ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "sh", "-ec",
                  _DAEMONS, "sh", str(directory / "place"), found.dockerd.path, str(self.socket)],
                 env={"PATH": found.search_path, "HOME": str(directory)}, stdout=log, stderr=log,
                 start_new_session=True,

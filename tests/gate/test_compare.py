@@ -149,7 +149,6 @@ def test_ambiguous_sides_are_refused(tmp_path: Path) -> None:
         compare_sides(parse(one), parse(f"{one}#mode=erofs"), margin=0.05)
 
 
-@pytest.mark.logs("the last line is cut off")
 @pytest.mark.parametrize("anyway", [False, True])
 def test_limits_of_a_container_are_compared_with_no_machines(tmp_path: Path, anyway: bool) -> None:
     """A Docker that runs already is outside of the limits; nothing overrules that, and two such sessions compare."""
@@ -167,6 +166,7 @@ def test_limits_of_a_container_are_compared_with_no_machines(tmp_path: Path, any
     assert compare_sides(parse(outside("c")), parse(other), margin=0.05, anyway=anyway).lines
 
 
+@pytest.mark.logs("the last line is cut off")
 def test_a_cut_last_line_is_said(tmp_path: Path) -> None:
     """A session whose last line was cut is compared without it, and the output says so."""
     from harness.session.store import OBSERVATIONS
