@@ -47,6 +47,7 @@ class Way:
 WAYS = (
     Way("overlay2", "sequential", "image"), Way("overlay2", "tuned", "image"), Way("estargz", "tuned", "estargz"),
     Way("soci", "tuned", "soci"), Way("erofs", "tuned", "erofs"), Way("erofs", "eager", "erofs"),
+    Way("soci", "pyfuse3", "soci"),
 )  # fmt: skip
 FORMS = ("estargz", "soci", "erofs")
 
