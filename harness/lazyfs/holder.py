@@ -56,6 +56,13 @@ class Holder:
 
     def run(self) -> int:
         """Keep a daemon running; the status of the last one, as ``os.waitpid`` gives it."""
+        status = self._run()
+        if self._late and "--mountpoint" in self._arguments:
+            # What has not quite ended keeps the session open, and readers would wait for ever.
+            _abort(self._arguments[self._arguments.index("--mountpoint") + 1])
+        return status
+
+    def _run(self) -> int:
         _write_oom(_LESS_LIKELY)
         signal.signal(signal.SIGTERM, self._end)
         signal.signal(signal.SIGALRM, self._kill)
@@ -169,6 +176,13 @@ def _first_thread(pid: int) -> int:
         return os.pidfd_open(pid, _PIDFD_THREAD)
     except OSError:
         return os.pidfd_open(pid)
+
+
+def _abort(mountpoint: str) -> None:
+    """Have the kernel answer with an error whoever waits for a file system that nobody serves (umount2, MNT_FORCE)."""
+    import ctypes
+
+    ctypes.CDLL(None).umount2(os.fsencode(mountpoint), 1)
 
 
 def _send(process: int, number: int) -> None:

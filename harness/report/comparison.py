@@ -106,6 +106,8 @@ class CaseLine:
     """Seconds to ready of the valid trials, by block: what pairs with another case's."""
     streamed: Summary | None = None
     """Bytes that valid lazy trials brought before readiness without being asked for them; None where none did."""
+    restarts: int = 0
+    """Daemons that died in valid trials, and were replaced."""
     proven: frozenset[str] = frozenset()
     """The baselines it differs from after the correction over all ratios of its table."""
 
@@ -316,6 +318,7 @@ def _line(
         median_trial=ordered[(len(ordered) - 1) // 2] if ordered else None,
         ready_by_block=ready[name],
         streamed=_streamed(valid),
+        restarts=sum(o.lazy.restarts or 0 for o in valid if o.lazy is not None),
     )
 
 

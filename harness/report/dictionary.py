@@ -58,6 +58,12 @@ TRIALS = (
         "bytes",
         "Of those, what a lazy mode streamed without being asked, far from the registry; empty for full pulls.",
     ),
+    Column(
+        "daemon_restarts",
+        _COUNT,
+        "",
+        "Daemons of a lazy mode that died, each replaced by another one; empty where nobody would have taken over.",
+    ),
     Column("received_bytes", _COUNT, "bytes", "Bytes received in the whole trial; empty where not known."),
     Column("requests_before_ready", _COUNT, "", "Registry requests until readiness; empty where they are not known."),
     Column("memory_peak_bytes", _COUNT, "bytes", "Peak memory of the machine, page cache included."),

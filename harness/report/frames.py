@@ -41,6 +41,7 @@ def _trials(o: Observation) -> Rows:
         "throttled_s": sum(p.throttled_s for p in o.phases if p.phase in BEFORE_READY) if o.phases else None,
         "received_before_ready_bytes": o.wire_before_ready.received_bytes,
         "streamed_before_ready_bytes": o.lazy.bytes_streamed_before_ready if o.lazy else None,
+        "daemon_restarts": o.lazy.restarts if o.lazy else None,
         "received_bytes": o.wire.received_bytes,
         "requests_before_ready": o.wire_before_ready.requests,
         "memory_peak_bytes": o.memory_peak_bytes,

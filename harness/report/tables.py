@@ -80,12 +80,18 @@ def _supply(group: Group, line: CaseLine) -> tuple[str, ...]:
     return tuple(faults.independent(found.get(side)) for side in faults.SIDES)
 
 
+def _valid(line: CaseLine) -> str:
+    """How many trials count, and whether daemons had to be replaced in them."""
+    counted = f"{0 if line.ready is None else line.ready.n} of {line.trials}"
+    return f"{counted}; daemon replaced {line.restarts}x" if line.restarts else counted
+
+
 def _cold_row(group: Group, line: CaseLine) -> tuple[Cell, ...]:
     ready = line.ready
     over = None if ready is None or not line.bound_s else ready.median / line.bound_s
     return cells(
         line.label,
-        f"{0 if ready is None else ready.n} of {line.trials}",
+        _valid(line),
         wording.seconds(ready.median if ready else None),
         *_supply(group, line),
         *(_against(group, line, b) for b in group.baselines),

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import tarfile
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,9 +171,12 @@ class Served:
 
     @property
     def daemon(self) -> int:
-        """The daemon's pid now."""
-        (pid,) = serving(self.process.pid)
-        return pid
+        """The daemon's pid, as soon as there is one."""
+        while True:
+            (pid,) = serving(self.process.pid) or (0,)
+            if pid not in {0, self.process.pid}:
+                return pid
+            time.sleep(0.01)
 
     def kill(self) -> None:
         """The daemon and who would start another one are killed."""

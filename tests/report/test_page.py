@@ -143,3 +143,16 @@ def test_what_was_streamed_stands_beside_what_came() -> None:
     text = markdown(seen, compare(seen), CONTEXT)
     assert "40 MB, 30 MB streamed" in text.replace("40.0", "40").replace("30.0", "30")
     assert text.count("streamed") == 1
+
+
+def test_replaced_daemons_are_told() -> None:
+    """A valid case whose daemons died and were replaced says how often; the frame has it by trial."""
+    seen = [
+        o.model_copy(update={"lazy": LazyUsage(restarts=int(o.block == 1))}) if o.case.mode == "erofs" else o
+        for o in session()
+    ]
+    group = compare(seen)[0]
+    assert {line.label: line.restarts for line in group.lines}["erofs:tuned"] == 1
+    text = markdown(seen, compare(seen), CONTEXT)
+    assert text.count("daemon replaced 1x") == 1
+    assert trials(seen)["daemon_restarts"].sum() == 1
