@@ -219,6 +219,8 @@ class IndependencePart(_Part):
 
     seconds: OrNever
     tried_s: float
+    to_the_end: bool
+    """Whether it was tried after the background fetch; only then does null mean never."""
 
 
 class FaultPart(_Part):

@@ -2,7 +2,7 @@
 
 A case is *independent* of the registry, or of its daemon, from the earliest onset at which no trial of such a fault
 hurt a single read: none failed, none hung, none was left untried. Where there is no such onset the answer is *never*,
-which is a value, censored at the latest onset that was tried.
+which is a value; where nothing was tried after the background fetch, it is not by the latest onset that was tried.
 """
 
 from __future__ import annotations
@@ -61,10 +61,14 @@ class Struck:
 
 @dataclass(frozen=True, slots=True)
 class Independence:
-    """From when on after ready a case needs nobody, in seconds; infinite: never, as far as was ``tried_s``."""
+    """From when on after ready a case needs nobody, in seconds; infinite: never, as far as was ``tried_s``.
+
+    ``to_the_end``: it was tried with the background fetch ended, or given up; only then is *never* the answer.
+    """
 
     seconds: float
     tried_s: float
+    to_the_end: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,8 @@ def _independence(struck: Iterable[Struck], side: Side) -> Independence | None:
         return None
     tried = max(trial.onset_s or 0.0 for many in by_onset.values() for one in many for trial in one.trials)
     times = [_time(onset, many) for onset, many in by_onset.items() if all(one.harmless for one in many)]
-    return Independence(min(times, default=math.inf), tried)
+    to_the_end = any(onset == "after" for onset in by_onset)
+    return Independence(min(times, default=math.inf), tried, to_the_end)
 
 
 def _time(onset: str, struck: Sequence[Struck]) -> float:
@@ -154,7 +159,7 @@ def independent(found: Independence | None) -> str:
     if found is None:
         return wording.NO_NUMBER
     if math.isinf(found.seconds):
-        return "never"
+        return "never" if found.to_the_end else f"not by {wording.seconds(found.tried_s)}"
     return "at ready" if found.seconds == 0 else wording.seconds(found.seconds)
 
 
@@ -292,7 +297,7 @@ def sentence(lines: Sequence[FaultLine], use: str | None) -> str:
 
 
 def _never(one: FaultLine) -> bool:
-    return any(math.isinf(found.seconds) for found in one.independent.values())
+    return any(math.isinf(found.seconds) and found.to_the_end for found in one.independent.values())
 
 
 def _needs(one: FaultLine) -> str:
@@ -303,8 +308,8 @@ def _needs(one: FaultLine) -> str:
 
 
 def _when(whom: str, text: str) -> str:
-    if text == "never":
-        return f"never independent of {whom}"
+    if text == "never" or text.startswith("not by"):
+        return f"{text} independent of {whom}"
     return f"independent of {whom} {text if text == 'at ready' else f'after {text}'}"
 
 

@@ -80,6 +80,15 @@ def test_time_to_independence() -> None:
     assert lines["soci:tuned"].independent["daemon"].tried_s == 90.0
 
 
+def test_never_takes_a_trial_after_the_background_fetch() -> None:
+    """Where only early onsets were tried, the answer is as far as that, and no case is said never to be independent."""
+    early = struck("soci", "tuned", "registry-refuses@30s", {"hung": 1}, onset_s=30.0)
+    line = faults.line("soci:tuned", [early])
+    assert faults.independent(line.independent["registry"]) == "not by 30.0 s"
+    mine = faults.line("erofs:tuned", [struck("erofs", "tuned", "registry-refuses@ready")])
+    assert faults.sentence([mine, line], "erofs:tuned") == "erofs:tuned is independent of registry at ready."
+
+
 @pytest.mark.parametrize("bad", [{"failed": 1, "errors": {"EIO": 1}}, {"hung": 1}, {"untried": 1}, {"wrong": 1}])
 def test_one_file_is_enough(bad: dict[str, Any]) -> None:
     """One read that fails, hangs, was not tried or gave other bytes: not independent at that onset."""
