@@ -31,11 +31,12 @@ _LONGEST_PAUSE_S = 1.0
 _END_S = 3
 """A daemon that was told to end gets this long."""
 _NAME_BYTES = 256
-_PIDFD_THREAD = os.O_EXCL
 _TRIES, _TRY_S = 20, 0.01
 """A daemon whose first thread has ended usually ends within this."""
+_LOOK_S = 0.5
+"""How often it is looked whether the daemon's first thread has ended, and others have not."""
 _EXIT_CODE = 49
-"""Field of /proc/PID/stat behind the name."""
+"""Among the fields of /proc/PID/stat behind the name."""
 _LESS_LIKELY = -900
 """Of the kernel's choices when memory runs out, the holder is one of the last."""
 
@@ -95,41 +96,39 @@ class Holder:
         self._child = os.pidfd_open(pid)
         if self._ending:  # told so before the descriptor was there
             self._end(signal.SIGTERM, None)
-        first = _first_thread(pid)
         up_s = None
-        while True:
-            ready, _, _ = select.select([ours.fileno(), first], [], [])
-            if ours.fileno() in ready:
+        while not _is_zombie(pid):
+            if select.select([ours], [], [], _LOOK_S)[0]:
                 name = self._receive(ours)
                 if name == UP:
                     up_s = time.monotonic()
                 elif name is None:
                     break
-            else:
-                break
-        status = self._reap(pid, first)
-        os.close(first)
+        status = self._reap(pid)
         child, self._child = self._child, -1
         os.close(child)
         signal.alarm(0)
         ours.close()
         return status, 0.0 if up_s is None else time.monotonic() - up_s
 
-    def _reap(self, pid: int, first: int) -> int:
+    def _reap(self, pid: int) -> int:
         """The status of a daemon that has ended, or whose first thread has.
 
         A thread of a killed process may be in the kernel, storing a page that a reader waits for, who waits for the
-        daemon: it ends, and the process with it, when the next daemon has answered. So that one is not waited for.
+        daemon: it ends, and the process with it, when the next daemon has answered. So that one is not waited for. It
+        holds its descriptors meanwhile, and a pidfd does not tell of it: its first thread's state is looked at.
         """
-        select.select([first], [], [])
-        for _ in range(_TRIES):
+        tries = 0
+        while True:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 return status
+            tries += _is_zombie(pid)
+            if tries > _TRIES:
+                break
             time.sleep(_TRY_S)
         self._late = [late for late in self._late if not os.waitpid(late, os.WNOHANG)[0]] + [pid]
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[_EXIT_CODE])
+        return int(_stat(pid)[_EXIT_CODE])
 
     def _become_daemon(self, end: socket.socket) -> None:
         """Never returns."""
@@ -170,12 +169,15 @@ class Holder:
             _send(self._child, signal.SIGKILL)
 
 
-def _first_thread(pid: int) -> int:
-    """A descriptor that is readable when the daemon's first thread has ended (Linux 6.9), or else the process."""
-    try:
-        return os.pidfd_open(pid, _PIDFD_THREAD)
-    except OSError:
-        return os.pidfd_open(pid)
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat behind the name."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether the first thread of a child that was not reaped has ended."""
+    return _stat(pid)[0] == "Z"
 
 
 def _abort(mountpoint: str) -> None:

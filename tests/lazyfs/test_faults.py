@@ -120,6 +120,22 @@ def test_corrupt_bytes_are_never_served(mode: str, tmp_path: Path) -> None:
             assert (root / "dir/noise").read_bytes() == NOISE
 
 
+def test_a_corrupt_window_is_asked_for_again(tmp_path: Path) -> None:
+    """Mode erofs: a window that is not what its digest says fails the read that needs it, and no later one."""
+    source = image_for("erofs", tmp_path)
+    broken = threading.Event()
+
+    def fault(request: Request, data: bytes) -> Answer | None:
+        return flip(request, data) if broken.is_set() and not request.path.endswith(layer_digest(source)) else None
+
+    with blob_server(source, fault) as server:
+        with serve(source, "erofs", tmp_path / "s", store=registry(server), options=QUIET) as served:
+            broken.set()
+            expect_error(served.root / "dir/noise", errno.EIO)
+            broken.clear()
+            assert (served.root / "dir/noise").read_bytes() == NOISE
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_corrupt_index_is_refused(mode: str, tmp_path: Path) -> None:
     """A TOC, zTOC or EROFS head that is not what its digest says is not mounted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from harness.errors import FormatError
+from harness.errors import ContentError, FormatError
 from harness.formats.erofs.spans import GZIP, WHOLE
 from harness.formats.gzip.checkpoints import WINDOW_BYTES
 from harness.lazyfs.data.span_units import SpanInflater
@@ -86,7 +86,12 @@ class IndexedUnits:
             if kept is None:
                 self.load([unit])
                 kept = self._windows[unit]
-            window = layer.window(unit, kept)
+            try:
+                window = layer.window(unit, kept)
+            except ContentError:
+                with self._lock:
+                    self._windows.pop(unit, None)  # what came is wrong: the next read asks again
+                raise
         inflater = SpanInflater(packed, layer.bits[unit], window, f"layer {layer.number}, span {unit}")
         upto = min(max(upto, 1), size)
         decoded = Decoded(unit, inflater.inflate(upto), inflater if upto < size else None)

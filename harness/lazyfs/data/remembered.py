@@ -44,6 +44,7 @@ class Remembered:
         self._end = max((answer.place + answer.size for answer in answers), default=0)
         self._lock = threading.Lock()
         self._came: list[tuple[str, int, bytes]] | None = []
+        self._given: set[tuple[str, int, int]] = set()
         self._always: dict[str, Callable[[Answer], None]] = {}
 
     @property
@@ -53,7 +54,10 @@ class Remembered:
 
     def get_range(self, digest: str, offset: int, size: int) -> bytes:
         """From the file what is there, from the store the rest."""
-        if digest in self._answers and (kept := self._kept(digest, offset, size)) is not None:
+        wanted = (digest, offset, size)
+        # Whoever asks again was given what is wrong.
+        if digest in self._answers and wanted not in self._given and (kept := self._kept(*wanted)) is not None:
+            self._given.add(wanted)
             return kept
         data = self._store.get_range(digest, offset, size)
         came = self._came
