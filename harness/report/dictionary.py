@@ -44,6 +44,8 @@ TRIALS = (
     *CASE,
     Column("started_at", _TEXT, "UTC, ISO 8601", "When the trial began."),
     Column("image_digest", _TEXT, "", "Digest of the image that was started."),
+    Column("options", _TEXT, "JSON", "What differed from the preset's own policy, by name; `{}` where nothing did."),
+    Column("prefetch", _TEXT, "", "What was fetched before it was asked for: image, trace, list or none."),
     Column("status", _TEXT, "", "ok or failed."),
     Column("valid", _FLAG, "", "Whether the trial may enter a comparison."),
     Column("why", _TEXT, "", "Why it may not: the failure's message, or the rules it broke."),

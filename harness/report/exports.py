@@ -47,6 +47,7 @@ def export_benchmarks(sessions: Sessions, out: Path) -> list[Path]:
 
     Raises:
         NothingToCompare: no case has a valid trial.
+        UsageError: two sessions ran a case of one name with different options, so their trials are not one benchmark's.
     """
     cases: dict[str, list[Observation]] = {}
     for o in sessions.observations:
@@ -54,6 +55,9 @@ def export_benchmarks(sessions: Sessions, out: Path) -> list[Path]:
             cases.setdefault(o.case.key, []).append(o)
     if not cases:
         raise NothingToCompare("no trial is valid, so there is no benchmark to export")
+    for key, seen in cases.items():
+        if any((o.options, o.prefetch) != (seen[0].options, seen[0].prefetch) for o in seen):
+            raise UsageError(f"{key} ran with other options in another of these sessions: export one session at a time")
     document = {
         "machine_info": {"node": platform.node(), **(sessions.headers[0].host if sessions.headers else {})},
         "commit_info": {},
@@ -79,7 +83,7 @@ def _benchmark(key: str, seen: list[Observation]) -> dict[str, Any]:
         "fullname": key,
         "params": None,
         "param": None,
-        "extra_info": extra_info(seen),
+        "extra_info": {"options": seen[0].options, "prefetch": seen[0].prefetch, **extra_info(seen)},
         "options": {"disable_gc": False, "timer": "monotonic", "min_rounds": len(times), "warmup": False},
         "stats": {
             "min": summary.minimum,

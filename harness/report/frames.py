@@ -7,6 +7,7 @@ of ``harness.report.dictionary``.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -32,6 +33,8 @@ def _trials(o: Observation) -> Rows:
     yield {
         "started_at": o.started_at,
         "image_digest": o.image_digest,
+        "options": json.dumps(o.options, sort_keys=True),
+        "prefetch": o.prefetch,
         "status": o.status,
         "valid": o.valid,
         "why": o.failure.message if o.failure else "; ".join(i.reason for i in o.invalid),

@@ -57,6 +57,21 @@ def test_frames_hold_what_the_observations_hold(stored: Path) -> None:
     assert len(loaded.fuse) == sum(len(o.lazy.fuse or {}) for o in seen if o.lazy)
 
 
+def test_trials_say_what_the_engine_was_told(stored: Path) -> None:
+    """Options keep names, values and types, in whatever order they were stored; a trial without any says so."""
+    loaded = harness.load(stored)
+    told: tuple[dict[str, bool | int | float | str], ...] = (
+        {"decoder": "zlib", "restart": False},
+        {"restart": False, "decoder": "zlib"},
+        {"exact_read_ahead_kib": 64, "share": 0.5},
+    )
+    seen = [o.model_copy(update={"options": t, "prefetch": "list"}) for o, t in zip(session(1), told, strict=False)]
+    made = frames.trials([*seen, loaded.observations[0]])
+    assert [json.loads(text) for text in made.options] == [*told, {}]
+    assert made.options[0] == made.options[1]
+    assert list(made.prefetch) == ["list", "list", "list", "none"]
+
+
 def test_ratio_is_the_reports(stored: Path) -> None:
     """A ratio asked for by two labels is paired in blocks, and equals the report's."""
     loaded = harness.load(str(stored))
@@ -133,6 +148,15 @@ def test_export_for_pytest_benchmark_is_what_its_own_reader_takes(stored: Path, 
     assert erofs["stats"]["median"] == pytest.approx(sorted(erofs["stats"]["data"])[2:4][0], rel=0.1)
     assert {"pull_s", "start_s", "cpu_s"} <= erofs["extra_info"].keys()
     assert document["commit_info"] == {}
+    assert (erofs["extra_info"]["options"], erofs["extra_info"]["prefetch"]) == ({}, "none")
+
+
+@pytest.mark.parametrize("told", [{"options": {"decoder": "zlib"}}, {"prefetch": "trace"}])
+def test_trials_told_otherwise_are_not_one_benchmark(tmp_path: Path, told: dict[str, object]) -> None:
+    """The same case of two sessions, once with other options or another prefetch, is refused with its name."""
+    one = session(1)[0]
+    with pytest.raises(UsageError, match=r"python-data.*one session at a time"):
+        exports.export_benchmarks(Sessions((), (), (one, one.model_copy(update=told))), tmp_path)
 
 
 def test_export_of_failures_alone_is_nothing_to_compare(tmp_path: Path) -> None:
