@@ -149,7 +149,7 @@ def schema(
 ) -> None:
     """Print a JSON Schema: of scenario files, of the stored form of a session, or of what --json prints of it."""
     from harness.errors import UsageError
-    from harness.report.schemas import SCHEMAS, schema_text
+    from harness.gate.schemas import SCHEMAS, schema_text
 
     if what not in SCHEMAS:
         raise UsageError(f"schema {what!r}: expected one of {', '.join(SCHEMAS)}")

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli.main import app, load_commands
+from harness.gate.schemas import schema
 from harness.report.comparison import compare
 from harness.report.document import make_document
-from harness.report.schemas import schema
 from tests.report.observations import session, write_session
 
 if TYPE_CHECKING:

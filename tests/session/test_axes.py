@@ -10,7 +10,7 @@ import subprocess
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from harness.report.schemas import schema
+from harness.gate.schemas import schema
 from harness.session.store import load
 from tests.engines.support import base_layer, directory, tar_bytes
 from tests.session.support import write_layout

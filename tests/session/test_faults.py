@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from harness.report.schemas import schema
+from harness.gate.schemas import schema
 from harness.session.store import load, load_faults
 from tests.session.support import write_faulty
 from tests.session.test_run import Command

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from harness.report.schemas import schema
+from harness.gate.schemas import schema
 from harness.session.store import load, load_preparations
 from tests.engines.support import run_registry
 from tests.session.support import write_scenario

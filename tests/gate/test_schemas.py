@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from harness.report.schemas import SCHEMAS, file_name, schema, schema_text
+from harness.gate.schemas import SCHEMAS, file_name, schema, schema_text
 
 ROOT = Path(__file__).parent.parent.parent
 
