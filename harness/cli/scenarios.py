@@ -145,9 +145,12 @@ def options(
 
 @group.command()
 def schema(
-    what: str = typer.Argument("scenario", help="scenario, observation, session, preparation or comparison."),
+    what: str = typer.Argument(
+        "scenario",
+        help="scenario, observation, fault, session, preparation, comparison, compare, gate or history.",
+    ),
 ) -> None:
-    """Print a JSON Schema: of scenario files, of the stored form of a session, or of what --json prints of it."""
+    """Print a JSON Schema: of scenario files, of the stored form of a session, or of what --json prints."""
     from harness.errors import UsageError
     from harness.gate.schemas import SCHEMAS, schema_text
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 
 from harness.gate.aa import AaRecord
+from harness.gate.counters import Status
+from harness.gate.result import Decision
 from harness.report.document import RatioPart
 from harness.stats.paired import Verdict
 
@@ -89,7 +91,7 @@ class CounterPart(_Part):
     baseline: float
     candidate: float
     tolerance: float
-    status: str
+    status: Status
 
 
 class RegressionPart(_Part):
@@ -108,8 +110,9 @@ class GatePart(_Part):
     scenario: str
     file: str
     baseline: str
-    decision: str
+    decision: Decision
     exit_code: int
+    """What the command ended in."""
     host: str
     blocks: int
     most_blocks: int

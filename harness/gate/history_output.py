@@ -39,17 +39,24 @@ def _when(trend: Trend, index: int) -> str:
     return point.commit[:10] or f"{point.at:%Y-%m-%d %H:%M}"
 
 
+#: Version of the JSON form; a change of meaning raises it.
+DOCUMENT_VERSION = 1
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True, use_attribute_docstrings=True)
 
 
 class PointPart(_Part):
     """One session's value."""
 
     at: str
+    """When the session began, ISO 8601."""
     commit: str
+    """Empty where the session's environment named none."""
     session: str
     value: float
+    """Median of the valid trials, in the line's unit."""
     trials: int
 
 
@@ -68,6 +75,7 @@ class TrendPart(_Part):
     case: str
     metric: str
     unit: str
+    """Empty for a count or a ratio."""
     host: str
     points: tuple[PointPart, ...]
     changes: tuple[ChangePart, ...]
@@ -76,7 +84,7 @@ class TrendPart(_Part):
 class HistoryPart(_Part):
     """What ``coldbench history --json`` prints."""
 
-    schema_version: int = 1
+    schema_version: int = DOCUMENT_VERSION
     trends: tuple[TrendPart, ...]
 
 

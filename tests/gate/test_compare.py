@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 from typer.testing import CliRunner
 
 from harness.cli.main import app, load_commands
 from harness.errors import NothingToCompare, UsageError
 from harness.gate.comparing import compare_sides
+from harness.gate.schemas import schema
 from harness.gate.sides import pairs, parse
 from harness.gate.wording import markdown
 from harness.model.observation import SCHEMA_VERSION
@@ -137,6 +139,7 @@ def test_json_and_text_from_the_command_line(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["compare", one, other, "--json"])
     assert said.exit_code == 0, said.output
     data = json.loads(said.stdout)
+    jsonschema.validate(data, schema("compare"))
     assert data["side_by_side"] is False
     assert {line["metric"] for line in data["lines"]} >= {"time-to-ready", "cpu-to-ready", "runtime-overhead"}
     assert CliRunner().invoke(app, ["compare", one, other]).stdout.startswith(f"# {other} against {one}")

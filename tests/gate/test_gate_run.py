@@ -10,8 +10,10 @@ import sys
 import tarfile
 from typing import TYPE_CHECKING
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 
+from harness.gate.schemas import schema
 from tests.engines.support import base_layer
 from tests.session.support import write_layout, write_scenario
 
@@ -66,6 +68,7 @@ def test_a_grown_image_fails_in_one_block_with_its_path(cache: Path, tmp_path: P
     assert f"::error file={scenario},line=3,title=coldbench image-bytes::" in done.stdout
     assert "/data/model.bin" in step.read_text()
     data = json.loads((tmp_path / "g" / "gate.json").read_text())
+    jsonschema.validate(data, schema("gate"))
     assert data["blocks"] == 1
     assert data["exit_code"] == 1
     assert sum(1 for _ in (tmp_path / "g" / "observations.jsonl").open()) == 2

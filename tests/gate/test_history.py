@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import jsonschema  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from harness.cli.main import app, load_commands
 from harness.errors import MissingTool, NothingToCompare, UsageError
 from harness.gate.history import trends
+from harness.gate.schemas import schema
 from tests.gate import sessions
 
 if TYPE_CHECKING:
@@ -77,6 +79,8 @@ def test_table_json_and_figure(tmp_path: Path) -> None:
     assert "c0ffee0008: +5" in said.stdout
     assert svg.read_text().startswith("<?xml")
     data = json.loads(CliRunner().invoke(app, ["history", *paths, "--case", "erofs", "--json"]).stdout)
+    jsonschema.validate(data, schema("history"))
+    assert any(trend["changes"] for trend in data["trends"])
     assert {trend["metric"] for trend in data["trends"]} >= {"time-to-ready", "cpu-to-ready"}
     assert all("erofs" in trend["case"] for trend in data["trends"])
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from harness.gate import outputs
@@ -15,6 +16,7 @@ from harness.gate.counters import CounterLine, Rules, counter_lines, image_lines
 from harness.gate.lines import judge, primary, time_lines
 from harness.gate.reasons import paths, phases
 from harness.gate.result import GateResult, Regression
+from harness.gate.schemas import schema
 from harness.gate.sides import Pair, pairs, parse, select
 from harness.scenarios import parse as parse_scenario
 from harness.session.inventory import Inventory
@@ -99,6 +101,7 @@ def test_files_and_step_summary(tmp_path: Path) -> None:
     assert step.read_text().startswith("before\n### coldbench gate of `app`")
     assert (tmp_path / "comment.md").read_text().startswith("<!-- coldbench gate app -->\n")
     data = json.loads((tmp_path / "gate.json").read_text())
+    jsonschema.validate(data, schema("gate"))
     assert data["decision"] == found.decision
     assert data["repeat"] == "coldbench gate app --seed 1"
 
