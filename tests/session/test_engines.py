@@ -97,7 +97,7 @@ def test_the_scenario_names_its_dockerd(dockerd: str, monkeypatch: pytest.Monkey
     [
         ('engines = ["dokcer"]', r"web.toml:5: engines.*did you mean 'docker'"),
         ("[engines.podman]", r"web.toml:\d+: engines.*no engine called 'podman'"),
-        ('[engines.docker]\nhost = "unix:///run/docker.sock"', r"web.toml:6: engines.docker.host: unknown key"),
+        ('[engines.docker]\nsocket = "/run/docker.sock"', r"web.toml:6: engines.docker.socket: unknown key"),
         ("[engines.docker]\ndockerd = 3", r"web.toml:6: engines.docker.dockerd: expected a string, got 3"),
     ],
 )
