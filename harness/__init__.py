@@ -1,4 +1,6 @@
-"""coldbench: how fast a container starts on a small machine, and what the trick that made it fast costs afterwards."""
+"""coldbench measures how fast a container starts on a small machine, and what the trick that made it fast costs
+afterwards.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenarios written by the program: from an image somebody wants to try to a scenario file that can be run and edited.
+"""This module writes a scenario file, which can be run and edited, from an image that somebody wants to try.
 
 What a person did not say is guessed from the image, and every guess is said in words: readiness from the ports and the
 command of its configuration, run-time workloads from the programs that are in it.
@@ -36,7 +36,7 @@ _LANGUAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a person says on the command line; empty where the program is to guess."""
+    """Describes what a person asks for on the command line; a field is empty where the program is to guess."""
 
     image: str
     command: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A scenario file's text, its name, and what was guessed, a sentence each."""
+    """Holds a scenario file's text, its name, and what was guessed, a sentence each."""
 
     name: str
     text: str
@@ -57,7 +57,7 @@ class Draft:
 
 
 def image_source(name: str) -> dict[str, str]:
-    """The scenario's ``image`` table for a name as skopeo writes it, or as Docker does (``nginx:1.27``).
+    """Returns the scenario's ``image`` table for a name as skopeo writes it, or as Docker does (``nginx:1.27``).
 
     Raises:
         UsageError: the name is none of these.
@@ -80,14 +80,14 @@ def image_source(name: str) -> dict[str, str]:
 
 
 def scenario_name(image: str) -> str:
-    """A scenario's name out of an image's: the last part, without what a name cannot hold."""
+    """Makes a scenario's name out of an image's: its last part, without what a name cannot hold."""
     last = re.split(r"[/]", image.split("@", maxsplit=1)[0].rstrip("/"))[-1]
     plain = re.sub(r"\.(tar|tgz|tar\.gz|oci)$", "", last.lower())
     return re.sub(r"[^a-z0-9._-]+", "-", plain).strip("-._")[:60] or "image"
 
 
 def parse_ready(text: str) -> dict[str, Any]:
-    """The ``readiness`` table for ``--ready``; raises UsageError, which names the forms."""
+    """Returns the ``readiness`` table for ``--ready``; raises UsageError, which names the forms."""
     kind, _, rest = text.partition(":")
     if kind == "exit" and not rest:
         return {"kind": "exit"}
@@ -103,7 +103,7 @@ def parse_ready(text: str) -> dict[str, Any]:
 
 
 def draft(wish: Wish, config: Mapping[str, Any], paths: Collection[str]) -> Draft:
-    """A scenario for the image whose ``config`` object (OCI image spec, config.md) and file names these are.
+    """Drafts a scenario for the image whose ``config`` object (OCI image spec, config.md) and file names these are.
 
     Raises:
         UsageError: there is nothing to run, or ``ready`` is in no known form.

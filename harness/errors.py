@@ -1,4 +1,4 @@
-"""What can go wrong, one class per kind, with the exit code the command line ends in.
+"""This module holds one class for each kind of thing that can go wrong, with the exit code the command line ends in.
 
 ::
 
@@ -34,13 +34,13 @@ import re
 
 
 class ColdbenchError(Exception):
-    """Base of all errors a user can meet; ``exit_code`` is what the command line ends in."""
+    """This is the base of all errors a user can meet; ``exit_code`` is what the command line ends in."""
 
     exit_code = 5
 
     @property
     def kind(self) -> str:
-        """Stable machine-readable name, stored as the failure kind of an observation."""
+        """Returns the stable machine-readable name that is stored as the failure kind of an observation."""
         return type(self).__name__
 
 
@@ -85,7 +85,7 @@ _MISMATCH = re.compile(rf"(?P<what>.*): digest is (?P<actual>.*), expected (?P<e
 
 
 class DigestMismatch(ContentError):
-    """Bytes whose digest is not the promised one."""
+    """These bytes have another digest than the promised one."""
 
     def __init__(self, what: str, expected: str, actual: str) -> None:
         super().__init__(f"{what}: digest is {actual}, expected {expected}; {_CHANGED}")
@@ -99,7 +99,7 @@ class UnsupportedMediaType(ContentError):
 
 
 class FormatError(ContentError):
-    """Bytes that break their format: ``where`` names the structure and offset, ``what`` the rule that was broken."""
+    """These bytes break their format: ``where`` names the structure and offset, ``what`` the rule that was broken."""
 
     def __init__(self, where: str, what: str) -> None:
         super().__init__(f"{where}: {what}")
@@ -155,7 +155,7 @@ BY_KIND: dict[str, type[ColdbenchError]] = {
         OutOfMemory, DiskFull, NothingToCompare, Interrupted,
     )
 }  # fmt: skip
-"""Classes that can be rebuilt from a stored ``kind`` and one message (an agent's reply crosses a socket that way)."""
+"""These classes can be rebuilt from a stored ``kind`` and one message (an agent's reply crosses a socket that way)."""
 
 
 def from_kind(kind: str, message: str) -> ColdbenchError:

@@ -1,4 +1,4 @@
-"""pytest plugin: the fixture ``cold_start``, for test suites that watch how fast an image starts.
+"""This pytest plugin brings the fixture ``cold_start``, for test suites that watch how fast an image starts.
 
 ::
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ReadyClock:
-    """A clock that moves by the time to ready of each trial, and by nothing else: pytest-benchmark's timer here."""
+    """This clock moves by the time to ready of each trial, and by nothing else: pytest-benchmark's timer here."""
 
     def __init__(self) -> None:
         self.now_s = 0.0

@@ -1,4 +1,4 @@
-"""``coldbench aa SCENARIO``: same against same, to know how often a gate on this host is wrong."""
+"""``coldbench aa SCENARIO`` compares the same with the same, to know how often a gate on this host is wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def aa(
     no_workloads: bool = typer.Option(False, "--no-workloads", help="Leave out what is measured after ready."),
     as_json: bool = typer.Option(False, "--json", help="Print the record as JSON."),
 ) -> None:
-    """Run a scenario against itself: false-alarm rate, noise per metric, margin to use, steady counters.
+    """Run a scenario against itself, and show false-alarm rate, noise per metric, margin to use and steady counters.
 
     The record is kept for hosts of this class, and the gate prints it. With the directory of an A/A session nothing is
     run: it is analysed again.

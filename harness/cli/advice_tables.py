@@ -1,4 +1,4 @@
-"""Advice as tables for a terminal."""
+"""Shows advice as tables on a terminal."""
 
 from __future__ import annotations
 

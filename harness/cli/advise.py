@@ -1,4 +1,4 @@
-"""``coldbench advise``: which mode on which machine, and what to change about the image."""
+"""``coldbench advise`` says which mode to use on which machine, and what to change about the image."""
 
 from __future__ import annotations
 

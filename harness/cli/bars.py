@@ -1,4 +1,4 @@
-"""What the image commands share: images by name, sizes, progress bars (on a terminal, not with ``--json``)."""
+"""Holds what the image commands share: images by name, sizes, progress bars (on a terminal, not with ``--json``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def bar(quiet: bool = False, *, transient: bool = True) -> Iterator[Any]:
-    """A ``rich`` progress display in bytes; nothing where standard error is no terminal: a pipe keeps every turn."""
+    """Makes a ``rich`` progress display in bytes.
+
+    It shows nothing where standard error is no terminal, since a pipe keeps every turn.
+    """
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn()]
@@ -29,7 +32,9 @@ def bar(quiet: bool = False, *, transient: bool = True) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def build_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """For `build_recipe`: on a terminal a bar per thing that is done, with bytes where they are known; else a line."""
+    """Makes the progress for `build_recipe`: on a terminal a bar per thing that is done, with bytes where they are
+    known; else a line.
+    """
     lines = not quiet and not sys.stderr.isatty()
     with bar(quiet, transient=False) as progress:
         tasks: dict[str, Any] = {}
@@ -48,7 +53,7 @@ def build_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 @contextlib.contextmanager
 def blob_progress(quiet: bool = False) -> Iterator[Callable[[Descriptor, int], None]]:
-    """A bar that is told of bytes as they pass: one line per blob."""
+    """Makes a progress that is told of bytes as they pass, and draws one line per blob."""
     with bar(quiet) as progress:
         tasks: dict[str, Any] = {}
 
@@ -62,7 +67,7 @@ def blob_progress(quiet: bool = False) -> Iterator[Callable[[Descriptor, int], N
 
 @contextlib.contextmanager
 def count_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar that is told where things are: (what, bytes so far, bytes in all)."""
+    """Makes a progress that is told where things are: (what, bytes so far, bytes in all)."""
     with bar(quiet) as progress:
         tasks: dict[str, Any] = {}
 
@@ -76,7 +81,7 @@ def count_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], No
 
 @contextlib.contextmanager
 def open_named(name: str, quiet: bool = False) -> Iterator[ImageSource]:
-    """An image source; a scenario's image is built first, with a progress bar.
+    """Opens an image's source; a scenario's image is built first, with a progress bar.
 
     What the store has to remark is printed at the end.
     """
@@ -98,7 +103,7 @@ def open_named(name: str, quiet: bool = False) -> Iterator[ImageSource]:
 
 
 def megabytes(count: int) -> str:
-    """Bytes in decimal units, three digits that count."""
+    """Writes bytes in decimal units, with three digits that count."""
     value, unit = float(count), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 999.5:

@@ -1,4 +1,4 @@
-"""``coldbench bench``: run a scenario and print its report; what ``nox -s bench`` calls."""
+"""``coldbench bench`` runs a scenario and prints its report; ``nox -s bench`` calls it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``coldbench run-block DIR BLOCK PARENT``: one block of a campaign as a process of its own; not for people.
+"""``coldbench run-block DIR BLOCK PARENT`` runs one block of a campaign as a process of its own; it is not for people.
 
 Trials need a main thread (Ctrl-C, namespaces) and must end when their worker does: the kernel sends this process
 SIGTERM when its parent is gone, and it then ends the trial and takes the machine away, as Ctrl-C would.

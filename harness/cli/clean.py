@@ -1,4 +1,4 @@
-"""``coldbench clean``: remove what killed runs left."""
+"""``coldbench clean`` removes what killed runs left."""
 
 from __future__ import annotations
 

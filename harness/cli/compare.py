@@ -1,4 +1,6 @@
-"""``coldbench compare A B``: two sessions, or two parts of them, with what differs in their environment first."""
+"""``coldbench compare A B`` compares two sessions, or two parts of them, and first says how their
+environments differ.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``coldbench convert estargz``: an image in, its lazily pullable eStargz form out."""
+"""``coldbench convert estargz`` turns an image into its eStargz form, which can be pulled lazily."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def _names(path: str) -> tuple[str, ...]:
 
 
 def scratch_of(target: Reference) -> str:
-    """Where layers are unpacked meanwhile: beside an OCI layout, so that blobs can be linked into it, else /var/tmp."""
+    """Chooses where layers are unpacked meanwhile: beside an OCI layout, so that blobs can be linked into it, else
+    /var/tmp.
+    """
     if target.transport == "oci":
         return target.path
     return os.environ.get("TMPDIR") or "/var/tmp"

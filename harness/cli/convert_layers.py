@@ -1,4 +1,4 @@
-"""``coldbench convert layers``: the same image with its layers compressed otherwise."""
+"""``coldbench convert layers`` makes the same image with its layers compressed otherwise."""
 
 from __future__ import annotations
 

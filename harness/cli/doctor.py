@@ -1,4 +1,4 @@
-"""``coldbench doctor``: can this host measure, and how to mend what is in the way."""
+"""``coldbench doctor`` says whether this host can measure, and how to mend what is in the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""``coldbench engines``: the container engines that can be measured, what of them is here, and how to get the rest."""
+"""``coldbench engines`` lists the container engines that can be measured, what of them is here, and how to get the
+rest.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def engines(json_wanted: bool = typer.Option(False, "--json", help="Print JSON."
 
 
 def look() -> list[tuple[str, tuple[Mode, ...], dict[str, Availability]]]:
-    """Every engine with its modes, and whether it can run: by ``mode:preset``, and at all by the empty name."""
+    """Looks at every engine: its modes, and whether it can run, by ``mode:preset`` and, under the
+    empty name, at all.
+    """
     from harness.engines import make_engine
     from harness.model.engine import default_choice
     from harness.model.modes import ENGINES
@@ -42,7 +46,7 @@ def look() -> list[tuple[str, tuple[Mode, ...], dict[str, Availability]]]:
 
 
 def print_engines(console: Console, found: list[tuple[str, tuple[Mode, ...], dict[str, Availability]]]) -> None:
-    """A few lines for each engine."""
+    """Prints a few lines for each engine."""
     from rich.markup import escape
 
     for name, modes, answers in found:

@@ -1,4 +1,4 @@
-"""``coldbench export SESSION...``: sessions as Parquet, CSV or pytest-benchmark's JSON."""
+"""``coldbench export SESSION...`` writes sessions as Parquet, CSV or pytest-benchmark's JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 
 class Format(StrEnum):
-    """What is written."""
+    """Names the forms that can be written."""
 
     PARQUET = "parquet"
     CSV = "csv"

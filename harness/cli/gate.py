@@ -1,4 +1,4 @@
-"""``coldbench gate SCENARIO``: fail a build when a start got slower or larger, and only then."""
+"""``coldbench gate SCENARIO`` fails a build when a start got slower or larger, and only then."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def gate(
 ) -> None:
     """Compare a candidate with a baseline; exit 1 on a confirmed regression, with its reasons.
 
-    Image metrics and counters first, then times in paired blocks. Writes summary.md, comment.md, junit.xml and
-    gate.json beside the session, and annotations where GitHub Actions runs it.
+    Image metrics and counters are compared first, then times in paired blocks. Writes summary.md, comment.md, junit.xml
+    and gate.json beside the session, and annotations where GitHub Actions runs it.
     """
     from harness import scenarios
     from harness.cli.progress import make_progress

@@ -1,4 +1,4 @@
-"""Command groups shared by several command modules: ``coldbench image``, ``convert``, ``index``."""
+"""Makes the command groups that several command modules share: ``coldbench image``, ``convert``, ``index``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``coldbench history DIR…``: how cases developed over stored sessions, and where they changed."""
+"""``coldbench history DIR…`` shows how cases developed over stored sessions, and where they changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def history(
     figure: Path | None = typer.Option(None, "--figure", metavar="FILE.svg", help="Also draw the lines."),
     as_json: bool = typer.Option(False, "--json", help="Print the lines as JSON instead of the table."),
 ) -> None:
-    """Trends by commit or date, one line per case, metric and kind of host; hosts are never mixed in a line."""
+    """Show trends by commit or date, one line per case, metric and kind of host; no line mixes hosts."""
     from harness.errors import NothingToCompare, UsageError
     from harness.gate import history_output
     from harness.gate.history import trends

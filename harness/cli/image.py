@@ -1,4 +1,4 @@
-"""``coldbench image build|push|inspect``."""
+"""``coldbench image build|push|inspect`` builds a scenario's image, copies an image, and says what one is made of."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.oci.descriptor import Descriptor
 
 PACKAGES_SHOWN = 8
-"""Package directories of a start pack that are listed one by one."""
+"""So many package directories of a start pack are listed one by one."""
 _JSON = typer.Option(False, "--json", help="Print JSON instead of text.")
 
 

@@ -1,4 +1,4 @@
-"""``coldbench index soci SRC DST``: a SOCI index beside an image whose layers stay as they are."""
+"""``coldbench index soci SRC DST`` puts a SOCI index beside an image whose layers stay as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""``coldbench index erofs IMAGE [DST]``: metadata and checkpoints that make an unchanged image mountable at once."""
+"""``coldbench index erofs IMAGE [DST]`` makes the metadata and checkpoints with which an unchanged image mounts at
+once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live display of a run on a terminal: what runs now, how long it has and will have taken, and results by case."""
+"""Draws a run live on a terminal: what runs now, how long it has taken and will take, and results by case."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OTHER_LINES = 6
 
 
 class LiveProgress:
-    """One display that is redrawn in place. What failed, or does not count, is also printed above it and stays.
+    """Redraws one display in place. What failed, or does not count, is also printed above it and stays.
 
     The table has a row per case: trials that count, the last result, and the median so far. Where the terminal has
     fewer lines than there are cases, those that ran last are shown.

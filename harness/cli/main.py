@@ -1,4 +1,4 @@
-"""The command ``coldbench``: finds the command modules, runs one, and turns errors into one line and an exit code."""
+"""The command ``coldbench`` finds the command modules, runs one, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def load_commands() -> None:
 
 
 def main() -> None:
-    """Entry point: exit code 0 on success, the error's own code otherwise (architecture: exit codes)."""
+    """Runs the command line; the exit code is 0 on success, else the error's own (architecture: exit codes)."""
     load_commands()
     try:
         app()

@@ -1,4 +1,4 @@
-"""``coldbench merge DIR… --out DIR``: the shards of one plan as one session."""
+"""``coldbench merge DIR… --out DIR`` makes one session of the shards of one plan."""
 
 from __future__ import annotations
 

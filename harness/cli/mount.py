@@ -1,4 +1,4 @@
-"""``coldbench mount IMAGE DIR``: serve an image lazily for a person to look at."""
+"""``coldbench mount IMAGE DIR`` serves an image lazily for a person to look at."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from harness.oci.store import ImageSource
 
 _ANSWER_S = 5.0
-"""A daemon that answers nothing for so long is not waited for."""
+"""Nobody waits longer than this for a daemon that answers nothing."""
 
 
 def _modes() -> str:
@@ -31,7 +31,7 @@ def _modes() -> str:
 
 
 def _presets() -> str:
-    """Each preset, with the modes that have it where not all do."""
+    """Lists each preset, with the modes that have it where not all do."""
     modes = lazy_modes()
     names = dict.fromkeys(preset.name for mode in modes for preset in mode.presets)
     having = {name: [m.name for m in modes if name in {p.name for p in m.presets}] for name in names}

@@ -1,4 +1,6 @@
-"""``coldbench plan SCENARIO|DIR --detect 5%``: blocks and minutes that a change needs, from the spread seen here."""
+"""``coldbench plan SCENARIO|DIR --detect 5%`` says how many blocks and minutes a change needs, from the spread seen
+here.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def plan(
     ),
     detect: str = typer.Option("5%", "--detect", help="The change to find 95 times of 100."),
 ) -> None:
-    """How many blocks a change needs, and how long that takes, from the spread that trials have shown on this host."""
+    """Say how many blocks a change needs, and how long that takes, from the spread that trials have
+    shown on this host.
+    """
     from harness import scenarios
     from harness.cli.quantities import share
     from harness.errors import NothingToCompare

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``3 min``, ``2 h 10 min``."""
+    """Writes a duration as ``45 s``, ``3 min`` or ``2 h 10 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -26,7 +26,7 @@ def duration(seconds: float) -> str:
 
 
 class OncePerCase:
-    """What failed trials say last: of each case once, since it says the same every time."""
+    """Remembers what failed trials said last and passes it on once per case, since each says the same every time."""
 
     def __init__(self) -> None:
         self._shown: set[str] = set()
@@ -40,7 +40,7 @@ class OncePerCase:
 
 
 class PlainProgress:
-    """One line per event that matters: preparation steps and trials."""
+    """Prints one line per event that matters: preparation steps and trials."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._said = OncePerCase()
@@ -84,7 +84,7 @@ class PlainProgress:
 
 @contextmanager
 def make_progress(stream: IO[str]) -> Iterator[Progress]:
-    """The progress for a stream: one live display on a terminal, a line per trial elsewhere and in CI."""
+    """Makes the progress for a stream: one live display on a terminal, a line per trial elsewhere and in CI."""
     if not stream.isatty() or os.environ.get("CI"):
         yield PlainProgress(stream)
         return

@@ -1,4 +1,4 @@
-"""Quantities that options take: shares as percentages or fractions."""
+"""Reads the quantities that options take: shares as percentages or fractions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from harness.errors import UsageError
 
 
 def share(text: str, option: str) -> float:
-    """``10%`` or ``0.1``, above 0 and at most 10. Raises UsageError."""
+    """Reads ``10%`` or ``0.1``, above 0 and at most 10. Raises UsageError."""
     number = text.strip()
     try:
         value = float(number[:-1]) / 100 if number.endswith("%") else float(number)

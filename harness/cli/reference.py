@@ -1,4 +1,4 @@
-"""The reference of all commands as Markdown, made from the program itself, for the documentation site."""
+"""Writes the reference of all commands as Markdown, out of the program itself, for the documentation site."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HEAD = """# Commands
 
 
 def markdown() -> str:
-    """Every command with its arguments, options and defaults, in the order of the alphabet."""
+    """Describes every command with its arguments, options and defaults, in alphabetical order."""
     from harness.cli.main import app, load_commands
 
     load_commands()

@@ -1,4 +1,4 @@
-"""``coldbench report SESSION``: one self-contained HTML file and a Markdown summary."""
+"""``coldbench report SESSION`` writes one self-contained HTML file and a Markdown summary."""
 
 from __future__ import annotations
 

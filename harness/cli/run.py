@@ -1,4 +1,4 @@
-"""``coldbench run``: measure cold starts of scenarios, trial by trial, into a session that can be resumed."""
+"""``coldbench run`` measures cold starts of scenarios, trial by trial, into a session that can be resumed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the session's directory and counts as JSON."),
 ) -> None:
-    """Run scenarios: blocks of cold starts in random order, each on a fresh simulated machine.
+    """Run scenarios in blocks of cold starts in random order, each on a fresh simulated machine.
 
     Ctrl-C stops cleanly; `--resume --out DIR` goes on where a session stopped.
     """
@@ -88,7 +88,9 @@ def run(
 
 
 def run_session(options: RunOptions) -> tuple[Path, Outcome, int]:
-    """Open the session and run it, with progress on stderr: its directory, what came of it, trials of its plan."""
+    """Open the session and run it, with progress on stderr; returns its directory, what came of it, and the trials of
+    its plan.
+    """
     from harness.cli.progress import make_progress
     from harness.session.opening import open_session
 
@@ -119,13 +121,13 @@ def run_campaign(options: RunOptions, scheduler: str) -> tuple[Path, Outcome, in
 
 
 def counted(outcome: Outcome) -> str:
-    """What came of the trials, in one line."""
+    """Says what came of the trials, in one line."""
     recorded = outcome.ok + outcome.invalid + outcome.failed
     return f"{recorded} trials: {outcome.ok} ok, {outcome.invalid} invalid, {outcome.failed} failed"
 
 
 def typed(*without: str) -> str:
-    """The command line as it was typed, but for these options and their values."""
+    """Returns the command line as it was typed, but for these options and their values."""
     words = [Path(sys.argv[0]).name]
     rest = iter(sys.argv[1:])
     for word in rest:
@@ -146,7 +148,7 @@ def select(
     workloads: list[str] = [],  # noqa: B006 - never changed
     temperatures: list[str] = [],  # noqa: B006
 ) -> Selection:
-    """What the options of a command choose of its scenarios. Raises UsageError for what there is not."""
+    """Returns what the options of a command choose of its scenarios. Raises UsageError for what there is not."""
     from harness.errors import UsageError
     from harness.model.modes import ENGINES
     from harness.model.near_miss import near_miss

@@ -1,4 +1,4 @@
-"""``coldbench scenarios``: list, check, and print the JSON Schema of scenario files."""
+"""``coldbench scenarios`` lists and checks scenario files, and prints their JSON Schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``coldbench shapes``: the VM shapes this program knows, with their figures and where they come from."""
+"""``coldbench shapes`` lists the VM shapes this program knows, with their figures and where they come from."""
 
 from __future__ import annotations
 

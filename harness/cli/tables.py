@@ -1,4 +1,4 @@
-"""Where text is printed: consoles on which a tag ``:new`` stays text and no picture."""
+"""Makes the consoles that text is printed on; a tag ``:new`` stays text on them and becomes no picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE_COLUMNS = 160
 
 
 def console() -> Console:
-    """Standard output, as wide as the terminal is."""
+    """Returns standard output, as wide as the terminal is."""
     from rich.console import Console
 
     wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else FILE_COLUMNS
@@ -22,7 +22,7 @@ def console() -> Console:
 
 
 def error_console() -> Console:
-    """Standard error, for progress and messages; lines are not broken."""
+    """Returns standard error, for progress and messages; it breaks no lines."""
     from rich.console import Console
 
     return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)

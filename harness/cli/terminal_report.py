@@ -1,4 +1,6 @@
-"""The report on a terminal: the answer in a frame, tables in columns; in a pipe the same as Markdown."""
+"""Prints the report on a terminal, the answer in a frame and tables in columns; into a pipe it
+prints Markdown instead.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_report(published: Published, out: Console | None = None) -> None:
-    """Print a published report: for reading on a terminal, else as Markdown."""
+    """Print a published report: laid out for reading on a terminal, as Markdown elsewhere."""
     from harness.cli.tables import console
 
     if out is None and not sys.stdout.isatty():

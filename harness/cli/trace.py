@@ -1,4 +1,4 @@
-"""``coldbench trace``: what a start really reads of its image, and what the image could do without."""
+"""``coldbench trace`` shows what a start really reads of its image, and what the image could do without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``coldbench try IMAGE``: an answer for an image and a VM size, without a scenario file."""
+"""``coldbench try IMAGE`` gives an answer for an image and a VM size, without a scenario file."""
 
 from __future__ import annotations
 

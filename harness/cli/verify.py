@@ -1,4 +1,4 @@
-"""``coldbench verify IMAGE``: is every byte of an image what it claims to be, in full and lazily?"""
+"""``coldbench verify IMAGE`` checks whether every byte of an image is what it claims to be, in full and lazily."""
 
 from __future__ import annotations
 

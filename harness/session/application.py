@@ -1,9 +1,9 @@
-"""This module measures and keeps the CPU seconds that a workload itself needs from its start until it is ready.
+"""This module measures the CPU seconds that a workload itself needs from its start until it is ready, and keeps them.
 
-Measured where nothing but the workload works: a full pull (overlay2, preset ``tuned``) on a machine without limits, so
-that every file is local and in the page cache. What counts begins when crun has created the container, and leaves out
-what ``crun start`` itself spends. Of several trials the least is taken, times ``SAFETY``: a bound has to lie below
-every honest result, and a quiet moment later may be quicker than the best one seen.
+A full pull (overlay2, preset ``tuned``) starts the workload on a machine without limits, so that every file is local
+and in the page cache and nothing but the workload works. The measurement begins when crun has created the container,
+and leaves out what ``crun start`` itself spends. The module takes the least of several trials, times ``SAFETY``: a
+bound has to lie below every honest result, and a quiet moment later may be quicker than the best one seen.
 """
 
 from __future__ import annotations
