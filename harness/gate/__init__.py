@@ -1,1 +1,1 @@
-"""From two sides of trials to verdicts, and from verdicts to an exit code with its reasons."""
+"""This package turns two sides of trials into verdicts, and verdicts into an exit code with its reasons."""

@@ -1,4 +1,5 @@
-"""Same against same: how often this design cries wolf on this host, how much it would miss, and what to set.
+"""This module finds how often a design cries wolf on this host, how much it would miss, and what to set: same against
+same.
 
 An A/A session runs every case of a scenario twice in each block. Which of the two is "the candidate" is arbitrary, so
 the sides of any block may be swapped and a subset of the blocks taken: each such draw is one more gate that must stay
@@ -37,7 +38,7 @@ STATED_CHANGE = 0.15
 
 
 class RatePart(Frozen):
-    """``hits`` of ``draws``, and the 95 % interval of the rate (Clopper and Pearson)."""
+    """Holds ``hits`` of ``draws``, and the 95 % interval of the rate (Clopper and Pearson)."""
 
     hits: int
     draws: int
@@ -50,22 +51,24 @@ class RatePart(Frozen):
 
 
 class Noise(Frozen):
-    """One metric of one case: spread of the blocks' log ratios, and the smallest change found 95 times of 100."""
+    """Holds the noise of one metric of one case: the spread of the blocks' log ratios, and the smallest change found 95
+    times of 100.
+    """
 
     case: str
     metric: str
     spread_log: float
     ratio: float
-    """Of the session itself: 1 but for noise."""
+    """This is the ratio of the session itself: 1 but for noise."""
     low: float
     high: float
     detectable: float
-    """As a factor above 1, with 95 % power at the blocks of the gate."""
+    """This is the change as a factor above 1 that the blocks of the gate find with 95 % power."""
     median: float
 
 
 class AaRecord(Frozen):
-    """What an A/A session has shown; kept per host class and scenario."""
+    """Holds what an A/A session has shown; it is kept per host class and scenario."""
 
     schema_version: int = 1
     coldbench_version: str
@@ -75,42 +78,42 @@ class AaRecord(Frozen):
     scenario: str
     session: str
     blocks: int
-    """Complete blocks of the A/A session."""
+    """Counts the complete blocks of the A/A session."""
     block_minutes: float | None = None
-    """Of an ordinary session: half of what a block with both sides took."""
+    """This is what a block of an ordinary session takes: half of what a block with both sides took."""
     gate_blocks: int
-    """Blocks of the gates that were drawn from it."""
+    """Counts the blocks of the gates that were drawn from the session."""
     alpha: float
     margin: float
     metrics: tuple[str, ...]
     injected: float = 0.0
-    """Share by which one side was slowed on purpose; 0 for same against same."""
+    """This is the share by which one side was slowed on purpose; it is 0 for same against same."""
     wrong: RatePart
-    """Draws in which any metric that decides says regression or improvement."""
+    """Counts the draws in which any metric that decides says regression or improvement."""
     wrong_confirmed: RatePart
-    """Draws in which a first session says regression and a second one confirms it: what fails a build."""
+    """Counts the draws in which a first session says regression and a second one confirms it, which fails a build."""
     caught: RatePart | None = None
-    """Draws in which a slowdown of ``caught_change`` in time to ready is called a regression."""
+    """Counts the draws in which a slowdown of ``caught_change`` in time to ready is called a regression."""
     caught_change: float = STATED_CHANGE
     noise: tuple[Noise, ...] = ()
     scatter: dict[str, float] = Field(default_factory=dict)
-    """Largest relative difference of a counter between the two equal sides of a block, by counter."""
+    """Gives by counter the largest relative difference between the two equal sides of a block."""
 
     @property
     def steady(self) -> tuple[str, ...]:
-        """Counters that never differed."""
+        """Lists the counters that never differed. counters that never differed."""
         return tuple(sorted(name for name, apart in self.scatter.items() if apart == 0))
 
     @property
     def margin_to_use(self) -> float:
-        """The largest change that could hide in the noise of a metric that decides, at these blocks."""
+        """Returns the largest change that could hide in the noise of a metric that decides, at these blocks."""
         decide = primary(self.metrics)
         found = [line.detectable - 1 for line in self.noise if decide(line.metric)]
         return max(found, default=self.margin)
 
 
 def scatter(pairs: Sequence[Pair]) -> dict[str, float]:
-    """Largest relative difference of each counter inside a block of equal sides."""
+    """Returns largest relative difference of each counter inside a block of equal sides."""
     apart: dict[str, float] = defaultdict(float)
     for pair in pairs:
         theirs = {(o.host, o.block): of_trial(o) for o in pair.baseline if o.valid}
@@ -127,7 +130,7 @@ def scatter(pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def noise_of(lines: Sequence[Line], gate_blocks: int, alpha: float) -> tuple[Noise, ...]:
-    """The spread of every line, and what it lets a gate of so many blocks detect."""
+    """Returns the spread of every line, and what it lets a gate of so many blocks detect."""
     from harness.stats.power import detectable_log
     from harness.stats.trimmed import kept, standard_error
 
@@ -157,7 +160,9 @@ class Drawer:
         self.take = min(gate_blocks, len(self.blocks))
 
     def draw(self, blocks: Sequence[tuple[str, int]] | None = None, factor: float = 1.0) -> dict[tuple[str, str], str]:
-        """Verdicts of one drawn gate by case and metric; the candidate's times are multiplied by ``factor``."""
+        """Returns the verdicts of one drawn gate by case and metric; the candidate's times are multiplied by
+        ``factor``.
+        """
         chosen = self._random.sample(self.blocks, self.take) if blocks is None else list(blocks)
         swapped = {block: self._random.random() < 0.5 for block in chosen}
         lines = []
@@ -175,7 +180,7 @@ class Drawer:
         return {(line.case, line.metric): str(line.verdict) for line in judged}
 
     def halves(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-        """Two sessions that share no block where there are enough of them: a first gate and its confirmation."""
+        """Draws two sessions, a first gate and its confirmation, that share no block where there are enough of them."""
         order = self._random.sample(self.blocks, len(self.blocks))
         if len(order) >= 2 * self.take:
             return order[: self.take], order[self.take : 2 * self.take]
@@ -202,7 +207,7 @@ def _rate(hits: int, draws: int) -> RatePart:
 
 
 def false_alarms(drawer: Drawer, draws: int = DRAWS) -> tuple[RatePart, RatePart]:
-    """Rates of a wrong verdict in one session, and of a regression that a second session confirms."""
+    """Returns the rates of a wrong verdict in one session, and of a regression that a second session confirms."""
     wrong = confirmed = 0
     for _ in range(draws):
         said = drawer.draw().values()
@@ -213,7 +218,7 @@ def false_alarms(drawer: Drawer, draws: int = DRAWS) -> tuple[RatePart, RatePart
 
 
 def power(drawer: Drawer, change: float = STATED_CHANGE, draws: int = DRAWS) -> RatePart:
-    """How often a slowdown of every start by ``change`` is called a regression in time to ready."""
+    """Says how often a slowdown of every start by ``change`` is called a regression in time to ready."""
     caught = 0
     for _ in range(draws):
         said = drawer.draw(factor=1 + change)
@@ -222,7 +227,7 @@ def power(drawer: Drawer, change: float = STATED_CHANGE, draws: int = DRAWS) -> 
 
 
 def caught_as_run(pairs: Sequence[Pair], gate: Gate, gate_blocks: int, draws: int = DRAWS) -> RatePart:
-    """How often draws of an *injected* session, sides kept, call its time to ready a regression."""
+    """Says how often draws of an *injected* session, sides kept, call its time to ready a regression."""
     chooser = random.Random(2)
     values = [_both(pair).get("time-to-ready", {}) for pair in pairs]
     caught = 0
@@ -239,11 +244,11 @@ def caught_as_run(pairs: Sequence[Pair], gate: Gate, gate_blocks: int, draws: in
 
 
 def counter_medians(pairs: Sequence[Pair]) -> dict[str, float]:
-    """Medians of the counters over all trials, for the table of an A/A run."""
+    """Returns the medians of the counters over all trials, for the table of an A/A run."""
     all_trials = [o for pair in pairs for o in (*pair.candidate, *pair.baseline)]
     return {metric: statistics.median(values) for metric, values in counter_values(all_trials).items()}
 
 
 def lines_of(pairs: Sequence[Pair], gate: Gate) -> list[Line]:
-    """All time lines of an A/A session, judged as its gate would."""
+    """Returns all time lines of an A/A session, judged as its gate would."""
     return judge(time_lines(pairs, gate.margin_of), primary(gate.metrics), alpha=gate.alpha)

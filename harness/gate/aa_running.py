@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AaResult:
-    """The record, the session's own lines, and where the session is."""
+    """Holds the record, the session's own lines, and the session's directory."""
 
     record: AaRecord
     lines: tuple[Line, ...]
@@ -43,7 +43,7 @@ class AaResult:
 
 
 def slowed(case: PlannedCase, share: float) -> PlannedCase:
-    """The case with 1/(1+share) of its CPU. Raises UsageError for a shape without a CPU limit."""
+    """Returns the case with 1/(1+share) of its CPU. Raises UsageError for a shape without a CPU limit."""
     shape = case.shape
     if shape.baseline_cores is None:
         raise UsageError(
@@ -64,7 +64,7 @@ def slowed(case: PlannedCase, share: float) -> PlannedCase:
 def header_of(
     scenario: Scenario, file: Path, selection: Selection, seed: int, *, inject: float, registry: str, workloads: bool
 ) -> SessionHeader:
-    """The header of an A/A session: the scenario and the same again; the first one slowed where asked."""
+    """Makes the header of an A/A session: the scenario and the same again, the first one slowed where asked."""
     sides = Baseline("again").scenarios(scenario)
     header = new_header(
         sides, {s.name: str(file) for s in sides}, seed, selection, registry=registry, workloads=workloads, kind="aa"
@@ -86,7 +86,7 @@ def run(launcher: Launcher, header: SessionHeader, directory: Path, *, gate_bloc
 
 
 def analyse(side: Side, *, gate_blocks: int, inject: float = 0.0, draws: int = aa.DRAWS) -> AaResult:
-    """What a stored A/A session says.
+    """Says what a stored A/A session says.
 
     Raises:
         UsageError: the session is no A/A run.
@@ -134,7 +134,7 @@ def analyse(side: Side, *, gate_blocks: int, inject: float = 0.0, draws: int = a
 
 
 def injected_share(header: SessionHeader) -> float:
-    """By how much the first side of a stored A/A session was slowed on purpose."""
+    """Says by how much the first side of a stored A/A session was slowed on purpose."""
     name = next(iter(header.scenarios))
     limits: dict[bool, list[float]] = {True: [], False: []}
     for case in header.plan.cases:

@@ -1,4 +1,4 @@
-"""Where A/A records are kept: one directory per host class in the cache, one file per scenario and run."""
+"""This module keeps A/A records in the cache: one directory per host class, one file per scenario and run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def directory(cache: Cache, host_class: str) -> Path:
-    """Records of hosts of one class."""
+    """Returns the directory with the records of hosts of one class."""
     return cache.root / "aa" / host_class
 
 
@@ -31,7 +31,9 @@ def keep(cache: Cache, record: AaRecord) -> Path:
 
 
 def records(cache: Cache, host_class: str, scenario: str) -> list[AaRecord]:
-    """Records of a scenario on hosts of this class, the newest last; files that cannot be read are passed over."""
+    """Returns the records of a scenario on hosts of this class, the newest last; it passes over files that cannot be
+    read.
+    """
     found = []
     for path in sorted(directory(cache, host_class).glob("*.json")):
         try:
@@ -44,13 +46,14 @@ def records(cache: Cache, host_class: str, scenario: str) -> list[AaRecord]:
 
 
 def latest(cache: Cache, host_class: str, scenario: str) -> AaRecord | None:
-    """The newest record of same against same (not of an injected run)."""
+    """Returns the newest record of same against same (not of an injected run)."""
     plain = [record for record in records(cache, host_class, scenario) if not record.injected]
     return plain[-1] if plain else None
 
 
 def between_days(kept: list[AaRecord], metric: str = "time-to-ready") -> float | None:
-    """Largest over smallest median of a metric between A/A records, the worst case: how noisy a stored baseline is.
+    """Says how noisy a stored baseline is: the largest over the smallest median of a metric between A/A records, in the
+    worst case.
 
     None with fewer than two records.
     """

@@ -1,4 +1,4 @@
-"""What an A/A run says, as Markdown."""
+"""This module writes what an A/A run says as Markdown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def markdown(result: AaResult) -> str:
-    """Error rates, noise per metric, the margin to use, steady counters."""
+    """Writes error rates, noise per metric, the margin to use and steady counters."""
     record = result.record
     decide = set(record.metrics)
     out = [f"# A/A of {record.scenario}: same against same", "", f"Host: {record.host}. {record.blocks} blocks.", ""]

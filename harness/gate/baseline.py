@@ -1,4 +1,4 @@
-"""What a gate compares with: another image, mode or engine in the same blocks, or a stored session.
+"""This module chooses what a gate compares with: another image, mode or engine in the same blocks, or a stored session.
 
 Side by side is the best: whatever drifts on the host falls on both sides alike. A stored session saves half of the
 trials and brings in what changed on the host since; the gate says how old it is.
@@ -31,7 +31,7 @@ SUFFIX = {"image": ".baseline", "again": ".again"}
 
 @dataclass(frozen=True)
 class Baseline:
-    """``value`` is a reference, a mode, an engine; ``side`` is there for a stored session only.
+    """Describes a baseline: ``value`` is a reference, a mode, an engine; ``side`` is there for a stored session only.
 
     Kind "again" is the same scenario once more: an A/A run.
     """
@@ -42,11 +42,13 @@ class Baseline:
 
     @property
     def counters_decide(self) -> bool:
-        """Two modes or engines do different things by nature; their counters are shown only."""
+        """Says whether counters decide: two modes or engines do different things by nature, so
+        theirs are only shown.
+        """
         return self.kind in {"image", "session", "again"}
 
     def scenarios(self, scenario: Scenario) -> list[Scenario]:
-        """What the session runs: the scenario, and its other side where that is a scenario of its own."""
+        """Lists what the session runs: the scenario, and its other side where that is a scenario of its own."""
         if self.kind == "image":
             other = {"name": scenario.name + SUFFIX["image"], "image": image_spec(self.value)}
             return [scenario, scenario.model_copy(update=other)]
@@ -57,7 +59,7 @@ class Baseline:
     def pairs(
         self, header: SessionHeader, observations: Sequence[Observation], side: Side
     ) -> tuple[list[Pair], list[str]]:
-        """Pairs of the session's cases, candidate first, and what has no partner. ``side`` is all of the session."""
+        """Pairs the session's cases, candidate first, and tells what has no partner; ``side`` is all of the session."""
         whole = replace(side, observations=tuple(observations))
         name = next(iter(header.scenarios))
         if self.kind in SUFFIX:
@@ -102,7 +104,9 @@ def _is(value: str, wanted: str) -> bool:
 
 
 def image_spec(text: str) -> ImageSpec:
-    """The image that a user named: ``scenario:NAME``, ``oci:DIR[:TAG]``, an archive, or a registry reference."""
+    """Returns the image that a user named: ``scenario:NAME``, ``oci:DIR[:TAG]``, an archive, or a
+    registry reference.
+    """
     scheme, _, rest = text.partition(":")
     if scheme == "scenario":
         return load(find(rest)).image
@@ -112,7 +116,7 @@ def image_spec(text: str) -> ImageSpec:
 
 
 def choose(scenario: Scenario, image: str, mode: str, engine: str, stored: str) -> Baseline:
-    """The baseline that options name; without one the scenario's own: a mode.
+    """Chooses the baseline that options name; without one it takes the scenario's own, which is a mode.
 
     Raises:
         UsageError: more than one is named, or an unknown mode or engine.

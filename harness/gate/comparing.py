@@ -1,4 +1,6 @@
-"""Two sides compared: what differs in their environment, every ratio with its verdict, and what was left out."""
+"""This module compares two sides: what differs in their environment, every ratio with its verdict, and what was left
+out.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compared:
-    """A comparison of two sides. ``anyway`` is True where decisive differences were overruled."""
+    """Holds a comparison of two sides; ``anyway`` is True where decisive differences were overruled."""
 
     baseline: str
     candidate: str
@@ -29,7 +31,7 @@ class Compared:
     alone: tuple[str, ...]
     excluded: tuple[str, ...]
     hosts: tuple[str, ...] = ()
-    """Hosts that took part, described, where a side has several."""
+    """Describes the hosts that took part, where a side has several."""
 
 
 def compare_sides(
@@ -74,13 +76,13 @@ def compare_sides(
 
 
 def hosts_of(side: Side) -> list[str]:
-    """The hosts of a session that has several, one sentence each."""
+    """Describes the hosts of a session that has several, one sentence each."""
     known = {} if side.directory is None else hosts.load(side.directory)
     return [f"{name}: {describe(facts)}" for name, facts in sorted(known.items())]
 
 
 def excluded_trials(side: Side) -> list[str]:
-    """Why trials are in no number, once per case and reason with how often."""
+    """Says why trials are in no number, once per case and reason, with how often."""
     counts: dict[str, int] = {}
     torn = []
     if side.directory is not None and store.is_torn(side.directory):

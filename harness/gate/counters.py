@@ -1,4 +1,5 @@
-"""The first tier: what does not scatter. A change beyond its tolerance is found in one block, without any timing.
+"""This module judges the first tier, what does not scatter: one block finds a change beyond its tolerance, without any
+timing.
 
 Image metrics come from the two images' inventories and are exact. Counters come from trials; how far each scatters on
 this host is what an A/A run has shown, and one that scatters by more than ``UNSTEADY`` cannot decide. Where no A/A
@@ -32,7 +33,7 @@ Status = Literal["same", "regression", "improvement", "ignored", "unsteady", "fo
 
 @dataclass(frozen=True, slots=True)
 class CounterLine:
-    """One counter or image metric of one case (of the image, where ``case`` is empty)."""
+    """Holds one counter or image metric of one case; an empty ``case`` means the image itself."""
 
     case: str
     metric: str
@@ -43,7 +44,7 @@ class CounterLine:
 
     @property
     def change(self) -> float:
-        """Relative change; a counter that was zero and is not has grown without bound."""
+        """Returns the relative change; a counter that was zero and is not has grown without bound."""
         if self.baseline == 0:
             return 0.0 if self.candidate == 0 else float("inf")
         return self.candidate / self.baseline - 1
@@ -51,15 +52,17 @@ class CounterLine:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What decides: the scenario's gate, and the scatter of counters that an A/A run has shown (relative, by key)."""
+    """Says what decides: the scenario's gate, and the scatter of counters that an A/A run has shown
+    (relative, by key).
+    """
 
     gate: Gate
     scatter: Mapping[str, float] | None = None
     decide: bool = True
-    """False where the sides differ by nature, as two modes do: counters are then shown only."""
+    """It is False where the sides differ by nature, as two modes do: counters are then shown only."""
 
     def tolerance(self, metric: str) -> float:
-        """The relative change that is let pass."""
+        """Returns the relative change that is let pass."""
         named = setting(metric, self.gate.thresholds)
         if named is not None:
             return named
@@ -70,7 +73,7 @@ class Rules:
         return max(table.tolerance, 2 * self.scatter.get(metric, 0.0))
 
     def status(self, metric: str, baseline: float, candidate: float) -> Status:
-        """What to make of one pair of values."""
+        """Says what to make of one pair of values."""
         if any(metric == name or family(metric) == name for name in self.gate.ignore):
             return "ignored"
         of_image = METRICS[family(metric)].kind == "image"
@@ -92,7 +95,7 @@ class Rules:
 
 
 def image_lines(candidate: Inventory | None, baseline: Inventory | None, rules: Rules) -> list[CounterLine]:
-    """The image metrics that both sides know."""
+    """Returns the image metrics that both sides know."""
     if candidate is None or baseline is None or candidate.digest == baseline.digest:
         return []
     mine, theirs = candidate.metrics(), baseline.metrics()
@@ -106,7 +109,7 @@ def image_lines(candidate: Inventory | None, baseline: Inventory | None, rules: 
 
 
 def counter_lines(pairs: Sequence[Pair], rules: Rules) -> list[CounterLine]:
-    """Counters of every pair, medians over the valid trials there are."""
+    """Compares the counters of every pair, by medians over the valid trials there are."""
     lines = []
     for pair in pairs:
         mine, theirs = counter_values(pair.candidate), counter_values(pair.baseline)
@@ -121,7 +124,7 @@ def counter_lines(pairs: Sequence[Pair], rules: Rules) -> list[CounterLine]:
 
 
 def counter_values(observations: Iterable[Observation]) -> dict[str, list[float]]:
-    """Values of every counter of the valid trials."""
+    """Returns the values of every counter of the valid trials."""
     found: dict[str, list[float]] = defaultdict(list)
     for o in observations:
         if o.valid:
@@ -132,5 +135,5 @@ def counter_values(observations: Iterable[Observation]) -> dict[str, list[float]
 
 
 def regressed(lines: Iterable[CounterLine]) -> set[tuple[str, str]]:
-    """Case and metric of the lines that regressed."""
+    """Returns case and metric of the lines that regressed."""
     return {(line.case, line.metric) for line in lines if line.status == "regression"}

@@ -1,4 +1,4 @@
-"""Comparisons and gates as JSON: what ``compare --json`` prints and ``gate.json`` holds."""
+"""This module writes comparisons and gates as JSON: what ``compare --json`` prints and ``gate.json`` holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Part(BaseModel):
 
 
 class DifferencePart(_Part):
-    """One thing that is not the same on both sides; decisive ones make times incomparable."""
+    """Names one thing that is not the same on both sides; decisive ones make times incomparable."""
 
     what: str
     baseline: str
@@ -33,7 +33,7 @@ class DifferencePart(_Part):
 
 
 class HostsPart(_Part):
-    """Where several hosts took part: the overall ratio's model, and how much they differ."""
+    """Says, where several hosts took part, the overall ratio's model and how much the hosts differ."""
 
     hosts: int
     model: Literal["random effects over hosts", "these hosts only"]
@@ -43,25 +43,25 @@ class HostsPart(_Part):
 
 
 class LinePart(_Part):
-    """Candidate over baseline of one metric of one case."""
+    """Holds candidate over baseline of one metric of one case."""
 
     case: str
     metric: str
     ratio: RatioPart
     candidate: float
-    """Median of the valid trials."""
+    """This is the median of the valid trials."""
     baseline: float
     margin: float
     adjusted_p: float | None
-    """Corrected by Holm for all lines that decide together; null for what only informs."""
+    """This p-value is corrected by Holm for all lines that decide together; it is null for what only informs."""
     proven: bool
-    """Whether the difference, whatever its size, survives that correction."""
+    """Says whether the difference, whatever its size, survives that correction."""
     verdict: Verdict | None
     hosts: HostsPart | None
 
 
 class ComparedPart(_Part):
-    """What ``coldbench compare --json`` prints."""
+    """Holds what ``coldbench compare --json`` prints."""
 
     schema_version: int = DOCUMENT_VERSION
     baseline: str
@@ -69,22 +69,22 @@ class ComparedPart(_Part):
     host: str
     differences: tuple[DifferencePart, ...]
     anyway: bool
-    """True where decisive differences were overruled: these numbers compare what is not comparable."""
+    """It is true where decisive differences were overruled: these numbers compare what is not comparable."""
     side_by_side: bool
     lines: tuple[LinePart, ...]
     alone: tuple[str, ...]
     excluded: tuple[str, ...]
     hosts: tuple[str, ...] = ()
-    """Hosts that took part, described, where a side has several."""
+    """Describes the hosts that took part, where a side has several."""
 
 
 def document(compared: Compared) -> str:
-    """A comparison as JSON."""
+    """Writes a comparison as JSON."""
     return ComparedPart.model_validate(compared).model_dump_json(indent=2)
 
 
 class CounterPart(_Part):
-    """One counter or image metric; ``case`` is empty for the image's own."""
+    """Holds one counter or image metric; ``case`` is empty for the image's own."""
 
     case: str
     metric: str
@@ -95,7 +95,7 @@ class CounterPart(_Part):
 
 
 class RegressionPart(_Part):
-    """One regression that counts, and why."""
+    """Names one regression that counts, and says why."""
 
     case: str
     metric: str
@@ -104,7 +104,7 @@ class RegressionPart(_Part):
 
 
 class GatePart(_Part):
-    """What ``gate.json`` holds."""
+    """Holds what ``gate.json`` holds."""
 
     schema_version: int = DOCUMENT_VERSION
     scenario: str
@@ -132,5 +132,5 @@ class GatePart(_Part):
 
 
 def gate_document(result: GateResult) -> str:
-    """A gate's result as JSON."""
+    """Writes a gate's result as JSON."""
     return GatePart.model_validate(result).model_dump_json(indent=2)

@@ -1,4 +1,4 @@
-"""What two sessions were measured on and with, and which differences make their times incomparable.
+"""This module says what two sessions were measured on and with, and which differences make their times incomparable.
 
 Differences are listed before any ratio. A *decisive* one refuses the comparison of times: another processor, another
 workload, another VM size. Counters of images do not depend on the host and are compared all the same.
@@ -25,7 +25,7 @@ LISTED_FACTS = ("kernel", "memory_bytes", "governor", "file_systems", "git_commi
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not the same on both sides."""
+    """Names one thing that is not the same on both sides."""
 
     what: str
     baseline: str
@@ -37,13 +37,15 @@ class Difference:
 
 
 def host_class(facts: Mapping[str, Any]) -> str:
-    """A short name for hosts whose times may be compared: the same for equal processors, cores and control groups."""
+    """Returns a short name for hosts whose times may be compared: it is the same for equal processors, cores and
+    control groups.
+    """
     text = "\n".join(f"{name}={facts.get(name)}" for name in CLASS_FACTS)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """A host in a line."""
+    """Describes a host in a line."""
     cores, memory = facts.get("cores"), facts.get("memory_bytes")
     parts = [str(facts.get("cpu_model") or "unknown processor")]
     parts += [f"{cores} cores"] if cores else []
@@ -53,7 +55,7 @@ def describe(facts: Mapping[str, Any]) -> str:
 
 
 def differences(candidate: Side, baseline: Side) -> list[Difference]:
-    """All differences, decisive ones first."""
+    """Lists all differences, decisive ones first."""
     found = list(_all(candidate, baseline))
     return sorted(found, key=lambda d: not d.decisive)
 

@@ -1,4 +1,4 @@
-"""Trends over stored sessions: one line per case, metric and host class, with change points.
+"""This module finds trends over stored sessions: one line per case, metric and host class, with change points.
 
 A value of a line is the median over the valid trials of one session on one host. Hosts are never mixed in a line:
 another processor would look like a change. Change points are Apache Otava's (E-divisive means with a t-test, Hunter's
@@ -31,7 +31,9 @@ DEFAULT_METRICS = ("time-to-ready", "cpu-to-ready", "runtime-relative", "receive
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One session's value: when it ran, the commit it ran for (empty where none was recorded), trials behind it."""
+    """Holds one session's value: when it ran, the commit it ran for (empty where none was recorded), and how many
+    trials are behind it.
+    """
 
     at: datetime
     commit: str
@@ -42,7 +44,9 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class ChangePoint:
-    """From point ``index`` on values are others than before: means on both sides, and how sure that is."""
+    """Says that from point ``index`` on values are others than before, with the means on both sides and how sure that
+    is.
+    """
 
     index: int
     before: float
@@ -52,7 +56,7 @@ class ChangePoint:
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """One case and metric on hosts of one class, in the order of time."""
+    """Holds one case and metric on hosts of one class, in the order of time."""
 
     case: str
     metric: str
@@ -64,7 +68,7 @@ class Trend:
 def trends(
     directories: Iterable[Path], metrics: Sequence[str] = (), *, p_value: float = 0.001, change_points: bool = True
 ) -> list[Trend]:
-    """All lines of the sessions, with their change points.
+    """Returns all lines of the sessions, with their change points.
 
     Raises:
         UsageError: a directory is no session.
@@ -138,5 +142,5 @@ def _changes(points: Sequence[Point], p_value: float) -> tuple[ChangePoint, ...]
 
 
 def unit_of(metric: str) -> str:
-    """Unit of a metric, for axes."""
+    """Returns the unit of a metric, for axes."""
     return METRICS[family(metric)].unit

@@ -1,4 +1,4 @@
-"""Trends as a table, as JSON and as a figure."""
+"""This module shows trends as a table, as JSON and as a figure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def markdown(trends: Sequence[Trend]) -> str:
-    """One row per line: sessions, first and last value, change points with their commit or date."""
+    """Writes one row per line: sessions, first and last value, change points with their commit or date."""
     rows = []
     for trend in trends:
         changes = [
@@ -48,7 +48,7 @@ class _Part(BaseModel):
 
 
 class PointPart(_Part):
-    """One session's value."""
+    """Holds one session's value."""
 
     at: str
     """When the session began, ISO 8601."""
@@ -61,7 +61,7 @@ class PointPart(_Part):
 
 
 class ChangePart(_Part):
-    """From point ``index`` on values are others than before."""
+    """Says that from point ``index`` on values are others than before."""
 
     index: int
     before: float
@@ -70,7 +70,7 @@ class ChangePart(_Part):
 
 
 class TrendPart(_Part):
-    """One case and metric on hosts of one class."""
+    """Holds one case and metric on hosts of one class."""
 
     case: str
     metric: str
@@ -82,14 +82,14 @@ class TrendPart(_Part):
 
 
 class HistoryPart(_Part):
-    """What ``coldbench history --json`` prints."""
+    """Holds what ``coldbench history --json`` prints."""
 
     schema_version: int = DOCUMENT_VERSION
     trends: tuple[TrendPart, ...]
 
 
 def document(trends: Sequence[Trend]) -> str:
-    """The trends as JSON."""
+    """Writes the trends as JSON."""
     parts = tuple(
         TrendPart(
             case=trend.case,
@@ -108,7 +108,7 @@ def document(trends: Sequence[Trend]) -> str:
 
 
 def figure(trends: Sequence[Trend]) -> str:
-    """One panel per line as an SVG: values by date, change points as vertical lines with the change."""
+    """Draws one panel per line as an SVG: values by date, change points as vertical lines with the change."""
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(9.0, 1.9 * len(trends)), layout="constrained")

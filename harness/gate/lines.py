@@ -1,4 +1,4 @@
-"""Lines of a comparison: one ratio of one metric of one pair of cases, with its verdict.
+"""This module makes the lines of a comparison: one ratio of one metric of one pair of cases, with its verdict.
 
 Ratios are paired inside blocks where both sides ran in one session. Where a session has several hosts, each host
 gives a ratio of its own and the overall one comes from them (``harness.stats.hosts``). All lines that may decide are
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Candidate over baseline of one metric. ``verdict`` is None for what is only shown.
+    """Holds candidate over baseline of one metric. ``verdict`` is None for what is only shown.
 
     ``adjusted_p`` is corrected for all lines that decide together; ``proven`` says that the difference, whatever its
     size, survives that correction. ``hosts`` is there where several hosts took part.
@@ -46,7 +46,7 @@ class Line:
 
 
 def time_lines(pairs: Sequence[Pair], margin_of: Callable[[str], float]) -> list[Line]:
-    """Every time metric of every pair, unjudged."""
+    """Returns every time metric of every pair, unjudged."""
     return [line for pair in pairs for line in _of_pair(pair, margin_of)]
 
 
@@ -106,7 +106,7 @@ def judge(
     level: Callable[[float], float] = lambda rate: rate,
     equivalence_alpha: float = 0.05,
 ) -> list[Line]:
-    """The same lines with verdicts: those that ``decide`` names are corrected together and share the rate ``alpha``.
+    """Judges the lines: those that ``decide`` names are corrected together and share the rate ``alpha``.
 
     ``level`` turns an overall error rate into the p-value that this look of a sequential design allows.
     """
@@ -131,6 +131,8 @@ def judge(
 
 
 def primary(metrics: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a metric decides: it is named, or its family is and that is not one whose parts only inform."""
+    """Says whether whether a metric decides: it is named, or its family is and that is not one
+    whose parts only inform.
+    """
     named = set(metrics)
     return lambda metric: metric in named or (family(metric) in named and family(metric) not in INFORMATIVE)

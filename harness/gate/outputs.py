@@ -1,4 +1,5 @@
-"""What a gate leaves for people and for CI systems: a summary, annotations, JUnit XML, a comment, and JSON.
+"""This module writes what a gate leaves for people and CI systems: a summary, annotations, JUnit XML, a comment, and
+JSON.
 
 The comment begins with a marker, an HTML comment that names the scenario: whoever posts it looks for the marker and
 updates the comment it finds, so that a pull request has one of them.
@@ -30,12 +31,12 @@ _SIGN = {
 
 
 def marker(scenario: str) -> str:
-    """The first line of the comment body."""
+    """Returns the first line of the comment body."""
     return f"<!-- coldbench gate {scenario} -->"
 
 
 def sentence(result: GateResult) -> str:
-    """The verdict in a sentence."""
+    """Says the verdict in a sentence."""
     text = f"coldbench gate of `{result.scenario}` against {result.baseline} {_SIGN[result.decision]}"
     if result.regressions:
         first = result.regressions[0]
@@ -51,12 +52,12 @@ def sentence(result: GateResult) -> str:
 
 
 def rate(part: RatePart) -> str:
-    """``1.2 % [0.5, 2.4]``"""
+    """Writes a rate as ``1.2 % [0.5, 2.4]``."""
     return f"{percent(part.rate)} [{100 * part.low:.2g}, {100 * part.high:.2g}]"
 
 
 def errors_here(record: AaRecord) -> str:
-    """What the A/A run of this host says about the gate, in two sentences."""
+    """Says in two sentences what the A/A run of this host tells of the gate."""
     text = (
         f"On this host (A/A run of {record.created_at[:10]}, {record.blocks} blocks) {record.gate_blocks} blocks of "
         f"equal sides give a wrong verdict in {rate(record.wrong)} of draws, a confirmed regression in "
@@ -68,7 +69,7 @@ def errors_here(record: AaRecord) -> str:
 
 
 def summary(result: GateResult) -> str:
-    """Markdown: the verdict in a sentence, why, the tables, error rates, host, how to repeat it."""
+    """Writes Markdown: the verdict in a sentence, why, the tables, error rates, host, how to repeat it."""
     out = [f"### {sentence(result)}", ""]
     if result.anyway and any(d.decisive for d in result.differences):
         out += ["**Compared anyway, although these differ:** " + "; ".join(map(str, result.differences)), ""]
@@ -117,7 +118,7 @@ def summary(result: GateResult) -> str:
 
 
 def workflow_commands(result: GateResult) -> list[str]:
-    """Workflow commands for GitHub: one error per regression, a warning for what could not be decided."""
+    """Writes workflow commands for GitHub: one error per regression, a warning for what could not be decided."""
 
     def at(key: str) -> str:
         line = result.lines_of_file.get(key) or result.lines_of_file.get(key.partition("/")[0])
@@ -143,7 +144,7 @@ def _property(text: str) -> str:
 
 
 def junit(result: GateResult) -> str:
-    """One test case per metric that decides and per counter; inconclusive ones are skipped with the reason."""
+    """Writes one test case per metric that decides and per counter; inconclusive ones are skipped with the reason."""
     suite = ET.Element("testsuite", name=f"coldbench {result.scenario}")
     reasons = {(r.case, r.metric): r for r in result.regressions}
     failures = skipped = 0

@@ -1,4 +1,4 @@
-"""How many blocks a change needs, and how long they take: from the spread that a session has shown."""
+"""This module says how many blocks a change needs, and how long they take, from the spread that a session has shown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POWER = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Blocks that one metric of one case needs; ``blocks`` is None where no number is enough."""
+    """Says how many blocks one metric of one case needs; ``blocks`` is None where no number is enough."""
 
     case: str
     metric: str
@@ -35,7 +35,7 @@ class Need:
 
 
 def spreads_of_session(observations: Sequence[Observation]) -> dict[tuple[str, str], float]:
-    """Spread of a block's log ratio by case and metric, from any session: each case against each other one.
+    """Returns the spread of a block's log ratio by case and metric, from any session: each case against each other one.
 
     Two cases of one block differ by a factor that is the same in every block; the spread around it is what equal
     sides would show. Each case gets the median of its pairs.
@@ -61,12 +61,12 @@ def spreads_of_session(observations: Sequence[Observation]) -> dict[tuple[str, s
 
 
 def spreads_of_record(record: AaRecord) -> dict[tuple[str, str], float]:
-    """The same from a kept A/A record."""
+    """Returns the same from a kept A/A record."""
     return {(line.case, line.metric): line.spread_log for line in record.noise}
 
 
 def block_minutes(observations: Sequence[Observation]) -> float | None:
-    """Minutes that one block took, from when its trials began; None with fewer than two blocks."""
+    """Returns the minutes that one block took, from when its trials began; None with fewer than two blocks."""
     begins: dict[int, datetime] = {}
     for o in observations:
         at = datetime.fromisoformat(o.started_at)
@@ -86,14 +86,14 @@ def needs(
     tests: int,
     minutes: float | None,
 ) -> list[Need]:
-    """Blocks for every metric that decides, so that ``change`` is found 95 times of 100.
+    """Returns the blocks that every metric that decides needs, so that ``change`` is found 95 times of 100.
 
     ``tests`` is how many verdicts are corrected together: the plan assumes that the others find nothing, the worst
     case. The margin is half of the change.
 
     Raises:
         NothingToCompare: no spread is known for any of the metrics.
-    """  # fmt: skip
+    """
     out = []
     for (case, metric), spread in spreads.items():
         if metric in metrics or family(metric) in metrics:

@@ -1,4 +1,5 @@
-"""Why a start got slower or larger: the phases of the timeline, the paths, the bytes and the requests.
+"""This module says why a start got slower or larger: by the phases of the timeline, the paths, the bytes and the
+requests.
 
 A verdict without a reason sends its reader searching; everything needed to name one was recorded with the trials.
 """
@@ -24,7 +25,7 @@ NAMED = 8
 
 
 def phases(pair: Pair) -> list[str]:
-    """Phases of the timeline whose medians differ most, the largest first."""
+    """Lists the phases of the timeline whose medians differ most, the largest first."""
     mine, theirs = _durations(pair.candidate), _durations(pair.baseline)
     moved = {
         name: statistics.median(mine.get(name, [0.0])) - statistics.median(theirs.get(name, [0.0]))
@@ -62,7 +63,7 @@ def _covered(spans: Sequence[tuple[float, float]]) -> float:
 
 
 def paths(candidate: Inventory, baseline: Inventory) -> list[str]:
-    """What is in the candidate's image that was not, or is larger; and what a start reads that it did not."""
+    """Says what is in the candidate's image that was not, or is larger; and what a start reads that it did not."""
     grown = {
         path: size_bytes - baseline.files.get(path, 0)
         for path, size_bytes in candidate.files.items()
@@ -89,7 +90,7 @@ def paths(candidate: Inventory, baseline: Inventory) -> list[str]:
 
 
 def counters(pair: Pair) -> list[str]:
-    """Counters that grew by more than a twentieth, the largest change first."""
+    """Lists the counters that grew by more than a twentieth, the largest change first."""
     from harness.gate.counters import counter_values
 
     mine, theirs = counter_values(pair.candidate), counter_values(pair.baseline)

@@ -1,4 +1,4 @@
-"""What a gate found, and the exit code that follows from it."""
+"""This module holds what a gate found, and the exit code that follows from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STRICT: dict[Decision, int] = {"not confirmed": 3, "inconclusive": 3}
 
 @dataclass(frozen=True)
 class Regression:
-    """One regression that counts, and why: phases, paths, bytes, requests."""
+    """Names one regression that counts, and says why: phases, paths, bytes, requests."""
 
     case: str
     metric: str
@@ -34,7 +34,9 @@ class Regression:
 
 @dataclass(frozen=True)
 class GateResult:
-    """Everything a gate says. ``lines`` are the first session's, ``confirmation`` the second's, empty without one."""
+    """Holds everything a gate says. ``lines`` are the first session's, ``confirmation`` the second's, empty without
+    one.
+    """
 
     scenario: str
     file: str
@@ -59,13 +61,13 @@ class GateResult:
     aa: AaRecord | None = None
     strict: bool = False
     timed: bool = True
-    """False where the first tier has decided already."""
+    """It is False where the first tier has decided already."""
     lines_of_file: dict[str, int] = field(default_factory=dict)
-    """Line of the scenario file for a metric's key; the empty key is the gate's own."""
+    """Gives the line of the scenario file for a metric's key; the empty key is the gate's own."""
 
     @property
     def decision(self) -> Decision:
-        """The one word."""
+        """Returns the decision in one word."""
         if self.regressions:
             return "regression"
         if self.failed:
@@ -83,7 +85,9 @@ class GateResult:
 
     @property
     def exit_code(self) -> int:
-        """0 pass, 1 confirmed regression, 3 inconclusive (strict), 5 trials failed, 6 nothing to compare."""
+        """Returns 0 for pass, 1 confirmed regression, 3 inconclusive (strict), 5 trials failed, 6
+        nothing to compare.
+        """
         if self.strict and self.decision in STRICT:
             return STRICT[self.decision]
         return EXIT_CODES[self.decision]

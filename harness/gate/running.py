@@ -1,4 +1,5 @@
-"""Runs a gate: one session whose first block decides what does not scatter, then time; a second one to confirm.
+"""This module runs a gate: one session whose first block decides what does not scatter, then time; a second one
+confirms.
 
 1. Images and counters: after the first block (and the second, for counters of trials) what changed beyond its
 tolerance fails at once; no further block is run. 2. Times: at each look of the sequential design all metrics that
@@ -52,7 +53,9 @@ def _baseline(pair: Pair) -> tuple[Observation, ...]:
 
 @dataclass
 class GateRun:
-    """One gate. ``most_blocks`` is how far an inconclusive session may go on; equal to ``blocks`` it may not."""
+    """Runs one gate. ``most_blocks`` is how far an inconclusive session may go on; where it equals ``blocks``, it may
+    not.
+    """
 
     launcher: Launcher
     scenario: Scenario
@@ -74,7 +77,7 @@ class GateRun:
     _blocks_run: int = 0
 
     def run(self) -> GateResult:
-        """Run one session or two and say what was found. Raises ColdbenchError where a session cannot be run."""
+        """Run one session, or two, and say what was found. Raises ColdbenchError where a session cannot be run."""
         gate = self.scenario.gate
         header = self._header(self.seed, "gate")
         known = aa_store.latest(self.launcher.cache, host_class(header.host), self.scenario.name)

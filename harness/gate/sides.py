@@ -1,4 +1,4 @@
-"""A side of a comparison: trials of one session, or the part of them that the user names.
+"""This module finds a side of a comparison: the trials of one session, or the part of them that the user names.
 
 On the command line a side is ``DIR`` or ``DIR#key=value,key=value``: ``results/a#mode=soci,shape=gcp-e2-micro``. What
 both sides name (or what names one of them) is what is compared; all other coordinates of a case must agree for two
@@ -28,7 +28,9 @@ COORDINATES = ("scenario", "mode", "engine", "shape", "distance", "image")
 
 @dataclass(frozen=True)
 class Side:
-    """Trials of a session that a selection lets through; ``selection`` maps coordinates to what was asked for."""
+    """Holds the trials of a session that a selection lets through; ``selection`` maps coordinates to what was asked
+    for.
+    """
 
     name: str
     header: SessionHeader
@@ -38,27 +40,27 @@ class Side:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Digests of the images its trials started."""
+        """Returns the digests of the images its trials started."""
         return tuple(dict.fromkeys(o.image_digest for o in self.observations if o.image_digest))
 
     def inventory(self, digest: str) -> Inventory | None:
-        """What is known of an image of this side."""
+        """Returns what is known of an image of this side."""
         return None if self.directory is None else inventory.load(self.directory, digest)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two cases that differ in nothing but what is compared; ``name`` says what they have in common."""
+    """Holds two cases that differ in nothing but what is compared; ``name`` says what they have in common."""
 
     name: str
     candidate: tuple[Observation, ...]
     baseline: tuple[Observation, ...]
     side_by_side: bool
-    """Whether both ran in the same blocks of one session."""
+    """Says whether both ran in the same blocks of one session."""
 
 
 def coordinates(o: Observation) -> dict[str, str]:
-    """Where a trial stands."""
+    """Returns where a trial stands: the value of each coordinate by its name."""
     case: Case = o.case
     return {
         "scenario": case.scenario,
@@ -71,7 +73,7 @@ def coordinates(o: Observation) -> dict[str, str]:
 
 
 def parse(text: str) -> Side:
-    """The side that a user wrote.
+    """Finds the side that a user wrote.
 
     Raises:
         UsageError: no session there, an unknown coordinate, or a selection that lets nothing through.
@@ -89,7 +91,7 @@ def parse(text: str) -> Side:
 
 
 def select(side: Side, selection: Mapping[str, str], name: str) -> Side:
-    """The part of a side that a selection lets through. Raises UsageError where that is nothing."""
+    """Returns the part of a side that a selection lets through. Raises UsageError where that is nothing."""
     chosen = tuple(o for o in side.observations if _matches(coordinates(o), selection))
     if side.observations and not chosen:
 
@@ -113,7 +115,8 @@ def _matches(at: Mapping[str, str], selection: Mapping[str, str]) -> bool:
 
 
 def pairs(candidate: Side, baseline: Side) -> tuple[list[Pair], list[str]]:
-    """Cases of both sides that belong together, and a sentence for each that has no partner.
+    """Pairs the cases of both sides that belong together, and says in a sentence for each other one that it has no
+    partner.
 
     Raises:
         UsageError: several cases of a side have the same partner: the selection leaves open which is meant. Or the

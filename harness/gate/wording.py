@@ -1,4 +1,4 @@
-"""How comparisons and gates are written: values with units, ratios with intervals, and what is proven marked."""
+"""This module writes comparisons and gates: values with units, ratios with intervals, and what is proven marked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def value(metric: str, number: float) -> str:
-    """A metric's value with its unit."""
+    """Writes a metric's value with its unit."""
     unit = METRICS[family(metric)].unit
     if unit == "bytes":
         return wording.size(number)
@@ -25,18 +25,18 @@ def value(metric: str, number: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage with two figures at most."""
+    """Writes a share as a percentage with two figures at most."""
     return f"{100 * share:.2g} %" if abs(share) < 1 else f"{100 * share:.0f} %"
 
 
 def change(ratio: float) -> str:
-    """A ratio as a change: ``+12 %``, ``-3.1 %``."""
+    """Writes a ratio as a change: ``+12 %``, ``-3.1 %``."""
     moved = 100 * (ratio - 1)
     return f"{moved:+.2g} %" if abs(moved) < 100 else f"{moved:+.0f} %"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A GitHub table; what would end a cell is escaped."""
+    """Writes a GitHub table; it escapes what would end a cell."""
     lines = ["| " + " | ".join(header) + " |", "|" + "|".join(" --- " for _ in header) + "|"]
     return lines + [
         "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
@@ -44,7 +44,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def said(line: Line) -> str:
-    """The verdict, in bold only where the difference survives the correction."""
+    """Writes the verdict, in bold only where the difference survives the correction."""
     if line.verdict is None:
         return "for information"
     if line.verdict in {"regression", "improvement"}:
@@ -53,7 +53,7 @@ def said(line: Line) -> str:
 
 
 def time_rows(lines: Sequence[Line]) -> list[list[str]]:
-    """One row per line: case, metric, both medians, ratio with interval, smallest detectable change, verdict."""
+    """Writes one row per line: case, metric, both medians, ratio with interval, smallest detectable change, verdict."""
     return [
         [
             line.case,
@@ -82,7 +82,7 @@ LEGEND = (
 
 
 def host_lines(lines: Sequence[Line]) -> list[str]:
-    """What several hosts said, one sentence per line that has them."""
+    """Says what several hosts showed, one sentence per line that has them."""
     out = []
     for line in lines:
         if line.hosts is None:
@@ -97,7 +97,7 @@ def host_lines(lines: Sequence[Line]) -> list[str]:
 
 
 def markdown(compared: Compared) -> str:
-    """A comparison as Markdown, environment first."""
+    """Writes a comparison as Markdown, environment first."""
     out = [f"# {compared.candidate} against {compared.baseline}", "", f"Host: {compared.host}.", ""]
     out += [*(f"- {host}" for host in compared.hosts), ""] if compared.hosts else []
     if compared.anyway:

@@ -1,1 +1,1 @@
-"""What the kernel does for us: system calls, loop devices, OverlayFS mounts."""
+"""This package asks the kernel for what it does for us: system calls, loop devices, OverlayFS mounts."""

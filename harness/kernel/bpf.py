@@ -1,4 +1,4 @@
-"""BPF programs: the few instructions ours are made of, loading them, and attaching them to a control group.
+"""This module writes BPF programs of the few instructions ours need, loads them, and attaches them to a control group.
 
 Sources: bpf(2); Linux, Documentation/bpf/standardization/instruction-set.rst, include/uapi/linux/bpf.h.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SCHED_CLS, CGROUP_DEVICE = 3, 15
-"""Kinds of programs: traffic classifier, device list."""
+"""These are kinds of programs: traffic classifier, device list."""
 
 _CALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361}
 _PROG_LOAD, _PROG_ATTACH = 5, 8
@@ -29,12 +29,13 @@ def _instruction(opcode: int, target: int = 0, source: int = 0, offset: int = 0,
 
 
 def load(target: int, source: int, offset: int) -> bytes:
-    """``target = *(u32 *)(source + offset)``."""
+    """Writes ``target = *(u32 *)(source + offset)``."""
     return _instruction(0x61, target, source, offset)
 
 
 def load_packet(size: int, offset: int, register: int | None = None) -> bytes:
-    """``r0`` = ``size`` bytes of the packet, in host order, at ``offset`` (plus a register); a short packet ends it.
+    """Writes ``r0`` = ``size`` bytes of the packet, in host order, at ``offset`` (plus a register); a short packet ends
+    it.
 
     Register 6 has to hold the context.
     """
@@ -43,12 +44,12 @@ def load_packet(size: int, offset: int, register: int | None = None) -> bytes:
 
 
 def copy(target: int, source: int) -> bytes:
-    """``target = source``, 64 bits."""
+    """Writes ``target = source``, 64 bits."""
     return _instruction(0xBF, target, source)
 
 
 def mask(target: int, value: int) -> bytes:
-    """``target &= value``, 32 bits."""
+    """Writes ``target &= value``, 32 bits."""
     return _instruction(0x54, target, value=value)
 
 
@@ -61,31 +62,31 @@ def shift_right(target: int, bits: int) -> bytes:
 
 
 def give(value: int) -> bytes:
-    """``return value``."""
+    """Writes ``return value``."""
     return _instruction(0xB7, 0, value=value) + _instruction(0x95)
 
 
 def return_if_zero(register: int, value: int) -> bytes:
-    """``if (register == 0) return value``."""
+    """Writes ``if (register == 0) return value``."""
     return _instruction(0x55, register, offset=2, value=0) + give(value)
 
 
 class Test(NamedTuple):
-    """Whether the lower 32 bits of a register have this value."""
+    """Tests whether the lower 32 bits of a register have this value."""
 
     register: int
     value: int
 
 
 def when(tests: Sequence[Test], body: bytes) -> bytes:
-    """Run ``body`` when all tests hold; go on behind it when one does not."""
+    """Makes ``body`` run when all tests hold, and the program go on behind it when one does not."""
     for test in reversed(tests):
         body = _instruction(0x56, test.register, offset=len(body) // 8, value=test.value) + body  # jne32
     return body
 
 
 def unless(test: Test, body: bytes) -> bytes:
-    """Run ``body`` when the test does not hold; go on behind it when it does."""
+    """Makes ``body`` run when the test does not hold, and the program go on behind it when it does."""
     return _instruction(0x16, test.register, offset=len(body) // 8, value=test.value) + body  # jeq32
 
 
@@ -102,7 +103,9 @@ def _call(command: int, attributes: bytes) -> int:
 
 
 def load_program(kind: int, code: bytes, name: str) -> int:
-    """A descriptor of the program. OSError, with the verifier's last words, when the kernel refuses it."""
+    """Loads the program and returns its descriptor. Raises OSError, with the verifier's last words, when the kernel
+    refuses it.
+    """
     instructions = ctypes.create_string_buffer(code, len(code))
     words = ctypes.create_string_buffer(b"GPL\0")
     log = ctypes.create_string_buffer(_LOG_BYTES)
@@ -123,7 +126,7 @@ def load_program(kind: int, code: bytes, name: str) -> int:
 
 
 def attach_to_group(group: str, program: int) -> None:
-    """Have a device list hold for a version 2 control group, as long as that exists. OSError when refused."""
+    """Makes a device list hold for a version 2 control group, as long as that exists. Raises OSError when refused."""
     directory = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _call(_PROG_ATTACH, struct.pack("<IIII", directory, program, _ATTACH_CGROUP_DEVICE, 0))

@@ -1,4 +1,5 @@
-"""How much CPU time this machine has used, and how many cores it may use: what a process inside can see of it.
+"""This module reads how much CPU time this machine has used, and how many cores it may use, as a process inside sees
+it.
 
 A machine with a quota is the nearest control group above this process that has one, version 1 or 2; it is asked for
 its own usage, so what other machines on the same host do does not count. Without a quota the machine is the host, and
@@ -21,7 +22,7 @@ _IDLE_FIELDS = (3, 4)
 
 @dataclass(frozen=True, slots=True)
 class CpuReading:
-    """CPU seconds used since some moment in the past, and how many cores may be used now.
+    """Holds the CPU seconds used since some moment in the past, and how many cores may be used now.
 
     ``delayed_s``: how long this thread could have run since its start and did not get to, for want of quota or because
     others had the cores (``schedstat``, kernel: scheduler/sched-stats); 0 where the kernel does not say.
@@ -44,7 +45,7 @@ class CpuMeter:
             self._groups = []
 
     def read(self) -> CpuReading | None:
-        """Usage and limit now; None where the kernel shows neither."""
+        """Reads usage and limit now; each is None where the kernel does not show it."""
         try:
             for group in self._groups:
                 cores = group.cores()

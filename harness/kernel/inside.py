@@ -1,4 +1,4 @@
-"""Doing something in another mount namespace without becoming a process of it.
+"""This module does something in another mount namespace without becoming a process of it.
 
 A thread joins the namespace, acts there and ends; the program around it stays where it is. Joining wants a thread that
 shares neither working directory nor root with others, so it stops sharing them first (setns(2), CLONE_NEWNS).
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def in_mounts_of(pid: int, action: Callable[[], T]) -> T:
-    """What ``action`` returns or raises when a thread in the mount namespace of ``pid`` runs it."""
+    """Runs ``action`` in a thread in the mount namespace of ``pid``, and returns or raises what it does."""
     result: list[T] = []
     failure: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""Loop devices: attaching a file to a free one. Source: loop(4); Linux, include/uapi/linux/loop.h."""
+"""This module attaches a file to a free loop device. Source: loop(4); Linux, include/uapi/linux/loop.h."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class _LoopConfig(ctypes.Structure):
 
 
 def attach(file: int, name: bytes, flags: int, block_bytes: int = 0, offset: int = 0) -> tuple[int, str]:
-    """A free loop device over ``file``: its open descriptor and its path. Others take devices at the same time.
+    """Attaches ``file`` to a free loop device and returns its open descriptor and its path. Others take devices at the
+    same time.
 
     ``block_bytes`` 0: the file's own. The device begins at ``offset`` of the file. DIRECT_IO is left out where the
     file's file system has none. Raises OSError.
@@ -79,7 +80,7 @@ def attach(file: int, name: bytes, flags: int, block_bytes: int = 0, offset: int
 
 
 def name_of(device: str) -> str:
-    """The name that ``attach`` gave a device; empty when it is free, gone, or has none."""
+    """Returns the name that ``attach`` gave a device; empty when it is free, gone, or has none."""
     info = _LoopInfo64()
     try:
         descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)

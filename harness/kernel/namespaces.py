@@ -1,4 +1,5 @@
-"""Namespaces of other processes: holding them, who owns one, and unmounting in a mount namespace that is not ours.
+"""This module holds namespaces of other processes, says who owns one, and unmounts in a mount namespace that is not
+ours.
 
 Whoever shapes a mount namespace decides what a path in it means, so nothing is executed, imported or looked up in one:
 a child process makes two system calls there and ends. Source: setns(2), umount2(2), ioctl_ns(2), user_namespaces(7).
@@ -23,7 +24,9 @@ KINDS = {
     "pid": 0x2000_0000,
     "mnt": CLONE_NEWNS,
 }
-"""Names below /proc/PID/ns and flags, in the order in which they are entered: paths change their meaning last."""
+"""These are names below /proc/PID/ns and flags, in the order in which they are entered: paths change their meaning
+last.
+"""
 
 _NS_GET_USERNS = 0xB701
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
@@ -31,8 +34,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespaces:
-    """A process's namespaces, held open: they stay when it ends, but for a pid namespace, which dies with its first
-    process."""
+    """Holds a process's namespaces open: they stay when it ends, but for a pid namespace, which dies with its first
+    process.
+    """
 
     def __init__(self, descriptors: Sequence[int]) -> None:
         """Take over open descriptors, one of each of ``KINDS`` in its order. ValueError for any other number."""
@@ -40,7 +44,9 @@ class Namespaces:
 
     @classmethod
     def of(cls, pid: int) -> Namespaces:
-        """Those of a process. OSError when there is no such process any more, or only its exit status."""
+        """Opens the namespaces of a process. Raises OSError when there is no such process any more, or only its exit
+        status.
+        """
         opened: list[int] = []
         try:
             for kind in KINDS:
@@ -59,7 +65,8 @@ class Namespaces:
 
 
 def owned_by_our_user_namespace(namespace: int) -> bool:
-    """Whether an open namespace (``/proc/PID/ns/…``) was made with rights in this process's own user namespace.
+    """Says whether whether an open namespace (``/proc/PID/ns/…``) was made with rights in this process's own user
+    namespace.
 
     One that belongs to another user namespace was made by somebody who need not be root here: it is his to shape.
     """
@@ -75,7 +82,7 @@ def owned_by_our_user_namespace(namespace: int) -> bool:
 
 
 def unmount_inside(namespace: int, target: bytes) -> bool:
-    """Detach what is mounted on ``target`` in an open mount namespace; whether that was done.
+    """Detaches what is mounted on ``target`` in an open mount namespace, and says whether that was done.
 
     Between entering and ending, the child runs nothing but these calls of a library that is already loaded.
     """

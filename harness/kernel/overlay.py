@@ -1,4 +1,4 @@
-"""mount(2) and umount2(2) of OverlayFS from Python, without a shell and without a limit on the number of layers.
+"""This module mounts and unmounts OverlayFS from Python, without a shell and without a limit on the number of layers.
 
 Source: kernel Documentation/filesystems/overlayfs.rst; mount(2). Option strings may not exceed one page.
 """
@@ -22,14 +22,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount(source: str, target: str, kind: str, options: str, flags: int = 0) -> None:
-    """mount(2); OSError with the kernel's errno."""
+    """Mounts by mount(2); raises OSError with the kernel's errno."""
     if _libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), target)
 
 
 def unmount(target: str) -> None:
-    """Detach what is mounted on ``target``; nothing when nothing is."""
+    """Detaches what is mounted on ``target``; does nothing when nothing is."""
     if _libc.umount2(target.encode(), MNT_DETACH):
         number = ctypes.get_errno()
         if number not in (errno.EINVAL, errno.ENOENT):

@@ -1,4 +1,4 @@
-"""Giving rights up, for good: capabilities, the right to gain any by executing, and system calls.
+"""This module gives rights up, for good: capabilities, the right to gain any by executing, and system calls.
 
 Sources: capabilities(7), capget(2), prctl(2); Linux, Documentation/userspace-api/no_new_privs.rst, seccomp_filter.rst.
 """
@@ -43,13 +43,13 @@ def _prctl(option: int, argument: int, what: str, third: int = 0) -> None:
 
 
 def last_capability() -> int:
-    """The highest number this kernel knows."""
+    """Returns the highest capability number this kernel knows."""
     with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
         return int(file.read())
 
 
 def own_capabilities() -> frozenset[int]:
-    """Numbers of what this process may use and hand on: in a container root does not have all."""
+    """Returns the numbers of what this process may use and hand on: in a container root does not have all."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         fields = dict(line.split(":", 1) for line in file if ":" in line)
     held = int(fields["CapPrm"], 16) & int(fields["CapBnd"], 16)
@@ -69,12 +69,14 @@ def keep_capabilities(numbers: Collection[int], last: int) -> None:
 
 
 def refuse_new_privileges() -> None:
-    """No program executed from now on gains anything by its set-user-ID bit or file capabilities."""
+    """Makes sure that no program executed from now on gains anything by its set-user-ID bit or file capabilities."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, "prctl(PR_SET_NO_NEW_PRIVS)")
 
 
 def hide_from_others() -> None:
-    """Nobody without CAP_SYS_PTRACE may trace this process or open what it has open, through /proc or otherwise."""
+    """Keeps everybody without CAP_SYS_PTRACE from tracing this process or opening what it has open, through /proc or
+    otherwise.
+    """
     _prctl(_PR_SET_DUMPABLE, 0, "prctl(PR_SET_DUMPABLE)")
 
 

@@ -1,4 +1,4 @@
-"""A seccomp profile as an OCI bundle has it, made into the filter program that the kernel takes.
+"""This module makes the filter program that the kernel takes out of a seccomp profile as an OCI bundle has it.
 
 libseccomp knows the numbers of system calls; container runtimes use it, so it is there where containers run. Sources:
 OCI runtime spec 1.0, config-linux.md (Seccomp); seccomp_init(3), seccomp_rule_add(3), seccomp_export_bpf(3).
@@ -34,7 +34,10 @@ class _Comparison(ctypes.Structure):
 
 
 def compile_profile(profile: Mapping[str, Any]) -> bytes:
-    """The program, eight bytes an instruction. MissingTool without libseccomp, OSError when it refuses a rule."""
+    """Returns the program, eight bytes an instruction.
+
+    Raises MissingTool without libseccomp, OSError when it refuses a rule.
+    """
     try:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError:

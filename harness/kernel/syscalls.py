@@ -1,4 +1,4 @@
-"""System calls Python 3.11 lacks, through libc; each raises ``OSError`` with the call's name."""
+"""This module makes system calls that Python 3.11 lacks, through libc; each raises ``OSError`` with the call's name."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def _check(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2)."""
+    """Leaves namespaces by unshare(2)."""
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
 
 
 def setns(fd: int, kind: int) -> None:
-    """setns(2)."""
+    """Enters a namespace by setns(2)."""
     _check(_libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)), "setns")
 
 
 def mount(source: str, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
-    """mount(2)."""
+    """Mounts by mount(2)."""
     result = _libc.mount(
         os.fsencode(source),
         os.fsencode(target),
@@ -44,10 +44,10 @@ def mount(source: str, target: str, fstype: str | None, flags: int, data: str | 
 
 
 def umount(target: str, flags: int = 0) -> None:
-    """umount2(2)."""
+    """Unmounts by umount2(2)."""
     _check(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), f"umount {target}")
 
 
 def set_parent_death_signal(signal: int) -> None:
-    """prctl(2), PR_SET_PDEATHSIG: delivered when the *thread* that forked this process ends."""
+    """Asks for a signal when the *thread* that forked this process ends: prctl(2), PR_SET_PDEATHSIG."""
     _check(_libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal), 0, 0, 0), "prctl")
