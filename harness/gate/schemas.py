@@ -1,4 +1,7 @@
-"""JSON Schemas of scenario files, the stored form and what is printed, from the models; shipped in ``docs/schema``."""
+"""This module makes the JSON Schemas of scenario files, the stored form and what is printed, from the models.
+
+``docs/schema`` ships them.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ PRINTED = {
 
 
 def schema(name: str) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of what ``name`` calls: a key of ``SCHEMAS``."""
+    """Returns the JSON Schema (draft 2020-12) of what ``name`` calls: a key of ``SCHEMAS``."""
     model, title = SCHEMAS[name]
     content = model.model_json_schema(mode="serialization" if name in PRINTED else "validation")
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
@@ -53,10 +56,10 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def schema_text(name: str) -> str:
-    """The schema as the shipped file holds it."""
+    """Returns the schema as the shipped file holds it."""
     return json.dumps(schema(name), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def file_name(name: str) -> str:
-    """Name of the shipped file in ``docs/schema``."""
+    """Returns the name of the shipped file in ``docs/schema``."""
     return f"{name}.schema.json"

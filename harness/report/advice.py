@@ -1,4 +1,6 @@
-"""Advice out of a session: for each machine which mode, measured or predicted, and what to change about the image."""
+"""This module takes advice out of a session: for each machine which mode, measured or predicted, and what to change
+about the image.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,12 @@ if TYPE_CHECKING:
 
 
 TIE = 0.2
-"""Modes whose predicted middles are closer than this are a tie: what is left out of a prediction is alike for all."""
+"""Modes whose predicted middles are closer than this are a tie, since what a prediction leaves out is alike for all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which mode on one machine. Predicted figures rest on the parts measured on ``measured_on``.
+    """Says which mode to use on one machine. Predicted figures rest on the parts measured on ``measured_on``.
 
     ``ties`` are modes that a prediction cannot tell from the one to use, or that are not shown to differ.
     """
@@ -40,7 +42,7 @@ class Choice:
     measured: bool
     use: str | None
     ready_s: float
-    """Measured median, or the middle of the predicted range ``low_s`` to ``high_s``."""
+    """This is the measured median, or the middle of the predicted range ``low_s`` to ``high_s``."""
     against: str | None = None
     against_ready_s: float = math.nan
     ties: tuple[str, ...] = ()
@@ -52,14 +54,14 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """All there is to say about one scenario of a session; ``notes`` say what is missing, and why."""
+    """Holds all there is to say about one scenario of a session; ``notes`` say what is missing, and why."""
 
     scenario: str
     choices: tuple[Choice, ...]
     price: str
     contents: Contents | None
     read_in: str
-    """What the reads were seen in: ``a start and N commands``."""
+    """Says what the reads were seen in: ``a start and N commands``."""
     order: Order | None
     worth: tuple[Worth, ...]
     repacked: tuple[Repacked, ...]
@@ -69,7 +71,7 @@ class Advice:
 def choices_of(
     header: SessionHeader, observations: Sequence[Observation], scenario: str, shapes: Sequence[Shape]
 ) -> list[Choice]:
-    """Measured machines first, in the session's order, then the others of ``shapes``, predicted."""
+    """Chooses for measured machines first, in the session's order, then for the others of ``shapes``, predicted."""
     own = [o for o in observations if o.case.scenario == scenario]
     groups = compare(own)
     found = [_measured(group) for group in groups]
@@ -96,7 +98,7 @@ def _not_shown_later(group: Group, use: str | None) -> tuple[str, ...]:
 
 
 def nearest(groups: Sequence[Group], header: SessionHeader, shape: Shape) -> Group:
-    """The measured group whose machine is the most like ``shape``: by sustained cores, on a logarithmic scale."""
+    """Finds the measured group whose machine is the most like ``shape``: by sustained cores, on a logarithmic scale."""
     sizes = {case.case.shape: case.shape.baseline_cores or 2.0 for case in header.plan.cases}
     wanted = shape.baseline_cores or 2.0
     return min(groups, key=lambda group: abs(math.log(sizes.get(group.key.shape, wanted) / wanted)))
@@ -105,7 +107,7 @@ def nearest(groups: Sequence[Group], header: SessionHeader, shape: Shape) -> Gro
 def parts_of_group(
     header: SessionHeader, observations: Sequence[Observation], group: Group
 ) -> dict[str, tuple[CaseLine, Parts]]:
-    """By label: the line of the comparison and the parts of its starts, where any is valid."""
+    """Returns, by label, the line of the comparison and the parts of its starts, where any is valid."""
     found = {}
     for case in header.plan.cases:
         trials = [o for o in observations if o.case == case.case]
@@ -155,7 +157,9 @@ def advise(
     variants: Sequence[Variant],
     notes: Sequence[str] = (),
 ) -> Advice:
-    """Everything about one scenario. ``variants`` are other ways to store the layers, as far as the image is known."""
+    """Says everything about one scenario. ``variants`` are other ways to store the layers, as far as the image is
+    known.
+    """
     own = [o for o in observations if o.case.scenario == scenario]
     group = compare(own)[0]
     forms: dict[str, Form] = {}

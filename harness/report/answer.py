@@ -1,4 +1,4 @@
-"""The answer of a comparison: which mode to use, what it costs afterwards, and how sure that is.
+"""This module finds the answer of a comparison: which mode to use, what it costs afterwards, and how sure that is.
 
 A report is read for one decision, so the decision stands on top of terminal, page and JSON, in words and as data. Only
 differences that survive the correction over everything a table shows enter it (``CaseLine.proven``,
@@ -24,18 +24,18 @@ Sureness = Literal["sure", "unsure", "too few blocks"]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One run-time workload that is proven to be slower than under the baseline."""
+    """Names one run-time workload that is proven to be slower than under the baseline."""
 
     workload: str
     temperature: str
     ratio: PairedRatio
     break_even_s: float
-    """Seconds of nothing but this workload after which the sooner start is used up."""
+    """This is how many seconds of nothing but this workload use up the sooner start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The decision for one group of cases; ``sentences`` say it in words, the other fields as data.
+    """Holds the decision for one group of cases; ``sentences`` say it in words, the other fields as data.
 
     ``use`` is the label of the mode to use, None where nothing was ready. ``against`` is what one has now: Docker
     where it is measured, else the first full pull. ``first_touch`` and ``later`` are the worst proven costs with cold
@@ -61,7 +61,7 @@ class Answer:
 
 
 def answer(group: Group) -> Answer:
-    """What to tell the reader of this group of cases."""
+    """Decides what to tell the reader of this group of cases."""
     measured = [line for line in group.lines if line.ready is not None and not line.is_floor]
     findings = tuple(_findings(group))
     now = _now(group, measured)
@@ -242,5 +242,7 @@ def _sureness(made: Answer, group: Group) -> str:
 
 
 def worst_first(lines: Sequence[RuntimeLine]) -> list[RuntimeLine]:
-    """Run-time lines as a reader needs them: proven slow-downs first, the largest on top, then what is not proven."""
+    """Sorts run-time lines as a reader needs them: proven slow-downs first, the largest on top, then what is not
+    proven.
+    """
     return sorted(lines, key=lambda r: (not r.proven, -(r.ratio.ratio if r.ratio else 0.0)))

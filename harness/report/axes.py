@@ -1,4 +1,5 @@
-"""What the report shows of a scenario's axes: a section for each, with figures and a table for each place.
+"""This module gathers what the report shows of a scenario's axes: a section for each, with figures and a table for each
+place.
 
 A point of an axis is one group of many; its own table stays where groups are, and the figures are the axis's.
 """
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AxisFigure:
-    """A figure by the name its file gets; ``draw(narrow=…)`` gives None where there is nothing to show."""
+    """Holds a figure by the name its file gets; ``draw(narrow=…)`` gives None where there is nothing to show."""
 
     name: str
     title: str
@@ -38,17 +39,17 @@ class AxisFigure:
 
 @dataclass(frozen=True, slots=True)
 class AxisSection:
-    """One axis of one scenario."""
+    """Holds one axis of one scenario."""
 
     scenario: str
     title: str
     figures: tuple[AxisFigure, ...]
     tables: tuple[tuple[str, Table], ...]
-    """Each with the place that it is of."""
+    """Holds the tables, each with the place that it is of."""
 
 
 def sections(groups: Sequence[Group]) -> list[AxisSection]:
-    """A section for each scenario and axis that has been measured."""
+    """Makes a section for each scenario and axis that has been measured."""
     dense: dict[str, list[Density]] = {}
     for density in densities(groups):
         dense.setdefault(density.scenario, []).append(density)

@@ -1,4 +1,4 @@
-"""A table of a report, as cells: page, Markdown and terminal each show the same ones."""
+"""This module holds a table of a report as cells; page, Markdown and terminal each show the same ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What stands in a cell; ``proven`` is False for a ratio that may be chance."""
+    """Holds what stands in a cell; ``proven`` is False for a ratio that may be chance."""
 
     text: str
     proven: bool = True
@@ -15,12 +15,12 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Column heads and rows; the first cell of a row says what it is about."""
+    """Holds column heads and rows; the first cell of a row says what it is about."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
 
 def cells(*said: str | Cell) -> tuple[Cell, ...]:
-    """One row; plain text is what needs no proof."""
+    """Makes one row; plain text is what needs no proof."""
     return tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in said)

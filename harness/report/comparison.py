@@ -1,4 +1,5 @@
-"""From observations to what a report states: per group of comparable cases, one line per mode, ratios with intervals.
+"""This module turns observations into what a report states: per group of comparable cases, one line per mode, ratios
+with intervals.
 
 A *group* is scenario x engine-independent shape x distance; inside it every mode is compared, paired by block, with
 the baselines: overlay2 as Docker does it, and the best full pull there is. Cases without a valid trial keep their line
@@ -38,16 +39,16 @@ class GroupKey:
     shape: str
     distance: str
     compression: str = ""
-    """How the image's layers were compressed, where the scenario says so."""
+    """Says how the image's layers were compressed, where the scenario says so."""
     read_percent: int | None = None
-    """Share of the image's bytes that its starts read, where that is what they do."""
+    """This is the share of the image's bytes that its starts read, where that is what they do."""
     machines: int | None = None
-    """Machines that a trial starts at the same moment; None where it has one."""
+    """Counts the machines that a trial starts at the same moment; None where it has one."""
     limits: str = "machine"
-    """What the shape holds for: ``container`` is a group of its own, which is compared with no machine's."""
+    """Says what the shape holds for: ``container`` is a group of its own, which is compared with no machine's."""
 
     def place(self, axis: str) -> str:
-        """Shape and distance, and the values of all axes but the one of this name: what a sweep along it is at."""
+        """Names shape and distance, and the values of all axes but the one of this name: where a sweep along it is."""
         parts = [self.shape]
         if self.distance != "none":
             parts.append(f"registry {self.distance}")
@@ -63,7 +64,7 @@ class GroupKey:
 
     @property
     def family(self) -> str:
-        """The scenario that this is a point of; itself where it is on no axis."""
+        """Names the scenario that this is a point of; itself where it is on no axis."""
         return family(self.scenario, self.compression, self.read_percent, self.machines)
 
     @property
@@ -75,7 +76,9 @@ class GroupKey:
 
 @dataclass(frozen=True, slots=True)
 class CaseLine:
-    """One case of a group: its summaries over valid trials (None where there is none) and its ratios to baselines."""
+    """Holds one case of a group: its summaries over valid trials (None where there is none) and its ratios to
+    baselines.
+    """
 
     label: str
     mode: str
@@ -90,41 +93,43 @@ class CaseLine:
     throttled: Summary | None
     memory: Summary | None
     memory_ready: Summary | None
-    """Bytes at readiness; None where it was not recorded."""
+    """Sums up the bytes at readiness; None where it was not recorded."""
     cache_ready: Summary | None
-    """What of them is page cache."""
+    """Says how much of them is page cache."""
     bound_s: float | None
     lazy: bool
-    """Whether the container started before its image was there."""
+    """Says whether the container started before its image was there."""
     style: modes.Style
-    """How figures draw this case."""
+    """Says how figures draw this case."""
     role: modes.Role
-    """What this case is compared for."""
+    """Says what this case is compared for."""
     ratios: dict[str, PairedRatio] = field(default_factory=dict)
     median_trial: Observation | None = None
     ready_by_block: dict[int, float] = field(default_factory=dict)
-    """Seconds to ready of the valid trials, by block: what pairs with another case's."""
+    """Holds the seconds to ready of the valid trials, by block: what pairs with another case's."""
     streamed: Summary | None = None
-    """Bytes that valid lazy trials brought before readiness without being asked for them; None where none did."""
+    """Sums up the bytes that valid lazy trials brought before readiness without being asked for them; None where none
+    did.
+    """
     restarts: int = 0
-    """Daemons that died in valid trials, and were replaced."""
+    """Counts the daemons that died in valid trials, and were replaced."""
     proven: frozenset[str] = frozenset()
-    """The baselines it differs from after the correction over all ratios of its table."""
+    """Lists the baselines it differs from after the correction over all ratios of its table."""
 
     @property
     def is_floor(self) -> bool:
-        """Whether the image was on the machine already."""
+        """Says whether the image was on the machine already."""
         return self.role is modes.Role.FLOOR
 
     @property
     def offered(self) -> bool:
-        """Whether the answer may recommend this case."""
+        """Says whether the answer may recommend this case."""
         return self.role is modes.Role.OFFER
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeLine:
-    """One run-time workload at one temperature under one mode, against the baseline of its group."""
+    """Holds one run-time workload at one temperature under one mode, against the baseline of its group."""
 
     workload: str
     temperature: str
@@ -133,12 +138,12 @@ class RuntimeLine:
     ratio: PairedRatio | None
     cpu: Summary
     cpu_ratio: PairedRatio | None
-    """CPU seconds of workload and daemon against the baseline's: what a CFS quota's periods cannot blur."""
+    """Holds the CPU seconds of workload and daemon over the baseline's: what a CFS quota's periods cannot blur."""
     fuse: Summary | None
-    """FUSE requests of one pass; None where they were not counted."""
+    """Counts FUSE requests of one pass; None where they were not counted."""
     break_even: BreakEven | None
     proven: bool = False
-    """Whether the ratio differs from 1 after the correction over all ratios of its table."""
+    """Says whether the ratio differs from 1 after the correction over all ratios of its table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,32 +153,32 @@ class Group:
     lines: tuple[CaseLine, ...]
     runtime: tuple[RuntimeLine, ...]
     failed_workloads: dict[str, dict[str, str]] = field(default_factory=dict)
-    """By workload: under which cases it failed in a valid trial, and with what message."""
+    """Says by workload under which cases it failed in a valid trial, and with what message."""
     faults: tuple[FaultLine, ...] = ()
-    """What fails after ready, by case; empty where no fault trial was run."""
+    """Says what fails after ready, by case; empty where no fault trial was run."""
 
     @property
     def floor(self) -> str:
-        """Label of the case whose image was on the machine already; empty where none was measured."""
+        """Returns the label of the case whose image was on the machine already; empty where none was measured."""
         return next((line.label for line in self.lines if line.is_floor and line.ready is not None), "")
 
     def line(self, label: str) -> CaseLine | None:
-        """The case's line, None where the group has no such case."""
+        """Returns the case's line, None where the group has no such case."""
         return next((line for line in self.lines if line.label == label), None)
 
     def ratio(self, candidate: str, baseline: str) -> PairedRatio | None:
-        """Time to ready of one case over another's, paired; None where no block holds a valid trial of both."""
+        """Returns time to ready of one case over another's, paired; None where no block holds a valid trial of both."""
         mine, theirs = self.line(candidate), self.line(baseline)
         return _pairs(mine.ready_by_block, theirs.ready_by_block) if mine and theirs else None
 
 
 def label_of(observation: Observation) -> str:
-    """``mode:preset``, with the engine when it is not the embedded one."""
+    """Returns ``mode:preset``, with the engine when it is not the embedded one."""
     return label_of_case(observation.case)
 
 
 def label_of_case(case: Case) -> str:
-    """The same of a case."""
+    """Returns the same of a case."""
     engine = "" if case.engine == modes.EMBEDDED else f" ({case.engine})"
     return f"{case.mode}:{case.variant}{engine}"
 
@@ -188,7 +193,9 @@ def _is_baseline(case: Case) -> bool:
 
 
 def compare(observations: Sequence[Observation], struck: Sequence[FaultObservation] = ()) -> list[Group]:
-    """All groups in the order their first trials ran; fault trials stand apart, and no start time is theirs."""
+    """Compares all groups, in the order their first trials ran; fault trials stand apart, and no
+    start time is theirs.
+    """
     grouped: dict[GroupKey, list[Observation]] = {}
     for o in observations:
         grouped.setdefault(_key(o.case), []).append(o)

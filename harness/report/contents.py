@@ -1,4 +1,4 @@
-"""What of an image a use of it never read: package by package and directory by directory, with who brought it.
+"""This module says what of an image a use of it never read, by package and by directory, with who brought it.
 
 A *use* is a start and the commands that a scenario runs after it. A package none of whose files was read is not free
 to go: another that was read may need it. So the needs that packages state are followed, from those that were read (and
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from harness.session.image_files import ListedFile
 
 UNOWNED = "files"
-"""Stands for a package manager where none says whose a file is."""
+"""It stands for a package manager where none says whose a file is."""
 _COMPILED = re.compile(r"^(.*)/__pycache__/([^/]+?)\.[^/.]+(?:\.opt-\d)?\.pyc$")
 
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Something of which no file was read. ``brought_by`` is ``dpkg:git``, ``pip:scipy``, ``npm:lodash`` or ``files``.
+    """Names something of which no file was read. ``brought_by`` is ``dpkg:git``, ``pip:scipy``, ``npm:lodash`` or
+    ``files``.
 
     ``layer`` counts from 0, the lowest; it is the one that holds most of its bytes.
     """
@@ -38,7 +39,7 @@ class Unread:
     bytes: int
     layer: int
     needed_by: str = ""
-    """A package that was read, or that a needed one needs, and that states this need; empty where it can go."""
+    """Names a package that states this need, and that was read or that a needed one needs; empty where it can go."""
 
     @property
     def can_go(self) -> bool:
@@ -47,20 +48,23 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class LayerUse:
-    """One layer: what it weighs in the registry, and how much of what it shows was read."""
+    """Says of one layer what it weighs in the registry, and how much of what it shows was read."""
 
     number: int
     compressed_bytes: int
     bytes: int
     bytes_read: int
     made_by: str = ""
-    """The line of the Dockerfile, as the image's history has it."""
+    """Quotes the line of the Dockerfile, as the image's history has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """``packages`` and ``directories`` hold what was not read, the largest first; directories are read by no package's
-    file either, and say who brought most of them."""
+    """Holds what was not read.
+
+    ``packages`` and ``directories`` name the largest first; directories are read by no package's file either, and say
+    who brought most of them.
+    """
 
     files: int
     bytes: int
@@ -72,7 +76,7 @@ class Contents:
 
     @property
     def droppable(self) -> tuple[Unread, ...]:
-        """The packages that can go, the largest first."""
+        """Returns the packages that can go, the largest first."""
         return tuple(package for package in self.packages if package.can_go)
 
 
@@ -83,7 +87,7 @@ def look(
     layers: Sequence[int],
     history: Sequence[str] = (),
 ) -> Contents:
-    """Put what was read against what is there; ``layers`` are compressed bytes from the lowest up.
+    """Puts what was read against what is there; ``layers`` are stored bytes from the lowest up.
 
     ``history`` says what made each layer, where the image says so for all of them.
     """
@@ -186,7 +190,8 @@ def _layers(
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Layers from the lowest up as they should lie, and what is sent again when the smallest one changes, before/after.
+    """Says how layers from the lowest up should lie, and what is sent again when the smallest one changes, before and
+    after.
 
     A layer that changes takes all above it along, since builders make those anew. Large layers change seldom (a
     distribution, dependencies) and small ones often (the program), so the large ones belong below.
@@ -202,7 +207,7 @@ class Order:
 
 
 def order(layers: Sequence[LayerUse]) -> Order | None:
-    """How the layers should lie; None for fewer than two."""
+    """Says how the layers should lie; None for fewer than two."""
     if len(layers) < 2:
         return None
     smallest = min(layers, key=lambda layer: layer.compressed_bytes)

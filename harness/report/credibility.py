@@ -1,4 +1,5 @@
-"""Our presets beside the real programs they speak for: a page written from sessions of ``scenarios/credibility``.
+"""This module sets our presets beside the real programs they speak for: it writes a page from sessions of
+``scenarios/credibility``.
 
 In each session the embedded engine's cases stand against the other engines' cases of the same mode, paired in blocks.
 What should be the *same* policy (``reference``) is held to the same requests and bytes within ``TOLERANCE``; times and
@@ -53,14 +54,14 @@ it costs is another implementation's affair: ours inflates with ISA-L and serves
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One case of ours and one of a real engine, in the blocks in which both are valid."""
+    """Holds one case of ours and one of a real engine, in the blocks in which both are valid."""
 
     ours: Case
     theirs: Case
     trials: tuple[tuple[Observation, Observation], ...]
 
     def ratio(self, figure: Callable[[Observation], float]) -> str:
-        """The paired ratio of a figure, with its interval."""
+        """Returns the paired ratio of a figure, with its interval."""
         values = [(figure(a), figure(b)) for a, b in self.trials]
         found = paired_ratio([a for a, _ in values], [b for _, b in values])
         if found.low is None or found.high is None:
@@ -68,12 +69,12 @@ class Pair:
         return f"{found.ratio:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
     def medians(self, figure: Callable[[Observation], float]) -> tuple[float, float]:
-        """Ours and theirs."""
+        """Returns the medians of ours and theirs."""
         return median(figure(a) for a, _ in self.trials), median(figure(b) for _, b in self.trials)
 
 
 def pairs(observations: Sequence[Observation]) -> list[Pair]:
-    """Every case of ours with every case of the same mode that another program serves, where blocks have both."""
+    """Pairs every case of ours with every case of the same mode that another program serves, where blocks have both."""
     valid = {(o.case.key, o.block): o for o in observations if o.valid}
     cases = {o.case.key: o.case for o in observations}
     theirs = [case for case in cases.values() if is_theirs(case)]
@@ -94,7 +95,7 @@ def pairs(observations: Sequence[Observation]) -> list[Pair]:
 
 
 def is_theirs(case: Case) -> bool:
-    """Another engine, or our engine with a library in the place of our own session."""
+    """Says whether a case is theirs: another engine, or our engine with a library in the place of our own session."""
     return case.engine != EMBEDDED or uses_library(case.mode, case.preset)
 
 
@@ -116,7 +117,7 @@ def cpu(observation: Observation) -> float:
 
 
 def verdict(ours: float, theirs: float) -> str:
-    """Whether two medians agree within the tolerance."""
+    """Says whether two medians agree within the tolerance."""
     if theirs <= 0:
         return "not known"
     away = ours / theirs - 1
@@ -124,7 +125,7 @@ def verdict(ours: float, theirs: float) -> str:
 
 
 def section(header: SessionHeader, observations: Sequence[Observation]) -> str:
-    """One session as Markdown."""
+    """Writes one session as Markdown."""
     scenario = next(iter(header.scenarios.values()))
     lines = [f"## {scenario.name}", "", scenario.description, ""]
     shapes = ", ".join(dict.fromkeys(o.case.shape for o in observations))
@@ -189,7 +190,7 @@ def _versions(observations: Sequence[Observation]) -> str:
 
 
 def page(sessions: Sequence[str]) -> str:
-    """The whole page. Raises ColdbenchError for what is no session."""
+    """Writes the whole page. Raises ColdbenchError for what is no session."""
     return "\n".join([_INTRODUCTION, *(section(*store.load(path)) for path in sessions)])
 
 

@@ -1,4 +1,5 @@
-"""How much of an image a start may read before a full pull is the sooner one: the axis ``read_percent``.
+"""This module finds how much of an image a start may read before a full pull is the sooner one: the axis
+``read_percent``.
 
 The points of a scenario with that axis are trials of the same blocks. At each point every case is set against one full
 pull, the best of them over all points, with its paired interval; beside it stands the ratio of the two lower bounds,
@@ -24,20 +25,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SharePoint:
-    """One case at one share."""
+    """Holds one case at one share."""
 
     percent: int
     ratio: PairedRatio
-    """Time to ready over the full pull's."""
+    """This is the time to ready over the full pull's."""
     ready_s: float
     received_bytes: float
     bound_ratio: float | None
-    """Its lower bound over the full pull's; None where one has none."""
+    """This is the case's lower bound over the full pull's; None where one has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShareCurve:
-    """One case over the shares, in rising order; shares without a pair of valid trials are left out."""
+    """Holds one case over the shares, in rising order; shares without a pair of valid trials are left out."""
 
     label: str
     style: Style
@@ -45,30 +46,30 @@ class ShareCurve:
 
     @property
     def pays_until(self) -> Crossing:
-        """The share at which the full pull becomes the sooner one."""
+        """Returns the share at which the full pull becomes the sooner one."""
         return crossing([p.percent for p in self.points], [p.ratio for p in self.points])
 
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """All curves of one scenario on one shape at one distance, against one full pull."""
+    """Holds all curves of one scenario on one shape at one distance, against one full pull."""
 
     scenario: str
     shape: str
     distance: str
     place: str
-    """Shape, distance and values of other axes, as titles have them."""
+    """Names shape, distance and values of other axes, as titles have them."""
     against: str
     curves: tuple[ShareCurve, ...]
 
     @property
     def title(self) -> str:
-        """What its table is called."""
+        """Says what its table is called."""
         return f"{self.scenario} on {self.place}: where lazy stops paying"
 
 
 def densities(groups: Sequence[Group]) -> list[Density]:
-    """The axis of each scenario, shape and distance that has been measured at more than one share."""
+    """Measures the axis of each scenario, shape and distance that has trials at more than one share."""
     by_place: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
         key = group.key

@@ -1,4 +1,4 @@
-"""The data dictionary: every column of every frame, with its type, its unit and its meaning.
+"""This module is the data dictionary: every column of every frame, with its type, its unit and its meaning.
 
 Frames take their column order and their types from here, and docs/data.md is generated from here, so that the three
 cannot disagree.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: ``dtype`` is pandas', ``unit`` is empty where the value has none."""
+    """Describes one column: ``dtype`` is pandas', ``unit`` is empty where the value has none."""
 
     name: str
     dtype: str
@@ -179,7 +179,7 @@ FRAMES: dict[str, tuple[Column, ...]] = {
 
 
 def markdown() -> str:
-    """The dictionary as docs/data.md shows it: one table for what every row has, and one for each frame."""
+    """Writes the dictionary as docs/data.md shows it: one table for what every row has, and one for each frame."""
     out = ["Every row of every frame says which case it belongs to:", "", *_table(CASE)]
     for name, columns in FRAMES.items():
         out += ["", f"### `{name}`", "", *_table(columns[len(CASE) :])]

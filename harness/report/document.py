@@ -1,4 +1,5 @@
-"""The comparison as a JSON document, what ``report --json`` and ``bench --json`` print; its schema is shipped.
+"""This module writes the comparison as a JSON document, which ``report --json`` and ``bench --json`` print; its schema
+is shipped.
 
 Numbers only: trials themselves are in ``observations.jsonl``. Times are in seconds, sizes in bytes.
 """
@@ -38,7 +39,7 @@ class _Part(BaseModel):
 
 
 class SummaryPart(_Part):
-    """Median, quartiles and extremes of the valid trials' values."""
+    """Holds median, quartiles and extremes of the valid trials' values."""
 
     n: int
     median: float
@@ -49,68 +50,70 @@ class SummaryPart(_Part):
 
 
 class RatioPart(_Part):
-    """A ratio paired inside blocks: below 1 the case is the smaller (faster) one."""
+    """Holds a ratio paired inside blocks: below 1 the case is the smaller (faster) one."""
 
     ratio: float
     low: float | None
-    """Lower end of the 95 % interval; null below three blocks, where no spread can be estimated."""
+    """This is the lower end of the 95 % interval; it is null below three blocks, where no spread can be estimated."""
     high: float | None
     blocks: int
     p_value: float | None
     detectable: float | None
-    """The smallest change, as a factor above 1, that this spread and number of blocks finds with 80 % power."""
+    """This is the smallest change, as a factor above 1, that this spread and number of blocks finds with 80 % power."""
 
 
 class BreakEvenPart(_Part):
-    """The running time after which the case has lost what its start saved; null: never."""
+    """Holds the running time after which the case has lost what its start saved; null means never."""
 
     seconds: OrNever
     low: OrNever
-    """At the lower end of the run-time ratio's interval: the late one."""
+    """This break-even is at the lower end of the run-time ratio's interval: the late one."""
     high: OrNever
     saving_s: float
     ratio: float
 
 
 class CasePart(_Part):
-    """One mode of a group; a summary is null where no trial is valid."""
+    """Holds one mode of a group; a summary is null where no trial is valid."""
 
     label: str
-    """``mode:preset``, and the engine where it is not the embedded one."""
+    """It is ``mode:preset``, and the engine where it is not the embedded one."""
     mode: str
     preset: str
     engine: str
     trials: int
     excluded: tuple[str, ...]
-    """Why trials are in no number, with how often."""
+    """Says why trials are in no number, with how often."""
     ready: SummaryPart | None
-    """Seconds from T0 until ready."""
+    """Sums up the seconds from T0 until ready."""
     cpu: SummaryPart | None
-    """CPU seconds charged to the machine until ready."""
+    """Sums up the CPU seconds charged to the machine until ready."""
     received: SummaryPart | None
-    """Bytes received before ready."""
+    """Sums up the bytes received before ready."""
     streamed: SummaryPart | None
-    """Of these, what a lazy mode brought without being asked, as far from the registry the CPU lay idle; null: none."""
+    """Counts of these what a lazy mode brought without being asked, as far from the registry the CPU lay idle; null:
+    none.
+    """
     requests: SummaryPart | None
-    """Registry requests before ready."""
+    """Sums up the registry requests before ready."""
     throttled: SummaryPart | None
-    """Seconds held back by the CPU quota before ready."""
+    """Sums up the seconds held back by the CPU quota before ready."""
     memory: SummaryPart | None
-    """Peak bytes."""
+    """Sums up the peak bytes."""
     memory_ready: SummaryPart | None
-    """Bytes at readiness; null where they were not recorded."""
+    """Sums up the bytes at readiness; null where they were not recorded."""
     cache_ready: SummaryPart | None
-    """What of them is page cache."""
+    """Says how much of them is page cache."""
     bound_s: float | None
-    """Physical lower bound, the lowest of the valid trials'."""
+    """This is the physical lower bound, the lowest of the valid trials'."""
     ratios: dict[str, RatioPart]
-    """Time to ready against each baseline, by its label."""
+    """Holds time to ready against each baseline, by its label."""
     proven: frozenset[str]
-    """The baselines it differs from after Holm's correction over all ratios of the group."""
+    """Lists the baselines it differs from after Holm's correction over all ratios of the group."""
 
 
 class RuntimePart(_Part):
-    """One run-time workload at one temperature under one mode, against the group's first baseline."""
+    """Holds one run-time workload at one temperature under one mode, against the group's first baseline."""
 
     workload: str
     temperature: str
@@ -120,121 +123,126 @@ class RuntimePart(_Part):
     cpu: SummaryPart
     cpu_ratio: RatioPart | None
     fuse: SummaryPart | None
-    """FUSE requests of one pass; null where they were not counted."""
+    """Counts FUSE requests of one pass; null where they were not counted."""
     break_even: BreakEvenPart | None
     proven: bool
-    """Whether the ratio differs from 1 after Holm's correction over all run-time ratios of the group."""
+    """Says whether the ratio differs from 1 after Holm's correction over all run-time ratios of the group. whether the
+    ratio differs from 1 after Holm's correction over all run-time ratios of the group.
+    """
 
 
 class KeyPart(_Part):
-    """What a group's cases have in common."""
+    """Holds what a group's cases have in common."""
 
     scenario: str
     shape: str
     distance: str
     compression: str
-    """How the image's layers were compressed; empty where the scenario leaves them as they are."""
+    """Says how the image's layers were compressed; empty where the scenario leaves them as they are."""
     read_percent: int | None
-    """Share of the image's bytes that the starts read, where that is what they do."""
+    """This is the share of the image's bytes that the starts read, where that is what they do."""
     machines: int | None
-    """Machines that a trial starts at the same moment; null where it has one."""
+    """Counts the machines that a trial starts at the same moment; null where it has one."""
 
 
 class CostPart(_Part):
-    """A run-time workload that is proven to be slower than under the baseline."""
+    """Names a run-time workload that is proven to be slower than under the baseline."""
 
     workload: str
     temperature: str
     ratio: RatioPart
     break_even_s: OrNever
-    """Seconds of nothing but this workload after which the sooner start is used up; null: never."""
+    """This is how many seconds of nothing but this workload use up the sooner start; null means never."""
 
 
 class AnswerPart(_Part):
-    """The decision, as data and in words."""
+    """Holds the decision, as data and in words."""
 
     use: str | None
-    """Label of the mode to use; null where nothing was ready."""
+    """This is the label of the mode to use; null where nothing was ready."""
     ready_s: float | None
     against: str | None
-    """What one has now: Docker where it was measured, else the first full pull."""
+    """Names what one has now: Docker where it was measured, else the first full pull."""
     against_ready_s: float | None
     sooner: RatioPart | None
-    """Time to ready of ``use`` over that of ``against``."""
+    """This is the time to ready of ``use`` over that of ``against``."""
     first_touch: CostPart | None
-    """The worst proven cost with cold files."""
+    """This is the worst proven cost with cold files."""
     later: CostPart | None
-    """The worst proven cost with files that were read before."""
+    """This is the worst proven cost with files that were read before."""
     break_even_s: OrNever
-    """The earliest of all workloads that can be repeated; null: never, not measured, or too few blocks to know."""
+    """This is the earliest break-even of all workloads that can be repeated; null: never, not measured, or too few
+    blocks to know.
+    """
     floor: str | None
-    """The case whose image was on the machine already."""
+    """Names the case whose image was on the machine already."""
     floor_ready_s: float | None
     over_floor: RatioPart | None
     blocks: int
     sure: str
-    """``sure``, ``unsure`` or ``too few blocks``."""
+    """It is ``sure``, ``unsure`` or ``too few blocks``."""
     findings: tuple[str, ...]
-    """What failed under some modes only."""
+    """Says what failed under some modes only."""
     sentences: tuple[str, ...]
 
 
 class ReadsPart(_Part):
-    """Reads of one sample of files in all trials of one fault; every file is in one of ``ok`` to ``untried``."""
+    """Counts reads of one sample of files in all trials of one fault; every file is in one of ``ok`` to ``untried``."""
 
     sample: str
-    """``untouched``: the start had not read them; ``touched``; ``evicted``: touched, then out of the page cache;
-    ``mapped``: untouched, through mmap; ``later``: untouched, after the fault."""
+    """Names the sample. ``untouched``: the start had not read them; ``touched``; ``evicted``: touched, then out of the
+    page cache; ``mapped``: untouched, through mmap; ``later``: untouched, after the fault.
+    """
     files: int
     ok: int
     failed: int
     hung: int
-    """Not answered within ``deadline_s``."""
+    """Counts the reads that were not answered within ``deadline_s``."""
     untried: int
     errors: dict[str, int]
     error_s: float | None
-    """Median seconds to the error."""
+    """This is the median of the seconds to the error."""
     deadline_s: float
     wrong: int
-    """Files read without an error whose bytes are not the image's."""
+    """Counts the files read without an error whose bytes are not the image's."""
 
 
 class StruckPart(_Part):
-    """One fault of one case."""
+    """Holds one fault of one case."""
 
     fault: str
-    """``FAULT@ONSET``, with ``+quiet`` where nobody read meanwhile."""
+    """Names it as ``FAULT@ONSET``, with ``+quiet`` where nobody read meanwhile."""
     trials: int
     harmless: bool
-    """Whether every read was answered, and with the right bytes."""
+    """Says whether every read was answered, and with the right bytes."""
     wrong_bytes: int
     recovered: bool | None
-    """Whether reads worked again after the fault; null where none failed."""
+    """Says whether reads worked again after the fault; null where none failed."""
     recovered_s: OrNever
     reads: tuple[ReadsPart, ...]
 
 
 class IndependencePart(_Part):
-    """From when on after ready a case needs nobody; null seconds: never, as far as was tried."""
+    """Says from when on after ready a case needs nobody; null seconds mean never, as far as was tried."""
 
     seconds: OrNever
     tried_s: float
     to_the_end: bool
-    """Whether it was tried after the background fetch; only then does null mean never."""
+    """Says whether it was tried after the background fetch; only then does null mean never."""
 
 
 class FaultPart(_Part):
-    """What fails under one case when the supply of its files does."""
+    """Says what fails under one case when the supply of its files does."""
 
     label: str
     independent: dict[str, IndependencePart]
-    """By ``registry`` and ``daemon``, where that was tried."""
+    """Holds when the case needs no ``registry`` and no ``daemon`` any more, where that was tried."""
     struck: tuple[StruckPart, ...]
     excluded: tuple[str, ...]
 
 
 class GroupPart(_Part):
-    """Cases that are compared: one scenario on one shape at one distance."""
+    """Holds cases that are compared: one scenario on one shape at one distance."""
 
     key: KeyPart
     answer: AnswerPart
@@ -242,11 +250,13 @@ class GroupPart(_Part):
     lines: tuple[CasePart, ...]
     runtime: tuple[RuntimePart, ...]
     faults: tuple[FaultPart, ...]
-    """Empty where nothing was made to fail."""
+    """Holds what fails after ready, by case; empty where nothing was made to fail."""
 
 
 class CrossingPart(_Part):
-    """The share in percent at which the full pull becomes the sooner one; null: not up to the largest measured."""
+    """Holds the share in percent at which the full pull becomes the sooner one; null: not up to the
+    largest measured.
+    """
 
     at: OrNever
     low: OrNever
@@ -254,20 +264,20 @@ class CrossingPart(_Part):
 
 
 class SharePart(_Part):
-    """One case at one share of the image's bytes."""
+    """Holds one case at one share of the image's bytes."""
 
     percent: int
     ratio: RatioPart
-    """Time to ready over the full pull's."""
+    """This is the time to ready over the full pull's."""
     ready_s: float
     received_bytes: float
-    """Medians."""
+    """This is the median of the bytes received."""
     bound_ratio: float | None
-    """Its lower bound over the full pull's."""
+    """This is the case's lower bound over the full pull's."""
 
 
 class ShareCurvePart(_Part):
-    """One case over the shares."""
+    """Holds one case over the shares."""
 
     label: str
     pays_until: CrossingPart
@@ -275,86 +285,88 @@ class ShareCurvePart(_Part):
 
 
 class DensityPart(_Part):
-    """How much of the image a start may read before one full pull is the sooner one."""
+    """Says how much of the image a start may read before one full pull is the sooner one."""
 
     scenario: str
     shape: str
     distance: str
     place: str
-    """Shape, distance and values of other axes, in words."""
+    """Names shape, distance and values of other axes, in words."""
     against: str
-    """The full pull."""
+    """Names the full pull that all are compared with."""
     curves: tuple[ShareCurvePart, ...]
 
 
 class PackedPointPart(_Part):
-    """One case with one compression; medians."""
+    """Holds one case with one compression; its figures are medians."""
 
     compression: str
     ready_s: float
     ratio: RatioPart | None
-    """Time to ready over that with the first compression; null for the first."""
+    """This is the time to ready over that with the first compression; null for the first."""
     received_bytes: float
     cpu_s: float
     bound_s: float | None
 
 
 class PackedCasePart(_Part):
-    """One case with every compression that it was ready with."""
+    """Holds one case with every compression that it was ready with."""
 
     label: str
     points: tuple[PackedPointPart, ...]
 
 
 class PackingPart(_Part):
-    """The same image with its layers compressed otherwise."""
+    """Compares the same image with its layers compressed otherwise."""
 
     scenario: str
     shape: str
     distance: str
     place: str
-    """Shape, distance and values of other axes, in words."""
+    """Names shape, distance and values of other axes, in words."""
     compressions: tuple[str, ...]
     cases: tuple[PackedCasePart, ...]
 
 
 class StormPointPart(_Part):
-    """One case with so many machines; medians over trials, single machines of the median trial."""
+    """Holds one case with so many machines; figures are medians over trials, those of single machines come from the
+    median trial.
+    """
 
     machines: int
     ready_s: float
-    """Until all are ready."""
+    """Sums up the seconds until all are ready."""
     ratio: RatioPart | None
-    """Over the same with the fewest machines; null for those."""
+    """This is that time over the same with the fewest machines; null for those."""
     each_s: tuple[float, ...]
-    """Each machine of the median trial, the soonest first."""
+    """Holds the seconds of each machine of the median trial, the soonest first."""
     received_bytes: float
     cpu_s: float
-    """Of all machines, until ready."""
+    """Sums up the CPU seconds of all machines until ready."""
     disk_written_bytes: int
     host_share: float | None
-    """How busy the host's processors were, with whatever."""
+    """Says how busy the host's processors were, with whatever."""
     model_s: float
-    """The least time that the fewest machines' bytes and CPU allow for this number."""
+    """This is the least time that the fewest machines' bytes and CPU allow for this number."""
 
 
 class StormCasePart(_Part):
-    """One case over the numbers of machines."""
+    """Holds one case over the numbers of machines."""
 
     label: str
     points: tuple[StormPointPart, ...]
     beyond: tuple[tuple[int, float], ...]
-    """Numbers that were not measured, each with the least time by arithmetic."""
+    """Lists numbers that were not measured, each with the least time by arithmetic."""
 
 
 class StormPart(_Part):
-    """Machines started at the same moment."""
+    """Holds the storms of machines that are started at the same moment."""
 
     scenario: str
     shape: str
     distance: str
     place: str
-    """Shape, distance, values of other axes, images and uplink, in words."""
+    """Names shape, distance, values of other axes, images and uplink, in words."""
     images: str
     uplink_bytes_s: int | None
     host_cores: int
@@ -362,24 +374,24 @@ class StormPart(_Part):
 
 
 class Comparison(_Part):
-    """What a session's report states, as data."""
+    """Holds what a session's report states, as data."""
 
     schema_version: int = DOCUMENT_VERSION
     session: str
-    """The session's directory."""
+    """Names the session's directory."""
     report: str
-    """The HTML file."""
+    """Names the HTML file."""
     groups: tuple[GroupPart, ...]
     densities: tuple[DensityPart, ...]
-    """One for each scenario, shape and distance with an axis ``read_percent``."""
+    """Holds one for each scenario, shape and distance with an axis ``read_percent``."""
     packings: tuple[PackingPart, ...]
-    """One for each scenario, place and share with an axis ``compression``."""
+    """Holds one for each scenario, place and share with an axis ``compression``."""
     storms: tuple[StormPart, ...]
-    """One for each scenario and place whose trials start several machines."""
+    """Holds one for each scenario and place whose trials start several machines."""
 
 
 def make_document(session: str, report: str, groups: Sequence[Group]) -> Comparison:
-    """The document of a comparison."""
+    """Makes the document of a comparison."""
     parts = tuple(_group(group) for group in groups)
     found = tuple(DensityPart.model_validate(density) for density in densities(groups))
     packed = tuple(PackingPart.model_validate(packing) for packing in packings(groups))

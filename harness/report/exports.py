@@ -1,4 +1,4 @@
-"""Sessions written for other programs: Parquet and CSV files of the frames, and pytest-benchmark's JSON."""
+"""This module writes sessions for other programs: Parquet and CSV files of the frames, and pytest-benchmark's JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def export_frames(sessions: Sessions, out: Path, kind: str) -> list[Path]:
-    """Write every frame to ``out/NAME.parquet`` or ``out/NAME.csv``; the paths written.
+    """Writes every frame to ``out/NAME.parquet`` or ``out/NAME.csv``; returns the paths written.
 
     Raises:
         UsageError: Parquet needs pyarrow, and it is not installed.
@@ -109,7 +109,9 @@ def _benchmark(key: str, seen: list[Observation]) -> dict[str, Any]:
 
 
 def extra_info(seen: list[Observation]) -> dict[str, Any]:
-    """Medians over the trials of what a start cost besides time: phases, CPU, bytes and requests before ready."""
+    """Returns medians over the trials of what a start cost besides time: phases, CPU, bytes and
+    requests before ready.
+    """
 
     def median(value: Callable[[Observation], float | None]) -> float | None:
         """None where no trial knows its value: an engine that does not count its requests."""

@@ -1,4 +1,4 @@
-"""The tables of docs/failure.md, made from stored sessions: ``python -m harness.report.failure_page SESSION…``.
+"""Makes the tables of docs/failure.md from stored sessions: ``python -m harness.report.failure_page SESSION…``.
 
 Sessions of one scenario are taken together, since a case may have been run by itself. What stands above the marker is
 written by hand, everything below it is measured.
@@ -28,7 +28,7 @@ MARKER = "<!-- measured: python -m harness.report.failure_page -->\n"
 
 
 def measured(sessions: Sessions) -> str:
-    """What the fault trials of some sessions say, as Markdown. Raises NothingToCompare where they hold none."""
+    """Writes what the fault trials of some sessions say, as Markdown. Raises NothingToCompare where they hold none."""
     groups = [g for g in compare(sessions.observations, sessions.fault_observations) if g.faults]
     if not groups:
         raise NothingToCompare("no session holds a fault trial; run: coldbench run failure")
@@ -75,7 +75,7 @@ def _starts(group: Group) -> Table:
 
 
 def rewritten(text: str, made: str) -> str:
-    """A document with everything below its marker made anew."""
+    """Returns a document with everything below its marker made anew."""
     return text[: text.index(MARKER) + len(MARKER)] + "\n" + made
 
 

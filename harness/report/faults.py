@@ -1,4 +1,5 @@
-"""What a session's fault trials say, per case: what fails when the supply does, and from when on nothing can.
+"""This module says what a session's fault trials show, per case: what fails when the supply does, and from when on
+nothing can.
 
 A case is *independent* of the registry, or of its daemon, from the earliest onset at which no trial of such a fault
 hurt a single read: none failed, none hung, none was left untried. Where there is no such onset the answer is *never*,
@@ -31,7 +32,7 @@ _SAMPLES: tuple[Sample, ...] = ("untouched", "touched", "evicted", "mapped", "la
 
 @dataclass(frozen=True, slots=True)
 class Struck:
-    """All valid trials of one fault of one case, their reads taken together."""
+    """Holds all valid trials of one fault of one case, their reads taken together."""
 
     fault: str
     trials: tuple[FaultObservation, ...]
@@ -39,7 +40,7 @@ class Struck:
 
     @property
     def harmless(self) -> bool:
-        """Whether every read of every trial was answered, and with the right bytes."""
+        """Says whether every read of every trial was answered, and with the right bytes."""
         return bool(self.reads) and not any(r.failed or r.hung or r.untried or r.wrong for r in self.reads)
 
     @property
@@ -47,13 +48,17 @@ class Struck:
         return sum(trial.wrong_bytes for trial in self.trials)
 
     def median(self, value: Callable[[FaultObservation], float | None]) -> float | None:
-        """The median over the trials that have a value; of an even number the higher of the two in the middle."""
+        """Returns the median over the trials that have a value; of an even number the higher of the
+        two in the middle.
+        """
         found = [float(v) for trial in self.trials if (v := value(trial)) is not None]
         return statistics.median_high(found) if found else None
 
     @property
     def recovered_s(self) -> float | None:
-        """Median seconds until reads worked again, infinite where they did not in any trial; None where none failed."""
+        """Returns the median seconds until reads worked again, infinite where they did not in any trial; None where
+        none failed.
+        """
         if not any(r.failed or r.hung for r in self.reads):
             return None
         return self.median(lambda t: math.inf if t.recovered_s is None else t.recovered_s)
@@ -61,7 +66,7 @@ class Struck:
 
 @dataclass(frozen=True, slots=True)
 class Independence:
-    """From when on after ready a case needs nobody, in seconds; infinite: never, as far as was ``tried_s``.
+    """Says from when on after ready a case needs nobody, in seconds; infinite: never, as far as was ``tried_s``.
 
     ``to_the_end``: it was tried with the background fetch ended, or given up; only then is *never* the answer.
     """
@@ -73,7 +78,7 @@ class Independence:
 
 @dataclass(frozen=True, slots=True)
 class FaultLine:
-    """One case's fault trials, by fault in the order of the plan."""
+    """Holds one case's fault trials, by fault in the order of the plan."""
 
     label: str
     struck: dict[str, Struck] = field(default_factory=dict)
@@ -82,7 +87,7 @@ class FaultLine:
 
 
 def line(label: str, trials: Sequence[FaultObservation]) -> FaultLine:
-    """What the fault trials of one case say."""
+    """Sums up what the fault trials of one case say."""
     by_fault: dict[str, list[FaultObservation]] = {}
     for trial in trials:
         if trial.valid:
@@ -155,7 +160,7 @@ def _time(onset: str, struck: Sequence[Struck]) -> float:
 
 
 def independent(found: Independence | None) -> str:
-    """A cell: seconds after ready, or never."""
+    """Writes a cell: seconds after ready, or never."""
     if found is None:
         return wording.NO_NUMBER
     if math.isinf(found.seconds):
@@ -164,7 +169,9 @@ def independent(found: Independence | None) -> str:
 
 
 def matrix(lines: Sequence[FaultLine]) -> Table:
-    """Faults by cases: what fails, with which error, how soon, and when it comes back; independence comes first."""
+    """Makes the table of faults by cases: what fails, with which error, how soon, and when it comes back; independence
+    comes first.
+    """
     keys = sorted(dict.fromkeys(key for one in lines for key in one.struck), key=_order)
     head = ("what fails", *(one.label for one in lines))
     rows = [
@@ -221,7 +228,7 @@ def _percent(part: int, whole: int) -> str:
 
 
 def rest(lines: Sequence[FaultLine]) -> Table:
-    """One row per case and fault: everything else that was recorded."""
+    """Makes one row per case and fault, with everything else that was recorded."""
     head = (
         "mode", "fault", "trials", "begun, after ready", "hit", "files read", "fetched before, over image",
         "fetched in all",
@@ -279,7 +286,7 @@ def _resumes(struck: Struck) -> str:
 
 
 def excluded(lines: Sequence[FaultLine]) -> list[str]:
-    """What is in no number, and why."""
+    """Says what is in no number, and why."""
     return [f"{one.label}: {reason}" for one in lines for reason in one.excluded]
 
 
@@ -287,7 +294,9 @@ def excluded(lines: Sequence[FaultLine]) -> list[str]:
 
 
 def sentence(lines: Sequence[FaultLine], use: str | None) -> str:
-    """For the answer: when the mode to use needs nobody any more, and which others never do; empty where not tried."""
+    """Says, for the answer, when the mode to use needs nobody any more, and which others never do; empty where not
+    tried.
+    """
     mine = next((one for one in lines if one.label == use), None)
     if mine is None or not mine.independent:
         return ""

@@ -1,4 +1,4 @@
-"""Observations as pandas frames, for the report, for exports and for notebooks.
+"""This module makes pandas frames of observations, for the report, for exports and for notebooks.
 
 One row is one trial, or one part of one trial. A failed or invalid trial keeps its row with ``valid`` False and never
 a value in ``ready_s``, so that no mean can include it by accident. The columns, their types and their units are those
@@ -120,7 +120,8 @@ _ROWS: dict[str, Callable[[Observation], Rows]] = {
 
 
 def frame(name: str, observations: Sequence[Observation], hosts: dict[str, str] | None = None) -> pd.DataFrame:
-    """One frame by its name in the dictionary, typed; empty but for its columns where there is nothing to show.
+    """Makes one frame by its name in the dictionary, typed; it is empty but for its columns where there is nothing to
+    show.
 
     ``hosts`` says for each session on which host it ran.
     """
@@ -130,7 +131,7 @@ def frame(name: str, observations: Sequence[Observation], hosts: dict[str, str] 
 
 
 def fault_frame(struck: Sequence[FaultObservation], hosts: dict[str, str] | None = None) -> pd.DataFrame:
-    """The frame ``faults``: one row per fault trial and sample of files, one for a trial without reads."""
+    """Makes the frame ``faults``: one row per fault trial and sample of files, one for a trial without reads."""
     hosts = hosts or {}
     return _typed("faults", [{**_case(o, hosts.get(o.session, "")), **row} for o in struck for row in _faults(o)])
 
@@ -142,10 +143,10 @@ def _typed(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def trials(observations: Sequence[Observation]) -> pd.DataFrame:
-    """One row per trial."""
+    """Makes one row per trial."""
     return frame("trials", observations)
 
 
 def workloads(observations: Sequence[Observation]) -> pd.DataFrame:
-    """One row per run-time workload, temperature and valid trial."""
+    """Makes one row per run-time workload, temperature and valid trial."""
     return frame("workloads", observations)

@@ -1,4 +1,4 @@
-"""The same image with its layers compressed otherwise: the axis ``compression``.
+"""This module compares the same image with its layers compressed otherwise: the axis ``compression``.
 
 The points of a scenario with that axis are trials of the same blocks, so each case is set against itself with the first
 compression, paired inside blocks: what changed between the two is the compression and nothing else.
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PackedPoint:
-    """One case with one compression. ``ratio`` is its time to ready over that with the first; None for the first."""
+    """Holds one case with one compression. ``ratio`` is its time to ready over that with the first;
+    None for the first.
+    """
 
     compression: str
     ready_s: float
@@ -33,7 +35,7 @@ class PackedPoint:
 
 @dataclass(frozen=True, slots=True)
 class PackedCase:
-    """One case with every compression that it was ready with."""
+    """Holds one case with every compression that it was ready with."""
 
     label: str
     style: Style
@@ -42,15 +44,15 @@ class PackedCase:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """All cases of one scenario in one place."""
+    """Holds all cases of one scenario in one place."""
 
     scenario: str
     shape: str
     distance: str
     place: str
-    """Shape, distance and values of other axes, as titles have them."""
+    """Names shape, distance and values of other axes, as titles have them."""
     compressions: tuple[str, ...]
-    """In the order of the scenario."""
+    """Lists the compressions in the order of the scenario."""
     cases: tuple[PackedCase, ...]
 
     @property
@@ -59,7 +61,7 @@ class Packing:
 
 
 def packings(groups: Sequence[Group]) -> list[Packing]:
-    """The axis of each scenario, shape, distance and share that has been measured with more than one compression."""
+    """Finds each scenario, shape, distance and share that has been measured with more than one compression."""
     by_place: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
         key = group.key

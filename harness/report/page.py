@@ -1,4 +1,6 @@
-"""One self-contained HTML page from a session's observations: read in a minute, without script or request."""
+"""This module writes one self-contained HTML page from a session's observations: read in a minute, without script or
+request.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a report says about its session besides the observations."""
+    """Holds what a report says about its session besides the observations."""
 
     session: str
     created: str
@@ -36,7 +38,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A figure as the page holds it: once for a wide screen and once for a phone, and what it shows in words."""
+    """Holds a figure as the page does: once for a wide screen and once for a phone, and what it shows in words."""
 
     title: str
     words: str
@@ -109,7 +111,7 @@ def _axis(section: AxisSection) -> dict[str, Any]:
 
 
 def html(observations: Sequence[Observation], groups: Sequence[Group], context: Context) -> str:
-    """The report as one page: no script, no request, figures as inline SVG; ``groups`` is their comparison."""
+    """Writes the report as one page: no script, no request, figures as inline SVG; ``groups`` is their comparison."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

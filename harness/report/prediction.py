@@ -1,4 +1,5 @@
-"""Time to ready on a machine that was not measured, out of the parts of starts that were: a range, and its middle.
+"""This module predicts time to ready, as a range and its middle, on a machine that was not measured, from the parts of
+starts that were.
 
 A start is CPU work, bytes over a link, and waits that neither explains. On another machine the work takes what that
 machine's CPU gives, by the same budget as the physical bound (``harness.model.bound``), and the bytes take its link.
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
     from harness.model.shape import Shape
 
 TOLERANCE = 0.25
-"""How far beyond a range's ends, as a share of them, measured starts lay at most."""
+"""Measured starts lay at most so far beyond a range's ends, as a share of them."""
 #: One core runs a start's longest chain: the container's own program, and most of each engine's steps.
 _CORES_OF_A_START = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Medians of a case's valid trials, and the machine they were measured on."""
+    """Holds medians of a case's valid trials, and the machine they were measured on."""
 
     shape: Shape
     distance: str
@@ -45,26 +46,26 @@ class Parts:
     cpu_core_s: float
     received_bytes: float
     memory_bytes: float
-    """What the machine held at readiness without its page cache; 0 where it was not recorded."""
+    """This is what the machine held at readiness without its page cache; 0 where it was not recorded."""
     inflate_core_s: float
-    """What inflating it took at this host's best rate; 0 where it is not known."""
+    """This is what inflating it took at this host's best rate; 0 where it is not known."""
     per_byte_core_s: float = 0.0
-    """What receiving and hashing its bytes took at the best rates."""
+    """This is what receiving and hashing its bytes took at the best rates."""
 
     @property
     def cpu_s(self) -> float:
-        """What its CPU alone takes where it was measured."""
+        """Returns what its CPU alone takes where it was measured."""
         return cpu_seconds(self.shape, self.cpu_core_s)
 
     @property
     def wire_s(self) -> float:
-        """What its link alone takes where it was measured."""
+        """Returns what its link alone takes where it was measured."""
         return transfer_seconds(self.received_bytes, self.shape.network)
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Seconds to ready, between ``low_s`` and ``high_s``; not numbers where it cannot be predicted."""
+    """Holds seconds to ready, between ``low_s`` and ``high_s``; they are not numbers where it cannot be predicted."""
 
     low_s: float
     high_s: float
@@ -75,12 +76,12 @@ class Prediction:
 
 
 def cpu_seconds(shape: Shape, core_s: float) -> float:
-    """Least time for so much work that is one chain: more cores do not shorten it."""
+    """Returns the least time for so much work that is one chain: more cores do not shorten it."""
     return CpuBudget(shape, _CORES_OF_A_START).seconds(core_s)
 
 
 def parts_of(case: PlannedCase, trials: Sequence[Observation]) -> Parts | None:
-    """The parts of a case's starts; None where no trial is valid, or its machine does not see what they are."""
+    """Returns the parts of a case's starts; None where no trial is valid, or its machine does not see what they are."""
     valid = [o for o in trials if o.valid and o.case == case.case and not case.outside]
     if not valid:
         return None
@@ -101,7 +102,7 @@ def _term(valid: Sequence[Observation], name: str) -> float:
 
 
 def obstacle(parts: Parts, shape: Shape) -> str:
-    """Why a start on this machine cannot be predicted from these parts; empty where it can."""
+    """Says why a start on this machine cannot be predicted from these parts; empty where it can."""
     there = shape.distance.name if shape.distance else parts.distance
     if there != parts.distance:
         return f"measured at distance {parts.distance}"
@@ -113,7 +114,7 @@ def obstacle(parts: Parts, shape: Shape) -> str:
 def predict(
     parts: Parts, shape: Shape, *, cpu_core_s: float | None = None, received_bytes: float | None = None
 ) -> Prediction:
-    """The range on ``shape``; ``cpu_core_s`` and ``received_bytes`` are of another image, else as measured."""
+    """Predicts the range on ``shape``; ``cpu_core_s`` and ``received_bytes`` are of another image, else as measured."""
     if obstacle(parts, shape):
         return Prediction(math.nan, math.nan)
     cpu_s = cpu_seconds(shape, parts.cpu_core_s if cpu_core_s is None else cpu_core_s)

@@ -1,4 +1,6 @@
-"""The sentence that people repeat: what Docker, the real snapshotters and the best of ours take, by their versions."""
+"""This module writes the sentence that people repeat: what Docker, the real snapshotters and the best of ours take, by
+version.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def sentence(group: Group) -> str:
-    """``Docker 28.5.2 takes 46 s on this machine, the real SOCI 0.16.1 16 s, ours (erofs:tuned) 4.6 s (medians).``
+    """Writes ``Docker 28.5.2 takes 46 s on this machine, the real SOCI 0.16.1 16 s, ours (erofs:tuned) 4.6 s
+    (medians).``
 
     Each program is there once, with its soonest preset, the slowest first. Empty where no other program, or nothing of
     ours that the answer may recommend, has a valid trial.

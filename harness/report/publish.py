@@ -1,4 +1,4 @@
-"""From a session's directory to its report files."""
+"""This module makes the report files out of a session's directory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The session's directory, the files written, the Markdown text, and the comparison itself."""
+    """Holds the session's directory, the files written, the Markdown text, and the comparison itself."""
 
     session: Path
     html_path: Path
@@ -37,11 +37,11 @@ class Published:
 
     @property
     def counted(self) -> bool:
-        """Whether any trial is valid, and so anything can be compared."""
+        """Says whether any trial is valid, and so anything can be compared."""
         return any(line.ready is not None for group in self.groups for line in group.lines)
 
     def as_json(self) -> str:
-        """The comparison as a JSON document (``docs/schema/comparison.schema.json``)."""
+        """Returns the comparison as a JSON document (``docs/schema/comparison.schema.json``)."""
         document = make_document(str(self.session), str(self.html_path), self.groups)
         return document.model_dump_json(indent=2)
 
@@ -79,7 +79,9 @@ _FIGURES: dict[str, Callable[[Group], Figure | None]] = {
 
 
 def write_figures(groups: Sequence[Group], folder: Path) -> list[Path]:
-    """Each figure of each group as an SVG file, ``SCENARIO-SHAPE-FIGURE.svg``, and those of axes; the paths written."""
+    """Writes each figure of each group as an SVG file, ``SCENARIO-SHAPE-FIGURE.svg``, and those of axes; returns the
+    paths.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for group in groups:
@@ -101,7 +103,7 @@ def write_figures(groups: Sequence[Group], folder: Path) -> list[Path]:
 
 
 def context_of(header: SessionHeader) -> page.Context:
-    """The facts a report states about where it was measured, and the command that repeats it."""
+    """Gathers the facts a report states about where it was measured, and the command that repeats it."""
     files = " ".join(dict.fromkeys(header.scenario_files.get(name, name) for name in header.scenarios))
     facts = {name.replace("_", " "): _plain(value) for name, value in header.host.items()}
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in header.versions.items())

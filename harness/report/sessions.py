@@ -1,4 +1,5 @@
-"""Sessions as data: ``harness.load`` reads one or many, and gives tidy frames, comparisons and exports.
+"""This module gives sessions as data: ``harness.load`` reads one or many, and gives tidy frames, comparisons and
+exports.
 
 ::
 
@@ -36,14 +37,14 @@ if TYPE_CHECKING:
 
 
 def host_of(header: SessionHeader) -> str:
-    """A session's host in one line: CPU model, cores and kernel, as far as the session says."""
+    """Describes a session's host in one line: CPU model, cores and kernel, as far as the session says."""
     said = [str(header.host[key]) for key in ("cpu_model", "cores", "kernel") if header.host.get(key)]
     return ", ".join(said)
 
 
 @dataclass(frozen=True)
 class Sessions:
-    """One or more stored sessions. Frames are made when they are first asked for, and kept.
+    """Holds one or more stored sessions. Frames are made when they are first asked for, and kept.
 
     ``preparations`` holds, in the order of ``headers``, what each session made out of band and what that cost.
     """
@@ -53,10 +54,10 @@ class Sessions:
     observations: tuple[Observation, ...]
     preparations: tuple[tuple[Preparation, ...], ...] = ()
     fault_observations: tuple[FaultObservation, ...] = ()
-    """The trials in which something failed on purpose: none of them is among ``observations``."""
+    """These are the trials in which something failed on purpose: none of them is among ``observations``."""
 
     def frame(self, name: str) -> pd.DataFrame:
-        """The frame called ``name`` (a key of the data dictionary). Raises UsageError for another name."""
+        """Returns the frame called ``name`` (a key of the data dictionary). Raises UsageError for another name."""
         if name not in FRAMES:
             raise UsageError(f"expected a frame ({', '.join(FRAMES)}), got {name!r}")
         hosts = {h.session: host_of(h) for h in self.headers}
@@ -66,42 +67,42 @@ class Sessions:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """One row per trial."""
+        """Holds one row per trial."""
         return self.frame("trials")
 
     @cached_property
     def spans(self) -> pd.DataFrame:
-        """One row per span of a timeline."""
+        """Holds one row per span of a timeline."""
         return self.frame("spans")
 
     @cached_property
     def phases(self) -> pd.DataFrame:
-        """One row per phase of a trial: CPU and throttling."""
+        """Holds one row per phase of a trial: CPU and throttling."""
         return self.frame("phases")
 
     @cached_property
     def fuse(self) -> pd.DataFrame:
-        """One row per FUSE opcode of a trial."""
+        """Holds one row per FUSE opcode of a trial."""
         return self.frame("fuse")
 
     @cached_property
     def workloads(self) -> pd.DataFrame:
-        """One row per run-time workload and temperature of a valid trial."""
+        """Holds one row per run-time workload and temperature of a valid trial."""
         return self.frame("workloads")
 
     @cached_property
     def credits(self) -> pd.DataFrame:
-        """One row per look at the CPU credits of a trial."""
+        """Holds one row per look at the CPU credits of a trial."""
         return self.frame("credits")
 
     @cached_property
     def faults(self) -> pd.DataFrame:
-        """One row per fault trial and sample of files that it read."""
+        """Holds one row per fault trial and sample of files that it read."""
         return self.frame("faults")
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """The comparison of each group of cases, as the report states it; of one session only.
+        """Compares each group of cases, as the report states it; of one session only.
 
         Raises UsageError for several sessions: their blocks are not pairs.
         """
@@ -110,7 +111,7 @@ class Sessions:
         return tuple(compare(self.observations, self.fault_observations))
 
     def ratio(self, candidate: str, baseline: str) -> PairedRatio:
-        """Time to ready of ``candidate`` over ``baseline`` (labels as in tables), paired, with its interval.
+        """Returns time to ready of ``candidate`` over ``baseline`` (labels as in tables), paired, with its interval.
 
         Raises UsageError where the session holds several groups, and NothingToCompare where no block has both.
         """
@@ -128,7 +129,7 @@ class Sessions:
         return ratio
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: each session in a line, then the medians of its cases."""
+        """Shows in a notebook each session in a line, then the medians of its cases."""
         rows = "".join(
             f"<tr><td>{html.escape(h.session)}</td><td>{html.escape(h.created_at)}</td>"
             f"<td>{html.escape(', '.join(h.scenarios))}</td><td>{html.escape(host_of(h))}</td></tr>"

@@ -1,4 +1,5 @@
-"""Storms in the report: how long until all machines are ready, as their number grows, and what arithmetic says of more.
+"""This module shows how long storms take until all machines are ready, as their number grows, and what arithmetic says
+of more.
 
 The points of a scenario with the axis ``machines`` are trials of the same blocks. Beyond what was measured stands the
 least time that one machine's bytes and CPU allow (``harness.model.storm.all_ready_s``), never a measured one.
@@ -25,7 +26,8 @@ BEYOND = (16, 32, 64)
 
 @dataclass(frozen=True, slots=True)
 class StormPoint:
-    """One case with so many machines; medians over trials, what is of single machines from the median trial.
+    """Holds one case with so many machines; figures are medians over trials, those of single machines come from the
+    median trial.
 
     ``ratio`` is the time until all are ready over the same with the fewest machines; None for those. ``host_share`` is
     how busy the host's processors were, with whatever; None where it was not seen.
@@ -35,18 +37,18 @@ class StormPoint:
     ready_s: float
     ratio: PairedRatio | None
     each_s: tuple[float, ...]
-    """Seconds to ready of each machine of the median trial, the soonest first."""
+    """Holds the seconds to ready of each machine of the median trial, the soonest first."""
     received_bytes: float
     cpu_s: float
     disk_written_bytes: int
     host_share: float | None
     model_s: float
-    """The least time that the fewest machines' bytes and CPU allow for this number."""
+    """This is the least time that the fewest machines' bytes and CPU allow for this number."""
 
 
 @dataclass(frozen=True, slots=True)
 class StormCase:
-    """One case over the numbers of machines, and the least times beyond them."""
+    """Holds one case over the numbers of machines, and the least times beyond them."""
 
     label: str
     style: Style
@@ -56,22 +58,22 @@ class StormCase:
 
 @dataclass(frozen=True, slots=True)
 class StormSweep:
-    """All cases of one scenario's storms on one shape at one distance."""
+    """Holds all cases of one scenario's storms on one shape at one distance."""
 
     scenario: str
     shape: str
     distance: str
     at: str
-    """Shape, distance and values of other axes, as titles have them."""
+    """Names shape, distance and values of other axes, as titles have them."""
     images: str
-    """``same`` or ``distinct``."""
+    """It is ``same`` or ``distinct``."""
     uplink_bytes_s: int | None
     host_cores: int
     cases: tuple[StormCase, ...]
 
     @property
     def place(self) -> str:
-        """Where it was, with images and uplink, as titles have it."""
+        """Says where it was, with images and uplink, as titles have it."""
         line = "" if self.uplink_bytes_s is None else f", {self.uplink_bytes_s * 8 / 1e6:g} Mbit/s for all"
         return f"{self.at}, {self.images} images{line}"
 
@@ -81,7 +83,7 @@ class StormSweep:
 
 
 def storms(groups: Sequence[Group]) -> list[StormSweep]:
-    """The storms of each scenario, shape and distance; one number of machines is enough."""
+    """Finds the storms of each scenario, shape and distance; one number of machines is enough."""
     by_place: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
         key = group.key

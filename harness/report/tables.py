@@ -1,4 +1,4 @@
-"""The report's tables, and the whole report as Markdown and as text for a terminal.
+"""This module makes the report's tables, and the whole report as Markdown and as text for a terminal.
 
 A table is made once, as cells; page, Markdown and terminal each show the same cells. A ratio that does not survive the
 correction over everything its table shows is *not proven*, and each output says so in its way.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def cold_start(group: Group) -> Table:
-    """One row per mode, the soonest first."""
+    """Makes one row per mode, the soonest first."""
     floor = (f"of {group.floor}",) if group.floor else ()
     supply = ("registry may go", "daemon may die") if group.faults else ()
     head = (
@@ -45,7 +45,7 @@ _USED = ("requests", "throttled", "memory peak", "page cache at ready", "over bo
 
 
 def cold_start_parts(group: Group) -> tuple[Table, Table]:
-    """The table of cold starts in two that fit a page: the comparison, and what each start used."""
+    """Splits the table of cold starts in two that fit a page: the comparison, and what each start used."""
     whole = cold_start(group)
     used = [number for number, head in enumerate(whole.head) if number == 0 or head in _USED]
     answers = [number for number, head in enumerate(whole.head) if head not in _USED]
@@ -126,7 +126,7 @@ def _ratio(ratio: PairedRatio | None, *, baseline: bool, proven: bool) -> Cell:
 
 
 def runtime(group: Group) -> Table:
-    """One row per run-time workload, temperature and mode: proven slow-downs first."""
+    """Makes one row per run-time workload, temperature and mode: proven slow-downs first."""
     base = group.baselines[0] if group.baselines else "the baseline"
     head = (
         "workload", "temperature", "mode", "wall, median", f"against {base}", "CPU s", "CPU against it",
@@ -152,7 +152,7 @@ def runtime(group: Group) -> Table:
 
 
 def density(found: Density) -> Table:
-    """One row per case: where it stops paying, then its ratio at each share."""
+    """Makes one row per case: where it stops paying, then its ratio at each share."""
     shares = sorted({point.percent for curve in found.curves for point in curve.points})
     head = ("mode", f"sooner than {found.against} up to", *(f"{share} % read" for share in shares))
     rows = []
@@ -164,7 +164,7 @@ def density(found: Density) -> Table:
 
 
 def pays_until(curve: ShareCurve) -> str:
-    """Where a curve crosses 1, in words: ``37 % [30, 44]``."""
+    """Says in words where a curve crosses 1: ``37 % [30, 44]``."""
     until, last = curve.pays_until, curve.points[-1].percent
     first = curve.points[0].percent
 
@@ -178,7 +178,7 @@ def pays_until(curve: ShareCurve) -> str:
 
 
 def packing(found: Packing) -> Table:
-    """One row per case: seconds with the first compression, the others' ratios to it, bytes and CPU of each."""
+    """Makes one row per case: seconds with the first compression, the others' ratios to it, bytes and CPU of each."""
     first, *others = found.compressions
     head = (
         "mode", f"{first}: ready", *(f"{name}: against {first}" for name in others),
@@ -200,7 +200,7 @@ def packing(found: Packing) -> Table:
 
 
 def storm(sweep: StormSweep) -> Table:
-    """One row per case and number of machines; then the least times beyond, which nobody measured."""
+    """Makes one row per case and number of machines, then one for each least time beyond, which nobody measured."""
     head = (
         "mode", "machines", "first ready", "all ready", "against the fewest", "by arithmetic", "registry bytes",
         "CPU s", "written to disks", "host busy",
@@ -224,26 +224,26 @@ def storm(sweep: StormSweep) -> Table:
 
 
 def excluded(group: Group) -> list[str]:
-    """What is in no number, and why."""
+    """Says what is in no number, and why."""
     starts = [f"{line.label}: {reason}" for line in group.lines for reason in line.excluded]
     return [*starts, *faults.excluded(group.faults)]
 
 
 def counts(observations: Sequence[Observation]) -> str:
-    """How many trials there are, and how many of them count."""
+    """Says how many trials there are, and how many of them count."""
     valid = sum(o.valid for o in observations)
     failed = sum(o.status == "failed" for o in observations)
     return f"{len(observations)} trials: {valid} valid, {len(observations) - valid - failed} invalid, {failed} failed"
 
 
 def title(groups: Sequence[Group]) -> str:
-    """The report's title."""
+    """Returns the report's title."""
     scenarios = list(dict.fromkeys(g.key.scenario for g in groups))
     return "Cold start of " + ", ".join(scenarios) if scenarios else "No trials yet"
 
 
 def markdown(observations: Sequence[Observation], groups: Sequence[Group], context: Context) -> str:
-    """The answer and the tables as GitHub Markdown; what is not proven is in parentheses."""
+    """Writes the answer and the tables as GitHub Markdown; what is not proven is in parentheses."""
     out = [f"# {title(groups)}", "", f"Session {context.session}, {context.created}. {counts(observations)}.", ""]
     for g in groups:
         out += [f"## {g.key.title}", "", *(f"{wording.markdown(s)}\n" for s in answer(g).sentences)]

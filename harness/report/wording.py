@@ -1,4 +1,4 @@
-"""How numbers are written in reports: units, significant figures, and never a ratio without its interval."""
+"""This module writes numbers in reports: units, significant figures, and never a ratio without its interval."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NOT_KNOWN = "not known"
 
 
 def count(value: float | None, *, measured: bool = True) -> str:
-    """A whole number; ``NOT_KNOWN`` where something was measured, but not this."""
+    """Writes a whole number; ``NOT_KNOWN`` where something was measured, but not this."""
     if value is None:
         return NOT_KNOWN if measured else NO_NUMBER
     return f"{value:.0f}"
 
 
 def seconds(value: float | None) -> str:
-    """``3.42 s``, ``85.1 s``, ``4 min 05 s``; ``NO_NUMBER`` where there is none."""
+    """Writes ``3.42 s``, ``85.1 s``, ``4 min 05 s``; ``NO_NUMBER`` where there is none."""
     if value is None or math.isnan(value):
         return NO_NUMBER
     if math.isinf(value):
@@ -37,7 +37,7 @@ def seconds(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes in decimal units, as links and registries are rated."""
+    """Writes bytes in decimal units, as links and registries are rated."""
     if value is None:
         return NO_NUMBER
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -47,7 +47,7 @@ def size(value: float | None) -> str:
 
 
 def ratio(result: PairedRatio | None) -> str:
-    """``0.14x [0.12, 0.17]``; says so where too few blocks give no interval."""
+    """Writes ``0.14x [0.12, 0.17]``; says so where too few blocks give no interval."""
     if result is None:
         return NO_NUMBER
     if result.low is None or result.high is None:
@@ -60,7 +60,8 @@ _MARKUP = re.compile(r"[\\`*<>#|~&]|(?<!\w)_|_(?!\w)|(?<=\])\(|(?<=https):|(?<=h
 
 
 def markdown(text: str) -> str:
-    """Text from outside as plain text in GitHub Markdown: one line, no row, heading, tag, link, picture or mention.
+    """Writes text from outside as plain text in GitHub Markdown: one line, no row, heading, tag, link, picture or
+    mention.
 
     A mention needs its ``@`` beside the name, which no backslash prevents: a character of no width stands between.
     """
@@ -74,7 +75,7 @@ def _figures(value: float, digits: int) -> str:
 
 
 def times_sooner(result: PairedRatio | None) -> str:
-    """The same the other way round, for the sentence at the top: ``7.1 times sooner [5.9, 8.3]``."""
+    """Writes the ratio the other way round, for the sentence at the top: ``7.1 times sooner [5.9, 8.3]``."""
     if result is None or result.low is None or result.high is None:
         return ""
     if result.ratio <= 1:
@@ -83,7 +84,7 @@ def times_sooner(result: PairedRatio | None) -> str:
 
 
 def meeting(point: BreakEven | None, result: PairedRatio | None) -> str:
-    """Break-even with its range, as far as the ratio's interval supports one.
+    """Writes a break-even with its range, as far as the ratio's interval supports one.
 
     An overhead that the interval does not show has no break-even: only the earliest time that it cannot exclude.
     """

@@ -1,4 +1,6 @@
-"""Whether a lazy form of an image is worth its registry bytes and build seconds, and after how many starts it is."""
+"""This module says whether a lazy form of an image is worth its registry bytes and build seconds, and after how many
+starts.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """What one form costs a build, and what it saves a start against the best full pull.
+    """Says what one form costs a build, and what it saves a start against the best full pull.
 
     ``extra_bytes`` is what the registry holds more: all of it for a converted image, which stands beside the original;
     ``build_s`` is None where the form was kept from an earlier session, which did not time it here.
@@ -35,18 +37,22 @@ class Worth:
 
     @property
     def pays_from_starts(self) -> float | None:
-        """Starts per build from which the seconds saved exceed those spent; infinite where nothing is saved."""
+        """Counts the starts per build from which the seconds saved exceed those spent; infinite
+        where nothing is saved.
+        """
         if self.saving_s <= 0:
             return math.inf
         return None if self.build_s is None else max(1.0, math.ceil(self.build_s / self.saving_s))
 
     def daily_s(self, starts: float, builds: float) -> float | None:
-        """Seconds saved a day less seconds of building; None where building was not timed."""
+        """Returns the seconds saved a day less the seconds of building; None where building was not timed."""
         return None if self.build_s is None else starts * self.saving_s - builds * self.build_s
 
 
 def worth(group: Group, prepared: Sequence[Preparation], forms: dict[str, Form]) -> list[Worth]:
-    """For each lazy case of a group that may be recommended; ``forms`` says what the registry holds for a label."""
+    """Finds the worth of each lazy case of a group that may be recommended; ``forms`` says what the registry holds for
+    a label.
+    """
     full = [line for line in group.lines if line.offered and not line.lazy and line.ready is not None]
     if not full:
         return []
@@ -77,7 +83,7 @@ def _median(line: CaseLine) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The same layers stored otherwise: ``growth`` is their size over what it is now."""
+    """Stands for the same layers stored otherwise: ``growth`` is their size over what it is now."""
 
     name: str
     growth: float
@@ -86,7 +92,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Repacked:
-    """Predicted seconds to ready of one case on one machine, as it is and with its layers stored otherwise."""
+    """Holds predicted seconds to ready of one case on one machine, as it is and with its layers stored otherwise."""
 
     label: str
     variant: Variant
@@ -95,12 +101,13 @@ class Repacked:
 
     @property
     def sooner(self) -> bool:
-        """Whether it starts sooner by more than rounding."""
+        """Says whether it starts sooner by more than rounding."""
         return self.then_s < 0.97 * self.now_s
 
 
 def repacked(label: str, parts: Parts, shape: Shape, variant: Variant) -> Repacked:
-    """What storing layers otherwise does: more bytes to receive and hash, nothing to inflate where they are not packed.
+    """Predicts what storing layers otherwise does: more bytes to receive and hash, nothing to inflate where they are
+    not packed.
 
     Only the part that every engine must do is taken off (``inflate_core_s`` at this host's best rate), so one that
     inflates slower gains more than this says.

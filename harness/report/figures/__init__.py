@@ -1,4 +1,5 @@
-"""The report's figures: each is a function that takes a group of cases and returns a matplotlib figure, or None.
+"""This package draws the report's figures: each is a function that takes a group of cases and returns a matplotlib
+figure, or None.
 
 Figures of an axis take what ``harness.report.axes`` found on it. None means that there is nothing to show.
 ``narrow`` draws for a phone's width. A notebook shows the figure as it is; the report turns it into inline SVG

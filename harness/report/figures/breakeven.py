@@ -1,4 +1,4 @@
-"""Break-even: how far ahead a sooner start still is after so much work."""
+"""This module draws the break-even: how far ahead a sooner start still is after so much work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 
 def break_even_curves(group: Group, *, temperature: str = "warm", narrow: bool = False) -> Figure | None:
-    """Seconds ahead of the baseline over running time, per workload; a curve that crosses zero has lost its saving.
+    """Draws seconds ahead of the baseline over running time, per workload; a curve that crosses zero has lost its
+    saving.
 
     A workload whose overhead is not proven is a level line: nothing is lost that one could show.
     """

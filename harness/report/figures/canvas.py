@@ -1,4 +1,5 @@
-"""Where figures are drawn: sizes, colours that follow the page's light or dark scheme, and SVG text for the page.
+"""This module says how figures are drawn: sizes, colours that follow the page's light or dark scheme, and SVG text for
+the page.
 
 Text stays text in the SVG, so it can be read aloud and searched. Each colour of the palette becomes a CSS variable
 with the light scheme's value as its fallback, so a figure in a file of its own looks right too.
@@ -54,7 +55,7 @@ _HEX = re.compile(r"#[0-9a-f]{6}(?=[;\"])", re.IGNORECASE)
 
 
 def canvas(height_inches: float, *, narrow: bool = False) -> Figure:
-    """An empty figure of the report's width, or of a phone's, in the report's style."""
+    """Makes an empty figure of the report's width, or of a phone's, in the report's style."""
     with mpl.rc_context(_STYLE):
         return Figure(figsize=(NARROW_INCHES if narrow else WIDE_INCHES, height_inches), layout="constrained")
 
@@ -62,14 +63,14 @@ def canvas(height_inches: float, *, narrow: bool = False) -> Figure:
 def axes_of(
     figure: Figure, rows: int = 1, columns: int = 1, *, share_x: bool = False, share_y: bool = True
 ) -> list[Axes]:
-    """The axes of a grid in reading order, in the report's style."""
+    """Returns the axes of a grid in reading order, in the report's style."""
     with mpl.rc_context(_STYLE):
         grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y, sharex=share_x)
     return list(grid.flat)
 
 
 def svg(figure: Figure, alternative: str) -> str:
-    """The figure as an ``<svg>`` element with a text alternative; the same figure gives the same text."""
+    """Returns the figure as an ``<svg>`` element with a text alternative; the same figure gives the same text."""
     for word in figure.findobj(Text):
         # What was written outside the style has matplotlib's black, which a dark page would swallow.
         if isinstance(word, Text) and word.get_color() == "black":
@@ -86,7 +87,7 @@ def svg(figure: Figure, alternative: str) -> str:
 
 
 def standalone(figure: Figure, alternative: str) -> str:
-    """The figure as a file of its own: an SVG that follows the reader's light or dark scheme by itself."""
+    """Returns the figure as a file of its own: an SVG that follows the reader's light or dark scheme by itself."""
     style = (
         f"<style>svg {{ {scheme(dark=False)} }} @media (prefers-color-scheme: dark) {{ svg {{ {scheme(dark=True)} }} }}"
     )
@@ -101,17 +102,17 @@ def _variable(found: re.Match[str]) -> str:
 
 
 def scheme(*, dark: bool) -> str:
-    """The palette as CSS declarations, for ``:root``."""
+    """Writes the palette as CSS declarations, for ``:root``."""
     return " ".join(f"--c{light[1:]}: {night if dark else light};" for light, night in PALETTE.items())
 
 
 def legend_below(figure: Figure, entries: Sequence[tuple[str, str]], columns: int) -> None:
-    """A legend of coloured fields under the figure."""
+    """Draws a legend of coloured fields under the figure."""
     handles: list[Artist] = [Patch(color=colour, label=name) for name, colour in entries]
     with mpl.rc_context(_STYLE):
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def seconds(value: float) -> str:
-    """A time in a figure: ``0.42 s``, ``12.3 s``."""
+    """Writes a time in a figure: ``0.42 s``, ``12.3 s``."""
     return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"

@@ -1,4 +1,4 @@
-"""Where lazy stops paying: ratios to the full pull over the share of the image that a start reads."""
+"""This module draws where lazy stops paying: ratios to the full pull over the share of the image that a start reads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _LATER, _SOONER = "#d55e00", "#009e73"
 
 
 def density_curves(densities: Sequence[Density], *, narrow: bool = False) -> Figure | None:
-    """One field per shape and distance: each case's ratio with its interval; dashed, the ratio of the lower bounds."""
+    """Draws one field per shape and distance: each case's ratio with its interval; dashed, the ratio of the lower
+    bounds.
+    """
     if not densities:
         return None
     across = 1 if narrow else min(2, len(densities))
@@ -74,7 +76,7 @@ def _curve(axes: Axes, curve: ShareCurve) -> None:
 
 
 def density_surface(densities: Sequence[Density], *, narrow: bool = False) -> Figure | None:
-    """Share by shape and distance, a field per case: measured ratios above, the ratios of the lower bounds below.
+    """Draws share by shape and distance, a field per case: measured ratios above, the ratios of the lower bounds below.
 
     Green is sooner than the full pull; a measured ratio whose interval holds 1, or that has none, is grey.
     """

@@ -1,4 +1,4 @@
-"""Several comparisons in one picture: time to ready of each mode, a panel per scenario."""
+"""This module draws several comparisons in one picture: time to ready of each mode, a panel per scenario."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def overview(groups: Sequence[Group], *, narrow: bool = False) -> Figure | None:
-    """A bar per mode from 0 to the trimmed mean of its time to ready, with its 95 % interval, a panel per group.
+    """Draws a panel per group with a bar per mode, from 0 to the trimmed mean of its time to ready, with its 95 %
+    interval.
 
     Beside the bar stands the time, and how it compares with the first baseline. The floor (the image is already on the
     machine) is drawn as a line through its panel. A mode without a valid trial is left out.

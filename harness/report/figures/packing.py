@@ -1,4 +1,6 @@
-"""What a layer's compression changes: seconds, bytes and CPU of each case, a mark for each compression."""
+"""This module draws what a layer's compression changes: seconds, bytes and CPU of each case, a mark for each
+compression.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ _MARKERS = ("o", "D", "s", "^", "v", "P", "X")
 
 
 def packing_marks(packing: Packing, *, narrow: bool = False) -> Figure | None:
-    """Three fields with one row per case: time to ready, bytes received before ready, CPU seconds to ready."""
+    """Draws three fields with one row per case: time to ready, bytes received before ready, CPU seconds to ready."""
     if not packing.cases:
         return None
     rows = len(packing.cases)

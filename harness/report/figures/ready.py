@@ -1,4 +1,6 @@
-"""Time to ready: each case with its interval, the floor and the bound in one figure, and every trial as a point."""
+"""This module draws time to ready: each case with its interval, the floor and the bound in one figure, every trial in
+another.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def ready_times(group: Group, *, narrow: bool = False) -> Figure | None:
-    """Trimmed mean with its 95 % interval per case, on a log scale; a line marks the floor, a tick each bound.
+    """Draws the trimmed mean with its 95 % interval per case, on a log scale; a line marks the floor, a tick each
+    bound.
 
     The floor is the same start with the image already on the machine. Below three trials there is no interval, and
     the trials stand alone.
@@ -70,7 +73,7 @@ def _labels(axes: Axes, labels: list[str], *, narrow: bool) -> None:
 
 
 def all_trials(group: Group, *, narrow: bool = False) -> Figure | None:
-    """Every valid trial's time to ready over the blocks: drift and odd trials are seen, not averaged away."""
+    """Draws every valid trial's time to ready over the blocks: drift and odd trials are seen, not averaged away."""
     shown = [line for line in group.lines if line.ready_by_block]
     if not shown:
         return None

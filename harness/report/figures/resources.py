@@ -1,4 +1,4 @@
-"""What a start uses: CPU by phase, bytes received, CPU credits over time."""
+"""This module draws what a start uses: CPU by phase, bytes received, CPU credits over time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _rows(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def cpu_by_phase(group: Group, *, narrow: bool = False) -> Figure | None:
-    """CPU seconds charged to the machine by phase, user and system apart, of each case's median trial."""
+    """Draws the CPU seconds charged to the machine by phase, user and system apart, of each case's median trial."""
     shown = [(line.label, line.median_trial) for line in group.lines if line.median_trial is not None]
     if not shown:
         return None
@@ -49,7 +49,9 @@ def cpu_by_phase(group: Group, *, narrow: bool = False) -> Figure | None:
 
 
 def received_bytes(group: Group, *, narrow: bool = False) -> Figure | None:
-    """Bytes received before ready and in all, of each case's median trial: what lazy pulling puts off, or leaves."""
+    """Draws the bytes received before ready and in all, of each case's median trial: what lazy pulling puts off, or
+    leaves.
+    """
     shown = []
     for line in group.lines:
         if (trial := line.median_trial) is not None:
@@ -74,7 +76,9 @@ def received_bytes(group: Group, *, narrow: bool = False) -> Figure | None:
 
 
 def credit_balance(group: Group, *, narrow: bool = False) -> Figure | None:
-    """CPU-credit balance over time of the median trials; None where no trial earns or spends any to speak of."""
+    """Draws the CPU-credit balance of the median trials over time; None where no trial earns or
+    spends any to speak of.
+    """
     shown = [(line, line.median_trial) for line in group.lines if line.median_trial and line.median_trial.credits]
     moved = max((abs(c.balance_core_s) for _, trial in shown for c in trial.credits), default=0.0)
     if moved < CREDITS_WORTH_SHOWING_CORE_S:

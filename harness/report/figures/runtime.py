@@ -1,4 +1,6 @@
-"""What a mode costs after the start: run-time workloads against the baseline, as a heat map and as intervals."""
+"""This module draws what a mode costs after the start: run-time workloads against the baseline, as a heat map and as
+intervals.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ _SLOWER, _FASTER = "#d55e00", "#009e73"
 
 
 def runtime_heat(group: Group, *, narrow: bool = False, temperatures: tuple[str, ...] = TEMPERATURES) -> Figure | None:
-    """Ratios to the baseline, workload by mode, one field per temperature; grey where nothing is proven.
+    """Draws ratios to the baseline, workload by mode, one field per temperature; grey where nothing is proven.
 
     A difference is proven when it survives Holm's correction over everything the figure shows.
     """
@@ -76,7 +78,9 @@ def _field(axes: Axes, x: int, y: int, line: RuntimeLine | None) -> None:
 
 
 def runtime_ratios(group: Group, *, narrow: bool = False) -> Figure | None:
-    """Run-time overhead per workload and temperature as ratio to the baseline with its 95 % interval, log scale."""
+    """Draws run-time overhead per workload and temperature as ratio to the baseline with its 95 % interval, on a log
+    scale.
+    """
     lines = [line for line in group.runtime if line.ratio is not None]
     if not lines:
         return None

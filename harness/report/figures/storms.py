@@ -1,4 +1,6 @@
-"""Machines started together: each one's time to ready over their number, and what arithmetic says of more."""
+"""This module draws machines started together: each one's time to ready over their number, and what arithmetic says of
+more.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ if TYPE_CHECKING:
 
 
 def storm_times(sweep: StormSweep, *, narrow: bool = False) -> Figure | None:
-    """One field per case: marks are when all were ready, ticks the machines of the median trial; dashed, the least
-    time that the fewest machines' bytes and CPU allow, on to numbers that were not measured."""
+    """Draws one field per case: marks are when all were ready, ticks the machines of the median trial.
+
+    A dashed line is the least time that the fewest machines' bytes and CPU allow, on to numbers that were not measured.
+    """
     if not sweep.cases:
         return None
     across = 1 if narrow else min(len(sweep.cases), 2 if len(sweep.cases) == 4 else 3)

@@ -1,4 +1,4 @@
-"""The timeline of a start, taken apart: bars per span of each case's median trial."""
+"""This module draws the timeline of a start, taken apart: bars per span of each case's median trial."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OTHER = "#8c5a2b"
 
 
 def timelines(group: Group, *, lazy_only: bool = False, narrow: bool = False) -> Figure | None:
-    """Bars per span of each case's median trial: download and unpack stand before start, or do not.
+    """Draws bars per span of each case's median trial: download and unpack stand before start, or do not.
 
     Every span name has its lane, so that what ran in parallel is seen to overlap; a line marks readiness. With
     ``lazy_only`` the full pulls are left out, so that seconds are not lost on a scale of minutes.
