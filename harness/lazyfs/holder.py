@@ -24,7 +24,7 @@ UP = "up"
 """What a daemon says, without a descriptor, when it answers the kernel."""
 CRASHED_S, MOST_CRASHES = 5.0, 5
 """Daemons that die by themselves within this time of ``UP``, so often in a row, are a crash loop."""
-KILLED_S, MOST_KILLS, KILLS_TAKE_S = 0.25, 10, 30.0
+KILLED_S, MOST_KILLS, KILLS_TAKE_S = 0.25, 10, 60.0
 """So are those that are killed so early and so often, for at least so long: somebody who kills now and then, or a lack
 of memory that passes, is not one."""
 _LONGEST_PAUSE_S = 1.0

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.lazyfs.support import Served
 
 MODULES = 40
-LONGEST_LIFE_S = 1.5
+LONGEST_LIFE_S = 2.5
 
 
 @contextmanager

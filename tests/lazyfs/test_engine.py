@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,32 @@ def test_container_runs_from_a_lazy_root(registry: TestRegistry, mode: str) -> N
     assert usage.spans_fetched == usage.spans_total
     assert usage.fuse is not None
     assert usage.fuse["read"].count > 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_machines_daemon_is_replaced(registry: TestRegistry, mode: str) -> None:
+    """Killed in its machine after the start, it is followed by another one, which the engine and its counters tell."""
+    with Machine(parse_shape("unlimited"), registry_upstream=(registry.address, registry.port)) as machine:
+        engine = make_engine(EmbeddedChoice())
+        process = Process(args=("/bin/probe", "who"))
+        request = dataclasses.replace(registry.request(mode, registry=machine.registry, process=process), mode=mode)
+        try:
+            engine.start(machine, request)
+            timeline = Recorder(time.monotonic_ns())
+            container = engine.deploy(machine, request, timeline, Unwatched())
+            assert container.exit_code(20) == 0
+            (killed,) = engine.daemon_pids()
+            os.kill(killed, signal.SIGKILL)
+            engine.mark_ready()
+            assert engine.finish_background(30, timeline)
+            usage = engine.lazy_usage()
+            assert usage is not None
+            assert (usage.restarts, usage.background_finished) == (1, True)
+            assert engine.daemon_pids() not in {(), (killed,)}
+            assert engine.report().details["survives_daemon"] is True
+        finally:
+            engine.tear_down()
+        assert engine.daemon_pids() == ()
 
 
 @pytest.mark.parametrize("mode", MODES)
