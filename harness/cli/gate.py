@@ -46,7 +46,7 @@ def gate(
     from harness.cli.progress import make_progress
     from harness.errors import UsageError
     from harness.gate import outputs
-    from harness.gate.baseline import choose
+    from harness.gate.baseline import choose, modes_to_run
     from harness.gate.environment import differences
     from harness.gate.running import GateRun
     from harness.gate.sides import Side
@@ -63,7 +63,7 @@ def gate(
         raise UsageError(f"--max-blocks {max_blocks} is below the {first} blocks before the first verdict; raise it")
     selection = Selection.model_validate(
         {
-            "modes": [*mode, *([chosen.value] if mode and chosen.kind == "mode" else [])],
+            "modes": modes_to_run(loaded, chosen, mode),
             "engines": [*(engine.engine for engine in loaded.engines), chosen.value] if chosen.kind == "engine" else [],
             "shapes": [parse_shape(text) for text in shape],
         }

@@ -66,13 +66,14 @@ def mount(
     policies = lazy_policy(mode, preset)
     if policies.library and find_spec(policies.library) is None:
         raise UsageError(f"preset {preset} needs the library {policies.library}: pip install 'coldbench[{preset}]'")
+    wanted = Platform.parse(platform) if platform else None
     require_root("mounting")
     os.makedirs(directory, exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # a script's background job starts with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     with ExitStack() as cleanups:
         source = cleanups.enter_context(open_named(image))
-        resolved = source.resolve(Platform.parse(platform) if platform else None)
+        resolved = source.resolve(wanted)
         run = cleanups.enter_context(_recorded(image, directory))
         scratch = run.files[0]
         os.umask(0)

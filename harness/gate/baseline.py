@@ -13,6 +13,8 @@ from harness.errors import NothingToCompare, UsageError
 from harness.gate.sides import Side, pairs, select
 from harness.model import modes
 from harness.model.image import ImageSpec
+from harness.model.near_miss import near_miss
+from harness.oci.reference import parse_reference
 from harness.scenarios import find, load
 
 if TYPE_CHECKING:
@@ -115,6 +117,16 @@ def image_spec(text: str) -> ImageSpec:
     return ImageSpec.model_validate({key: value})
 
 
+def modes_to_run(scenario: Scenario, chosen: Baseline, named: Sequence[str]) -> list[str]:
+    """The modes of the session, empty for the scenario's own: those named, and the baseline's where it is a mode."""
+    if chosen.kind != "mode":
+        return list(named)
+    own = [entry.key for entry in scenario.modes]
+    if not named and any(_is(key, chosen.value) for key in own):
+        return []
+    return [*(named or own), chosen.value]
+
+
 def choose(scenario: Scenario, image: str, mode: str, engine: str, stored: str) -> Baseline:
     """Chooses the baseline that options name; without one it takes the scenario's own, which is a mode.
 
@@ -123,22 +135,29 @@ def choose(scenario: Scenario, image: str, mode: str, engine: str, stored: str) 
         NothingToCompare: none is named, and the scenario has one mode only.
     """
     from harness.gate.sides import parse
+    from harness.model.plan import choose_modes
 
     given = {"--baseline-image": image, "--baseline-mode": mode, "--baseline-engine": engine, "--baseline": stored}
     named = [option for option, value in given.items() if value]
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)}: a gate has one baseline; leave the others out")
     if image:
+        spec = image_spec(image)
+        if spec.ref:
+            parse_reference(spec.ref)  # a name that is none is told before the candidate's image is prepared
         return Baseline("image", image)
     if engine:
         if engine not in modes.ENGINES:
-            raise UsageError(f"--baseline-engine {engine}: no such engine; expected one of {', '.join(modes.ENGINES)}")
+            hint = near_miss(engine, modes.ENGINES) or f"; expected one of {', '.join(modes.ENGINES)}"
+            raise UsageError(f"--baseline-engine {engine}: no such engine{hint}")
         return Baseline("engine", engine)
     if stored:
         side = parse(stored)
         if not any(o.valid for o in side.observations):
             raise NothingToCompare(f"{stored}: the baseline holds no valid trial; name another session")
         return Baseline("session", stored, side)
+    if mode:
+        choose_modes(scenario, [mode], [], option="--baseline-mode")
     wanted = mode or scenario.gate.baseline or scenario.modes[0].key
     if not mode and len(scenario.modes) < 2:
         raise NothingToCompare(

@@ -64,7 +64,7 @@ def coordinates(o: Observation) -> dict[str, str]:
     case: Case = o.case
     return {
         "scenario": case.scenario,
-        "mode": f"{case.mode}:{case.preset}",
+        "mode": f"{case.mode}:{case.variant}",
         "engine": case.engine,
         "shape": case.shape,
         "distance": case.distance,

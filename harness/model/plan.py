@@ -114,8 +114,12 @@ class Plan(Frozen):
         return next(c for c in self.cases if c.case.key == trial.case)
 
 
-def choose_modes(scenario: Scenario, modes: Sequence[str], presets: Sequence[str]) -> tuple[ModeChoice, ...]:
+def choose_modes(
+    scenario: Scenario, modes: Sequence[str], presets: Sequence[str], *, option: str = "--mode"
+) -> tuple[ModeChoice, ...]:
     """The scenario's mode entries that a selection names; a mode it does not name is taken with its default preset.
+
+    ``option`` is what errors call the place that names the modes.
 
     Raises:
         UsageError: unknown mode, preset or label.
@@ -131,7 +135,7 @@ def choose_modes(scenario: Scenario, modes: Sequence[str], presets: Sequence[str
             chosen += [m.model_copy(update={"preset": named.preset or m.preset}) for m in matching] or [named]
         except ValueError as error:
             first = error.errors()[0]["msg"].removeprefix("Value error, ") if hasattr(error, "errors") else error
-            raise UsageError(f"--mode {text}: {first}") from None
+            raise UsageError(f"{option} {text}: {first}") from None
     chosen = chosen or list(scenario.modes)
     if presets:
         known = {preset for mode in chosen for preset in mode_table.preset_names(mode.mode)}

@@ -145,6 +145,27 @@ def test_json_and_text_from_the_command_line(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["compare", one, other]).stdout.startswith(f"# {other} against {one}")
 
 
+def test_entries_of_one_preset_are_told_apart_by_their_labels(tmp_path: Path) -> None:
+    """What differs by its options alone is selected by label, and never taken for the entry without one."""
+    head = sessions.header()
+    seen = sessions.trials(head.plan)
+    other = [
+        o.model_copy(update={"case": o.case.model_copy(update={"label": "zlib"}), "trial": o.trial + len(seen)})
+        for o in seen
+        if o.case.mode == "overlay2"
+    ]
+    both = str(sessions.write(tmp_path / "a", head, [*seen, *other]))
+    compared = compare_sides(
+        parse(f"{both}#mode=overlay2:tuned+zlib"), parse(f"{both}#mode=overlay2:tuned"), margin=0.05
+    )
+    assert {line.ratio.ratio for line in compared.lines} == {1.0}
+    plain = stored(tmp_path, "b")
+    alone = compare_sides(parse(both), parse(plain), margin=0.05).alone
+    assert alone == ("app overlay2:tuned+zlib cpu=0.25,memory=1G: only in the candidate",)
+    with pytest.raises(UsageError, match=r"no trial has mode=overlay2:tuned\+lz4; there are .*overlay2:tuned\+zlib"):
+        parse(f"{both}#mode=overlay2:tuned+lz4")
+
+
 def test_ambiguous_sides_are_refused(tmp_path: Path) -> None:
     """A side that leaves open which of its modes is meant asks for a selection."""
     one = stored(tmp_path, "a")
