@@ -49,6 +49,18 @@ class Baseline:
         """
         return self.kind in {"image", "session", "again"}
 
+    @property
+    def text(self) -> str:
+        """What it is, in words."""
+        said = {
+            "image": f"image {self.value}, side by side",
+            "mode": f"mode {self.value}, side by side",
+            "engine": f"engine {self.value}, side by side",
+            "session": f"stored session {self.value}",
+            "again": "itself",
+        }
+        return said[self.kind]
+
     def scenarios(self, scenario: Scenario) -> list[Scenario]:
         """Lists what the session runs: the scenario, and its other side where that is a scenario of its own."""
         if self.kind == "image":

@@ -108,7 +108,7 @@ class GateRun:
         return GateResult(
             scenario=self.scenario.name,
             file=str(self.file),
-            baseline=self._baseline_text(),
+            baseline=self.baseline.text,
             host=describe(header.host),
             directory=directory,
             repeat=self.repeat,
@@ -251,16 +251,6 @@ class GateRun:
             f"{wording.ratio(line.ratio)}, {percent(line.margin)} is let pass"
         )
         return Regression(line.case, line.metric, sentence, tuple(why))
-
-    def _baseline_text(self) -> str:
-        said = {
-            "image": f"image {self.baseline.value}, side by side",
-            "mode": f"mode {self.baseline.value}, side by side",
-            "engine": f"engine {self.baseline.value}, side by side",
-            "session": f"stored session {self.baseline.value}",
-            "again": "itself",
-        }
-        return said[self.baseline.kind]
 
     def _notes(self, known: AaRecord | None, header: SessionHeader) -> list[str]:
         notes = []
