@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from harness.gate.baseline import Baseline
     from harness.gate.result import GateResult
+    from harness.gate.running import GateRun
     from harness.model.scenario import Scenario
 
 
@@ -40,14 +42,15 @@ def gate(
     """Compare a candidate with a baseline; exit 1 on a confirmed regression, with its reasons.
 
     Image metrics and counters are compared first, then times in paired blocks. Writes summary.md, comment.md, junit.xml
-    and gate.json beside the session, and annotations where GitHub Actions runs it.
+    and gate.json beside the session, and annotations where GitHub Actions runs it; also where it ends in an error.
     """
     from harness import scenarios
     from harness.cli.progress import make_progress
-    from harness.errors import UsageError
+    from harness.errors import ColdbenchError, UsageError
     from harness.gate import outputs
     from harness.gate.baseline import choose, modes_to_run
     from harness.gate.environment import differences
+    from harness.gate.failing import failed_gate
     from harness.gate.running import GateRun
     from harness.gate.sides import Side
     from harness.model.plan import Selection
@@ -55,46 +58,67 @@ def gate(
     from harness.session.headers import new_header
     from harness.session.launching import Launcher
 
-    file = scenarios.find(scenario)
-    loaded = scenarios.load_one(file, "coldbench gate")
-    chosen = choose(loaded, baseline_image, baseline_mode, baseline_engine, baseline)
-    first = blocks or max(loaded.blocks, 6)
-    if max_blocks is not None and max_blocks < first:
-        raise UsageError(f"--max-blocks {max_blocks} is below the {first} blocks before the first verdict; raise it")
-    selection = Selection.model_validate(
-        {
-            "modes": modes_to_run(loaded, chosen, mode),
-            "engines": [*(engine.engine for engine in loaded.engines), chosen.value] if chosen.kind == "engine" else [],
-            "shapes": [parse_shape(text) for text in shape],
-        }
-    )
-    if chosen.side is not None and not anyway:
-        header = new_header([loaded], {}, 0, selection)
-        decisive = [str(d) for d in differences(Side("now", header, ()), chosen.side) if d.decisive]
-        if decisive:
-            raise UsageError(
-                f"{baseline} is no baseline for this host and scenario: {'; '.join(decisive)}. Measure side by side "
-                "(--baseline-image), or compare --anyway"
-            )
+    try:
+        file = scenarios.find(scenario)
+        loaded = scenarios.load_one(file, "coldbench gate")
+    except ColdbenchError as error:
+        _annotate([outputs.error_command(str(error))])
+        raise
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
-    with ExitStack() as stack:
-        progress = stack.enter_context(make_progress(sys.stderr))
-        launcher = stack.enter_context(Launcher(progress, trace_starts=True))
-        if registry:
-            launcher.endpoint(registry)
+    repeat = shlex.join(["coldbench", "gate", *sys.argv[2:], *([] if seed is not None else ["--seed", str(drawn)])])
+    chosen: Baseline | None = None
+    run: GateRun | None = None
+    try:
+        chosen = choose(loaded, baseline_image, baseline_mode, baseline_engine, baseline)
+        first = blocks or max(loaded.blocks, 6)
+        if max_blocks is not None and max_blocks < first:
+            raise UsageError(
+                f"--max-blocks {max_blocks} is below the {first} blocks before the first verdict; raise it"
+            )
+        selection = Selection.model_validate(
+            {
+                "modes": modes_to_run(loaded, chosen, mode),
+                "engines": [*(engine.engine for engine in loaded.engines), chosen.value]
+                if chosen.kind == "engine"
+                else [],
+                "shapes": [parse_shape(text) for text in shape],
+            }
+        )
+        if chosen.side is not None and not anyway:
+            header = new_header([loaded], {}, 0, selection)
+            decisive = [str(d) for d in differences(Side("now", header, ()), chosen.side) if d.decisive]
+            if decisive:
+                raise UsageError(
+                    f"{baseline} is no baseline for this host and scenario: {'; '.join(decisive)}. Measure side by "
+                    "side (--baseline-image), or compare --anyway"
+                )
+        with ExitStack() as stack:
+            progress = stack.enter_context(make_progress(sys.stderr))
+            launcher = stack.enter_context(Launcher(progress, trace_starts=True))
+            if registry:
+                launcher.endpoint(registry)
 
-        def waiting() -> None:
-            print("coldbench: another gate is measuring on this host; waiting for it to end", file=sys.stderr)
+            def waiting() -> None:
+                print("coldbench: another gate is measuring on this host; waiting for it to end", file=sys.stderr)
 
-        stack.enter_context(launcher.cache.lock("gate", waiting))
-        repeat = ["coldbench", "gate", *sys.argv[2:], *([] if seed is not None else ["--seed", str(drawn)])]
-        run = GateRun(
-            launcher, loaded, file, chosen, selection, first, max_blocks or first, drawn, out,
-            registry=registry, workloads=not no_workloads, strict=strict, anyway=anyway, timed=not counters_only,
-            repeat=shlex.join(repeat), lines_of_file=_lines(file, loaded),
+            stack.enter_context(launcher.cache.lock("gate", waiting))
+            run = GateRun(
+                launcher, loaded, file, chosen, selection, first, max_blocks or first, drawn, out,
+                registry=registry, workloads=not no_workloads, strict=strict, anyway=anyway, timed=not counters_only,
+                repeat=repeat, lines_of_file=_lines(file, loaded),
+            )  # fmt: skip
+            result = run.run()
+    except ColdbenchError as error:
+        _tell(
+            failed_gate(
+                error, loaded, file, baseline=chosen, run=run, out=out, repeat=repeat,
+                lines_of_file=_lines(file, loaded),
+            )
         )  # fmt: skip
-        result = run.run()
-    _finish(result, outputs.write(result))
+        raise
+    _tell(result)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
 
 
 def _lines(file: Path, scenario: Scenario) -> dict[str, int]:
@@ -113,16 +137,28 @@ def _lines(file: Path, scenario: Scenario) -> dict[str, int]:
     return found
 
 
-def _finish(result: GateResult, written: list[Path]) -> None:
+def _tell(result: GateResult) -> None:
+    """Print the summary and GitHub's annotations, and write the files."""
     from harness.gate import outputs
 
     print(outputs.summary(result))
+    _annotate(outputs.workflow_commands(result))
+    try:
+        written = outputs.write(result)
+    except OSError as error:
+        if result.failure is None:
+            raise
+        # What went wrong first is what has to be mended; often it is the reason for this as well.
+        print(f"coldbench: the summary could not be written ({error.strerror})", file=sys.stderr)
+        return
+    if written:
+        print("written: " + " ".join(str(path) for path in written), file=sys.stderr)
+
+
+def _annotate(commands: list[str]) -> None:
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in outputs.workflow_commands(result):
+        for line in commands:
             print(line)
-    print("written: " + " ".join(str(path) for path in written), file=sys.stderr)
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
 
 
 def register(app: typer.Typer) -> None:

@@ -103,6 +103,15 @@ class RegressionPart(_Part):
     reasons: tuple[str, ...]
 
 
+class FailurePart(_Part):
+    """Holds the error that a gate ended in."""
+
+    kind: str
+    """It is a stable name, as `HostUnfit`."""
+    message: str
+    exit_code: int
+
+
 class GatePart(_Part):
     """Holds what ``gate.json`` holds."""
 
@@ -129,6 +138,8 @@ class GatePart(_Part):
     excluded: tuple[str, ...]
     aa: AaRecord | None
     repeat: str
+    failure: FailurePart | None
+    """It is set where the gate could not be run to its end; `decision` is then `error`."""
 
 
 def gate_document(result: GateResult) -> str:

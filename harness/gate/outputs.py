@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.gate.aa import AaRecord, RatePart
-    from harness.gate.result import GateResult
+    from harness.gate.result import Failure, GateResult
 
 _SIGN = {
     "pass": "passes", "regression": "**fails**", "not confirmed": "passes: a regression was not confirmed",
     "inconclusive": "is **inconclusive**", "trials failed": "**could not be decided**: trials failed",
-    "nothing to compare": "had **nothing to compare**",
+    "nothing to compare": "had **nothing to compare**", "error": "**could not be run**",
 }  # fmt: skip
 
 
@@ -37,7 +37,10 @@ def marker(scenario: str) -> str:
 
 def sentence(result: GateResult) -> str:
     """Says the verdict in a sentence."""
-    text = f"coldbench gate of `{result.scenario}` against {result.baseline} {_SIGN[result.decision]}"
+    against = f" against {result.baseline}" if result.baseline else ""
+    text = f"coldbench gate of `{result.scenario}`{against} {_SIGN[result.decision]}"
+    if result.failure is not None:
+        return f"{text}: {result.failure.message}"
     if result.regressions:
         first = result.regressions[0]
         more = f" (and {len(result.regressions) - 1} more)" if len(result.regressions) > 1 else ""
@@ -71,6 +74,8 @@ def errors_here(record: AaRecord) -> str:
 def summary(result: GateResult) -> str:
     """Writes Markdown: the verdict in a sentence, why, the tables, error rates, host, how to repeat it."""
     out = [f"### {sentence(result)}", ""]
+    if result.failure is not None:
+        return "\n".join([*out, *_of_failure(result, result.failure)]) + "\n"
     if result.anyway and any(d.decisive for d in result.differences):
         out += ["**Compared anyway, although these differ:** " + "; ".join(map(str, result.differences)), ""]
     elif result.differences:
@@ -117,8 +122,21 @@ def summary(result: GateResult) -> str:
     return "\n".join(out) + "\n"
 
 
+def _of_failure(result: GateResult, failure: Failure) -> list[str]:
+    """Says what there is to say where no trial was judged."""
+    out = [f"There is no verdict, neither good nor bad: {failure.kind}, exit code {failure.exit_code}."]
+    if result.blocks:
+        out.append(f"Before that {result.blocks} blocks gave valid trials; their observations are kept.")
+    out += [f"- {text}" for text in result.unconfirmed]
+    out += [f"Host: {result.host}."] if result.host else []
+    return [*out, *([f"Repeat: `{result.repeat}`"] if result.repeat else [])]
+
+
 def workflow_commands(result: GateResult) -> list[str]:
-    """Writes workflow commands for GitHub: one error per regression, a warning for what could not be decided."""
+    """Writes workflow commands for GitHub: one error per regression.
+
+    What could not be decided is an error where the exit code fails the job, else a warning.
+    """
 
     def at(key: str) -> str:
         line = result.lines_of_file.get(key) or result.lines_of_file.get(key.partition("/")[0])
@@ -130,9 +148,15 @@ def workflow_commands(result: GateResult) -> list[str]:
         for r in result.regressions
     ]
     out += [f"::warning {at('')},title=coldbench::{_message(text)}" for text in result.unconfirmed]
-    if result.decision in {"inconclusive", "trials failed", "nothing to compare"}:
-        out.append(f"::warning {at('')},title=coldbench::{_message(sentence(result))}")
+    if result.decision in {"inconclusive", "trials failed", "nothing to compare", "error"}:
+        why = "; ".join([sentence(result), *(result.excluded[:4] if result.failed else ())])
+        out.append(f"::{'error' if result.exit_code else 'warning'} {at('')},title=coldbench::{_message(why)}")
     return out
+
+
+def error_command(text: str) -> str:
+    """Writes a workflow command for an error that belongs to no line of a scenario."""
+    return f"::error title=coldbench::{_message(text)}"
 
 
 def _message(text: str) -> str:
@@ -144,7 +168,10 @@ def _property(text: str) -> str:
 
 
 def junit(result: GateResult) -> str:
-    """Writes one test case per metric that decides and per counter; inconclusive ones are skipped with the reason."""
+    """Writes one test case per metric that decides and per counter; inconclusive ones are skipped with the reason.
+
+    A gate that judged nothing has one test case, "gate", with the error.
+    """
     suite = ET.Element("testsuite", name=f"coldbench {result.scenario}")
     reasons = {(r.case, r.metric): r for r in result.regressions}
     failures = skipped = 0
@@ -171,19 +198,29 @@ def junit(result: GateResult) -> str:
             skipped += 1
             note = "not confirmed" if verdict == "regression" else verdict
             ET.SubElement(test, "skipped", message=f"{note}: {text}")
+    errors: list[tuple[str, str, str, str]] = []
     if result.failed:
-        test = ET.SubElement(suite, "testcase", classname=result.scenario, name="trials")
-        ET.SubElement(test, "error", message=f"{result.failed} trials failed").text = "\n".join(result.excluded)
-    suite.set("tests", str(len(judged) + bool(result.failed)))
+        errors.append(("trials", "WorkloadError", f"{result.failed} trials failed", "\n".join(result.excluded)))
+    if result.failure is not None:
+        errors.append(("gate", result.failure.kind, result.failure.message, ""))
+    elif result.decision == "nothing to compare":
+        errors.append(("gate", "NothingToCompare", sentence(result), "\n".join([*result.alone, *result.excluded])))
+    for name, kind, message, text in errors:
+        test = ET.SubElement(suite, "testcase", classname=result.scenario, name=name)
+        ET.SubElement(test, "error", message=message, type=kind).text = text
+    suite.set("tests", str(len(judged) + len(errors)))
     suite.set("failures", str(failures))
     suite.set("skipped", str(skipped))
-    suite.set("errors", str(int(bool(result.failed))))
+    suite.set("errors", str(len(errors)))
     ET.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"
 
 
 def write(result: GateResult, environment: Mapping[str, str] = os.environ) -> list[Path]:
-    """Write summary.md, comment.md, junit.xml and gate.json beside the session; append to GitHub's step summary."""
+    """Write summary.md, comment.md, junit.xml and gate.json beside the session; append to GitHub's step summary.
+
+    A result without a directory is appended only.
+    """
     text = summary(result)
     files = {
         "summary.md": text,
@@ -191,10 +228,13 @@ def write(result: GateResult, environment: Mapping[str, str] = os.environ) -> li
         "junit.xml": junit(result),
         "gate.json": gate_document(result) + "\n",
     }
-    for name, content in files.items():
-        write_atomically(result.directory / name, content.encode())
     step = environment.get("GITHUB_STEP_SUMMARY")
     if step:
         with open(step, "a", encoding="utf-8") as file:
             file.write(text)
+    if result.directory is None:
+        return []
+    result.directory.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomically(result.directory / name, content.encode())
     return [result.directory / name for name in files]

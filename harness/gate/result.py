@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from harness.gate.environment import Difference
     from harness.gate.lines import Line
 
-Decision = Literal["pass", "regression", "not confirmed", "inconclusive", "trials failed", "nothing to compare"]
+Decision = Literal[
+    "pass", "regression", "not confirmed", "inconclusive", "trials failed", "nothing to compare", "error"
+]
 
 EXIT_CODES: dict[Decision, int] = {
     "pass": 0, "regression": 1, "not confirmed": 0, "inconclusive": 0, "trials failed": 5, "nothing to compare": 6,
+    "error": 5,
 }  # fmt: skip
 #: With ``--strict`` a gate that could not decide fails as well.
 STRICT: dict[Decision, int] = {"not confirmed": 3, "inconclusive": 3}
@@ -33,16 +36,26 @@ class Regression:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Says why a gate came to no result: the error's stable name, its one line, and the exit code it ends in."""
+
+    kind: str
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
 class GateResult:
-    """Holds everything a gate says. ``lines`` are the first session's, ``confirmation`` the second's, empty without
-    one.
+    """Holds everything a gate says. ``lines`` are the first session's, ``confirmation`` the second's, empty if none.
+
+    ``directory`` is None where the gate has no place of its own: the one it was given holds another session.
     """
 
     scenario: str
     file: str
     baseline: str
     host: str
-    directory: Path
+    directory: Path | None
     repeat: str
     lines: tuple[Line, ...] = ()
     confirmation: tuple[Line, ...] = ()
@@ -64,10 +77,14 @@ class GateResult:
     """It is False where the first tier has decided already."""
     lines_of_file: dict[str, int] = field(default_factory=dict)
     """Gives the line of the scenario file for a metric's key; the empty key is the gate's own."""
+    failure: Failure | None = None
+    """It is set where the gate could not be run to its end; nothing else decides then."""
 
     @property
     def decision(self) -> Decision:
         """Returns the decision in one word."""
+        if self.failure is not None:
+            return "error"
         if self.regressions:
             return "regression"
         if self.failed:
@@ -85,9 +102,12 @@ class GateResult:
 
     @property
     def exit_code(self) -> int:
-        """Returns 0 for pass, 1 confirmed regression, 3 inconclusive (strict), 5 trials failed, 6
-        nothing to compare.
+        """Returns 0 for pass, 1 confirmed regression, 3 inconclusive (strict), 5 trials failed, 6 nothing to compare.
+
+        A gate that ended in an error has that error's.
         """
+        if self.failure is not None:
+            return self.failure.exit_code
         if self.strict and self.decision in STRICT:
             return STRICT[self.decision]
         return EXIT_CODES[self.decision]

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.errors import ColdbenchError
 from harness.gate import aa_store, counters, reasons
 from harness.gate.comparing import excluded_trials
 from harness.gate.environment import describe, differences, host_class
@@ -74,7 +75,15 @@ class GateRun:
     repeat: str = ""
     lines_of_file: dict[str, int] = field(default_factory=dict)
     _rules: counters.Rules = field(init=False)
-    _blocks_run: int = 0
+    # What is known of the gate so far, also where it ends in an error.
+    directory: Path | None = field(init=False, default=None)
+    """It is the first session's."""
+    host: str = field(init=False, default="")
+    begun: bool = field(init=False, default=False)
+    """Says whether the session in ``directory`` is this gate's own."""
+    blocks_run: int = field(init=False, default=0)
+    open_regressions: list[str] = field(init=False, default_factory=list)
+    """Holds what the first session found, while a second one is to confirm it."""
 
     def run(self) -> GateResult:
         """Run one session, or two, and say what was found. Raises ColdbenchError where a session cannot be run."""
@@ -83,17 +92,22 @@ class GateRun:
         known = aa_store.latest(self.launcher.cache, host_class(header.host), self.scenario.name)
         scatter = known.scatter if known is not None else None
         self._rules = counters.Rules(gate, scatter, self.baseline.counters_decide)
-        directory = self.out or Path("results") / header.session
+        directory = self.directory = self.out or Path("results") / header.session
+        self.host = describe(header.host)
         side, failed, pairs, alone = self._session(header, directory, self._goes_on)
         excluded = excluded_trials(side)
         found = self._counters(pairs, side)
-        lines = self._judge(pairs, self._blocks_run) if self.timed else []
+        lines = self._judge(pairs, self.blocks_run) if self.timed else []
         regressions = self._counter_regressions(found, pairs, side)
         timed = self.timed and not regressions
         first = [line for line in lines if line.verdict == "regression" and self._decides(line.metric)] if timed else []
         confirmation: list[Line] = []
         unconfirmed: list[str] = []
         if first and gate.confirm:
+            self.open_regressions = [
+                f"{line.case}: {line.metric} {change(line.ratio.ratio)} in the first session; no second one confirms it"
+                for line in first
+            ]
             confirmation, more = self._confirm(first, directory)
             failed += more
             again = {(line.case, line.metric) for line in confirmation if line.verdict == "regression"}
@@ -109,7 +123,7 @@ class GateRun:
             scenario=self.scenario.name,
             file=str(self.file),
             baseline=self.baseline.text,
-            host=describe(header.host),
+            host=self.host,
             directory=directory,
             repeat=self.repeat,
             lines=tuple(lines if timed else []),
@@ -123,7 +137,7 @@ class GateRun:
             alone=tuple(alone),
             excluded=tuple(excluded),
             failed=failed,
-            blocks=self._blocks_run,
+            blocks=self.blocks_run,
             most_blocks=self.most_blocks,
             alpha=gate.alpha,
             aa=known,
@@ -145,16 +159,21 @@ class GateRun:
     def _session(
         self, header: SessionHeader, directory: Path, goes_on: GoesOn
     ) -> tuple[Side, int, list[Pair], list[str]]:
-        self._blocks_run = 0
+        self.blocks_run = 0
         with Store.create(directory, header) as store:
+            self.begun = True
             empty = Side(str(directory), header, (), {}, directory)
 
             def ask(block: int, seen: tuple[Observation, ...]) -> bool:
                 return goes_on(block, self.baseline.pairs(header, seen, empty)[0], empty)
 
-            outcome = self.launcher.run(store, goes_on=ask)
+            try:
+                outcome = self.launcher.run(store, goes_on=ask)
+            except ColdbenchError:
+                self.blocks_run = len({o.block for o in store.observations if o.valid})
+                raise
             side = Side(str(directory), header, tuple(store.observations), {}, directory)
-        self._blocks_run = len({o.block for o in side.observations})
+        self.blocks_run = len({o.block for o in side.observations})
         pairs, alone = self.baseline.pairs(header, side.observations, side)
         return side, outcome.failed, pairs, alone
 
@@ -213,14 +232,14 @@ class GateRun:
         """Run a second session and judge only what regressed in the first."""
         header = self._header(self.seed + 1, "confirmation")
         wanted = {(line.case, line.metric) for line in first}
-        blocks = self._blocks_run
+        blocks = self.blocks_run
 
         def goes_on(block: int, _pairs: Sequence[Pair], _side: Side) -> bool:
             return block < blocks
 
         again = directory.with_name(directory.name + "-confirmation")
         _side, failed, pairs, _alone = self._session(header, again, goes_on)
-        self._blocks_run = blocks
+        self.blocks_run = blocks
         gate = self.scenario.gate
         lines = [line for line in time_lines(pairs, gate.margin_of) if (line.case, line.metric) in wanted]
         return judge(lines, lambda _metric: True, alpha=gate.alpha), failed

@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import tarfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
@@ -111,6 +112,63 @@ def test_trials_that_fail_are_no_pass(cache: Path, tmp_path: Path) -> None:
     """A program that ends with the wrong code is no pass: exit code 5, and the reason is said."""
     scenario = write_scenario(tmp_path, ["/bin/probe", "exit", "3"])
     layout = scenario.read_text().split('layout = "')[1].split('"')[0]
-    done = run(cache, tmp_path, "gate", str(scenario), "--baseline-image", f"oci:{layout}", "--counters-only")
+    done = run(
+        cache, tmp_path, "gate", str(scenario), "--baseline-image", f"oci:{layout}", "--counters-only", "--out", "g",
+        GITHUB_ACTIONS="true",
+    )  # fmt: skip
     assert done.returncode == 5, done.stdout
     assert "exit code 3 instead of 0" in done.stdout + done.stderr
+    assert f"::error file={scenario},line=3,title=coldbench::" in done.stdout
+    left(tmp_path / "g")
+
+
+def left(directory: Path) -> dict[str, Any]:
+    """What gate.json says; all four files of a gate that came to no verdict are there, JUnit with one error."""
+    suite = ET.parse(directory / "junit.xml").getroot()
+    assert suite.get("errors") == "1"
+    for name in ("summary.md", "comment.md"):
+        assert "could not be" in (directory / name).read_text()
+    data: dict[str, Any] = json.loads((directory / "gate.json").read_text())
+    jsonschema.validate(data, schema("gate"))
+    return data
+
+
+def test_an_image_that_cannot_be_had_is_no_pass(cache: Path, tmp_path: Path) -> None:
+    """The run ends with 5; summary, JUnit, JSON and annotation are there and name the image."""
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit"])
+    step = tmp_path / "step.md"
+    done = run(
+        cache, tmp_path, "gate", str(scenario), "--baseline-image", f"oci:{tmp_path}/nowhere", "--out", "g",
+        GITHUB_ACTIONS="true", GITHUB_STEP_SUMMARY=str(step),
+    )  # fmt: skip
+    assert done.returncode == 5, done.stdout
+    failure = left(tmp_path / "g")["failure"]
+    assert (failure["kind"], failure["exit_code"]) == ("ImageNotFound", 5)
+    assert "not an OCI layout" in step.read_text()
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("::")]
+    assert line.startswith(f"::error file={scenario},line=3,title=coldbench::")
+    assert done.stderr.rstrip().splitlines()[-1].startswith("coldbench: oci:")
+
+
+def test_an_unfit_host_is_no_pass(cache: Path, tmp_path: Path) -> None:
+    """Without a container runtime the gate ends with 4, and the files say how to mend it."""
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit"])
+    layout = scenario.read_text().split('layout = "')[1].split('"')[0]
+    done = run(
+        cache, tmp_path, "gate", str(scenario), "--baseline-image", f"oci:{layout}", "--out", "g",
+        GITHUB_ACTIONS="true", PATH=str(tmp_path / "empty"),
+    )  # fmt: skip
+    assert done.returncode == 4, done.stdout
+    data = left(tmp_path / "g")
+    assert (data["decision"], data["exit_code"]) == ("error", 4)
+    assert "apt-get install crun" in data["failure"]["message"]
+
+
+def test_a_wrong_scenario_is_annotated(cache: Path, tmp_path: Path) -> None:
+    """Where not even the scenario can be read there is one annotation, and the exit code of a wrong file."""
+    path = tmp_path / "wrong.toml"
+    path.write_text("name = 3\n")
+    done = run(cache, tmp_path, "gate", str(path), GITHUB_ACTIONS="true")
+    assert done.returncode == 2
+    assert done.stdout.startswith("::error title=coldbench::")
+    assert not (tmp_path / "results").exists()

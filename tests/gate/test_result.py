@@ -10,9 +10,12 @@ from xml.etree import ElementTree as ET
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
+from harness.errors import ColdbenchError, HostUnfit, NothingToCompare, UsageError
 from harness.gate import outputs
 from harness.gate.aa_running import analyse
+from harness.gate.baseline import Baseline
 from harness.gate.counters import CounterLine, Rules, counter_lines, image_lines, regressed
+from harness.gate.failing import failed_gate
 from harness.gate.lines import judge, primary, time_lines
 from harness.gate.reasons import paths, phases
 from harness.gate.result import GateResult, Regression
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.files
 
+FILES = ("summary.md", "comment.md", "junit.xml", "gate.json")
 OLD = Inventory("sha256:b", (1000, 500), {"/app/a": 100, "/app/b": 50, "/etc": 0}, ("/app/a",))
 NEW = Inventory("sha256:a", (1000, 500, 40_000_000), {**OLD.files, "/app/model.bin": 40_000_000}, ("/app/a", "/app/b"))
 
@@ -97,13 +101,87 @@ def test_files_and_step_summary(tmp_path: Path) -> None:
     step.write_text("before\n")
     found = result(tmp_path)
     written = outputs.write(found, {"GITHUB_STEP_SUMMARY": str(step)})
-    assert [path.name for path in written] == ["summary.md", "comment.md", "junit.xml", "gate.json"]
+    assert [path.name for path in written] == list(FILES)
     assert step.read_text().startswith("before\n### coldbench gate of `app`")
     assert (tmp_path / "comment.md").read_text().startswith("<!-- coldbench gate app -->\n")
     data = json.loads((tmp_path / "gate.json").read_text())
     jsonschema.validate(data, schema("gate"))
     assert data["decision"] == found.decision
     assert data["repeat"] == "coldbench gate app --seed 1"
+
+
+def test_an_error_leaves_the_same_files(tmp_path: Path) -> None:
+    """A gate that could not be run says so in every form, judges nothing, and ends in the error's own exit code."""
+    step = tmp_path / "step.md"
+    error = HostUnfit("no FUSE: load the module fuse, 100 % sure")
+    found = failed_gate(
+        error, sessions.scenario(), tmp_path / "app.toml", baseline=Baseline("image", "app:1"), run=None,
+        out=tmp_path / "new" / "gate", repeat="coldbench gate app --seed 1", lines_of_file={"": 3},
+    )  # fmt: skip
+    assert (found.decision, found.exit_code) == ("error", 4)
+    outputs.write(found, {"GITHUB_STEP_SUMMARY": str(step)})
+    text = (tmp_path / "new" / "gate" / "summary.md").read_text()
+    assert text == step.read_text()
+    assert "**could not be run**: no FUSE" in text
+    assert "against image app:1" in text
+    assert "coldbench gate app --seed 1" in text
+    data = json.loads((tmp_path / "new" / "gate" / "gate.json").read_text())
+    jsonschema.validate(data, schema("gate"))
+    assert data["failure"] == {"kind": "HostUnfit", "message": str(error), "exit_code": 4}
+    suite = ET.parse(tmp_path / "new" / "gate" / "junit.xml").getroot()
+    assert (suite.get("tests"), suite.get("errors"), suite.get("failures")) == ("1", "1", "0")
+    assert suite.find("testcase/error").get("type") == "HostUnfit"  # type: ignore[union-attr]
+    [line] = outputs.workflow_commands(found)
+    assert line.startswith(f"::error file={tmp_path}/app.toml,line=3,title=coldbench::")
+    assert "100 %25 sure" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "session", "own"),
+    [
+        (HostUnfit("x"), True, False),
+        (HostUnfit("x"), False, True),
+        (UsageError("x"), False, True),
+    ],
+)
+def test_an_error_leaves_another_session_alone(tmp_path: Path, error: ColdbenchError, session: bool, own: bool) -> None:
+    """What lies beside a session that is not this gate's is another gate's: nothing of it is written over."""
+    if session:
+        (tmp_path / "session.json").write_text("{}")
+    found = failed_gate(
+        error, sessions.scenario(), tmp_path / "app.toml", baseline=None, run=None, out=tmp_path, repeat="",
+        lines_of_file={},
+    )  # fmt: skip
+    assert [path.name for path in outputs.write(found, {})] == (list(FILES) if own else [])
+
+
+def test_a_wrong_command_line_leaves_no_directory(tmp_path: Path) -> None:
+    """Where no directory was named, none is made for a mistake in the options."""
+    for error in (UsageError("x"), NothingToCompare("x")):
+        found = failed_gate(
+            error, sessions.scenario(), tmp_path / "app.toml", baseline=None, run=None, out=None, repeat="",
+            lines_of_file={},
+        )  # fmt: skip
+        assert found.directory is None
+
+
+def test_failed_trials_are_an_error(tmp_path: Path) -> None:
+    """The job fails by its exit code, so the annotation is an error and names the reasons; else a warning."""
+    equal = result(tmp_path)
+    found = replace(equal, failed=2, excluded=("overlay2: OutOfMemory (2)",))
+    [line] = outputs.workflow_commands(found)
+    assert line.startswith("::error file=scenarios/app.toml,line=3,")
+    assert "OutOfMemory" in line
+    open_ = replace(equal, lines=tuple(replace(x, verdict="inconclusive") for x in found.lines[:1]))
+    assert outputs.workflow_commands(open_)[0].startswith("::warning ")
+    assert outputs.workflow_commands(replace(open_, strict=True))[0].startswith("::error ")
+
+
+def test_nothing_to_compare_is_an_error_in_junit(tmp_path: Path) -> None:
+    """A suite without any test case would read as green."""
+    empty = replace(result(tmp_path), lines=(), counters=())
+    suite = ET.fromstring(outputs.junit(empty))
+    assert (empty.exit_code, suite.get("tests"), suite.get("errors")) == (6, "1", "1")
 
 
 def test_counters_name_the_paths() -> None:
