@@ -25,7 +25,7 @@ from harness.gate.wording import change, percent, value
 from harness.report import wording
 from harness.session.headers import new_header
 from harness.session.store import Store
-from harness.stats.sequential import looks, nominal_levels
+from harness.stats.stopping import Stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,6 +84,10 @@ class GateRun:
     blocks_run: int = field(init=False, default=0)
     open_regressions: list[str] = field(init=False, default_factory=list)
     """Holds what the first session found, while a second one is to confirm it."""
+
+    @property
+    def _stopping(self) -> Stopping:
+        return Stopping.extended(self.blocks, self.most_blocks)
 
     def run(self) -> GateResult:
         """Run one session, or two, and say what was found. Raises ColdbenchError where a session cannot be run."""
@@ -187,27 +191,20 @@ class GateRun:
             return block < enough
         if not self.timed:
             return False
-        at = looks(self.blocks, self.most_blocks)
-        if block not in at:
-            return block < self.most_blocks
-        lines = self._judge(pairs, block)
-        return any(line.verdict == "inconclusive" for line in lines)
+        return self._stopping.goes_on(
+            block, lambda: all(line.verdict != "inconclusive" for line in self._judge(pairs, block))
+        )
 
     # -- judging
 
     def _judge(self, pairs: Sequence[Pair], blocks: int) -> list[Line]:
         """All lines, judged at the look that so many blocks are."""
         gate = self.scenario.gate
-        at = [n for n in looks(self.blocks, self.most_blocks) if n <= blocks] or [blocks]
-        fractions = tuple(n / self.most_blocks for n in at)
-
-        def level(rate: float) -> float:
-            return rate if self.most_blocks <= self.blocks else nominal_levels(fractions, rate)[-1]
-
         decide = primary(gate.metrics)
         return judge(
-            time_lines(pairs, gate.margin_of), lambda m: decide(m) and self._decides(m), alpha=gate.alpha, level=level
-        )
+            time_lines(pairs, gate.margin_of), lambda m: decide(m) and self._decides(m), alpha=gate.alpha,
+            level=lambda rate: self._stopping.level(blocks, rate),
+        )  # fmt: skip
 
     def _decides(self, metric: str) -> bool:
         return not any(metric == name or metric.startswith(f"{name}/") for name in self.scenario.gate.ignore)

@@ -1,7 +1,7 @@
 """When a session has seen enough: looks at its answer between blocks without making false alarms more likely.
 
-Whoever looks after every block and stops at the first difference finds one too often. The looks share the error rate by
-alpha spending (``harness.stats.sequential``), so a session that stops early is as trustworthy as one that does not.
+It looks after every block by the one rule of ``harness.stats.stopping``, so a session that stops early is as
+trustworthy as one that does not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from harness.stats.paired import MIN_BLOCKS, paired_ratio
-from harness.stats.sequential import nominal_levels
+from harness.stats.stopping import Stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,12 +33,10 @@ class Enough:
     until_s: float
     tell: Callable[[Sequence[Observation]], None] = lambda _seen: None
     clock_s: Callable[[], float] = time.monotonic
-    levels: dict[int, float] = field(init=False)
+    stopping: Stopping = field(init=False)
 
     def __post_init__(self) -> None:
-        looks = tuple(range(MIN_BLOCKS, self.most + 1)) or (self.most,)
-        levels = nominal_levels(tuple(look / self.most for look in looks), ALPHA)
-        self.levels = dict(zip(looks, levels, strict=True))
+        self.stopping = Stopping.each_block(MIN_BLOCKS, self.most)
 
     def goes_on(self, block: int, seen: tuple[Observation, ...]) -> bool:
         """Whether the block is to run; ``block`` counts from 0, so it is how many are done."""
@@ -46,25 +44,26 @@ class Enough:
         if self.clock_s() >= self.until_s or not any(o.valid for o in seen):
             # Where nothing was ready in a whole block, further ones would say the same.
             return False
-        return not (block in self.levels and _all_differ(seen, self.levels[block]))
+        return self.stopping.goes_on(block, lambda: self._all_differ(block, seen))
 
-
-def _all_differ(seen: Sequence[Observation], level: float) -> bool:
-    """Whether each case's time to ready differs from the first case's at this level, Bonferroni over the cases."""
-    times: dict[str, dict[int, float]] = {}
-    for o in seen:
-        if o.valid and o.time_to_ready_s:
-            times.setdefault(o.case.key, {})[o.block] = o.time_to_ready_s
-    if len(times) < 2:
-        return False
-    # The slowest is the full pull, in all but the oddest cases; what matters is that it is fixed within a look.
-    slowest = max(times, key=lambda key: sum(times[key].values()) / len(times[key]))
-    others = [key for key in times if key != slowest]
-    for key in others:
-        blocks = sorted(times[key].keys() & times[slowest].keys())
-        if len(blocks) < MIN_BLOCKS:
+    def _all_differ(self, block: int, seen: Sequence[Observation]) -> bool:
+        """Whether each case's time to ready differs from the first case's here, corrected over cases and looks."""
+        times: dict[str, dict[int, float]] = {}
+        for o in seen:
+            if o.valid and o.time_to_ready_s:
+                times.setdefault(o.case.key, {})[o.block] = o.time_to_ready_s
+        if len(times) < 2:
             return False
-        ratio = paired_ratio([times[key][b] for b in blocks], [times[slowest][b] for b in blocks])
-        if ratio.p_value is None or ratio.p_value >= level / len(others):
-            return False
-    return True
+        # The slowest is the full pull, in all but the oddest cases; what matters is that it is fixed within a look.
+        slowest = max(times, key=lambda key: sum(times[key].values()) / len(times[key]))
+        others = [key for key in times if key != slowest]
+        p_values: dict[str, float] = {}
+        for key in others:
+            blocks = sorted(times[key].keys() & times[slowest].keys())
+            if len(blocks) < MIN_BLOCKS:
+                return False
+            ratio = paired_ratio([times[key][b] for b in blocks], [times[slowest][b] for b in blocks])
+            if ratio.p_value is None:
+                return False
+            p_values[key] = ratio.p_value
+        return self.stopping.proven(p_values, block, ALPHA) == set(others)
