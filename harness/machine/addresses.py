@@ -1,4 +1,6 @@
-"""Addresses of the simulated network: /30 blocks of 198.18.0.0/15, which RFC 2544 sets aside for benchmarks."""
+"""This module chooses addresses of the simulated network: /30 blocks of 198.18.0.0/15, which RFC 2544 sets aside for
+benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,14 @@ _BLOCKS = NETWORK.num_addresses // 4
 
 
 class Block(NamedTuple):
-    """Two usable addresses: the host's end and the machine's."""
+    """Holds two usable addresses: the host's end and the machine's."""
 
     host: str
     machine: str
 
 
 def is_simulated(address: str) -> bool:
-    """Whether an address belongs to the simulated network."""
+    """Says whether an address belongs to the simulated network."""
     try:
         return ipaddress.ip_address(address) in NETWORK
     except ValueError:
@@ -32,7 +34,7 @@ def is_simulated(address: str) -> bool:
 
 
 def choose_block(used: Iterable[str], rng: random.Random) -> Block:
-    """A block none of whose addresses is in ``used``; starts at a random place so that runs rarely meet."""
+    """Chooses a block none of whose addresses is in ``used``; it starts at a random place so that runs rarely meet."""
     taken = set()
     first = int(NETWORK.network_address)
     for text in used:

@@ -1,4 +1,4 @@
-"""The cgroup seam: limits in, counters out; version 1 and version 2 behind one Protocol.
+"""This module is the cgroup seam: limits go in, counters come out; one Protocol stands before version 1 and version 2.
 
 Everything reads and writes below a root that is passed in, so that both drivers are tested on plain directories.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from harness.machine.devices import DeviceRule
 
 CONFINED = "confined"
-"""Name of the group below a machine's in which containers are."""
+"""This is the name of the group below a machine's in which containers are."""
 
 UNLIMITED = -1
 
@@ -31,14 +31,14 @@ KILL_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class CpuLimit:
-    """``quota_us`` of CPU time per ``period_us``; ``quota_us`` is ``UNLIMITED`` for none."""
+    """Allows ``quota_us`` of CPU time per ``period_us``; ``quota_us`` is ``UNLIMITED`` for none."""
 
     quota_us: int
     period_us: int
 
     @classmethod
     def of_cores(cls, cores: float | None, period_us: int) -> CpuLimit:
-        """The limit for so many cores (None: unlimited). The kernel takes no quota below 1 ms."""
+        """Returns the limit for so many cores (None: unlimited). The kernel takes no quota below 1 ms."""
         if cores is None:
             return cls(UNLIMITED, period_us)
         return cls(max(1000, round(cores * period_us)), period_us)
@@ -50,7 +50,7 @@ class CpuLimit:
 
 @dataclass(frozen=True, slots=True)
 class IoLimit:
-    """Limits of one block device, for reads and writes each; None is unlimited."""
+    """Limits one block device, for reads and writes each; None is unlimited."""
 
     device: tuple[int, int]
     bytes_per_s: int | None = None
@@ -59,7 +59,7 @@ class IoLimit:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What was charged to the machine since it was made. Times in seconds.
+    """Holds what was charged to the machine since it was made. Times are in seconds.
 
     ``memory_peak_bytes`` includes the page cache, as the kernel counts it; ``memory_cache_bytes`` is what of
     ``memory_bytes`` is page cache now, tmpfs included. ``io_written_bytes`` is what reached the
@@ -80,7 +80,7 @@ class Counters:
     io_read_bytes: int = 0
 
     def since(self, earlier: Counters) -> Counters:
-        """The difference to an earlier snapshot; peaks and levels stay as they are now.
+        """Returns the difference to an earlier snapshot; peaks and levels stay as they are now.
 
         The total of CPU seconds is exact. How it divides into user and system is the kernel's estimate over all of it,
         which may be put right from one snapshot to the next: neither part is ever less than nothing.
@@ -99,27 +99,30 @@ class Counters:
 
 
 class CgroupDriver(Protocol):
-    """One control group, named once; ``create`` first, ``remove`` last. Raises ``MachineError``."""
+    """Drives one control group, named once; ``create`` comes first, ``remove`` last. Raises ``MachineError``."""
 
     version: int
     name: str
     writeback_limited: bool
-    """Whether an I/O limit also holds for buffered writes (version 1 sees only direct and synchronous ones)."""
+    """Says whether an I/O limit also holds for buffered writes (version 1 sees only direct and synchronous ones)."""
 
     @property
     def parent(self) -> str:
-        """Path of this group within its hierarchy, for runtimes that make groups of their own below it."""
+        """Returns the path of this group within its hierarchy, for runtimes that make groups of their own below it."""
         ...
 
     def create(self) -> None: ...
 
     def entry_files(self) -> Sequence[str]:
-        """Files into which a process writes ``0`` to move itself in."""
+        """Returns the files into which a process writes ``0`` to move itself in."""
         ...
 
     def confine(self, rules: Sequence[DeviceRule]) -> Sequence[str]:
-        """Entry files of a group below this one in which only these devices can be used; what is charged stays the
-        same. Called again, it changes the list. ``HostUnfit`` where the kernel has no device lists."""
+        """Returns the entry files of a group below this one in which only these devices can be used.
+
+        What is charged stays the same. Called again, it changes the list. Raises ``HostUnfit`` where the kernel has no
+        device lists.
+        """
         ...
 
     def set_cpu(self, limit: CpuLimit) -> None: ...
@@ -127,7 +130,7 @@ class CgroupDriver(Protocol):
     def read_cpu(self) -> CpuLimit: ...
 
     def set_memory(self, limit_bytes: int | None) -> None:
-        """Memory including page cache; no swap beyond it."""
+        """Limits memory including page cache; there is no swap beyond it."""
         ...
 
     def read_memory(self) -> int | None: ...
@@ -137,13 +140,13 @@ class CgroupDriver(Protocol):
     def read_pids(self) -> int | None: ...
 
     def set_io(self, limit: IoLimit) -> bool:
-        """Whether the kernel took it (a device or kernel without throttling does not)."""
+        """Limits the disk, and says whether the kernel took it (a device or kernel without throttling does not)."""
         ...
 
     def counters(self) -> Counters: ...
 
     def cpu_used_s(self) -> float:
-        """CPU seconds used so far; the one counter that is read many times a second."""
+        """Returns CPU seconds used so far; this is the one counter that is read many times a second."""
         ...
 
     def reset_peak(self) -> None:
@@ -155,7 +158,7 @@ class CgroupDriver(Protocol):
         ...
 
     def pids(self) -> list[int]:
-        """Processes in the group and in groups below it."""
+        """Returns the processes in the group and in groups below it."""
         ...
 
     def kill(self) -> None:
@@ -169,7 +172,7 @@ class CgroupDriver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CgroupMounts:
-    """Where this host has its hierarchies: ``v1`` maps a controller to its mount point, ``v2`` is the unified one.
+    """Says where this host has its hierarchies: ``v1`` maps a controller to its mount point, ``v2`` is the unified one.
 
     ``others`` are mount points of further version 1 hierarchies, which no machine is in (runc makes groups there).
     """
@@ -180,20 +183,22 @@ class CgroupMounts:
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """Every hierarchy once."""
+        """Returns every hierarchy once."""
         unified = () if self.v2 is None else (self.v2,)
         return tuple(sorted({*self.v1.values(), *unified, *self.others}))
 
     @property
     def hybrid_controllers(self) -> tuple[str, ...]:
-        """Controllers that the version 2 hierarchy holds on a host whose machines use version 1."""
+        """Returns the controllers that the version 2 hierarchy holds on a host whose machines use version 1."""
         if self.version != 1 or self.v2 is None:
             return ()
         return tuple(read_text(self.v2 / "cgroup.controllers").split())
 
     @property
     def version(self) -> int:
-        """The version that has the cpu controller (a hybrid host keeps its controllers in version 1); 0 for none."""
+        """Returns the version that has the cpu controller (a hybrid host keeps its controllers in version 1); 0 for
+        none.
+        """
         if "cpu" in self.v1 and "memory" in self.v1:
             return 1
         if self.v2 is not None and {"cpu", "memory"} <= set(read_text(self.v2 / "cgroup.controllers").split()):
@@ -202,7 +207,7 @@ class CgroupMounts:
 
 
 def find_mounts(mountinfo: str | None = None) -> CgroupMounts:
-    """The hierarchies as ``/proc/self/mountinfo`` lists them (proc_pid_mountinfo(5))."""
+    """Finds the hierarchies as ``/proc/self/mountinfo`` lists them (proc_pid_mountinfo(5))."""
     text = read_text(Path("/proc/self/mountinfo")) if mountinfo is None else mountinfo
     v1: dict[str, Path] = {}
     v2: Path | None = None
@@ -229,7 +234,7 @@ def remove_strays(name: str, mounts: CgroupMounts | None = None) -> None:
 
 
 def make_driver(name: str, mounts: CgroupMounts | None = None) -> CgroupDriver:
-    """The driver for this host: the one place that chooses the version. ``HostUnfit`` if there is none."""
+    """Makes the driver for this host: the one place that chooses the version. Raises ``HostUnfit`` if there is none."""
     mounts = mounts or find_mounts()
     if mounts.version == 1:
         from harness.machine.cgroup_v1 import CgroupV1
@@ -243,7 +248,7 @@ def make_driver(name: str, mounts: CgroupMounts | None = None) -> CgroupDriver:
 
 
 def read_text(path: Path) -> str:
-    """A kernel file's text; empty if it is not there."""
+    """Returns a kernel file's text; empty if it is not there."""
     try:
         return path.read_text("utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -255,7 +260,7 @@ def read_text(path: Path) -> str:
 
 
 def read_pairs(path: Path) -> dict[str, int]:
-    """A flat-keyed kernel file such as ``cpu.stat``; values that are no numbers are left out."""
+    """Reads a flat-keyed kernel file such as ``cpu.stat``; values that are no numbers are left out."""
     pairs = {}
     for line in read_text(path).splitlines():
         key, _, value = line.partition(" ")
@@ -274,13 +279,13 @@ def write_value(path: Path, value: str) -> None:
 
 
 def group_dirs(top: Path) -> Iterator[Path]:
-    """The group and all groups below it, children before parents."""
+    """Returns the group and all groups below it, children before parents."""
     for directory, _subdirs, _files in os.walk(top, topdown=False):
         yield Path(directory)
 
 
 def list_pids(top: Path) -> list[int]:
-    """Processes in a group and below it."""
+    """Returns the processes in a group and below it."""
     pids: list[int] = []
     for group in group_dirs(top):
         pids += [int(line) for line in read_text(group / "cgroup.procs").split()]
@@ -304,7 +309,9 @@ def remove_tree(top: Path) -> None:
 
 
 def kill_all(top: Path) -> None:
-    """SIGKILL every process of a group again and again until none is left; for groups without ``cgroup.kill``."""
+    """Sends SIGKILL to every process of a group again and again until none is left; for groups
+    without ``cgroup.kill``.
+    """
     deadline = time.monotonic() + KILL_TIMEOUT_S
     while pids := list_pids(top):
         for pid in pids:

@@ -1,4 +1,6 @@
-"""Control groups, version 1: one directory per controller's hierarchy (kernel: admin-guide/cgroup-v1)."""
+"""This module drives control groups of version 1: one directory per controller's hierarchy (kernel:
+admin-guide/cgroup-v1).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ _NO_MEMORY_LIMIT = 1 << 62
 
 
 class CgroupV1:
-    """A group of one name in the hierarchies of cpu, cpuacct, memory, and where present pids, blkio and devices."""
+    """Drives a group of one name in the hierarchies of cpu, cpuacct, memory, and where present
+    pids, blkio and devices.
+    """
 
     version = 1
     writeback_limited = False

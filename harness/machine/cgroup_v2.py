@@ -1,4 +1,4 @@
-"""Control groups, version 2 (kernel: admin-guide/cgroup-v2).
+"""This module drives control groups of version 2 (kernel: admin-guide/cgroup-v2).
 
 A group with controllers for its children holds no processes itself, so the machine's processes live in a leaf,
 ``engine``, containers in a leaf with a device list, ``confined``, and container runtimes may make leaves of their own
@@ -27,7 +27,7 @@ _WANTED = ("pids", "io")
 
 
 class CgroupV2:
-    """A group below the root of the unified hierarchy."""
+    """Drives a group below the root of the unified hierarchy."""
 
     version = 2
     writeback_limited = True

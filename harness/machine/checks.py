@@ -1,4 +1,4 @@
-"""Whether this host can do what is asked of it, check by check, each with how to mend it."""
+"""This module checks whether this host can do what is asked of it, and says for each check how to mend it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TOOLS = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding. ``fail``: trials cannot run here; ``warn``: something is missing, or results will be noisy."""
+    """Holds one finding. ``fail``: trials cannot run here; ``warn``: something is missing, or results will be noisy."""
 
     name: str
     level: Level
@@ -42,7 +42,7 @@ class Check:
 
 
 def run_checks(facts: host.HostFacts) -> list[Check]:
-    """All checks, in the order in which a user should mend what fails."""
+    """Makes all checks, in the order in which a user should mend what fails."""
     root = os.geteuid() == 0
     checks = [
         Check("root", "ok" if root else "fail", "yes" if root else "no", "" if root else "run this with sudo"),

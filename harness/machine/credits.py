@@ -1,4 +1,5 @@
-"""CPU credits: what a shared-CPU VM may burn above its baseline, and the governor that holds a machine to it.
+"""This module models CPU credits, what a shared-CPU VM may burn above its baseline, and holds a machine to them by a
+governor.
 
 The model is pure. A balance earns all the time at the baseline's rate and pays for every core-second used; so it
 falls only while more than the baseline is used. What was there at boot is spent first and does not count towards the
@@ -27,7 +28,9 @@ _MIN_SLEEP_S = 0.005
 
 
 class CreditBalance:
-    """Balance in core-seconds. May fall below zero by what one tick overshoots; that is paid back before bursting."""
+    """Keeps a balance in core-seconds. It may fall below zero by what one tick overshoots; that is paid back before
+    bursting.
+    """
 
     def __init__(self, terms: Credits) -> None:
         self._terms = terms
@@ -36,11 +39,11 @@ class CreditBalance:
 
     @property
     def core_s(self) -> float:
-        """What is left; negative when overdrawn (by a tick's overshoot, or as surplus to be charged)."""
+        """Returns what is left; negative when overdrawn (by a tick's overshoot, or as surplus to be charged)."""
         return self._at_boot + self._earned
 
     def advance(self, elapsed_s: float, used_core_s: float) -> None:
-        """Let time pass in which so much CPU was used; both since the last call."""
+        """Lets time pass in which so much CPU was used; both count since the last call."""
         self._earned += elapsed_s * self._terms.earned_core_s_per_h / 3600
         from_boot = min(self._at_boot, max(0.0, used_core_s - elapsed_s * self._terms.earned_core_s_per_h / 3600))
         self._at_boot -= from_boot
@@ -49,7 +52,7 @@ class CreditBalance:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What holds until the next look: the quota in cores, and when to look again."""
+    """Says what holds until the next look: the quota in cores, and when to look again."""
 
     quota_cores: float
     look_again_s: float
@@ -66,7 +69,7 @@ class CreditPolicy:
         self._bursting = terms.surplus or terms.at_boot_core_s > 0
 
     def decide(self, elapsed_s: float, used_core_s: float) -> Decision:
-        """The quota to hold now, given what happened since the last decision."""
+        """Decides the quota to hold now, given what happened since the last decision."""
         self.balance.advance(elapsed_s, used_core_s)
         left = self.balance.core_s
         if self._surplus:
@@ -85,7 +88,7 @@ class CreditPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """State of the governor: seconds after T0, balance in core-seconds, quota in cores."""
+    """Holds the state of the governor: seconds after T0, balance in core-seconds, quota in cores."""
 
     t_s: float
     balance_core_s: float
@@ -125,7 +128,7 @@ class Governor:
         return tuple(self._samples)
 
     def begin(self) -> None:
-        """T0: the first quota is in force when this returns."""
+        """Starts at T0: the first quota is in force when this returns."""
         self._t0 = self._last_t = self._clock()
         self._last_used = self._cpu_used_s()
         self._step()
@@ -146,7 +149,7 @@ class Governor:
         return decision.look_again_s
 
     def start(self) -> None:
-        """``begin``, then keep looking from a thread."""
+        """Begins (``begin``), then keeps looking from a thread."""
         self.begin()
         self._thread = threading.Thread(target=self._run, name="coldbench-governor", daemon=True)
         self._thread.start()

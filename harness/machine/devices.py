@@ -1,4 +1,4 @@
-"""Device lists: which device nodes processes of a control group may make and open.
+"""This module writes device lists: which device nodes processes of a control group may make and open.
 
 Version 1 takes lines in ``devices.allow``; version 2 asks a BPF program (kernel: admin-guide/cgroup-v1/devices,
 admin-guide/cgroup-v2). Docker's containers may make any node and open the ten that every program expects.
@@ -23,7 +23,9 @@ _ACCESS = {"m": 1, "r": 2, "w": 4}
 
 @dataclass(frozen=True, slots=True)
 class DeviceRule:
-    """Devices of a kind, all majors or minors where None, may be made (``m``), read (``r``) and written (``w``)."""
+    """Says that devices of a kind, all majors or minors where None, may be made (``m``), read (``r``) and written
+    (``w``).
+    """
 
     kind: Literal["b", "c"]
     major: int | None = None
@@ -32,7 +34,7 @@ class DeviceRule:
 
     @property
     def text(self) -> str:
-        """As version 1 takes it."""
+        """Writes the rule as version 1 takes it."""
         numbers = ("*" if number is None else str(number) for number in (self.major, self.minor))
         return f"{self.kind} {':'.join(numbers)} {self.access}"
 
@@ -53,7 +55,7 @@ STANDARD: tuple[DeviceRule, ...] = (
 
 
 def rule_of(path: str) -> DeviceRule:
-    """The rule for one device of this host. ``UsageError`` when there is none at this path."""
+    """Returns the rule for one device of this host. Raises ``UsageError`` when there is none at this path."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -65,7 +67,9 @@ def rule_of(path: str) -> DeviceRule:
 
 
 def program(rules: Sequence[DeviceRule]) -> bytes:
-    """The BPF program that says yes to what a rule allows (struct bpf_cgroup_dev_ctx: access, type, major, minor)."""
+    """Writes the BPF program that says yes to what a rule allows (struct bpf_cgroup_dev_ctx: access, type, major,
+    minor).
+    """
     code = bpf.load(2, 1, 0) + bpf.load(4, 1, 4) + bpf.load(5, 1, 8)
     code += bpf.copy(3, 2) + bpf.mask(3, 0xFFFF) + bpf.shift_right(2, 16)
     for rule in rules:

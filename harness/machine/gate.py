@@ -1,4 +1,5 @@
-"""A gate in front of the registry: it lets everything through until it is told to fail, and mends when it is told to.
+"""This gate stands in front of the registry: it lets everything through until it is told to fail, and mends when told
+to.
 
 Run as a plain script, outside the machine: ``gate.py ADDRESS UPSTREAM-HOST UPSTREAM-PORT TOKENS`` (``tokens`` or
 ``open``). It prints the port it listens on, takes one word a line on stdin, answers ``ok`` when that is in force, and
@@ -35,11 +36,11 @@ _RESET = struct.pack("ii", 1, 0)
 STATES = {"pass", "refuse", "503", "401"}
 
 Head = tuple[str, dict[str, str]]
-"""First line, and headers by lower-case name."""
+"""This is a first line, and headers by lower-case name."""
 
 
 async def read_head(reader: asyncio.StreamReader) -> tuple[bytes, Head] | None:
-    """A message's head as it came and as it is read; None at the end of the connection."""
+    """Reads a message's head, as it came and as it means; None at the end of the connection."""
     try:
         raw = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
@@ -53,7 +54,7 @@ async def read_head(reader: asyncio.StreamReader) -> tuple[bytes, Head] | None:
 
 
 def without(raw: bytes, name: str) -> bytes:
-    """A head without the lines of one header."""
+    """Returns a head without the lines of one header."""
     lines = raw.split(b"\r\n")
     prefix = name.encode() + b":"
     return b"\r\n".join(line for line in lines if not line.lower().startswith(prefix))
@@ -73,7 +74,7 @@ class Gate:
         self._open: set[asyncio.StreamWriter] = set()
 
     async def listen(self) -> None:
-        """Listen on the same port as before, or on a free one at first."""
+        """Listens on the same port as before, or on a free one at first."""
         self._server = await asyncio.start_server(self._serve, self._address, self.port, limit=_HEAD_BYTES, backlog=256)
         self.port = self._server.sockets[0].getsockname()[1]
 

@@ -1,4 +1,4 @@
-"""The gate in front of the registry as a process of its own, outside the machine's quota."""
+"""This module runs the gate in front of the registry as a process of its own, outside the machine's quota."""
 
 from __future__ import annotations
 

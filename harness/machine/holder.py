@@ -1,4 +1,4 @@
-"""The process that holds a machine's namespaces open, and takes the machine away if the harness dies.
+"""This process holds a machine's namespaces open, and takes the machine away if the harness dies.
 
 Run as a plain script (it imports nothing but the standard library and ``harness.kernel``). It makes the namespaces,
 mounts the scratch disk, reports ``ready`` on stdout, and waits on stdin. End of file there means that the harness is

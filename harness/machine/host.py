@@ -1,4 +1,4 @@
-"""What this host is: facts collected once per session, for every result to carry."""
+"""This module says what this host is: it collects facts once per session, for every result to carry."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def require_root(what: str) -> None:
-    """``NotRoot`` unless this process may make namespaces, mounts and control groups."""
+    """Raises ``NotRoot`` unless this process may make namespaces, mounts and control groups."""
     if os.geteuid() != 0:
         raise NotRoot(f"{what} needs root; run this with sudo")
 
 
 class HostFacts(BaseModel):
-    """This host at one moment; JSON by ``model_dump``."""
+    """Describes this host at one moment; ``model_dump`` gives JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = ""
-    """Tells this host from others of a campaign, without saying which it is."""
+    """This name tells the host from others of a campaign, without saying which it is."""
     kernel: str
     machine: str
     cpu_model: str
@@ -49,15 +49,15 @@ class HostFacts(BaseModel):
     virtualised: bool
     cgroup_version: int
     file_systems: tuple[str, ...]
-    """Of those that matter here: ext4, overlay, fuse, erofs, xfs, btrfs."""
+    """Lists those that matter here: ext4, overlay, fuse, erofs, xfs, btrfs."""
     tools: dict[str, str]
     steal_share: float
-    """Part of the CPU time that the hypervisor kept for others, over the time of the look."""
+    """This is the part of the CPU time that the hypervisor kept for others, over the time of the look."""
     load_per_core: float
     governor: str
-    """CPU frequency governor; empty where the host shows none."""
+    """Names the CPU frequency governor; empty where the host shows none."""
     git_commit: str
-    """Of the checkout this program runs from; empty for an installed one."""
+    """Names the commit of the checkout this program runs from; empty for an installed one."""
 
 
 def collect(look_s: float = 0.3) -> HostFacts:
@@ -87,19 +87,21 @@ def collect(look_s: float = 0.3) -> HostFacts:
 
 
 def host_name() -> str:
-    """``COLDBENCH_HOST``, else a short digest of the kernel's boot id: the same for all that runs on this host now."""
+    """Returns ``COLDBENCH_HOST``, else a short digest of the kernel's boot id: the same for all that runs on this host
+    now.
+    """
     named = os.environ.get("COLDBENCH_HOST", "")
     boot = _read("/proc/sys/kernel/random/boot_id").strip()
     return named or f"host-{hashlib.sha256(boot.encode()).hexdigest()[:8]}"
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Counts the cores this process may run on."""
     return len(os.sched_getaffinity(0))
 
 
 def cpu_model() -> str:
-    """As /proc/cpuinfo names it; the architecture where it does not."""
+    """Returns the model as /proc/cpuinfo names it; the architecture where it does not."""
     return _cpuinfo("model name") or os.uname().machine
 
 
@@ -112,35 +114,35 @@ def _cpuinfo(key: str) -> str:
 
 
 def file_systems() -> tuple[str, ...]:
-    """Those known to the running kernel (a module that is not loaded yet is not)."""
+    """Lists those known to the running kernel (a module that is not loaded yet is not)."""
     known = {line.split("\t")[-1] for line in _read("/proc/filesystems").splitlines()}
     return tuple(name for name in ("ext4", "overlay", "fuse", "erofs", "xfs", "btrfs") if name in known)
 
 
 def cpu_ticks() -> tuple[int, int]:
-    """(stolen, all) CPU time so far in ticks, over all cores (proc_stat(5))."""
+    """Returns (stolen, all) CPU time so far in ticks, over all cores (proc_stat(5))."""
     values = [int(v) for v in _read("/proc/stat").split("\n", 1)[0].split()[1:9]]
     return values[7], sum(values)
 
 
 def steal_share(before: tuple[int, int], after: tuple[int, int]) -> float:
-    """Part of the CPU time between two looks that was stolen."""
+    """Returns the part of the CPU time between two looks that was stolen."""
     passed = after[1] - before[1]
     return round((after[0] - before[0]) / passed, 4) if passed > 0 else 0.0
 
 
 def governor() -> str:
-    """The CPU frequency governor of the first core."""
+    """Returns the CPU frequency governor of the first core."""
     return _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip()
 
 
 def find_tool(name: str) -> str | None:
-    """Where a program is; looks in the sbin directories, too, which a user's PATH often lacks."""
+    """Finds where a program is; looks in the sbin directories, too, which a user's PATH often lacks."""
     return shutil.which(name) or shutil.which(name, path=_SBIN)
 
 
 def tool_version(name: str) -> str:
-    """The first line in which a program states its version; empty if it is not installed."""
+    """Returns the first line in which a program states its version; empty if it is not installed."""
     path = find_tool(name)
     if path is None:
         return ""
@@ -153,7 +155,7 @@ def tool_version(name: str) -> str:
 
 
 def git_commit() -> str:
-    """Commit of the checkout this package lies in, with ``+`` if files differ from it."""
+    """Returns the commit of the checkout this package lies in, with ``+`` if files differ from it."""
     top = Path(__file__).resolve().parents[2]
     git = find_tool("git")
     if git is None or not (top / ".git").exists():

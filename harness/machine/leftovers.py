@@ -37,7 +37,9 @@ _HALF_WRITTEN_S = 60.0
 
 @dataclass(frozen=True)
 class Leftover:
-    """One thing of one dead run. ``remove`` takes it away; what it was part of may already have taken it along."""
+    """Names one thing of one dead run. ``remove`` takes it away; what it was part of may already
+    have taken it along.
+    """
 
     kind: str
     what: str
@@ -49,13 +51,13 @@ class Leftover:
 
 
 class Titles:
-    """Which IDs belong to dead runs. With ``mine``, this very process counts as one of them."""
+    """Knows which IDs belong to dead runs. With ``mine``, this very process counts as one of them."""
 
     def __init__(self, mine: bool) -> None:
         self._own = ProcessId.of(os.getpid()) if mine else None
 
     def dead(self, found: str) -> Record | None:
-        """The record of a dead run with this ID; None for a live one's, and where nobody vouches for the ID."""
+        """Returns the record of a dead run with this ID; None for a live one's, and where nobody vouches for the ID."""
         if not records.is_trusted(records.RUN_DIR):
             return None
         record = Record.load(records.RUN_DIR / f"{found}.json")
@@ -64,13 +66,13 @@ class Titles:
         return record
 
     def match(self, pattern: re.Pattern[str], name: str) -> str:
-        """The ID of a dead run that ``name`` carries; empty for any other name."""
+        """Returns the ID of a dead run that ``name`` carries; empty for any other name."""
         match = pattern.fullmatch(name)
         return match[1] if match and self.dead(match[1]) is not None else ""
 
 
 def find_leftovers(mine: bool = False) -> list[Leftover]:
-    """Everything dead runs left, in the order in which it has to go.
+    """Finds everything dead runs left, in the order in which it has to go.
 
     With ``mine``, also what this very process still holds: for tests that look after tear-down. Needs root.
     """
@@ -89,7 +91,7 @@ def find_leftovers(mine: bool = False) -> list[Leftover]:
 
 
 def sweep() -> list[str]:
-    """Remove all of it, looking again because things go in steps; what was removed, in words."""
+    """Removes all of it, looking again because things go in steps; returns what was removed, in words."""
     removed: list[str] = []
     for _round in range(5):
         with records.host_lock():

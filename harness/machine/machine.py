@@ -1,4 +1,4 @@
-"""The machine: one simulated VM, made on entry and unmade on exit, whatever happens in between.
+"""This module makes the machine: one simulated VM, made on entry and unmade on exit, whatever happens in between.
 
 A control group, a network namespace behind a shaped veth pair, a private mount namespace and a scratch disk. The
 harness and the registry stay outside; every process of the engine and the container lives inside and is charged to it.
@@ -54,7 +54,7 @@ _TRUST_VARIABLES = ("SSL_CERT_FILE", "CURL_CA_BUNDLE")
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """The machine's own view of its network interface since it was made."""
+    """Holds the machine's own view of its network interface since it was made."""
 
     received_bytes: int
     sent_bytes: int
@@ -71,7 +71,7 @@ class Traffic:
 
 
 class Machine:
-    """One simulated VM as a context manager.
+    """Simulates one VM, as a context manager.
 
     CPU and disk limits are off until ``throttle(True)``, so that what a VM has running before it is told to deploy
     (daemons) starts quickly; memory, processes and the network are limited from the beginning.
@@ -269,38 +269,38 @@ class Machine:
 
     @property
     def id(self) -> str:
-        """Eight hexadecimal digits; artefacts are named ``coldbench-ID``."""
+        """Returns eight hexadecimal digits; artefacts are named ``coldbench-ID``."""
         return self._record.id
 
     @property
     def scratch(self) -> Path:
-        """The scratch disk as processes inside see it."""
+        """Returns the scratch disk's path as processes inside see it."""
         return self._record.directory / "scratch"
 
     def outside(self, path: Path | str) -> Path:
-        """A path of the machine as the harness reaches it (through ``/proc/PID/root``)."""
+        """Returns a path of the machine as the harness reaches it (through ``/proc/PID/root``)."""
         return Path(f"/proc/{self._holder.pid}/root/{str(path).lstrip('/')}")
 
     @property
     def namespace_pid(self) -> int:
-        """A process in the machine's namespaces, for tools that enter them by pid."""
+        """Returns a process in the machine's namespaces, for tools that enter them by pid."""
         return self._holder.pid
 
     @property
     def cgroup_parent(self) -> str:
-        """The machine's control group within each hierarchy, for runtimes that make groups below it."""
+        """Returns the machine's control group within each hierarchy, for runtimes that make groups below it."""
         return self._cgroup.parent
 
     @property
     def registry(self) -> str:
-        """``host:port`` of the registry as reached from inside."""
+        """Returns ``host:port`` of the registry as reached from inside."""
         if self._registry is None:
             raise MachineError("this machine was made without a registry")
         return self._registry
 
     @property
     def further(self) -> tuple[str, ...]:
-        """``host:port`` of each further upstream as reached from inside, in their order."""
+        """Returns ``host:port`` of each further upstream as reached from inside, in their order."""
         return self._further
 
     # -- running things
@@ -359,18 +359,21 @@ class Machine:
                 os.close(entry)
 
     def confine(self, devices: Sequence[DeviceRule]) -> Sequence[str]:
-        """Files into which a process of the machine writes ``0`` so that it, and all it starts, can use these devices
-        only. There is one such group; a later list takes the place of an earlier one. Raises ``HostUnfit``."""
+        """Returns files into which a process of the machine writes ``0`` so that it, and all it starts, can use these
+        devices only.
+
+        There is one such group; a later list takes the place of an earlier one. Raises ``HostUnfit``.
+        """
         return self._cgroup.confine(devices)
 
     def exec_python(self, module: str, arguments: Sequence[str] = (), **options: Any) -> subprocess.Popen[bytes]:
-        """``spawn`` of this Python running a module, as ``python -m`` does."""
+        """Spawns this Python running a module, as ``python -m`` does."""
         return self.spawn([sys.executable, "-m", module, *arguments], **options)
 
     # -- limits
 
     def throttle(self, on: bool = True) -> int:
-        """Put the shape's CPU and disk limits in force, or lift them; CLOCK_MONOTONIC ns when that was done.
+        """Puts the shape's CPU and disk limits in force, or lifts them; returns CLOCK_MONOTONIC ns when that was done.
 
         Turned on, the credits start as the shape says, and the returned time is theirs to count from (T0).
         ``MachineError`` if the limits in force are not those asked for.
@@ -405,7 +408,7 @@ class Machine:
             self._io_limited = self._cgroup.set_io(limit) and on
 
     def verify(self) -> None:
-        """``MachineError`` unless the limits in force are as asked and what holds them is alive."""
+        """Raises ``MachineError`` unless the limits in force are as asked and what holds them is alive."""
         cpu = self._cgroup.read_cpu()
         allowed = [CpuLimit.of_cores(None, self.shape.period_us)]
         if self._throttled:
@@ -435,7 +438,9 @@ class Machine:
 
     @property
     def disk_limited(self) -> str:
-        """How far the shape's disk limits hold: ``no``, ``all``, or ``unbuffered`` (version 1 sees no writeback)."""
+        """Says how far the shape's disk limits hold: ``no``, ``all``, or ``unbuffered`` (version 1
+        sees no writeback).
+        """
         if not self._io_limited:
             return "no"
         return "all" if self._cgroup.writeback_limited else "unbuffered"
@@ -443,12 +448,12 @@ class Machine:
     # -- looking
 
     def counters(self) -> Counters:
-        """What was charged to the machine since it was made."""
+        """Returns what was charged to the machine since it was made."""
         disk = self._disk.use()
         return replace(self._cgroup.counters(), io_written_bytes=disk.written_bytes, io_read_bytes=disk.read_bytes)
 
     def wire(self) -> Traffic:
-        """The machine's traffic since it was made, counted at the host's end of its link."""
+        """Returns the machine's traffic since it was made, counted at the host's end of its link."""
         statistics = Path(f"/sys/class/net/{self._record.interface('h')}/statistics")
 
         def read(name: str) -> int:
@@ -457,15 +462,16 @@ class Machine:
         return Traffic(read("tx_bytes"), read("rx_bytes"), read("tx_packets"), read("rx_packets"))
 
     def credit_samples(self) -> tuple[Sample, ...]:
-        """Balance and quota from T0 on; empty for a shape without credits."""
+        """Returns balance and quota from T0 on; empty for a shape without credits."""
         return self._governor.samples if self._governor is not None else self._samples
 
     def pids(self) -> list[int]:
-        """Processes inside."""
+        """Returns the processes inside."""
         return self._cgroup.pids()
 
     def reset(self, *, keep_pages: bool = False) -> None:
-        """Just before T0: write back what set-up wrote, drop the host's page cache, start the memory peak anew.
+        """Prepares for T0, just before it: writes back what set-up wrote, drops the host's page cache, starts the
+        memory peak anew.
 
         With ``keep_pages`` the page cache stays as it is.
         """

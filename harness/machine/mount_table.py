@@ -1,4 +1,5 @@
-"""Mounts that records vouch for, in any mount namespace that root here made or copied, and how they are taken away.
+"""This module finds mounts that records vouch for, in any mount namespace that root here made or copied, and removes
+them.
 
 A mount namespace copies the mounts of the one it came from, and keeps their file systems and devices busy. One that
 another user namespace owns was made by somebody who need not be root here: it is left alone.
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of a mount table: where it is, and what it is said to be of."""
+    """Holds one line of a mount table: where it is, and what it is said to be of."""
 
     target: str
     source: str
 
     def of(self, record: Record) -> bool:
-        """Whether a record vouches for it; where the user said where to mount, by the mount's source as well."""
+        """Says whether a record vouches for it; where the user said where to mount, by the mount's source as well."""
         places = (str(record.directory), *record.files)
         if any(_below(self.target, place) for place in places):
             return True
@@ -37,7 +38,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class FoundMount:
-    """A mount of a dead run in the mount namespace of process ``pid``, whose inode is ``namespace``."""
+    """Names a mount of a dead run in the mount namespace of process ``pid``, whose inode is ``namespace``."""
 
     mount: Mount
     record: str
@@ -48,7 +49,7 @@ class FoundMount:
         return self.mount.target if self.pid == os.getpid() else f"{self.mount.target} (namespace of {self.pid})"
 
     def unmount(self) -> None:
-        """Detach it, unless the process is another one by now."""
+        """Detaches it, unless the process is another one by now."""
         namespace = os.open(f"/proc/{self.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
             if os.fstat(namespace).st_ino == self.namespace and owned_by_our_user_namespace(namespace):
@@ -58,7 +59,7 @@ class FoundMount:
 
 
 def parse_mounts(mountinfo: str) -> list[Mount]:
-    """Mounts of a namespace, deepest first (proc_pid_mountinfo(5))."""
+    """Returns the mounts of a namespace, deepest first (proc_pid_mountinfo(5))."""
     mounts = []
     for line in reversed(mountinfo.splitlines()):
         left, _, right = line.partition(" - ")
@@ -67,7 +68,7 @@ def parse_mounts(mountinfo: str) -> list[Mount]:
 
 
 def find_mounts(dead: Sequence[Record]) -> Iterator[FoundMount]:
-    """What these records vouch for; one process stands for its namespace."""
+    """Finds what these records vouch for; one process stands for its namespace."""
     if not dead:
         return
     seen: set[int] = set()
@@ -104,7 +105,7 @@ def _mounts_of(process: int) -> list[Mount]:
 
 
 def mounts_below(directory: Path) -> bool:
-    """Whether anything is mounted at or below a directory, in this process's own namespace."""
+    """Says whether anything is mounted at or below a directory, in this process's own namespace."""
     table = parse_mounts(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
     return any(_below(mount.target, directory) for mount in table)
 

@@ -1,4 +1,6 @@
-"""The host's end of the simulated network: an address for the registry, there for as long as the session."""
+"""This module makes the host's end of the simulated network: an address for the registry, there for as long as the
+session.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class SimulatedNetwork:
         return self
 
     def own_directory(self, parent: Path) -> Path:
-        """A new directory below ``parent`` for root alone, gone with the network, or by ``coldbench clean``."""
+        """Makes a new directory below ``parent`` for root alone; it goes with the network, or by
+        ``coldbench clean``.
+        """
         assert self._record is not None
         made = parent / self._record.name
         self._record.files.append(str(made))

@@ -1,4 +1,4 @@
-"""What a machine's processes reach through their link: the registry's and relays' addresses and ports, nothing else.
+"""This module limits what a machine's processes reach through their link to addresses and ports of registry and relays.
 
 The filter is at the host's end of the link, where nobody inside can change it. It is a BPF program on the interface's
 ingress hook (tc-bpf(8), clsact), which goes with the interface; where the kernel has none, an nftables chain on the
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from harness.machine.records import Record
 
 Place = tuple[str, int]
-"""An IPv4 address and a TCP port."""
+"""This is an IPv4 address and a TCP port."""
 
 Way = Literal["BPF", "nftables"]
 
@@ -40,7 +40,7 @@ _TABLE = "coldbench_"
 
 
 def program(places: Sequence[Place]) -> bytes:
-    """The classifier. A packet too short for a look ends it, and is let through: no protocol takes it."""
+    """Writes the classifier. A packet too short for a look ends it, and is let through: no protocol takes it."""
     code = bpf.copy(6, 1)
     code += bpf.load_packet(2, 12) + bpf.when([bpf.Test(0, _ARP)], bpf.give(_PASS))
     code += bpf.unless(bpf.Test(0, _IPV4), bpf.give(_DROP))
@@ -57,7 +57,7 @@ def program(places: Sequence[Place]) -> bytes:
 
 
 def attach(record: Record, places: Sequence[Place]) -> Way:
-    """Filter what comes out of a machine's link; says how. ``HostUnfit`` where the kernel has neither way."""
+    """Filters what comes out of a machine's link; says how. Raises ``HostUnfit`` where the kernel has neither way."""
     interface = record.interface("h")
     try:
         _attach_program(interface, places)
@@ -123,7 +123,9 @@ def _attach_program(interface: str, places: Sequence[Place], further: dict[str, 
 
 
 def way() -> Way:
-    """How this host's kernel filters: tried on a pair made for that. ``HostUnfit`` where it cannot."""
+    """Says how this host's kernel filters: it is tried on a pair made for that. Raises
+    ``HostUnfit`` where it cannot.
+    """
     from pyroute2 import IPRoute
 
     from harness.machine.records import Record
@@ -148,7 +150,7 @@ def detach(record: Record) -> None:
 
 
 def tables() -> list[str]:
-    """IDs of the runs whose tables this host has."""
+    """Returns the IDs of the runs whose tables this host has."""
     if shutil.which("nft") is None:
         return []
     try:

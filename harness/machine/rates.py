@@ -1,4 +1,4 @@
-"""The rates for the lower bound, measured on this host once and kept in the cache directory.
+"""This module measures the rates for the lower bound, on this host once, and keeps them in the cache directory.
 
 Each is the best of several short runs in CPU seconds of this process, with the fastest code there is: a bound has to
 lie below every honest result. They hold for one CPU model and kernel, and are measured anew on another.
@@ -30,21 +30,21 @@ _FILES = 2000
 
 
 def cache_file() -> Path:
-    """Where they are kept: ``rates.json`` in the cache directory."""
+    """Returns where they are kept: ``rates.json`` in the cache directory."""
     from harness.oci.cache import cache_root
 
     return cache_root() / "rates.json"
 
 
 def host_key() -> str:
-    """What the rates hold for."""
+    """Returns what the rates hold for."""
     from harness.machine.host import cpu_model
 
     return f"{cpu_model()}, Linux {os.uname().release}"
 
 
 def load() -> Rates | None:
-    """The stored rates, if they were measured on this CPU model and kernel."""
+    """Returns the stored rates, if they were measured on this CPU model and kernel."""
     try:
         rates = Rates.model_validate_json(cache_file().read_text("utf-8"))
     except (OSError, ValueError):
@@ -53,12 +53,12 @@ def load() -> Rates | None:
 
 
 def ensure() -> Rates:
-    """The stored rates, measured now (about three seconds) if there are none."""
+    """Returns the stored rates; it measures them now (about three seconds) if there are none."""
     return load() or measure()
 
 
 def measure() -> Rates:
-    """Measure and store them. A repetition can only make them better: the best ever seen on this host stays."""
+    """Measures and stores them. A repetition can only make them better: the best ever seen on this host stays."""
     sample = _sample()
     old = load()
     rates = Rates(

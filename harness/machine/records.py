@@ -1,4 +1,4 @@
-"""State records: what a live run holds, written where a later run finds it if this one is killed.
+"""This module keeps state records of what a live run holds, where a later run finds them if this one is killed.
 
 Every artefact carries the name ``coldbench-ID`` (interfaces, whose names are short: ``cbID`` and a letter), ID being
 eight hexadecimal digits. A record ``/run/coldbench/ID.json`` says which process owns that ID; a process is its pid
@@ -32,28 +32,30 @@ PREFIX = "coldbench-"
 INTERFACE_PREFIX = "cb"
 
 RUN_DIR = Path(os.environ.get("COLDBENCH_RUN_DIR", "/run/coldbench"))
-"""On a tmpfs on most systems, so that a reboot, which ends every run, takes the records with it."""
+"""Records lie on a tmpfs on most systems, so that a reboot, which ends every run, takes them with it."""
 
 _MOUNTS = "mounts"
 """Directory of symlinks to mount points."""
 
 FORMAT = 1
-"""Kept as long as it can be: a version that does not know a record's form takes a live run for a dead one."""
+"""The format is kept as long as it can be: a version that does not know a record's form takes a live run for a dead
+one.
+"""
 
 ENVIRONMENT_MARK = "COLDBENCH_MACHINE"
-"""Variable set in every process spawned in a machine; finds those that left their control group."""
+"""This variable is set in every process spawned in a machine; it finds those that left their control group."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """A process that cannot be mistaken for a later one of the same pid."""
+    """Names a process that cannot be mistaken for a later one of the same pid."""
 
     pid: int
     start_ticks: int
 
     @classmethod
     def of(cls, pid: int) -> ProcessId | None:
-        """The process that has this pid now, None if there is none, or only its exit status (a zombie)."""
+        """Returns the process that has this pid now, None if there is none, or only its exit status (a zombie)."""
         try:
             text = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
         except OSError:
@@ -68,7 +70,7 @@ class ProcessId:
 
 @dataclass
 class Record:
-    """What one machine or network holds. ``save`` after each change, ``remove`` when all of it is gone."""
+    """Holds what one machine or network holds. ``save`` after each change, ``remove`` when all of it is gone."""
 
     id: str
     kind: str
@@ -77,11 +79,11 @@ class Record:
     addresses: list[str] = field(default_factory=list)
     processes: list[ProcessId] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
-    """Files and directories outside of ``directory``."""
+    """Lists files and directories outside of ``directory``."""
 
     @classmethod
     def new(cls, kind: str, label: str = "") -> Record:
-        """A record with an ID of its own, owned by this process; not written yet."""
+        """Makes a record with an ID of its own, owned by this process; it is not written yet."""
         owner = ProcessId.of(os.getpid())
         if owner is None:
             raise MachineError("cannot read /proc/self/stat; is /proc mounted?")
@@ -89,7 +91,7 @@ class Record:
 
     @property
     def name(self) -> str:
-        """The name artefacts carry."""
+        """Returns the name artefacts carry."""
         return PREFIX + self.id
 
     @property
@@ -98,11 +100,11 @@ class Record:
 
     @property
     def directory(self) -> Path:
-        """A directory of its own beside the record (mount points)."""
+        """Returns a directory of its own beside the record (mount points)."""
         return RUN_DIR / self.id
 
     def interface(self, letter: str) -> str:
-        """Name of an interface (at most 15 characters)."""
+        """Returns the name of an interface (at most 15 characters)."""
         return f"{INTERFACE_PREFIX}{self.id}{letter}"
 
     def add_process(self, pid: int) -> None:
@@ -119,7 +121,7 @@ class Record:
         (noted / str(len(self.mounts()))).symlink_to(os.path.abspath(target))
 
     def mounts(self) -> list[str]:
-        """Mount points outside of ``directory``, in the order in which they were noted."""
+        """Returns mount points outside of ``directory``, in the order in which they were noted."""
         try:
             names = sorted(os.listdir(self.directory / _MOUNTS), key=int)
             return [os.readlink(self.directory / _MOUNTS / name) for name in names]
@@ -142,8 +144,9 @@ class Record:
 
     @classmethod
     def load(cls, path: Path) -> Record | None:
-        """A stored record; None if it is not one (cut, or of another format), or if somebody else could have written
-        it."""
+        """Loads a stored record; None if it is not one (cut, or of another format), or if somebody else could have
+        written it.
+        """
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with open(descriptor, encoding="utf-8") as file:
@@ -175,7 +178,7 @@ def make_run_directory() -> None:
 
 
 def is_trusted(directory: Path) -> bool:
-    """Whether nobody but root can put records into a directory."""
+    """Says whether nobody but root can put records into a directory."""
     try:
         status = directory.lstat()
     except OSError:
@@ -184,7 +187,7 @@ def is_trusted(directory: Path) -> bool:
 
 
 def stored() -> list[Record]:
-    """All records of this host, of live and of dead runs."""
+    """Returns all records of this host, of live and of dead runs."""
     if not is_trusted(RUN_DIR):
         return []
     return [r for path in sorted(RUN_DIR.glob("*.json")) if (r := Record.load(path)) is not None]
@@ -192,7 +195,9 @@ def stored() -> list[Record]:
 
 @contextlib.contextmanager
 def recorded_directory(kind: str, parent: Path = Path("/var/tmp")) -> Iterator[Path]:
-    """A directory for the caller alone, gone at the end, or after a kill by ``coldbench clean`` (if root made it)."""
+    """Makes a directory for the caller alone; it goes at the end, or after a kill by ``coldbench clean`` (if root made
+    it).
+    """
     if os.geteuid() != 0:
         with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{kind}-", dir=parent) as made:
             yield Path(made)

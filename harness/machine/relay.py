@@ -1,4 +1,4 @@
-"""A TCP relay that makes a near registry far: round trips, first bytes and rates per connection, without netem.
+"""This TCP relay makes a near registry far: it adds round trips, first bytes and rates per connection, without netem.
 
 Run as a plain script, outside the machine: ``relay.py ADDRESS UPSTREAM-HOST UPSTREAM-PORT RTT_S FIRST_BYTE_S RATE
 UPLINK`` (bytes/s per connection, and of all connections together; 0 for no limit). It prints the port it listens on and
@@ -76,19 +76,19 @@ class Uplink:
         self._free_at = 0.0
 
     def due(self, earliest_s: float, size: int) -> float:
-        """The time at which a chunk has left whole."""
+        """Returns the time at which a chunk has left whole."""
         if not self._rate:
             return earliest_s
         self._free_at = max(earliest_s, self._free_at) + size / self._rate
         return self._free_at
 
     def piece(self, size: int) -> int:
-        """How much to take at once, of at most ``size``."""
+        """Says how much to take at once, of at most ``size``."""
         return min(size, self.PIECE_BYTES) if self._rate else size
 
 
 class Pipe:
-    """One direction of one connection: bytes wait in a queue until they are due."""
+    """Carries one direction of one connection: bytes wait in a queue until they are due."""
 
     __slots__ = ("blocked", "ended", "passed_end", "queue", "queued", "sink", "source")
 
@@ -126,7 +126,7 @@ class Pipe:
 
 
 class Connection:
-    """A client's connection and the one to the registry that stands for it."""
+    """Joins a client's connection and the one to the registry that stands for it."""
 
     def __init__(
         self,
@@ -179,12 +179,12 @@ class Connection:
             start += len(piece)
 
     def next_due(self) -> float | None:
-        """When the next chunk that nothing but time holds back may go."""
+        """Says when the next chunk that nothing but time holds back may go."""
         heads = [p.queue[0][0] for p in (self.up, self.down) if p.queue and not p.blocked]
         return None if self.connecting else min(heads, default=None)
 
     def interest(self, which: socket.socket) -> int:
-        """What to wait for on one of the two sockets."""
+        """Says what to wait for on one of the two sockets."""
         inward, outward = (self.up, self.down) if which is self.client else (self.down, self.up)
         mask = 0
         if not inward.ended and inward.queued < self._uplink.queue_bytes:
@@ -225,7 +225,7 @@ class Relay:
         self.port: int = self._listener.getsockname()[1]
 
     def run(self, stop_fd: int) -> None:
-        """Until ``stop_fd`` reaches its end."""
+        """Runs until ``stop_fd`` reaches its end."""
         self._selector.register(stop_fd, selectors.EVENT_READ)
         while True:
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None

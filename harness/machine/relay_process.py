@@ -1,4 +1,4 @@
-"""The delaying relay as a process of its own, outside the machine's quota."""
+"""This module runs the delaying relay as a process of its own, outside the machine's quota."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine's disk: a sparse file behind a loop device, formatted ext4 with its defaults.
+"""This module makes the machine's disk: a sparse file behind a loop device, formatted ext4 with its defaults.
 
 The file is unlinked as soon as the device holds it, and the device clears itself when its mount goes, so that nothing
 is left even if the harness is killed. Direct I/O towards the file keeps its pages out of the host's cache: what the
@@ -26,26 +26,26 @@ _LEAST_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:
-    """What reached the device and came from it."""
+    """Counts what reached the device and came from it."""
 
     read_bytes: int
     written_bytes: int
 
 
 def default_directory() -> Path:
-    """Where the files behind scratch disks are: ``COLDBENCH_SCRATCH``, else ``/var/tmp``."""
+    """Returns where the files behind scratch disks are: ``COLDBENCH_SCRATCH``, else ``/var/tmp``."""
     return Path(os.environ.get("COLDBENCH_SCRATCH") or "/var/tmp").absolute()
 
 
 def default_size(directory: Path) -> int:
-    """Room for any image, but never all that is left where the file is: a workload may fill its disk."""
+    """Returns room for any image, but never all that is left where the file is: a workload may fill its disk."""
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     status = os.statvfs(existing)
     return max(_LEAST_BYTES, min(DEFAULT_BYTES, status.f_bavail * status.f_frsize * 3 // 4))
 
 
 class ScratchDisk:
-    """One loop device over one unlinked file. ``device`` is to be mounted; ``close`` lets go of it.
+    """Holds one loop device over one unlinked file. ``device`` is to be mounted; ``close`` lets go of it.
 
     The open descriptor keeps the device until the machine has mounted it; after that the mount does.
     """
@@ -80,7 +80,7 @@ class ScratchDisk:
         self.number = (os.major(status.st_rdev), os.minor(status.st_rdev))
 
     def use(self) -> DiskUse:
-        """Bytes so far (kernel: admin-guide/iostats, sectors read and written)."""
+        """Returns the bytes so far (kernel: admin-guide/iostats, sectors read and written)."""
         text = Path(f"/sys/dev/block/{self.number[0]}:{self.number[1]}/stat").read_text("ascii").split()
         return DiskUse(int(text[2]) * SECTOR_BYTES, int(text[6]) * SECTOR_BYTES)
 

@@ -1,4 +1,4 @@
-"""Links and shaping of the simulated network, through rtnetlink (pyroute2).
+"""This module makes and shapes the links of the simulated network, through rtnetlink (pyroute2).
 
 Bandwidth is a token bucket filter (tc-tbf(8)) at the sending end of each direction. Where a vendor's network has a
 bucket of its own, two filters are nested: the outer holds the burst rate, the inner the sustained rate with the
@@ -33,7 +33,7 @@ _MAX_TBF_S = 250.0
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One token bucket: bytes per second, and bytes that may pass at once."""
+    """Describes one token bucket: bytes per second, and bytes that may pass at once."""
 
     rate_bytes_s: int
     burst_bytes: int
@@ -41,7 +41,9 @@ class Filter:
 
 
 def filters(network: Network, cap_bytes_s: int | None = None) -> list[Filter]:
-    """The token buckets for a network, outermost first; ``cap_bytes_s`` lowers the rate (the way to the registry)."""
+    """Returns the token buckets for a network, outermost first; ``cap_bytes_s`` lowers the rate (the way to the
+    registry).
+    """
     sustained = network.rate_bits_s // 8
     peak = network.peak_bits_s // 8
     if cap_bytes_s is not None:
@@ -54,7 +56,7 @@ def filters(network: Network, cap_bytes_s: int | None = None) -> list[Filter]:
 
 
 def cap_filters(cap_bytes_s: int) -> list[Filter]:
-    """The token bucket where only the way to the registry is limited."""
+    """Returns the token bucket where only the way to the registry is limited."""
     return [_plain(cap_bytes_s)]
 
 
@@ -79,13 +81,13 @@ def _netlink(namespace: str | None = None) -> Iterator[Any]:
 
 
 def used_addresses() -> list[str]:
-    """Every IPv4 address of this host's own network namespace."""
+    """Returns every IPv4 address of this host's own network namespace."""
     with _netlink() as ipr:
         return [address for entry in ipr.get_addr(family=2) if (address := entry.get("address"))]
 
 
 def make_link(record: Record, namespace_pid: int, block: addresses.Block) -> None:
-    """A veth pair between this namespace and that of a process, with addresses, up."""
+    """Makes a veth pair between this namespace and that of a process, gives it addresses and sets it up."""
     outer = record.interface("h")
     with _netlink() as ipr:
         ipr.link("add", ifname=outer, kind="veth", peer={"ifname": INNER_INTERFACE, "net_ns_pid": namespace_pid})
@@ -102,7 +104,7 @@ def make_link(record: Record, namespace_pid: int, block: addresses.Block) -> Non
 
 
 def add_routes(namespace_pid: int, hosts: Sequence[str], gateway: str) -> None:
-    """Ways to these hosts through the link. There is no other: a connection to anywhere else fails at once."""
+    """Adds ways to these hosts through the link. There is no other: a connection to anywhere else fails at once."""
     with _netlink(f"/proc/{namespace_pid}/ns/net") as inside:
         for host in dict.fromkeys(hosts):
             if host != gateway:
@@ -132,7 +134,7 @@ def _shape(ipr: Any, index: int, chain: list[Filter], delay_us: int) -> None:
 
 
 def read_rates(record: Record, namespace_pid: int) -> tuple[list[int], list[int]]:
-    """The rates in force in bytes/s, outermost first: towards the machine, and from it."""
+    """Reads the rates in force in bytes/s, outermost first: towards the machine, and from it."""
     with _netlink() as ipr:
         towards = _rates(ipr, ipr.link_lookup(ifname=record.interface("h"))[0])
     with _netlink(f"/proc/{namespace_pid}/ns/net") as inside:
@@ -161,7 +163,7 @@ def add_loopback_address(address: str, label: str) -> None:
 
 
 def loopback_addresses() -> dict[str, str]:
-    """Labelled addresses of the loopback interface: address to label."""
+    """Returns labelled addresses of the loopback interface: address to label."""
     with _netlink() as ipr:
         index = ipr.link_lookup(ifname="lo")[0]
         return {
@@ -180,17 +182,17 @@ def remove_loopback_address(address: str) -> None:
 
 
 def interfaces() -> list[str]:
-    """Names of all interfaces of this namespace."""
+    """Returns the names of all interfaces of this namespace."""
     return sorted(path.name for path in Path("/sys/class/net").iterdir())
 
 
 def has_netem() -> bool:
-    """Whether this kernel delays packets."""
+    """Says whether this kernel delays packets."""
     return _takes("netem", delay=1000, limit=10)
 
 
 def has_tbf() -> bool:
-    """Whether this kernel limits a link's rate."""
+    """Says whether this kernel limits a link's rate."""
     return _takes("tbf", rate=1_000_000, burst=1 << 17, limit=1 << 18)
 
 

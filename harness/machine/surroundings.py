@@ -14,7 +14,7 @@ _OWN = re.compile(r"/(docker|kubepods|libpod|lxc)[-/.:]")
 
 
 def container(root: Path = Path("/")) -> str:
-    """The kind of container that this process runs in: ``docker``, ``podman`` …; empty on a host or in a VM.
+    """Names the kind of container that this process runs in: ``docker``, ``podman`` …; empty on a host or in a VM.
 
     A disk image that was made from a container image has ``/.dockerenv`` too, so that file counts only on an overlay.
     """
@@ -30,7 +30,9 @@ def container(root: Path = Path("/")) -> str:
 
 
 def file_system(mountinfo: Path, path: Path) -> str:
-    """The kind of file system that a path is on, by the longest mount point above it; empty where that is not known."""
+    """Names the kind of file system that a path is on, by the longest mount point above it; empty where that is not
+    known.
+    """
     wanted = os.path.realpath(path)
     best, kind = "", ""
     for line in cgroup.read_text(mountinfo).splitlines():
@@ -46,7 +48,7 @@ def file_system(mountinfo: Path, path: Path) -> str:
 
 
 def cpu_limit_cores(root: Path = Path("/")) -> float | None:
-    """What the container itself may use, None for no limit: a machine inside cannot have more than that."""
+    """Says what the container itself may use, None for no limit: a machine inside cannot have more than that."""
     for line in cgroup.read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         relative = path.strip("/")
@@ -64,7 +66,9 @@ def cpu_limit_cores(root: Path = Path("/")) -> float | None:
 
 
 def stacked_places(cache: Path) -> list[str]:
-    """Which of our directories lie on the container's overlay, where no overlay can be stacked and disks are slow."""
+    """Lists which of our directories lie on the container's overlay, where no overlay can be stacked and disks are
+    slow.
+    """
     mountinfo = Path("/proc/self/mountinfo")
     places = {"cache": cache, "scratch disks": default_directory()}
     return [f"{name} ({path})" for name, path in places.items() if file_system(mountinfo, _existing(path)) == "overlay"]
@@ -75,7 +79,9 @@ def _existing(path: Path) -> Path:
 
 
 def sees_host_groups(mounts: cgroup.CgroupMounts) -> bool:
-    """Whether control groups are the host's: in a namespace of its own a container is at the root of what it sees."""
+    """Says whether control groups are the host's: in a namespace of its own a container is at the
+    root of what it sees.
+    """
     if mounts.version != 2:
         return True
     own = cgroup.read_text(Path("/proc/self/cgroup"))
@@ -83,5 +89,5 @@ def sees_host_groups(mounts: cgroup.CgroupMounts) -> bool:
 
 
 def records_are_shared() -> bool:
-    """Whether records of what runs here are the host's own, so that its ``coldbench clean`` finds them."""
+    """Says whether records of what runs here are the host's own, so that its ``coldbench clean`` finds them."""
     return file_system(Path("/proc/self/mountinfo"), _existing(RUN_DIR)) not in {"overlay", ""}

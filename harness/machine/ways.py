@@ -1,4 +1,6 @@
-"""How a machine's processes get to the hosts outside that they may reach: relays, the gate, the link's filter."""
+"""This module gives a machine's processes their ways to the hosts outside that they may reach: relays, the gate, the
+filter.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ if TYPE_CHECKING:
     from harness.model.shape import Distance
 
 Gated = Literal["", "open", "tokens"]
-"""Whether a gate stands in front of the registry, and whether it asks for tokens (``harness.machine.gate``)."""
+"""It says whether a gate stands in front of the registry, and whether it asks for tokens (``harness.machine.gate``)."""
 
 
 class Ways:
-    """The ways out of one machine. ``undo`` takes what has to be done when the machine goes."""
+    """Makes the ways out of one machine. ``undo`` takes what has to be done when the machine goes."""
 
     def __init__(self, record: Record, undo: Callable[..., None], gated: Gated) -> None:
         self.relays: list[RelayProcess] = []
@@ -31,7 +33,7 @@ class Ways:
         self._places: list[tuple[str, int]] = []
 
     def to(self, upstream: tuple[str, int], distance: Distance, host_address: str) -> str:
-        """``host:port`` that stands for a host outside: itself, or a relay in front of it."""
+        """Returns ``host:port`` that stands for a host outside: itself, or a relay in front of it."""
         if not distance.delays and addresses.is_simulated(upstream[0]):
             return f"{upstream[0]}:{upstream[1]}"
         relay = RelayProcess(host_address, upstream, distance)
@@ -40,7 +42,7 @@ class Ways:
         return f"{host_address}:{relay.port}"
 
     def through_gate(self, way: str, host_address: str) -> str:
-        """``host:port`` of the gate before a way; the way itself where no gate is asked for."""
+        """Returns ``host:port`` of the gate before a way; the way itself where no gate is asked for."""
         if not self._gated:
             return way
         host, _, port = way.rpartition(":")
@@ -53,7 +55,7 @@ class Ways:
         self._record.add_process(process.pid)
 
     def close_others(self, ways: Sequence[str]) -> list[str]:
-        """Let nothing of the host be reached from inside but these; their addresses."""
+        """Lets nothing of the host be reached from inside but these, and returns their addresses."""
         parts = [way.rpartition(":") for way in ways]
         self._places = [(address, int(port)) for address, _, port in parts]
         self._undo(network_filter.detach, self._record)
@@ -62,7 +64,7 @@ class Ways:
 
     @property
     def gate(self) -> GateProcess:
-        """MachineError for a machine that was made without."""
+        """Returns the gate; raises MachineError for a machine that was made without."""
         if self._gate is None:
             raise MachineError("this machine was made without a gate in front of its registry")
         return self._gate

@@ -1,4 +1,4 @@
-"""Getting a process of ours into a container, with no more rights than what runs there has.
+"""This module gets a process of ours into a container, with no more rights than what runs there has.
 
 The order matters: whatever has to be loaded is loaded before, for once inside every path means what the image says.
 Then namespaces are joined, the mount namespace last; then rights are given up, for good, before the first program of
@@ -27,15 +27,15 @@ _PROC_FLAGS = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What to enter, and what to keep. ``namespaces`` are open descriptors by kind."""
+    """Says what to enter, and what to keep. ``namespaces`` are open descriptors by kind."""
 
     namespaces: dict[str, int]
     alive: bool
-    """Whether the container's first process lives: its pid namespace takes new ones only as long as it does."""
+    """Says whether the container's first process lives: its pid namespace takes new ones only as long as it does."""
     capabilities: tuple[int, ...]
     no_new_privileges: bool
     system_calls: str
-    """The seccomp program in hexadecimal digits; empty for none."""
+    """Holds the seccomp program in hexadecimal digits; empty for none."""
     masked_paths: tuple[str, ...]
     read_only_paths: tuple[str, ...]
 
@@ -51,7 +51,7 @@ class Entry:
 
 
 def enter(entry: Entry) -> None:
-    """Do it all. Raises OSError, and the process must end then: it may be inside with all rights."""
+    """Enters the container. Raises OSError, and the process must end then: it may be inside with all rights."""
     last = privileges.last_capability()
     program = bytes.fromhex(entry.system_calls)
     refuse_imports()
@@ -67,7 +67,7 @@ def enter(entry: Entry) -> None:
 
 
 def refuse_imports() -> None:
-    """From now on no module is looked for anywhere: inside, it would be the image's."""
+    """Refuses to look for any module from now on: inside, it would be the image's."""
     sys.meta_path.clear()
     sys.path_hooks.clear()
     sys.path.clear()

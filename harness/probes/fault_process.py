@@ -1,4 +1,4 @@
-"""The process that reads files while their supply fails: inside the machine, in the container's namespaces.
+"""This process reads files while their supply fails: inside the machine, in the container's namespaces.
 
 It reads nothing itself. Each read is made by a child, since a read may never return and a page fault may kill; children
 that are held up are left waiting, and others go on in their place, up to ``MAX_HELD``. Beside the readers two children
@@ -35,11 +35,11 @@ PULSE_S = 1.0
 _LINE = 1 << 16
 
 Outcome = tuple[str, float, int, str]
-"""What became of a read, seconds, bytes, sha256."""
+"""These are what became of a read, seconds, bytes, sha256."""
 
 
 def read_file(path: str) -> tuple[int, str]:
-    """Read a file to its end: bytes and sha256."""
+    """Reads a file to its end, and returns bytes and sha256."""
     digest, size = hashlib.sha256(), 0
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -52,7 +52,7 @@ def read_file(path: str) -> tuple[int, str]:
 
 
 def map_file(path: str) -> tuple[int, str]:
-    """The same through a mapping: a page that cannot be had kills this process with SIGBUS."""
+    """Reads the same through a mapping: a page that cannot be had kills this process with SIGBUS."""
     handle = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(handle).st_size
@@ -74,7 +74,7 @@ def list_root(_path: str) -> tuple[int, str]:
 
 
 def answer_only(_path: str) -> tuple[int, str]:
-    """Touch no file."""
+    """Touches no file."""
     return 0, ""
 
 
@@ -83,7 +83,7 @@ KINDS = {"read": read_file, "map": map_file, "list": list_root, "memory": answer
 
 @dataclass(eq=False)
 class Child:
-    """A child that does one thing at a time, on request."""
+    """Speaks to a child that does one thing at a time, on request."""
 
     pid: int
     ask: int
@@ -92,7 +92,7 @@ class Child:
     busy: bool = False
     began: float = 0.0
     held: bool = False
-    """It was given up waiting for."""
+    """Says that nobody waits for it any more."""
     text: bytes = b""
 
     def start(self, kind: str, path: str, now: float) -> None:
@@ -100,7 +100,7 @@ class Child:
         os.write(self.ask, json.dumps([kind, path]).encode() + b"\n")
 
     def result(self) -> Outcome | None:
-        """What it says now that it can be read; None where that is not whole yet."""
+        """Returns what it says now that it can be read; None where that is not whole yet."""
         data = os.read(self.told, _LINE)
         if not data:
             _, status = os.waitpid(self.pid, 0)
@@ -121,7 +121,7 @@ class Child:
 
 
 def fork_child(others: list[Child]) -> Child:
-    """A new child; it dies with us."""
+    """Forks a new child; it dies with us."""
     ask_read, ask_write = os.pipe()
     told_read, told_write = os.pipe()
     pid = os.fork()
@@ -155,7 +155,7 @@ def _serve(asked: int, tell: int) -> None:
 
 @dataclass
 class Readers:
-    """Children that read, and the two that are asked how they are."""
+    """Holds children that read, and the two that are asked how they are."""
 
     idle: list[Child] = field(default_factory=list)
     busy: list[Child] = field(default_factory=list)
@@ -250,7 +250,7 @@ class Readers:
 
 
 def main() -> None:
-    """``python -m harness.probes.fault_process``; stdin and stdout are the conversation."""
+    """Runs as ``python -m harness.probes.fault_process``; stdin and stdout are the conversation."""
     enter(Entry.decode(sys.stdin.readline()))
     readers = Readers()
     readers.start()

@@ -1,4 +1,6 @@
-"""Reads of a container's files while their supply fails, each judged against the bytes that the image really has."""
+"""This module reads a container's files while their supply fails, and judges each read against the
+image's own bytes.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,14 @@ if TYPE_CHECKING:
     from harness.machine.machine import Machine
 
 WIDTH = 8
-"""Reads at once: a server in use has several, and one that hangs must not be all that is seen."""
+"""So many reads run at once: a server in use has several, and one that hangs must not be all that is seen."""
 
 _SLACK_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What a file really holds."""
+    """Says what a file really holds."""
 
     size: int
     sha256: str
@@ -38,8 +40,11 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One read. ``outcome`` is ``ok``, ``hung``, ``untried`` or the name of an error or signal; times in seconds,
-    ``began`` on CLOCK_MONOTONIC. ``wrong``: the bytes are not the image's."""
+    """Holds one read.
+
+    ``outcome`` is ``ok``, ``hung``, ``untried`` or the name of an error or signal; times are in seconds, ``began`` is
+    on CLOCK_MONOTONIC. ``wrong`` says that the bytes are not the image's.
+    """
 
     path: str
     outcome: str
@@ -50,13 +55,13 @@ class Read:
 
     @property
     def bad(self) -> bool:
-        """Whether it failed or hung: what was not tried is neither good nor bad."""
+        """Says whether it failed or hung: what was not tried is neither good nor bad."""
         return self.outcome not in {"ok", "untried"}
 
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """What two processes in the container said of themselves at a time (CLOCK_MONOTONIC seconds)."""
+    """Holds what two processes in the container said of themselves at a time (CLOCK_MONOTONIC seconds)."""
 
     at: float
     memory: bool
@@ -64,7 +69,9 @@ class Pulse:
 
 
 class FaultReader:
-    """The process inside the container that reads (``harness.probes.fault_process``); started before the fault."""
+    """Speaks to the process inside the container that reads (``harness.probes.fault_process``); it is started before
+    the fault.
+    """
 
     def __init__(
         self, machine: Machine, container: Container, confinement: Confinement, truth: Mapping[str, Truth]
@@ -143,7 +150,7 @@ class FaultReader:
 
 
 def summary(sample: Sample, reads: Sequence[Read], deadline_s: float) -> SampleReads:
-    """What became of a sample, as it is stored."""
+    """Sums up what became of a sample, as it is stored."""
     failed = [read for read in reads if read.bad and read.outcome != "hung"]
     outcomes = Counter(read.outcome for read in reads)
     wrong = [read for read in reads if read.wrong]
@@ -165,6 +172,6 @@ def summary(sample: Sample, reads: Sequence[Read], deadline_s: float) -> SampleR
 
 
 def healthy_s(pulses: Iterable[Pulse], start: float, end: float) -> tuple[float, float]:
-    """How long within a time the one that answers from memory, and the one that lists, said that all is well."""
+    """Says how long within a time the one that answers from memory, and the one that lists, said that all is well."""
     inside = [pulse for pulse in pulses if start <= pulse.at < end]
     return PULSE_S * sum(p.memory for p in inside), PULSE_S * sum(p.listing for p in inside)

@@ -1,4 +1,4 @@
-"""Knocking on a port from inside the machine's network, by a thread that entered its namespace.
+"""This module knocks on a port from inside the machine's network, by a thread that entered its namespace.
 
 The thread belongs to the harness: what it costs is not the machine's. Network namespaces are per thread (setns(2)).
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 INTERVAL_S = 0.002
-"""Pause between two tries: with the try itself, readiness is seen well within 5 ms."""
+"""A knocker pauses for so long between two tries: with the try itself, readiness is seen well within 5 ms."""
 
 ANSWER_TIMEOUT_S = 10.0
 """A server that took a connection but does not answer is asked anew after this long."""

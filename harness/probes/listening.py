@@ -12,7 +12,8 @@ _SHOWN = 8
 
 
 def listeners(pid: int) -> list[str]:
-    """``127.0.0.1:8080`` and ``[::]:80``, by port, of the network namespace of a process; empty where none can be read.
+    """Returns ``127.0.0.1:8080`` and ``[::]:80``, by port, of the network namespace of a process; empty where none can
+    be read.
 
     Source: Linux Documentation/networking/proc_net_tcp.rst.
     """
@@ -41,7 +42,7 @@ def _address(field: str) -> tuple[int, str]:
 
 
 def described(found: list[str]) -> str:
-    """The listeners as a part of a sentence."""
+    """Describes the listeners as a part of a sentence."""
     if not found:
         return "nothing listens inside"
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

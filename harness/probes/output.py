@@ -1,4 +1,6 @@
-"""A container's stdout and stderr: drained so that it never blocks on them, searched for a line, the end kept."""
+"""This module drains a container's stdout and stderr so that it never blocks on them, searches them for a line, keeps
+the end.
+"""
 
 from __future__ import annotations
 
@@ -52,12 +54,12 @@ class OutputReader:
         self._thread.start()
 
     def tail(self) -> str:
-        """The last ``TAIL_BYTES`` of both streams, in the order they were read."""
+        """Returns the last ``TAIL_BYTES`` of both streams, in the order they were read."""
         with self._lock:
             return bytes(self._tail).decode(errors="replace")
 
     def last_words(self) -> str:
-        """The last lines that say something, in one line: of stderr, else of stdout.
+        """Returns the last lines that say something, in one line: of stderr, else of stdout.
 
         The order of what comes on both at once is not to be known; a program that fails says why on stderr. One line is
         not enough: many programs end what they have to say with a bracket or their version.
@@ -71,7 +73,9 @@ class OutputReader:
         return ""
 
     def await_end(self, timeout_s: float) -> bool:
-        """Whether both streams have ended (every process that held them is gone) within ``timeout_s``."""
+        """Waits, and says whether both streams have ended (every process that held them is gone)
+        within ``timeout_s``.
+        """
         return self._ended.wait(timeout_s)
 
     def close(self) -> None:

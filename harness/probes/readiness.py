@@ -1,4 +1,4 @@
-"""When is the container ready? Watched from the harness, outside the machine's CPU quota.
+"""This module watches, from the harness and outside the machine's CPU quota, for when a container is ready.
 
 The exit comes through a pidfd, lines through the container's pipes, ports by knocking from the machine's network
 namespace; each is seen within 5 ms. Nothing runs inside the machine for it, except that a server answers the knocks.
@@ -88,7 +88,7 @@ class ReadinessProbe:
         self._watcher.start()
 
     def wait(self) -> int:
-        """CLOCK_MONOTONIC nanoseconds of readiness.
+        """Waits for readiness and returns it in CLOCK_MONOTONIC nanoseconds.
 
         Raises WorkloadExited (ended before it was ready, or with another code), OutOfMemory or DiskFull where that is
         why, NotReady after the timeout, MachineError when a daemon died or the machine's network cannot be entered.
@@ -108,7 +108,7 @@ class ReadinessProbe:
                 raise NotReady(self._not_ready())
 
     def output_tail(self) -> str:
-        """The last 4 KiB of what the container has written to stdout and stderr."""
+        """Returns the last 4 KiB of what the container has written to stdout and stderr."""
         return self._output.tail()
 
     def close(self) -> None:
@@ -203,5 +203,5 @@ def _describe(code: int | None) -> str:
 def make_probe(
     readiness: Readiness, container: Container, machine: Machine, daemons_alive: Callable[[], bool]
 ) -> ReadinessProbe:
-    """The probe that a trial is set up with (``harness.session.trial``)."""
+    """Makes the probe that a trial is set up with (``harness.session.trial``)."""
     return ReadinessProbe(readiness, container, machine, daemons_alive)

@@ -1,4 +1,4 @@
-"""The reference job: fixed work (names looked up, small files read) that no image and no mode changes.
+"""This module runs the reference job: fixed work (names looked up, small files read) that no image and no mode changes.
 
 Its files are on a tmpfs that is mounted nowhere, made before a container is entered and reached through a descriptor.
 Its time beside a workload says how fast the host was at that moment. Little but the standard library: it lives in
@@ -19,7 +19,7 @@ FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC, FSCONFIG_CMD_CREATE = 1, 1, 6
 
 
 def make_reference() -> int:
-    """A directory of small files on a tmpfs that is mounted nowhere: it goes when this process does.
+    """Makes a directory of small files on a tmpfs that is mounted nowhere: it goes when this process does.
 
     Raises OSError where the kernel has no such mounts (before 5.2).
     """

@@ -1,4 +1,5 @@
-"""Which files a run-time workload touches: chosen from the image's own list, out of band, disjoint between workloads.
+"""This module chooses which files a run-time workload touches, out of band, from the image's own list; workloads share
+none.
 
 A *cold* pass is only cold while nothing has touched its files. So directories are dealt out to the workloads by the
 hash of their path: no workload's first touch warms another's files, and every mode of a scenario touches the same ones.
@@ -48,7 +49,9 @@ PROGRAMS = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One visible entry of the image: absolute path, kind (``file``, ``dir`` or ``other``), size, executable bit."""
+    """Describes one visible entry of the image: absolute path, kind (``file``, ``dir`` or ``other``), size, executable
+    bit.
+    """
 
     path: str
     kind: str
@@ -58,7 +61,7 @@ class ImageFile:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Paths per workload; ``write-small`` and ``copy-up-large`` hold four disjoint lists, one per temperature."""
+    """Holds paths per workload; ``write-small`` and ``copy-up-large`` hold four disjoint lists, one per temperature."""
 
     paths: dict[str, list[str]] = field(default_factory=dict)
     quarters: dict[str, list[list[str]]] = field(default_factory=dict)
@@ -87,7 +90,7 @@ def _quarters(paths: Sequence[str], limit: int) -> list[list[str]]:
 def select(
     files: Sequence[ImageFile], seed: int = 0, skip: Sequence[str] = (), touched: Collection[str] = ()
 ) -> Selection:
-    """Deal the image's files out to the built-in workloads; a workload without fitting files gets an empty list.
+    """Deals the image's files out to the built-in workloads; a workload without fitting files gets an empty list.
 
     What the container's start touches is not cold: ``touched`` names its files (as a trace recorded them; they and
     the directories they are in are left out), ``skip`` whole directories.

@@ -1,4 +1,5 @@
-"""A start that reads a share of the image's bytes: which bytes these are, and the command that reads them.
+"""This module makes a start that reads a share of the image's bytes: it chooses the bytes, and the command that reads
+them.
 
 The image's files are cut into units: whole files, and pieces of large ones. A seeded rank orders the units, and a share
 takes the first of them, so that a smaller share is part of every larger one, in every mode and compression alike. By
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 By = Literal["file", "directory"]
 
 PIECE_BYTES = 256 << 10
-"""Files up to this size are read whole; what a larger one is cut into."""
+"""Files up to this size are read whole; a larger one is cut into pieces of it."""
 #: Where other things are mounted in a container than the image's own.
 _COVERED = ("/proc/", "/sys/", "/dev/")
 _BOUND = frozenset({"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"})
@@ -80,7 +81,7 @@ _PLACES = ("/usr/bin", "/usr/local/bin", "/bin")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """So many bytes of a file, from an offset."""
+    """Names so many bytes of a file, from an offset."""
 
     path: str
     offset: int
@@ -89,7 +90,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class ShareStart:
-    """The command, and what it reads: bytes, pieces, and the bytes of all files that it chose from."""
+    """Holds the command, and what it reads: bytes, pieces, and the bytes of all files that it chose from."""
 
     command: tuple[str, ...]
     bytes: int
@@ -98,7 +99,7 @@ class ShareStart:
 
 
 def choose(files: Iterable[ImageFile], percent: int, seed: int = 0, by: By = "file") -> list[Piece]:
-    """The pieces that make up a share of the files' bytes (a last one too many), in the order they are read.
+    """Chooses the pieces that make up a share of the files' bytes (a last one too many), in the order they are read.
 
     A file whose name is no printable UTF-8, or holds a line break, is none of them: it cannot stand in an argument.
     """
@@ -122,7 +123,7 @@ def choose(files: Iterable[ImageFile], percent: int, seed: int = 0, by: By = "fi
 
 
 def start(files: Sequence[ImageFile], percent: int, seed: int = 0, by: By = "file") -> ShareStart:
-    """What the container of such a start runs.
+    """Says what the container of such a start runs.
 
     Raises:
         UsageError: the image has nothing that can read, or more files than arguments can name.

@@ -1,4 +1,4 @@
-"""The process that runs run-time workloads: inside the machine, in the container's namespaces, with its rights only.
+"""This process runs run-time workloads: inside the machine, in the container's namespaces, with its rights only.
 
 Started before the container's files are touched, it imports all it needs, is told in its first line what to enter
 (``harness.probes.entering``), and then takes one request per line on stdin: ``{"workload", "paths", "argv"?, "env"?,
@@ -36,7 +36,7 @@ TAIL_BYTES = 500
 
 
 def stat_walk(request: dict[str, Any]) -> tuple[int, int]:
-    """lstat of every path."""
+    """Calls lstat on every path."""
     paths = request["paths"]
     for path in paths:
         os.lstat(path)
@@ -44,7 +44,7 @@ def stat_walk(request: dict[str, Any]) -> tuple[int, int]:
 
 
 def readdir_walk(request: dict[str, Any]) -> tuple[int, int]:
-    """List every directory, names only."""
+    """Lists every directory, names only."""
     entries = 0
     for path in request["paths"]:
         entries += len(os.listdir(path))
@@ -52,7 +52,9 @@ def readdir_walk(request: dict[str, Any]) -> tuple[int, int]:
 
 
 def read_files(request: dict[str, Any]) -> tuple[int, int]:
-    """Open, read to the end in 128 KiB blocks, close: small files or large ones, as the list says."""
+    """Opens each file, reads it to the end in 128 KiB blocks and closes it: small files or large ones, as the list
+    says.
+    """
     buffer = bytearray(BLOCK)
     total = 0
     for path in request["paths"]:
@@ -66,7 +68,7 @@ def read_files(request: dict[str, Any]) -> tuple[int, int]:
 
 
 def read_parallel(request: dict[str, Any]) -> tuple[int, int]:
-    """The same by eight threads at once, each with its share of the list: what one waits for, others need not."""
+    """Reads the same by eight threads at once, each with its share of the list: what one waits for, others need not."""
     paths = request["paths"]
     shares = [{"paths": paths[first::READERS]} for first in range(READERS)]
     with ThreadPoolExecutor(READERS) as pool:
@@ -74,7 +76,7 @@ def read_parallel(request: dict[str, Any]) -> tuple[int, int]:
 
 
 def read_random(request: dict[str, Any]) -> tuple[int, int]:
-    """512 reads of 4 KiB at page-aligned places drawn from the seed."""
+    """Makes 512 reads of 4 KiB at page-aligned places drawn from the seed."""
     chooser = random.Random(request.get("seed", 0))
     handles = [os.open(path, os.O_RDONLY) for path in request["paths"]]
     total = 0
@@ -101,7 +103,7 @@ def mmap_read(request: dict[str, Any]) -> tuple[int, int]:
 
 
 def exec_many(request: dict[str, Any]) -> tuple[int, int]:
-    """Execute every program with --version, one after the other, output thrown away."""
+    """Executes every program with --version, one after the other, and throws the output away."""
     null = os.open(os.devnull, os.O_RDWR)
     try:
         for path in request["paths"]:
@@ -112,7 +114,7 @@ def exec_many(request: dict[str, Any]) -> tuple[int, int]:
 
 
 def write_small(request: dict[str, Any]) -> tuple[int, int]:
-    """Append to every file (a copy-up each, on OverlayFS) and create a new one of 4 KiB beside it."""
+    """Appends to every file (a copy-up each, on OverlayFS) and creates a new one of 4 KiB beside it."""
     payload = b"\0" * PAGE
     for path in request["paths"]:
         for target, flags in ((path, os.O_WRONLY | os.O_APPEND), (path + ".coldbench", os.O_WRONLY | os.O_CREAT)):
@@ -244,7 +246,7 @@ def serve_one(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """``python -m harness.probes.workload_process``; stdin and stdout are the conversation."""
+    """Runs as ``python -m harness.probes.workload_process``; stdin and stdout are the conversation."""
     reference_job.prepare()  # before the container is entered: it mounts
     enter(Entry.decode(sys.stdin.readline()))
     answer = sys.stdout

@@ -1,4 +1,4 @@
-"""Run-time workloads of a ready container, each at four temperatures; one number per workload, temperature and trial.
+"""This module runs the workloads of a ready container, each at four temperatures; each gives one number per trial.
 
 - *cold*: first touch of its files in this trial (``harness.probes.selection`` keeps them disjoint between workloads);
 - *warm*: again at once;
@@ -48,18 +48,20 @@ STALE_AFTER_S = 1.1
 
 @dataclass(frozen=True, slots=True)
 class PlannedWorkload:
-    """A workload of a scenario: built-in by name, or ``argv`` run inside the container under a name of its own."""
+    """Describes a workload of a scenario: built-in by name, or ``argv`` run inside the container under a name of its
+    own.
+    """
 
     name: str
     temperatures: tuple[Temperature, ...] = TEMPERATURES
     argv: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     setup: str = ""
-    """A line for the container's /bin/sh that comes before the first pass and is not measured."""
+    """This is a line for the container's /bin/sh that comes before the first pass and is not measured."""
 
 
 class WorkloadProcess:
-    """The process inside the machine that runs workloads; started once per trial, spoken to in JSON lines."""
+    """Speaks in JSON lines to the process inside the machine that runs workloads; it is started once per trial."""
 
     def __init__(
         self, machine: Machine, container: Container, timeout_s: float, confinement: Confinement | None = None
@@ -85,8 +87,11 @@ class WorkloadProcess:
         self._answer("entering the container")
 
     def lost_its_place(self, answer: dict[str, Any]) -> bool:
-        """Whether a request failed because the container's first process ended meanwhile, and its pid namespace with
-        it: fork(2) says ENOMEM then. If so the container has been entered anew, and the request can be made again."""
+        """Says whether a request failed because the container's first process ended meanwhile, and its pid namespace
+        with it.
+
+        fork(2) says ENOMEM then. If so the container has been entered anew, and the request can be made again.
+        """
         if not self._alive or os.strerror(errno.ENOMEM) not in str(answer.get("error", "")):
             return False
         return self._enter_anew_if_ended(_EXIT_SEEN_S)
@@ -147,7 +152,7 @@ class WorkloadProcess:
 
 
 def entry_of(container: Container, confinement: Confinement) -> Entry:
-    """What the process is told of a container. Compiling the filter costs the machine nothing: it is done here."""
+    """Says what the process is told of a container. Compiling the filter costs the machine nothing: it is done here."""
     namespaces = container.namespaces
     if namespaces is None:
         raise MachineError("the container ended before its namespaces were seen; run-time workloads have no place")
@@ -191,7 +196,7 @@ class FileWorkloads:
         self._progress = progress
 
     def run(self, machine: Machine, engine: Engine, container: Container, *, evicted: bool) -> list[WorkloadResult]:
-        """All planned workloads, those that change files last; a failing one is a result, and the others go on.
+        """Runs all planned workloads, those that change files last; a failing one is a result, and the others go on.
 
         Twice per trial: first at all temperatures but *evicted*, then at that one, when the data are local.
         """
