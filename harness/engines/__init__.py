@@ -16,7 +16,7 @@ ENGINES: dict[str, str] = {
 
 
 def make_engine(choice: EngineChoice) -> Engine:
-    """A fresh engine for one trial; UsageError when this program has none of that name."""
+    """Makes a fresh engine for one trial; raises UsageError when this program has none of that name."""
     from importlib import import_module, util
 
     from harness.errors import UsageError
@@ -29,7 +29,7 @@ def make_engine(choice: EngineChoice) -> Engine:
 
 
 def known_engines() -> tuple[str, ...]:
-    """Names of the engines that this program has."""
+    """Names the engines that this program has."""
     from importlib import util
 
     return tuple(name for name, where in ENGINES.items() if util.find_spec(where.partition(":")[0]))

@@ -1,4 +1,4 @@
-"""What a container is kept from: the capabilities, devices, system calls and paths that Docker's containers have.
+"""This module says what a container is kept from: it has Docker's capabilities, devices, system calls and paths.
 
 An image is not trusted. Whatever is executed from it, the container's process and run-time workloads alike, runs under
 one of these; a scenario may ask for more, and the observation says that it did.
@@ -36,7 +36,7 @@ _EPERM, _ENOSYS = 1, 38
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """The default, and what a scenario asks for beyond: ``capabilities`` by full name, ``devices`` by path."""
+    """Holds the default, and what a scenario asks for beyond: ``capabilities`` by full name, ``devices`` by path."""
 
     capabilities: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
@@ -44,11 +44,11 @@ class Confinement:
 
     @classmethod
     def of(cls, process: Process) -> Confinement:
-        """What a request's process asks for."""
+        """Returns what a request's process asks for."""
         return cls(process.capabilities, process.devices, process.privileged)
 
     def described(self) -> dict[str, Any]:
-        """What is beyond the default, for the observation; empty for the default."""
+        """Describes what is beyond the default, for the observation; empty for the default."""
         said: dict[str, Any] = {"privileged": True} if self.privileged else {}
         if self.capabilities:
             said["capabilities"] = list(self.capabilities)
@@ -58,7 +58,9 @@ class Confinement:
 
     @property
     def all_capabilities(self) -> tuple[str, ...]:
-        """Those the container's root has, as far as this process has them. UsageError for one that was asked for."""
+        """Returns those the container's root has, as far as this process has them. UsageError for one that was asked
+        for.
+        """
         own = own_capabilities()
         for name in self.capabilities:
             if CAPABILITIES.index(name) not in own:
@@ -83,11 +85,11 @@ class Confinement:
         return () if self.privileged else _READ_ONLY
 
     def device_rules(self) -> tuple[DeviceRule, ...] | None:
-        """The device list of the container's control group; None for all devices. UsageError for no device."""
+        """Returns the device list of the container's control group; None for all devices. UsageError for no device."""
         return None if self.privileged else (*STANDARD, *(rule_of(path) for path in self.devices))
 
     def device_nodes(self) -> list[dict[str, Any]]:
-        """The nodes the container finds beside the standard ones, as an OCI bundle lists them."""
+        """Returns the nodes the container finds beside the standard ones, as an OCI bundle lists them."""
         nodes = []
         for path in self.devices:
             rule, mode = rule_of(path), os.stat(path).st_mode & 0o777
@@ -96,7 +98,7 @@ class Confinement:
         return nodes
 
     def seccomp(self) -> dict[str, Any] | None:
-        """The profile as an OCI bundle has it; None for every system call."""
+        """Returns the profile as an OCI bundle has it; None for every system call."""
         if self.privileged:
             return None
         names = [*system_calls.ALWAYS, *system_calls.OF_PROCESSOR.get(platform.machine(), ())]

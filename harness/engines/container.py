@@ -1,4 +1,6 @@
-"""A container seen from the harness, whichever engine made it: pidfd for its end, pipes for its output."""
+"""This module sees a container from the harness, whichever engine made it: a pidfd tells its end, pipes give its
+output.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class RunningContainer:
             self.watch(pid)
 
     def watch(self, pid: int) -> None:
-        """The container's process is this one: see when it ends. ProcessLookupError when it is gone already."""
+        """Watches this process as the container's, to see when it ends. Raises ProcessLookupError when it is gone
+        already.
+        """
         self._pidfd = os.pidfd_open(pid)
         self._pid = pid
         if self._namespaces is None:
@@ -61,7 +65,7 @@ class RunningContainer:
         self._watcher.start()
 
     def ended(self, at_ns: int) -> None:
-        """The process ended at this CLOCK_MONOTONIC time, says the engine: for one that no pidfd saw."""
+        """Notes that the process ended at this CLOCK_MONOTONIC time, as the engine says: for one that no pidfd saw."""
         if self._exited_ns is None:
             self._exited_ns = at_ns
         self._exited.set()
@@ -90,14 +94,16 @@ class RunningContainer:
         return self._exited_ns
 
     def exit_code(self, timeout_s: float) -> int | None:
-        """None also where the process has ended and nobody can say how (``exited_at_ns`` is set then)."""
+        """Returns the exit code; None also where the process has ended and nobody can say how (``exited_at_ns`` is set
+        then).
+        """
         deadline = time.monotonic() + timeout_s
         if not self._exited.wait(timeout_s):
             return None
         return self._code(max(_MIN_CODE_WAIT_S, deadline - time.monotonic()))
 
     def close(self) -> None:
-        """Stop watching, close the descriptors; idempotent."""
+        """Stops watching and closes the descriptors; idempotent."""
         if self._stop_writer < 0:
             return
         os.close(self._stop_writer)

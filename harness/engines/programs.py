@@ -1,4 +1,4 @@
-"""Programs of engines on this host: where they are, and which version they say they are."""
+"""This module finds programs of engines on this host: where they are, and which version they say they are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VERSION = re.compile(r"\bv?(\d+\.\d+(?:\.\d+)?[^\s,]*)")
 
 
 def find_program(name: str, path: str = "", argument: str = "--version") -> Program:
-    """The program at ``path``, else the first of that name on the PATH or where the system keeps its daemons.
+    """Finds the program at ``path``, else the first of that name on the PATH or where the system keeps its daemons.
 
     ``Program.path`` is empty when there is none (or it cannot be executed), ``version`` when it does not tell.
     """
@@ -38,6 +38,6 @@ def _version(path: str, argument: str) -> str:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """``20.10.24+dfsg1`` as ``(20, 10, 24)``, for comparing; empty when there is no number."""
+    """Reads ``20.10.24+dfsg1`` as ``(20, 10, 24)``, for comparing; empty when there is no number."""
     match = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(int(part) for part in match[0].split(".")) if match else ()

@@ -1,4 +1,4 @@
-"""System calls a container may make without asking for more: names by what they are for.
+"""This module lists the system calls a container may make without asking for more, by what they are for.
 
 The facts are Docker's: the default profile that its manual describes (docs.docker.com, "Seccomp security profiles for
 Docker") and that its profiles module publishes (github.com/moby/profiles, seccomp, v0.1.0). What is not named here is
@@ -106,7 +106,7 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "s390x": ("SCMP_ARCH_S390X", "SCMP_ARCH_S390"),
     "riscv64": ("SCMP_ARCH_RISCV64",),
 }
-"""What a processor runs: its own programs and those of its older forms."""
+"""Says what a processor runs: its own programs and those of its older forms."""
 
 WITH_CAPABILITY: dict[str, str] = {
     "CAP_BPF": "bpf",
@@ -128,13 +128,13 @@ WITH_CAPABILITY: dict[str, str] = {
     "CAP_SYS_TIME": "clock_settime clock_settime64 settimeofday stime",
     "CAP_SYS_TTY_CONFIG": "vhangup",
 }
-"""What becomes possible with a capability, beside what the kernel itself asks it for."""
+"""Says what becomes possible with a capability, beside what the kernel itself asks it for."""
 
 PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
-"""Linux, Linux on 32 bits, each with the kernel's version as 2.6, and asking which it is."""
+"""These are Linux, Linux on 32 bits, each with the kernel's version as 2.6, and asking which it is."""
 
 NEW_NAMESPACES = 0x7E020000
-"""The flags of clone(2) that make namespaces."""
+"""These flags of clone(2) make namespaces."""
 
 AF_VSOCK = 40
-"""Sockets to the hypervisor, which no namespace contains."""
+"""These are sockets to the hypervisor, which no namespace contains."""

@@ -1,1 +1,1 @@
-"""The real engines' programs, built from pinned Go modules into the user's cache directory."""
+"""This package builds the real engines' programs from pinned Go modules into the user's cache directory."""

@@ -28,19 +28,19 @@ _GET_GO = (
 
 
 def go_command() -> str:
-    """The go command, empty when there is none."""
+    """Returns the go command, empty when there is none."""
     named = os.environ.get("COLDBENCH_GO")
     return shutil.which(named or "go") or ""
 
 
 def go_version(text: str) -> tuple[int, ...]:
-    """The version in the words of ``go version``; empty when there is none in them."""
+    """Returns the version in the words of ``go version``; empty when there is none in them."""
     found = re.search(r"\bgo(\d+(?:\.\d+)*)", text)
     return tuple(map(int, found.group(1).split("."))) if found else ()
 
 
 def toolchain_for(version: tuple[int, ...]) -> str | None:
-    """What GOTOOLCHAIN has to be for this go command; None when it cannot serve."""
+    """Returns what GOTOOLCHAIN has to be for this go command; None when it cannot serve."""
     if OLDEST <= version < TOO_NEW:
         return "local"
     return TOOLCHAIN if version >= _SWITCHES else None
@@ -60,7 +60,7 @@ def _said_version(go: str) -> tuple[int, ...]:
 
 
 def missing(kit: Kit) -> str:
-    """Why a kit cannot be built here and how to mend it, in one line; empty when it can."""
+    """Says in one line why a kit cannot be built here and how to mend it; empty when it can."""
     go = go_command()
     if not go:
         return f"there is no Go here; {_GET_GO}"
@@ -81,7 +81,7 @@ def _libz() -> Path | None:
 
 
 def build(kit: Kit) -> float:
-    """Build all programs of a kit; the seconds it took.
+    """Builds all programs of a kit and returns the seconds it took.
 
     Raises:
         HostUnfit: it cannot be built; the compiler's last lines are in the message.

@@ -1,4 +1,5 @@
-"""Our conversion beside the program it imitates: the same image, in turn, with wall and CPU time, and the same bytes.
+"""This program runs our conversion beside the one it imitates: the same image in turn, wall and CPU time, the same
+bytes.
 
     python -m harness.engines.build.conversions [SCENARIO [PAIRS]]
 
@@ -29,7 +30,7 @@ PAIRS = 6
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One conversion: what it took, and the digest of what it wrote."""
+    """Holds one conversion: what it took, and the digest of what it wrote."""
 
     wall_s: float
     cpu_s: float
@@ -37,7 +38,7 @@ class Run:
 
 
 def timed(argv: list[str], out: Path) -> Run:
-    """Run a converter that writes the layout ``out``. Raises WorkloadError with its last line."""
+    """Runs a converter that writes the layout ``out``. Raises WorkloadError with its last line."""
     with tempfile.TemporaryFile() as log:
         began = time.monotonic()
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -53,7 +54,7 @@ def timed(argv: list[str], out: Path) -> Run:
 
 
 def compare(layout: Path, tag: str, soci: str, pairs: int) -> list[tuple[Run, Run]]:
-    """So many pairs of ours and theirs, each side first in turn. Raises WorkloadError."""
+    """Runs so many pairs of ours and theirs, each side first in turn. Raises WorkloadError."""
     found = []
     for number in range(pairs):
         with tempfile.TemporaryDirectory(prefix="coldbench-conversions-", dir="/var/tmp") as name:
@@ -79,7 +80,7 @@ def compare(layout: Path, tag: str, soci: str, pairs: int) -> list[tuple[Run, Ru
 
 
 def section(scenario: str, found: list[tuple[Run, Run]], version: str) -> str:
-    """The pairs as Markdown."""
+    """Writes the pairs as Markdown."""
     same = all(ours.digest == theirs.digest for ours, theirs in found)
     wall = paired_ratio([a.wall_s for a, _ in found], [b.wall_s for _, b in found])
     cpu = paired_ratio([a.cpu_s for a, _ in found], [b.cpu_s for _, b in found])

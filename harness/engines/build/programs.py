@@ -1,4 +1,4 @@
-"""Which programs are built from which Go module, and where the finished ones are found.
+"""This module says which programs are built from which Go module, and where the finished ones are found.
 
 A *kit* is one Go module of ours: its ``go.mod`` and ``go.sum`` pin everything by version and digest, so two builds of
 one kit hold the same code. A finished kit lies in the cache directory under a name that changes with any of its files:
@@ -23,7 +23,7 @@ _ENGINES = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Kit:
-    """A Go module and the programs made from it: file name to Go package."""
+    """Names a Go module and the programs made from it: file name to Go package."""
 
     name: str
     version: str
@@ -31,11 +31,11 @@ class Kit:
     packages: Mapping[str, str]
     flags: tuple[str, ...] = ()
     needs_libz: bool = False
-    """Whether it links the static libz (Debian: zlib1g-dev)."""
+    """Says whether it links the static libz (Debian: zlib1g-dev)."""
 
     @property
     def key(self) -> str:
-        """What the finished kit is named by: every file of the module, the programs and the flags."""
+        """Returns what the finished kit is named by: every file of the module, the programs and the flags."""
         state = hashlib.sha256(repr((sorted(self.packages.items()), self.flags)).encode())
         for path in sorted(self.module.rglob("*")):
             if path.suffix in {".go", ".mod", ".sum"}:
@@ -44,7 +44,7 @@ class Kit:
 
     @property
     def place(self) -> Path:
-        """The directory of the finished programs; it may not exist yet."""
+        """Returns the directory of the finished programs; it may not exist yet."""
         return cache_root() / "engines" / self.key
 
     @property
@@ -92,7 +92,7 @@ KITS = (
 
 
 def built(program: str) -> str:
-    """The path of a program that ``nox -s engines`` has built, empty when it has not."""
+    """Returns the path of a program that ``nox -s engines`` has built, empty when it has not."""
     for kit in KITS:
         if program in kit.packages and (kit.place / program).is_file():
             return str(kit.place / program)
@@ -100,5 +100,7 @@ def built(program: str) -> str:
 
 
 def find(program: str, named: str = "") -> str:
-    """The path of a program: the one the user named, else the one we built, else one on the PATH; empty for none."""
+    """Finds the path of a program: the one the user named, else the one we built, else one on the
+    PATH; empty for none.
+    """
     return shutil.which(named) or "" if named else built(program) or shutil.which(program) or ""

@@ -1,4 +1,6 @@
-"""Engine ``containerd``: the real containerd with overlayfs, erofs, stargz-snapshotter or SOCI, inside the machine."""
+"""This is the engine ``containerd``: the real containerd with overlayfs, erofs, stargz-snapshotter or SOCI, inside the
+machine.
+"""
 
 from harness.engines.containerd.engine import ContainerdEngine
 

@@ -1,4 +1,5 @@
-"""What the daemons are told: containerd's and the snapshotters' configuration files, all paths on the scratch disk.
+"""This module writes what the daemons are told: containerd's and the snapshotters' configuration files, all on the
+scratch disk.
 
 Nothing lies in containerd's usual places (/run/containerd, /var/lib/containerd, /opt/containerd): a containerd of the
 host's own neither meets ours nor hands it anything, and all of ours goes with the machine.
@@ -32,7 +33,7 @@ _DISABLED = (
 
 @dataclass(frozen=True)
 class Places:
-    """Paths of one trial's daemons, as they see them."""
+    """Holds the paths of one trial's daemons, as they see them."""
 
     root: Path
 
@@ -62,18 +63,18 @@ class Places:
 
     @property
     def home(self) -> Path:
-        """HOME of the daemons: empty, so that no configuration of the user's leaks in."""
+        """Returns HOME of the daemons: it is empty, so that no configuration of the user's leaks in."""
         return self.root / "home"
 
     def rootfs(self, namespace: str, container: str) -> Path:
-        """Where containerd mounts a container's root file system."""
+        """Returns where containerd mounts a container's root file system."""
         return self.state / "io.containerd.runtime.v2.task" / namespace / container / "rootfs"
 
 
 def containerd_config(
     places: Places, snapshotter: Snapshotter, *, proxied: bool, parallel: bool, platform: str, labels: bool = True
 ) -> str:
-    """containerd's file for one snapshotter.
+    """Writes containerd's file for one snapshotter.
 
     ``proxied``: its daemon is a program of its own. ``labels``: the daemon tells such a snapshotter image, manifest and
     layers by labels; without them SOCI quietly unpacks everything. ``parallel``: layers are fetched in chunks and
@@ -111,7 +112,7 @@ def containerd_config(
 
 
 def stargz_config(registry: str, *, plain_http: bool) -> str:
-    """stargz-snapshotter's file: its defaults, but for how the registry is spoken to and for its metrics."""
+    """Writes stargz-snapshotter's file: its defaults, but for how the registry is spoken to and for its metrics."""
     lines = [f'metrics_address = "127.0.0.1:{METRICS_PORTS[Snapshotter.STARGZ]}"']
     if plain_http:
         lines.append(f'[[resolver.host."{registry}".mirrors]]\nhost = "{registry}"\ninsecure = true')
@@ -119,7 +120,8 @@ def stargz_config(registry: str, *, plain_http: bool) -> str:
 
 
 def soci_config(places: Places, registry: str, *, plain_http: bool, parallel_pull: bool) -> str:
-    """The SOCI snapshotter's file: its defaults, but for how the registry is spoken to, its content store and metrics.
+    """Writes the SOCI snapshotter's file: its defaults, but for how the registry is spoken to, its content store and
+    metrics.
 
     ``parallel_pull``: it fetches and unpacks whole layers itself, several at once, instead of serving them lazily; the
     values are those of its documentation (docs/parallel-mode.md of soci-snapshotter 0.16).

@@ -1,4 +1,6 @@
-"""containerd, the snapshotter's daemon and our helper: started inside the machine before T0, listened to, and ended."""
+"""This module starts containerd, the snapshotter's daemon and our helper inside the machine before T0, hears and ends
+them.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ _SETTLE_LIMIT_S = 5.0
 
 @dataclass
 class Daemon:
-    """One process of the engine inside the machine, and what it writes."""
+    """Holds one process of the engine inside the machine, and what it writes."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -45,7 +47,7 @@ class Daemon:
     environment: dict[str, str] = field(default_factory=dict)
 
     def again(self, machine: Machine) -> Daemon:
-        """The same program, started again in the place of this one, which has ended; it goes on with the same log."""
+        """Starts the same program in the place of this one, which has ended; it goes on with the same log."""
         process = machine.spawn(self.argv, stdout=self.log, stderr=self.log, env=self.environment)
         return Daemon(self.name, process, self.log, self.argv, self.environment)
 
@@ -54,7 +56,7 @@ class Daemon:
         return self.process.pid
 
     def text(self, limit: int = LOG_TAIL_BYTES) -> str:
-        """The end of its log."""
+        """Returns the end of its log."""
         if self.log.closed:
             return ""
         size = self.log.seek(0, os.SEEK_END)
@@ -65,7 +67,7 @@ class Daemon:
         return lines[-1][-400:] if lines else "it wrote nothing"
 
     def end(self) -> None:
-        """SIGTERM, SIGKILL when that does not help in time; idempotent."""
+        """Sends SIGTERM, and SIGKILL when that does not help in time; idempotent."""
         if self.process.poll() is None:
             with suppress(ProcessLookupError):
                 self.process.terminate()
@@ -142,7 +144,9 @@ def unmount_below(machine: Machine, directory: Path) -> None:
 
 @dataclass
 class Helper:
-    """The conversation with our Go program: requests as JSON lines to its stdin, messages back by a thread."""
+    """Keeps up the conversation with our Go program: requests go as JSON lines to its stdin, a thread takes messages
+    back.
+    """
 
     daemon: Daemon
     messages: queue.SimpleQueue[Message | None] = field(default_factory=queue.SimpleQueue)
@@ -175,7 +179,7 @@ class Helper:
         return helper
 
     def send(self, request: Deploy | Stop) -> None:
-        """Raises MachineError when it is gone."""
+        """Sends a request; raises MachineError when the helper is gone."""
         assert self.daemon.process.stdin is not None
         try:
             self.daemon.process.stdin.write(encode(request))
@@ -208,7 +212,7 @@ class Helper:
             listener(self.exited_ns)
 
     def wait_code(self, timeout_s: float) -> int | None:
-        """The container's exit code; None when it has not ended within the time or nobody can say."""
+        """Waits for the container's exit code; None when it has not ended within the time or nobody can say."""
         self.exited.wait(timeout_s)
         return self.exit_code
 

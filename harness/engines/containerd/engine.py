@@ -1,4 +1,6 @@
-"""The engine: containerd and a snapshotter up before T0, one image pulled and one container started, all counted."""
+"""This engine brings containerd and a snapshotter up before T0, then pulls one image and starts one container, all
+counted.
+"""
 
 from __future__ import annotations
 
@@ -165,7 +167,7 @@ class ContainerdEngine:
     # -- T0
 
     def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder, watch: Watch) -> RunningContainer:
-        """See ``protocol.Engine``. Times of spans are containerd's own, from its events."""
+        """Does as ``protocol.Engine`` says. Times of spans are containerd's own, from its events."""
         assert self._helper is not None
         places = self._places(machine)
         self._phase = "pull"
@@ -253,10 +255,10 @@ class ContainerdEngine:
     # -- afterwards
 
     def mark_ready(self) -> None:
-        """The snapshotter's background fetch needs no word from us."""
+        """Does nothing: the snapshotter's background fetch needs no word from us."""
 
     def finish_background(self, timeout_s: float, timeline: Recorder) -> bool:
-        """The snapshotters do not tell when they are done: wait until no byte came for so long that nothing will."""
+        """Waits until no byte came for so long that nothing will: the snapshotters do not tell when they are done."""
         quiet_s = _QUIET_S.get(self._snapshotter)
         if quiet_s is None or not self._lazy:
             return True
@@ -274,7 +276,7 @@ class ContainerdEngine:
         return True
 
     def lazy_usage(self) -> LazyUsage | None:
-        """What became of the layers; None for a full pull. The rest only the daemons know, see ``report``.
+        """Says what became of the layers; None for a full pull. The rest only the daemons know, see ``report``.
 
         Asked first at readiness: what the snapshotter's counters say then is kept.
         """
@@ -291,7 +293,7 @@ class ContainerdEngine:
         return (self._served.pid,) if self._served is not None and self._lazy else ()
 
     def restart_daemons(self) -> None:
-        """The snapshotter's daemon, with the same arguments over the same directories. Raises MachineError."""
+        """Starts the snapshotter's daemon with the same arguments over the same directories. Raises MachineError."""
         assert self._machine is not None
         dead = self._served
         if dead is None or dead.process.poll() is None:
@@ -308,7 +310,9 @@ class ContainerdEngine:
         return []
 
     def report(self) -> Report:
-        """Versions, the snapshotter's counters, the end of the logs, and whether it fell back to a full pull."""
+        """Reports versions, the snapshotter's counters, the end of the logs, and whether it fell
+        back to a full pull.
+        """
         details: dict[str, Any] = {"versions": self._versions}
         if self._at_ready:
             details["snapshotter_metrics_at_ready"] = self._at_ready
@@ -330,7 +334,8 @@ class ContainerdEngine:
         return [*self._daemons, *([self._helper.daemon] if self._helper is not None else [])]
 
     def tear_down(self) -> None:
-        """Container, snapshots and shim by containerd itself; then helper, containerd and the snapshotter's daemon.
+        """Has containerd itself remove container, snapshots and shim; then ends helper, containerd and the
+        snapshotter's daemon.
 
         In the middle of a deployment nobody listens: all are ended, and what they mounted goes with the machine's
         mount namespace.

@@ -1,4 +1,6 @@
-"""From containerd's words to this program's errors: what kind a failure is, so that exit codes and reports agree."""
+"""This module turns containerd's words into this program's errors, so that exit codes and reports
+agree on their kind.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ _CHANGED = re.compile(r"unexpected commit digest (?P<actual>\S+), expected (?P<e
 
 
 def explain(phase: str, kind: str, message: str) -> ColdbenchError:
-    """The error for what the helper reported; ``kind`` is containerd's own word for it, if it had one."""
+    """Makes the error for what the helper reported; ``kind`` is containerd's own word for it, if it had one."""
     said = f"containerd: {' '.join(message.split())}"
     if "no space left on device" in message:
         return DiskFull(f"the machine's disk is full; give the shape a larger one ({said})")

@@ -1,4 +1,4 @@
-"""Whether a lazy snapshotter served the image lazily or unpacked it without a word.
+"""This module says whether a lazy snapshotter served the image lazily or unpacked it without a word.
 
 That is the field's most frequent complaint. A snapshotter that cannot mount a layer (no index, no labels, no footer it
 knows) logs a line and lets containerd unpack it. The container runs all the same, only late. Sources:
@@ -24,7 +24,7 @@ _MESSAGE = re.compile(r'(?:error|msg)[="\\: ]+((?:[^"\\]|\\.)+)')
 
 @dataclass(frozen=True)
 class Layers:
-    """What became of an image's layers, by their numbers."""
+    """Says what became of an image's layers, by their numbers."""
 
     sizes: tuple[int, ...]
     unpacked: frozenset[int]
@@ -35,7 +35,7 @@ class Layers:
 
 
 def found(snapshotter: str, layers: Layers, log: str, small_bytes: int = SMALL_LAYER_BYTES) -> tuple[Invalidity, ...]:
-    """Why a trial that should have been lazy was not; empty when it was."""
+    """Says why a trial that should have been lazy was not; empty when it was."""
     whole = sorted(n for n in layers.unpacked if layers.sizes[n] >= small_bytes)
     if layers.sizes and layers.lazy == 0:
         what = f"{snapshotter} unpacked every layer"
@@ -49,7 +49,9 @@ def found(snapshotter: str, layers: Layers, log: str, small_bytes: int = SMALL_L
 
 
 def complaint(log: str) -> str:
-    """The first line of a snapshotter's log that says why a layer was not mounted, shortened; empty if none does."""
+    """Returns the first line of a snapshotter's log that says why a layer was not mounted, shortened; empty if none
+    does.
+    """
     for line in log.splitlines():
         if _COMPLAINT.search(line):
             said = _MESSAGE.search(line)

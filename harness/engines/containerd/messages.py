@@ -1,4 +1,4 @@
-"""What crosses the pipe between the harness and our Go program: one JSON object per line, of these fields.
+"""These messages cross the pipe between the harness and our Go program: one JSON object per line, of these fields.
 
 The Go side has the same in ``helper/main.go``; a field it does not set is left out there and has its default here.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Deploy:
-    """Pull this image, create a container of it and start it."""
+    """Asks to pull this image, create a container of it and start it."""
 
     reference: str
     scheme: str
@@ -31,26 +31,26 @@ class Deploy:
     runtime: str
     runtime_root: str
     capabilities: tuple[str, ...] = ()
-    """Beyond Docker's default ones."""
+    """Lists the capabilities beyond Docker's default ones."""
     devices: tuple[str, ...] = ()
     privileged: bool = False
     seccomp: dict[str, Any] | None = None
-    """The filter of system calls, as an OCI runtime takes it."""
+    """Holds the filter of system calls, as an OCI runtime takes it."""
     do: str = "deploy"
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Take the container and its snapshot away."""
+    """Asks to take the container and its snapshot away."""
 
     do: str = "stop"
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What happened: ``up``, ``span``, ``phase``, ``pulled``, ``created``, ``started``, ``exited``, ``failed`` …
+    """Tells what happened: ``up``, ``span``, ``phase``, ``pulled``, ``created``, ``started``, ``exited``, ``failed`` …
 
-    Times are nanoseconds of CLOCK_MONOTONIC. ``sizes`` are the layers' compressed bytes, ``unpacked`` the numbers of
+    Times are nanoseconds of CLOCK_MONOTONIC. ``sizes`` are the layers' stored bytes, ``unpacked`` the numbers of
     those that became files on disk.
     """
 
@@ -69,19 +69,21 @@ class Message:
     kind: str = ""
     message: str = ""
     namespaces: tuple[int, ...] = ()
-    """Descriptors of the helper's, one of each of ``harness.kernel.namespaces.KINDS``; none where it could not."""
+    """Holds descriptors of the helper's, one of each of ``harness.kernel.namespaces.KINDS``; none
+    where it could not.
+    """
 
 
 _KNOWN = {field.name for field in fields(Message)}
 
 
 def encode(request: Deploy | Stop) -> bytes:
-    """A request as one line."""
+    """Writes a request as one line."""
     return json.dumps(asdict(request)).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message | None:
-    """The message of one line; None for a line that is none (cut when its writer was killed)."""
+    """Reads the message of one line; None for a line that is none (cut when its writer was killed)."""
     try:
         found: Any = json.loads(line)
         values: dict[str, Any] = {

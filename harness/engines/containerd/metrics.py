@@ -1,4 +1,6 @@
-"""The snapshotters' own counters, from their Prometheus end points in the machine (text exposition format 0.0.4)."""
+"""This module reads the snapshotters' own counters from their Prometheus end points in the machine
+(text format 0.0.4).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ _PREFIXES = ("stargz_fs_", "soci_fs_")
 
 
 def parse(text: str) -> dict[str, float]:
-    """The snapshotters' counters, summed over layers and images.
+    """Reads the snapshotters' counters, summed over layers and images.
 
     A name is ``operation_count.TYPE`` or ``operation_duration_milliseconds_sum.TYPE`` as the snapshotters name them,
     without their prefix; buckets of histograms are left out.
@@ -39,7 +41,7 @@ def parse(text: str) -> dict[str, float]:
 
 
 def read(namespace_pid: int, port: int) -> dict[str, float]:
-    """Ask an end point on the loopback interface of a network namespace; empty when it does not answer.
+    """Asks an end point on the loopback interface of a network namespace; empty when it does not answer.
 
     Network namespaces are per thread (setns(2)), so a thread of its own asks, outside the machine's CPU quota.
     """

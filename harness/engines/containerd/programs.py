@@ -1,4 +1,4 @@
-"""The programs this engine runs: where each is looked for, which versions serve, and how to get what is missing."""
+"""This module finds the programs this engine runs, says which versions serve, and how to get what is missing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _VERSION = re.compile(r"\bv?(\d+(?:\.\d+)+)")
 
 @dataclass(frozen=True)
 class Programs:
-    """Paths of what one mode needs; empty for what is not there."""
+    """Holds paths of what one mode needs; empty for what is not there."""
 
     containerd: str
     shim: str
@@ -40,7 +40,7 @@ class Programs:
 
     @property
     def path(self) -> str:
-        """The PATH of the daemons: containerd finds its shim there, and the runtime and mkfs.erofs."""
+        """Returns the PATH of the daemons: containerd finds its shim there, and the runtime and mkfs.erofs."""
         found = [self.shim, self.containerd, self.runtime, self.mkfs_erofs]
         directories = [str(Path(program).parent) for program in found if program]
         return ":".join(dict.fromkeys([*directories, "/usr/sbin", "/usr/bin", "/sbin", "/bin"]))
@@ -54,7 +54,7 @@ DAEMONS = {
 
 
 def locate(choice: ContainerdChoice, snapshotter: Snapshotter) -> Programs:
-    """Look for everything a snapshotter needs."""
+    """Looks for everything a snapshotter needs."""
     containerd = find("containerd", choice.containerd or os.environ.get("COLDBENCH_CONTAINERD", ""))
     beside = str(Path(containerd).parent / "containerd-shim-runc-v2") if containerd else ""
     shim = beside if os.access(beside, os.X_OK) else find("containerd-shim-runc-v2")
@@ -73,7 +73,7 @@ def locate(choice: ContainerdChoice, snapshotter: Snapshotter) -> Programs:
 
 
 def check(choice: ContainerdChoice, snapshotter: Snapshotter) -> Availability:
-    """Whether this host has all that a snapshotter needs, in versions that serve."""
+    """Says whether this host has all that a snapshotter needs, in versions that serve."""
     found = locate(choice, snapshotter)
     version = version_of(found.containerd)
     programs = [
@@ -113,18 +113,18 @@ def _reason(choice: ContainerdChoice, found: Programs, version: str, snapshotter
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """A version as numbers that compare; empty, and so the oldest, for none."""
+    """Returns a version as numbers that compare; empty, and so the oldest, for none."""
     found = _VERSION.search(version)
     return tuple(map(int, found.group(1).split("."))) if found else ()
 
 
 def version_of(program: str) -> str:
-    """What a program says of its own version; empty when it says nothing one can read."""
+    """Returns what a program says of its own version; empty when it says nothing one can read."""
     return _said(program, os.stat(program).st_mtime_ns, "--version") if program else ""
 
 
 def mkfs_version(program: str) -> str:
-    """The version of mkfs.erofs, which older ones tell on ``-V`` only."""
+    """Returns the version of mkfs.erofs, which older ones tell on ``-V`` only."""
     return _said(program, os.stat(program).st_mtime_ns, "-V") if program else ""
 
 

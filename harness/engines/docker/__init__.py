@@ -1,4 +1,6 @@
-"""Engine ``docker``: Docker itself, as it is, inside the simulated machine; or the one that runs here already."""
+"""This is the engine ``docker``: Docker itself, as it is, inside the simulated machine; or the one that runs here
+already.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,6 @@ __all__ = ["DockerEngine", "RunningDocker", "docker_engine"]
 
 
 def docker_engine(choice: EngineChoice) -> DockerEngine:
-    """The engine for a choice: by its ``host`` the Docker that runs there, else one of the harness's own."""
+    """Makes the engine for a choice: by its ``host`` the Docker that runs there, else one of the harness's own."""
     assert choice.engine == "docker"
     return RunningDocker(choice) if choice.host else DockerEngine(choice)

@@ -1,4 +1,4 @@
-"""Docker's API without the user's own settings, and its failures in this program's words.
+"""This module speaks Docker's API without the user's own settings, and tells its failures in this program's words.
 
 The SDK reads ``~/.docker/config.json`` (or ``DOCKER_CONFIG``) for credentials, proxies and headers, and follows proxy
 variables. None of that may reach a measurement: a proxy would end up in the container's environment. Contexts
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FAILURES = (DockerException, RequestException, HTTPError, OSError, ValueError)
-"""What the SDK raises when the daemon says no, ends, or answers nonsense."""
+"""The SDK raises these when the daemon says no, ends, or answers nonsense."""
 
 
 class IsolatedClient(docker.APIClient):  # type: ignore[misc] # the SDK has no annotations
-    """The low-level client of one daemon at one socket; it knows nothing of the user."""
+    """This low-level client speaks to one daemon at one socket; it knows nothing of the user."""
 
     def _retrieve_server_version(self) -> str:
         """Called by the constructor before its first request: forget what it has read of the user's settings."""
@@ -54,12 +54,16 @@ class IsolatedClient(docker.APIClient):  # type: ignore[misc] # the SDK has no a
 
 
 def connect(socket_path: str, timeout_s: float | None) -> IsolatedClient:
-    """A client of the daemon that listens at this socket; raises one of ``FAILURES`` when it does not answer."""
+    """Connects a client to the daemon that listens at this socket; raises one of ``FAILURES`` when
+    it does not answer.
+    """
     return IsolatedClient(base_url=f"unix://{socket_path}", version="auto", timeout=timeout_s)
 
 
 def auth_config(credentials: Mapping[str, str]) -> dict[str, str]:
-    """Credentials of a deploy request as the API wants them; empty, not None, so that the SDK looks nowhere else."""
+    """Returns credentials of a deploy request as the API wants them; empty, not None, so that the SDK looks nowhere
+    else.
+    """
     if not credentials:
         return {}
     if credentials.get("identity"):
@@ -86,24 +90,26 @@ _START_WORDS: tuple[tuple[str, type[ColdbenchError]], ...] = (("no space left on
 
 
 def pull_failure(text: str) -> ColdbenchError:
-    """What Docker said about a pull, as the error it stands for: the registry's, unless it names something else."""
+    """Turns what Docker said about a pull into the error it stands for: the registry's, unless it
+    names something else.
+    """
     return _kind(text, _PULL_WORDS, RegistryError)(f"Docker's pull failed: {_line(text)}")
 
 
 def start_failure(what: str, text: str) -> ColdbenchError:
-    """What Docker said when it could not create or start the container."""
+    """Turns what Docker said when it could not create or start the container into the error it stands for."""
     return _kind(text, _START_WORDS, WorkloadError)(f"Docker could not {what} the container: {_line(text)}")
 
 
 def explain(error: Exception) -> str:
-    """The daemon's own words where it answered, else what happened to the connection."""
+    """Returns the daemon's own words where it answered, else what happened to the connection."""
     if isinstance(error, APIError):
         return str(error.explanation or error)
     return str(error) or type(error).__name__
 
 
 def daemon_failure(what: str, error: Exception) -> MachineError:
-    """The daemon did not answer a question that is no part of pulling or starting."""
+    """Makes the error for a daemon that did not answer a question that is no part of pulling or starting."""
     return MachineError(f"dockerd does not answer ({what}): {_line(explain(error))}")
 
 

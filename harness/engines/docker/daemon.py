@@ -1,4 +1,4 @@
-"""containerd and dockerd of the harness's own, inside the machine: everything they keep is on its scratch disk.
+"""This module runs containerd and dockerd of the harness's own in the machine: all they keep is on its scratch disk.
 
 Nothing of the host's Docker takes part: no ``/etc/docker/daemon.json``, no running containerd, no bridge and no
 firewall rules. What either keeps at a fixed place of the host (``/run/containerd``: the shims' sockets) is hidden by a
@@ -31,7 +31,7 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 LOG_TAIL_BYTES = 4000
 SHIM_SOCKETS = Path("/run/containerd")
-"""Where shims have their sockets, whatever containerd's configuration says (containerd, defaults.DefaultStateDir)."""
+"""Shims have their sockets here, whatever containerd's configuration says (containerd, defaults.DefaultStateDir)."""
 
 _NO_TRUST_KEY = (24,)
 """From this version on dockerd keeps no key in /etc/docker, and does not know the option that moves it."""
@@ -49,7 +49,9 @@ disabled_plugins = [
 
 
 class Daemons:
-    """The two daemons of one trial. ``start`` brings them up; ``stop`` ends them and unmounts what they had mounted."""
+    """Runs the two daemons of one trial. ``start`` brings them up; ``stop`` ends them and unmounts what they had
+    mounted.
+    """
 
     def __init__(self, programs: DockerPrograms) -> None:
         self._programs = programs
@@ -79,7 +81,7 @@ class Daemons:
         return self._start_dockerd(deadline, containerd_store, insecure_registry)
 
     def restart(self) -> None:
-        """Start again what has ended; what they keep is on the disk. Raises MachineError."""
+        """Starts again what has ended; what they keep is on the disk. Raises MachineError."""
         deadline = time.monotonic() + START_TIMEOUT_S
         containerd, dockerd, self._containerd, self._dockerd = self._containerd, self._dockerd, None, None
         assert containerd is not None
@@ -166,18 +168,20 @@ class Daemons:
 
     @property
     def containerd_state(self) -> Path:
-        """Where containerd keeps the state of running tasks, as seen inside the machine."""
+        """Returns where containerd keeps the state of running tasks, as seen inside the machine."""
         return self.directory / "containerd-state"
 
     def dead(self) -> str:
-        """The name of a daemon that has ended, empty while both live."""
+        """Names a daemon that has ended; empty while both live."""
         for name, process in (("containerd", self._containerd), ("dockerd", self._dockerd)):
             if process is not None and process.poll() is not None:
                 return name
         return ""
 
     def why_dead(self, name: str, when: str) -> ColdbenchError:
-        """The error for a daemon that has ended: the machine's memory, if that ran out, else its own last words."""
+        """Makes the error for a daemon that has ended: the machine's memory, if that ran out, else
+        its own last words.
+        """
         assert self._machine is not None
         with suppress(OSError, ColdbenchError):
             if self._machine.counters().oom_kills:
@@ -187,7 +191,7 @@ class Daemons:
         return MachineError(f"{name} ended {when} (exit {code}){self._last_words(name)}")
 
     def log_tail(self) -> str:
-        """The end of what dockerd, and before it containerd, has written."""
+        """Returns the end of what dockerd, and before it containerd, has written."""
         return _tail(self._containerd_log, LOG_TAIL_BYTES // 4) + _tail(self._log, LOG_TAIL_BYTES)
 
     def _last_words(self, name: str = "dockerd") -> str:

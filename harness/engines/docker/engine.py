@@ -1,4 +1,4 @@
-"""Engine ``docker``: starts Docker in the machine before T0, pulls and runs at T0, and tells what it saw.
+"""This engine starts Docker in the machine before T0, pulls and runs at T0, and tells what it saw.
 
 The client is the harness, outside the machine's quota: what it costs is not Docker's. The daemon is told what
 ``docker run`` tells it: pull, create, attach, start.
@@ -59,7 +59,9 @@ class DockerEngine:
         return programs.availability(self._programs, self._choice, containerd_store=store)
 
     def start(self, machine: Machine, request: DeployRequest) -> None:
-        """See ``protocol.Engine``. Raises HostUnfit where Docker cannot run here, MachineError when it does not."""
+        """Does as ``protocol.Engine`` says. Raises HostUnfit where Docker cannot run here, MachineError when it does
+        not.
+        """
         found = self.available(request.mode, request.preset)
         if found.reason:
             raise HostUnfit(f"engine docker: {found.reason}")
@@ -98,7 +100,7 @@ class DockerEngine:
         self._details["storage_driver"] = str(told.get("Driver", ""))
 
     def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder, watch: Watch) -> Container:
-        """See ``protocol.Engine``."""
+        """Does as ``protocol.Engine`` says."""
         assert self._client is not None
         self._phase = "pull"
         image = self._pull(self._client, request, timeline)
@@ -234,7 +236,7 @@ class DockerEngine:
         return self._daemons.pids
 
     def restart_daemons(self) -> None:
-        """containerd and dockerd, with the same configuration. Raises MachineError."""
+        """Starts containerd and dockerd again, with the same configuration. Raises MachineError."""
         self._daemons.restart()
 
     def first_touches(self) -> list[Touch]:
@@ -247,7 +249,7 @@ class DockerEngine:
         return Report(phase=self._phase, details=self._details, log_tail=self._daemons.log_tail())
 
     def tear_down(self) -> None:
-        """Kill it all, then let go of what the harness holds; see ``Daemons.stop``."""
+        """Kills it all, then lets go of what the harness holds; see ``Daemons.stop``."""
         if self._look is not None:
             self._look.finish()
         self._daemons.stop()
@@ -263,7 +265,7 @@ class DockerEngine:
 
 
 def storage(told: dict[str, Any]) -> str:
-    """How a daemon keeps images, by what it says of itself."""
+    """Says how a daemon keeps images, by what it says of itself."""
     status = {str(key): str(value) for key, value in told.get("DriverStatus") or ()}
     whose = " of containerd" if "containerd" in status.get("driver-type", "") else ""
     return f"{told.get('Driver') or 'an unknown driver'}{whose}"

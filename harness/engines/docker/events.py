@@ -1,4 +1,5 @@
-"""The daemon's event stream: when a container was created, started and ended, whatever a client does meanwhile.
+"""This module follows the daemon's event stream: when a container was created, started and ended, whatever a client
+does.
 
 Docker stamps its events with the wall clock (``timeNano``). It is converted to CLOCK_MONOTONIC when the event arrives,
 by the distance of the two clocks at that moment, so that a step of the wall clock moves at most one event.
@@ -32,13 +33,13 @@ class EventListener:
         self._thread.start()
 
     def await_time(self, event: str, container: str, timeout_s: float) -> int | None:
-        """When this happened to the container; None if it has not within the time, or the daemon is gone."""
+        """Waits for when this happened to the container; None if it has not within the time, or the daemon is gone."""
         with self._changed:
             self._changed.wait_for(lambda: (event, container) in self._times or self._ended, timeout_s)
             return self._times.get((event, container))
 
     def exit_code(self, container: str) -> int | None:
-        """The code the container's process ended with, as far as the daemon has told of it."""
+        """Returns the code the container's process ended with, as far as the daemon has told of it."""
         return self._codes.get(container)
 
     def close(self) -> None:

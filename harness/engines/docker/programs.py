@@ -1,4 +1,4 @@
-"""Which Docker there is on this host, and whether it can do what a case asks of it.
+"""This module finds which Docker there is on this host, and says whether it can do what a case asks of it.
 
 Any dockerd will do: the distribution's, Docker's own package, one built by hand. The containerd and the shim that go
 with it are looked for beside it first, because a dockerd brings its own along.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.model.engine import DockerChoice
 
 VARIABLE = "COLDBENCH_DOCKERD"
-"""Environment variable that names the dockerd to run, for all scenarios that name none."""
+"""This environment variable names the dockerd to run, for all scenarios that name none."""
 
 _LEAST = (20, 10)
 _LEAST_CONTAINERD_STORE = (24,)
@@ -30,7 +30,7 @@ _INSTALL = f"install it (apt-get install docker.io), or name one: {VARIABLE}=PAT
 
 @dataclass(frozen=True, slots=True)
 class DockerPrograms:
-    """The programs of one Docker; each path is empty where the program was not found."""
+    """Holds the programs of one Docker; each path is empty where the program was not found."""
 
     dockerd: Program
     containerd: Program
@@ -43,7 +43,7 @@ class DockerPrograms:
 
     @property
     def search_path(self) -> str:
-        """The PATH that daemons get: the directories of these programs, then the system's."""
+        """Returns the PATH that daemons get: the directories of these programs, then the system's."""
         directories = [os.path.dirname(program.path) for program in self.all]
         return ":".join(dict.fromkeys([*directories, "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin",
                                        "/sbin", "/bin"]))  # fmt: skip
@@ -54,8 +54,9 @@ class DockerPrograms:
 
 
 def find(choice: DockerChoice) -> DockerPrograms:
-    """The dockerd that the scenario names, else the environment, else the PATH's, else the one built by
-    ``nox -s engines``; and what goes with it."""
+    """Finds the dockerd that the scenario names, else the environment, else the PATH's, else the one built by ``nox -s
+    engines``; and what goes with it.
+    """
     named = choice.dockerd or os.environ.get(VARIABLE, "")
     dockerd = find_program("dockerd", named or ("" if shutil.which("dockerd") else built("dockerd")))
     beside = os.path.dirname(os.path.realpath(dockerd.path)) if dockerd.path else ""
@@ -73,7 +74,7 @@ def _beside(directory: str, name: str) -> str:
 
 
 def availability(programs: DockerPrograms, choice: DockerChoice, *, containerd_store: bool) -> Availability:
-    """Whether these programs can run a trial, with images in containerd's store where that is asked for."""
+    """Says whether these programs can run a trial, with images in containerd's store where that is asked for."""
     found = programs.dockerd
     named = choice.dockerd or os.environ.get(VARIABLE, "")
     reason = ""

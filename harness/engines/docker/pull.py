@@ -1,4 +1,4 @@
-"""Docker's progress of a pull as spans of a timeline: per layer wait, fetch, verify, unpack.
+"""This module turns Docker's progress of a pull into spans of a timeline: per layer wait, fetch, verify, unpack.
 
 The stream has a line per step and layer, in the order in which Docker takes them; a layer goes by twelve digits of its
 digest. Docker's two image stores tell different things. The classic one counts bytes while it downloads and extracts,
@@ -47,11 +47,11 @@ class PullProgress:
 
     timeline: Recorder
     digests: Sequence[str] = ()
-    """Of the image's layers, the lowest first; where they are not known, layers count in the order of the stream."""
+    """Lists the image's layers, the lowest first; where they are not known, layers count in the order of the stream."""
     clock_ns: Callable[[], int] = time.monotonic_ns
     error: str = ""
     existing: int = 0
-    """Layers that were there already: a cold pull has none."""
+    """Lists layers that were there already: a cold pull has none."""
     _layers: dict[str, _Layer] = field(default_factory=dict)
     _resolved: bool = False
 
@@ -87,7 +87,7 @@ class PullProgress:
         layer.step, layer.since_ns = step or "", now_ns
 
     def finish(self) -> None:
-        """The stream has ended: close what is open, as a pull that fails leaves it."""
+        """Closes what is open when the stream has ended, as a pull that fails leaves it."""
         now_ns = self.clock_ns()
         for layer in self._layers.values():
             if layer.step and layer.step != "wait":

@@ -1,4 +1,4 @@
-"""The container's process and root file system, found from outside before the process runs.
+"""This module finds the container's process and root file system from outside, before the process runs.
 
 Docker tells the pid only when the container has started, and unmounts the root file system when it has ended. A probe
 wants the first sooner, and run-time workloads the second later. The shim writes the pid to a file before the process
@@ -50,7 +50,7 @@ class EarlyLook:
         self._thread.start()
 
     def finish(self) -> None:
-        """The start is over, and what was not seen by now is not to be seen. Idempotent."""
+        """Ends the look when the start is over: what was not seen by now is not to be seen. Idempotent."""
         self._stop.set()
         self._thread.join()
 

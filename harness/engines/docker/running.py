@@ -1,4 +1,4 @@
-"""A Docker that runs already: the user's own daemon, told to pull and start one container in the machine's group.
+"""This engine tells a Docker that runs already, the user's own, to pull and start one container in the machine's group.
 
 The daemon is outside of the machine, so the shape's CPU, memory and process limits hold for the container alone, and
 nothing that the daemon uses is counted. Everything that is made in it is taken away again: the image before and after
@@ -56,7 +56,9 @@ class RunningDocker(DockerEngine):
         self._name = ""
 
     def available(self, mode: str = "", preset: str = "") -> Availability:
-        """Whether it answers, confines containers as the harness can follow, and stores images as the preset says."""
+        """Says whether it answers, confines containers as the harness can follow, and stores images
+        as the preset says.
+        """
         try:
             client = api.connect(self._address, _ANSWER_S)
         except api.FAILURES as error:
@@ -92,7 +94,7 @@ class RunningDocker(DockerEngine):
     # -- before T0
 
     def start(self, machine: Machine, request: DeployRequest) -> None:
-        """Connect and remove the image. Raises HostUnfit, UsageError or MachineError, as ``DockerEngine.start``."""
+        """Connects and removes the image. Raises HostUnfit, UsageError or MachineError, as ``DockerEngine.start``."""
         found = self.available(request.mode, request.preset)
         if found.reason:
             raise HostUnfit(f"engine docker: {found.reason}")
@@ -129,7 +131,7 @@ class RunningDocker(DockerEngine):
     # -- T0
 
     def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder, watch: Watch) -> Container:
-        """See ``protocol.Engine``."""
+        """Does as ``protocol.Engine`` says."""
         assert self._relay is not None
         registry = f"{_LOOPBACK}{self._relay.port}"
         self._name = f"{registry}/{request.repository}@{request.reference}"
@@ -174,7 +176,7 @@ class RunningDocker(DockerEngine):
         return ()
 
     def report(self) -> Report:
-        """Layers that were there already make the start a warm one, so that it does not count."""
+        """Reports; layers that were there already make the start a warm one, so that it does not count."""
         invalid: tuple[Invalidity, ...] = ()
         if existing := self._details.get("layers_existing"):
             reason = f"{existing} layer(s) were in the Docker at {self._host} already, from another image"

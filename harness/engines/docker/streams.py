@@ -1,4 +1,4 @@
-"""A container's output as two pipes: what Docker sends over its attached connection, taken apart again.
+"""This module gives a container's output as two pipes: it takes apart what Docker sends over its attached connection.
 
 Docker puts stdout and stderr on one connection, each piece behind a header of eight bytes (stream number, three zeros,
 big-endian length); a probe wants a descriptor for each. A thread of the harness copies, outside the machine's quota.
@@ -20,7 +20,7 @@ _CHUNK = 1 << 16
 
 
 class Connection(Protocol):
-    """What the SDK gives: a socket, or a file of one."""
+    """This is what the SDK gives: a socket, or a file of one."""
 
     def fileno(self) -> int: ...
 

@@ -1,4 +1,5 @@
-"""The process inside the machine that is told to deploy: resolve, let the mode bring the layers, mount, create, start.
+"""This process inside the machine is told to deploy: it resolves, lets the mode bring the layers, mounts, creates,
+starts.
 
 Started before T0 with everything imported (a VM's container daemon is up, too), it then waits on its control socket.
 It answers ``Deploy`` with phases, spans, ``Created`` and ``Started``, or with ``Failed``, and later says ``Exited``; it
@@ -57,7 +58,7 @@ _OWN_FORM = frozenset({"FormatError", "UnsafePath", "DigestMismatch"})
 
 
 def translate(error: BaseException) -> ColdbenchError:
-    """Any exception as one of ours, on one line."""
+    """Turns any exception into one of ours, on one line."""
     if isinstance(error, ColdbenchError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -70,7 +71,7 @@ def translate(error: BaseException) -> ColdbenchError:
 
 
 def failed(error: BaseException, phase: str) -> Failed:
-    """The message that tells of a failure, under the nearest class name that the other side can rebuild."""
+    """Makes the message that tells of a failure, under the nearest class name that the other side can rebuild."""
     failure = translate(error)
     kinds = [name for cls in type(failure).__mro__ if (name := cls.__name__) in BY_KIND or name in _OWN_FORM]
     return Failed(kinds[0], str(failure), phase)
@@ -78,7 +79,7 @@ def failed(error: BaseException, phase: str) -> Failed:
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """An image that is on the machine, and what it was brought with."""
+    """Holds an image that is on the machine, and what it was brought with."""
 
     image: Image
     rootfs: Rootfs
@@ -86,7 +87,7 @@ class Brought:
 
     @property
     def requests(self) -> int:
-        """Requests sent to the registry so far."""
+        """Counts requests sent to the registry so far."""
         return int(self.context.client.counters.requests)
 
 
@@ -95,7 +96,7 @@ def _untimed(name: str, start_ns: int, end_ns: int, layer: int | None, detail: s
 
 
 class Agent:
-    """State of one deployment; ``scratch`` is its directory on the machine's disk."""
+    """Holds the state of one deployment; ``scratch`` is its directory on the machine's disk."""
 
     def __init__(
         self,
@@ -129,14 +130,14 @@ class Agent:
         self._control.send(Span(name, start_ns, end_ns, layer, detail))
 
     def deploy(self, told: Deploy) -> None:
-        """Do it all and report; never raises."""
+        """Deploys and reports; never raises."""
         try:
             self._deploy(told)
         except BaseException as error:
             self._control.send(failed(error, self._phase))
 
     def prepare(self, told: Prepare) -> None:
-        """Bring the image, off the timeline, and report; never raises."""
+        """Brings the image, off the timeline, and reports; never raises."""
         try:
             self._brought = self._bring(told.request, told.scratch, 0, _untimed)
             self._control.send(Prepared())
@@ -225,7 +226,7 @@ class Agent:
             self._control.send(Exited(code))
 
     def stop(self) -> None:
-        """Take everything away; idempotent; problems are reported, not raised."""
+        """Takes everything away; idempotent; problems are reported, not raised."""
         problems = []
         for action in (self._delete, self._unmount, self._clean):
             try:

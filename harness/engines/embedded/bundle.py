@@ -1,4 +1,4 @@
-"""An OCI bundle for crun: the image's configuration and the request's overrides as a runtime config.json.
+"""This module writes an OCI bundle for crun: the image's configuration and the request's overrides as a config.json.
 
 The container gets what Docker gives by default (mounts, and ``harness.engines.confinement``) and its own pid, ipc, uts,
 mount and cgroup namespaces; network and control group are the machine's, so that everything it does is charged there.
@@ -44,8 +44,10 @@ _MOUNTS = [
 def process_of(
     image_config: Mapping[str, Any], override: Process, root: str, confinement: Confinement | None = None
 ) -> dict[str, Any]:
-    """The ``process`` object. ``override``'s args replace the image's whole
-    command line (entrypoint and arguments). FormatError when nothing says what to run.
+    """Makes the ``process`` object. ``override``'s args replace the image's whole command line (entrypoint and
+    arguments).
+
+    Raises FormatError when nothing says what to run.
     """
     config = image_config.get("config") or {}
     args = list(override.args) or [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
@@ -85,7 +87,7 @@ def _environment(image: Any, override: Mapping[str, str], identity: Identity) ->
 def write_bundle(
     directory: str, root: str, image_config: Mapping[str, Any], override: Process, cgroup: str = ""
 ) -> dict[str, Any]:
-    """Write ``config.json`` (and the files it binds) into ``directory`` for the mounted ``root``; the config.
+    """Writes ``config.json`` (and the files it binds) into ``directory`` for the mounted ``root``; returns the config.
 
     ``cgroup`` is the container's control group, for a runtime that needs one of its own.
     """

@@ -1,4 +1,4 @@
-"""Directories below one root, reached by descriptors only, so that no name can lead out of it.
+"""This module reaches directories below one root by descriptors only, so that no name can lead out of it.
 
 Every component is opened with O_NOFOLLOW relative to its parent's descriptor; descriptors are cached, because a
 layer's entries come directory by directory. A symlink in the way is refused (``UnsafePath``), whoever planted it.
@@ -15,11 +15,11 @@ from harness.formats.tar.names import entry_of
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_OPEN = 200
-"""Cached descriptors per tree: three layers at once stay below the usual limit of 1024 files."""
+"""A tree caches so many descriptors: three layers at once stay below the usual limit of 1024 files."""
 
 
 class DirectoryTree:
-    """Descriptors of the directories below ``root``, by cleaned path (``b""`` is the root itself)."""
+    """Keeps descriptors of the directories below ``root``, by cleaned path (``b""`` is the root itself)."""
 
     def __init__(self, root: str) -> None:
         self.root = os.open(root, _DIRECTORY)
@@ -34,7 +34,7 @@ class DirectoryTree:
         self._open.clear()
 
     def descriptor(self, path: bytes, make: bool = True) -> int:
-        """Descriptor of directory ``path``, made (0755) with its missing parents when ``make``.
+        """Returns the descriptor of directory ``path``, made (0755) with its missing parents when ``make``.
 
         Raises UnsafePath when a component is a symlink, FormatError when it is another non-directory, and
         FileNotFoundError when it is missing and not to be made. Valid until the next call on this object.

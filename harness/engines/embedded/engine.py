@@ -1,4 +1,4 @@
-"""The embedded engine, harness side: starts the agent (and a mode's daemon) in the machine and relays what they say."""
+"""This engine, harness side, starts the agent (and a mode's daemon) in the machine and relays what they say."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class EmbeddedEngine:
         return engine_modes(EMBEDDED)
 
     def available(self, mode: str = "", preset: str = "") -> Availability:
-        """It runs wherever crun or runc does; what a mode needs of the kernel, ``coldbench doctor`` tries out."""
+        """Says yes wherever crun or runc runs; what a mode needs of the kernel, ``coldbench doctor`` tries out."""
         try:
             program = find_runtime()
         except MissingTool as error:
@@ -228,7 +228,9 @@ class EmbeddedEngine:
         self._problems.append(f"{len(descriptors)} of {len(KINDS)} of the container's namespaces could be held")
 
     def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder, watch: Watch) -> Container:
-        """See ``protocol.Engine``. Spans reach ``timeline`` when they end, so a caller may sample counters then."""
+        """Does as ``protocol.Engine`` says. Spans reach ``timeline`` when they end, so a caller may sample counters
+        then.
+        """
         assert self._control is not None
         scratch = self._scratch(machine)
         self._phase = "resolve"
@@ -318,7 +320,7 @@ class EmbeddedEngine:
         return () if self._daemon is None else serving(self._daemon.pid)
 
     def restart_daemons(self) -> None:
-        """Nothing: a daemon that can be replaced is replaced without being told."""
+        """Does nothing: a daemon that can be replaced is replaced without being told."""
 
     def first_touches(self) -> list[Touch]:
         return [] if self._observer is None else self._observer.first_touches()
@@ -342,7 +344,7 @@ class EmbeddedEngine:
         return os.pread(self._log.fileno(), LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES)).decode("utf-8", "replace")
 
     def tear_down(self) -> None:
-        """Container, OverlayFS, the mode's mounts, the daemon; in that order, each with a time limit.
+        """Takes away container, OverlayFS, the mode's mounts and the daemon, in that order, each with a time limit.
 
         An agent in the middle of a deployment (the user interrupted it) hears nothing: it is killed, and what it had
         mounted goes with the machine's mount namespace.

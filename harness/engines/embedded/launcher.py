@@ -1,4 +1,4 @@
-"""A process that starts the container runtime inside the group with the container's device list.
+"""This process starts the container runtime inside the group with the container's device list.
 
 The agent itself stays outside of that group: mounting an image may take a loop device, which no container may have. The
 launcher is forked and moved before T0, because moving costs a grace period of the kernel (0.2 to 16 ms, measured), and
@@ -26,7 +26,7 @@ _TIMED_OUT = "timed out"
 
 
 class Launcher:
-    """One child. Fork it while the process has one thread only, and after it became a subreaper."""
+    """Holds one child. Fork it while the process has one thread only, and after it became a subreaper."""
 
     def __init__(self, entry_files: Sequence[str]) -> None:
         """Moves the child into a group by its ``entry_files``. MachineError when that is refused."""
@@ -40,8 +40,10 @@ class Launcher:
             raise MachineError(f"cannot enter the group of confined processes: {said or 'the launcher ended'}")
 
     def run(self, argv: Sequence[str], stdout: int, stderr: int, timeout_s: float) -> int:
-        """Run a program to its end with these outputs; its exit code. TimeoutError after ``timeout_s``, then it is
-        killed; MachineError when the launcher is gone."""
+        """Runs a program to its end with these outputs and returns its exit code.
+
+        Raises TimeoutError after ``timeout_s``, when it is killed; MachineError when the launcher is gone.
+        """
         request = json.dumps({"argv": list(argv), "timeout_s": timeout_s}).encode()
         try:
             socket.send_fds(self._socket, [request], [stdout, stderr])

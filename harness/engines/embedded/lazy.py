@@ -1,4 +1,5 @@
-"""Modes estargz, soci and erofs in the embedded engine: the provider in the agent, the observer in the harness.
+"""This module serves modes estargz, soci and erofs in the embedded engine: a provider in the agent, an observer in the
+harness.
 
 The daemon (``harness.lazyfs.daemon``) is up before T0. At T0 the agent finds the image's indexes, tells the daemon
 which layers to serve, unpacks the others beside that, and hands the directories to whoever stacks them.
@@ -77,14 +78,14 @@ class _Unpacker:
         return overlay2.unpack(self._context, self._image, PullPolicy())
 
     def layers(self) -> dict[int, overlay2.Unpacked]:
-        """The layers by their numbers in the image, when all are unpacked; raises what went wrong."""
+        """Returns the layers by their numbers in the image, when all are unpacked; raises what went wrong."""
         return {} if self._unpacking is None else dict(zip(self._numbers, self._unpacking.result(), strict=True))
 
 
 def look_ahead(
     context: Context, platform: Platform, preset: str, options: Mapping[str, Option]
 ) -> Callable[[Descriptor, bytes], object] | None:
-    """What is to see each manifest on the way to the image, so that what it names is asked for at once.
+    """Returns what is to see each manifest on the way to the image, so that what it names is asked for at once.
 
     Puts a store that asks ahead into ``context``. None for presets that ask as somebody else does.
     """
@@ -102,7 +103,7 @@ def look_ahead(
 
 
 def provide(context: Context, image: Image, preset: str, options: Mapping[str, Option]) -> Rootfs:
-    """Provider of the lazy modes (``harness.engines.embedded.modes``); ``options`` are those of ``LazyPolicy``."""
+    """Provides the lazy modes (``harness.engines.embedded.modes``); ``options`` are those of ``LazyPolicy``."""
     if context.daemon is None:
         raise MachineError("the lazyfs daemon was not started")
     source = ImageSource(context.client, context.reference)
@@ -221,7 +222,7 @@ def _discard(take_away: Callable[[str], object], path: str) -> None:
 
 
 class Observer:
-    """Harness side of the daemon (``harness.engines.embedded.modes.Observer``)."""
+    """Speaks to the daemon, in the harness (``harness.engines.embedded.modes.Observer``)."""
 
     def __init__(self, end: socket.socket) -> None:
         self._daemon = DaemonClient(end)

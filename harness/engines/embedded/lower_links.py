@@ -1,4 +1,5 @@
-"""Hard links into lower layers, once all layers stand as directories: another name of the very file that is there.
+"""This module makes hard links into lower layers, once all layers stand as directories: another name of the very file
+there.
 
 The lookup is that of ``harness.formats.tar.stack``, over directories in OverlayFS's form, since some of them may be
 served lazily. A file there cannot get a name on another file system: it is copied, and is then a file of its own, with

@@ -1,4 +1,4 @@
-"""What the harness and the agent inside the machine tell each other, as frozen dataclasses.
+"""These frozen dataclasses are what the harness and the agent inside the machine tell each other.
 
 The harness says ``Deploy`` and ``Stop``; everything else is the agent's. Spans have the daemon's form, see
 ``harness.lazyfs.messages``.
@@ -16,7 +16,9 @@ from harness.lazyfs.messages import Span
 
 @dataclass(frozen=True, slots=True)
 class Deploy:
-    """T0 was at ``t0_ns`` (CLOCK_MONOTONIC): bring the image to ``scratch`` on the machine's disk, and start it."""
+    """Says that T0 was at ``t0_ns`` (CLOCK_MONOTONIC): bring the image to ``scratch`` on the machine's disk, and start
+    it.
+    """
 
     request: DeployRequest
     scratch: str
@@ -25,7 +27,7 @@ class Deploy:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Bring the image to ``scratch`` now, before T0, so that ``Deploy`` finds it there; answered by ``Prepared``."""
+    """Asks for the image on ``scratch`` now, before T0, so that ``Deploy`` finds it there; ``Prepared`` answers it."""
 
     request: DeployRequest
     scratch: str
@@ -33,42 +35,42 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The image is on the machine."""
+    """Tells that the image is on the machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Take container and mounts away; answered by ``Stopped``."""
+    """Asks to take container and mounts away; ``Stopped`` answers it."""
 
 
 @dataclass(frozen=True, slots=True)
 class AgentUp:
-    """The agent has imported everything and waits."""
+    """Tells that the agent has imported everything and waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class RootfsDetails:
-    """Facts about how a mode put the root file system there; None where a mode has no such fact."""
+    """Holds facts about how a mode put the root file system there; None where a mode has no such fact."""
 
     agent_requests: int | None = None
-    """Requests that the agent itself sent to the registry."""
+    """Counts requests that the agent itself sent to the registry."""
     rounds_before_mount: int | None = None
-    """Requests before the mount that waited for one another's answer (``harness.oci.registry.rounds``)."""
+    """Counts requests before the mount that waited for one another's answer (``harness.oci.registry.rounds``)."""
     entries: int | None = None
     unpacked_bytes: int | None = None
     soci_index: str | None = None
     lazy_layers: tuple[int, ...] | None = None
     unpacked_layers: tuple[int, ...] | None = None
     erofs: str | None = None
-    """How EROFS was mounted: ``file``, ``loop``, or ``loops`` with the metadata on a device of its own."""
+    """Says how EROFS was mounted: ``file``, ``loop``, or ``loops`` with the metadata on a device of its own."""
     erofs_refused: tuple[str, ...] | None = None
-    """Ways to mount it that were tried first, and why they failed."""
+    """Lists ways to mount it that were tried first, and why they failed."""
     whole_layers: tuple[int, ...] | None = None
     survives_daemon: bool | None = None
-    """When the daemon dies, another one takes over."""
+    """Says that another daemon takes over when this one dies."""
 
     def known(self) -> dict[str, object]:
-        """The facts there are, by name, in the form that an observation stores."""
+        """Returns the facts there are, by name, in the form that an observation stores."""
         known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -79,14 +81,14 @@ class RootfsDetails:
 
 @dataclass(frozen=True, slots=True)
 class Entered:
-    """A phase begins now; phase ``pull`` began at T0."""
+    """Tells that a phase begins now; phase ``pull`` began at T0."""
 
     phase: Literal["create", "start"]
 
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """The container exists with this ``pid`` and ``root``; its process does not run yet.
+    """Tells that the container exists with this ``pid`` and ``root``; its process does not run yet.
 
     With the message come open descriptors of the process's namespaces, one of each of ``harness.kernel.namespaces``'
     ``KINDS``: a process that ends at once has none any more when the harness comes to look.
@@ -99,7 +101,9 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The container's process runs since ``time_ns``; ``image`` is the digest of the manifest that was deployed."""
+    """Tells that the container's process runs since ``time_ns``; ``image`` is the digest of the manifest that was
+    deployed.
+    """
 
     time_ns: int
     image: str
@@ -107,7 +111,9 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The deployment, or the agent itself, failed in ``phase``; ``harness.errors.from_kind`` rebuilds the error."""
+    """Tells that the deployment, or the agent itself, failed in ``phase``; ``harness.errors.from_kind`` rebuilds the
+    error.
+    """
 
     kind: str
     message: str
@@ -116,14 +122,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The container's process has ended."""
+    """Tells that the container's process has ended."""
 
     code: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """Everything is taken away, but for what ``problems`` say."""
+    """Tells that everything is taken away, but for what ``problems`` say."""
 
     problems: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""The embedded engine's modes: what puts the root file system there, by the mode's presentation.
+"""This module lists the embedded engine's modes: what puts the root file system there, by the mode's presentation.
 
 A mode consists of up to three parts, each named here as ``module:attribute`` and imported only where it runs:
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 
 ReportSpan = Callable[[str, int, int, int | None, str], None]
-"""Puts a span on the timeline: name, start and end (CLOCK_MONOTONIC, ns), layer, detail."""
+"""It puts a span on the timeline: name, start and end (CLOCK_MONOTONIC, ns), layer, detail."""
 
 
 @dataclass(slots=True)
 class Context:
-    """What a provider works with, inside the machine.
+    """Holds what a provider works with, inside the machine.
 
     ``client`` reads the image's store (a registry client, or a layout on disk), ``store`` says how a daemon finds the
     same, ``reference`` names the image there. ``scratch`` is a directory of this trial on the machine's own disk.
@@ -72,7 +72,7 @@ class Context:
 
 @dataclass(slots=True)
 class Rootfs:
-    """Read-only directories to stack, topmost layer *first* as OverlayFS wants them, and how to take them away.
+    """Holds read-only directories to stack, topmost layer *first* as OverlayFS wants them, and how to take them away.
 
     ``cleanup`` unmounts what the provider mounted (the container and OverlayFS are gone by then); it must be safe
     to call twice. Plain directories below ``scratch`` need no cleanup. ``details`` go into the observation.
@@ -85,12 +85,14 @@ class Rootfs:
 
 class Provider(Protocol):
     def __call__(self, context: Context, image: Image, preset: str, options: Mapping[str, Option]) -> Rootfs:
-        """Put the layers there; raises ``harness.errors.ColdbenchError``."""
+        """Puts the layers there; raises ``harness.errors.ColdbenchError``."""
         ...
 
 
 class Observer(Protocol):
-    """Harness side of a mode's daemon; constructed as ``Observer(socket)``. Methods as in ``protocol.Engine``."""
+    """Speaks, in the harness, to a mode's daemon; constructed as ``Observer(socket)``. Methods as in
+    ``protocol.Engine``.
+    """
 
     def wait_up(self, timeout_s: float) -> None:
         """Wait until the daemon has said that it is up, before T0; raises MachineError when it does not."""
@@ -117,8 +119,9 @@ class ModeParts:
     daemon: str | None = None
     observer: str | None = None
     look_ahead: str | None = None
-    """Called before the image is resolved, with (context, platform, preset, options); what it returns, if anything, is
-    told of each manifest on the way (``harness.lazyfs.scout``)."""
+    """It is called before the image is resolved, with (context, platform, preset, options); what it returns, if
+    anything, is told of each manifest on the way (``harness.lazyfs.scout``).
+    """
 
 
 _LAZY = ModeParts(
@@ -137,13 +140,13 @@ _PARTS = {
 
 
 def parts_of(mode: str, preset: str = "") -> ModeParts:
-    """The parts of ``mode``; UsageError when there is no such mode or preset."""
+    """Returns the parts of ``mode``; UsageError when there is no such mode or preset."""
     found = find(mode)
     found.preset(preset)
     return _PARTS[found.presentation]
 
 
 def load(name: str) -> Any:
-    """The object that ``module:attribute`` names."""
+    """Imports the object that ``module:attribute`` names."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)

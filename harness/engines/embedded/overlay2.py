@@ -1,15 +1,15 @@
-"""Mode overlay2: fetch every layer whole, unpack it into a directory of its own.
+"""Mode overlay2 fetches every layer whole and unpacks it into a directory of its own.
 
 Presets:
 
 ``sequential``
-    Docker's order of things: three downloads at a time, each to a file and verified; layers unpacked one after the
-    other, bottom first, while later ones still download; zlib, the
-    decoder that Docker uses through unpigz. It has Docker's policies, not its waste: about a third of Docker's CPU
-    seconds and half of containerd's (docs/performance.md). Docker as it is: the ``docker`` engine.
+    It takes Docker's order: three downloads at a time, each to a file and verified; one layer is unpacked after the
+    other, bottom first, while later ones still download; the decoder is zlib, which Docker uses through unpigz. It has
+    Docker's policies, not its waste, and takes about a third of Docker's CPU seconds and half of containerd's
+    (docs/performance.md). The engine ``docker`` runs Docker as it is.
 ``tuned``
-    The best full pull we know: bytes go from the socket through one hash, the fastest decoder (ISA-L) and the
-    unpacker straight into files, nothing compressed touches the disk; three layers at once, largest first, since
+    It is the best full pull we know: bytes go from the socket through one hash, the fastest decoder (ISA-L) and the
+    unpacker straight into files, and nothing compressed touches the disk. Three layers go at once, largest first, since
     each has its own directory.
 
 Every preset checks each layer's digest and its diff ID; a layer that fails either is never mounted.
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from harness.oci.image import Image
 
 PARALLEL = 3
-"""Layers fetched at a time: Docker's and containerd's default."""
+"""So many layers are fetched at a time, as by Docker's and containerd's default."""
 
 _PIECE_BYTES = 1 << 17
 """Compressed bytes hashed and inflated at a time. libcurl gives 16 KiB at most, and each hand-over between threads
@@ -54,7 +54,7 @@ costs more than joining eight of those; a decompressed piece still fits the seco
 
 @dataclass(slots=True)
 class Unpacked:
-    """One layer, unpacked. ``name`` is what errors call it; ``links`` (name, target) lead into lower layers."""
+    """Names one layer, unpacked. ``name`` is what errors call it; ``links`` (name, target) lead into lower layers."""
 
     name: str
     directory: str
@@ -70,7 +70,7 @@ class _Stopped(Exception):
 
 @dataclass(slots=True)
 class Pull:
-    """State of one pull. ``stop`` is set when any layer fails, so that the others end at their next piece."""
+    """Holds the state of one pull. ``stop`` is set when any layer fails, so that the others end at their next piece."""
 
     context: Context
     image: Image
@@ -84,7 +84,7 @@ class Pull:
         return f"layer {number} ({self.image.layers[number].digest[:19]})"
 
     def fetch(self, number: int, sink: Callable[[bytes], object]) -> None:
-        """Stream a layer's stored bytes into ``sink``, hashing them on the way; DigestMismatch at the end."""
+        """Streams a layer's stored bytes into ``sink``, hashing them on the way; DigestMismatch at the end."""
         layer = self.image.layers[number]
         algorithm, _, expected = layer.digest.partition(":")
         digest = new_hash(algorithm)
@@ -116,7 +116,7 @@ class Pull:
             )
 
     def unpack(self, number: int, chunks: Iterator[bytes]) -> Unpacked:
-        """Unpack a layer's stored bytes into its directory."""
+        """Unpacks a layer's stored bytes into its directory."""
         layer, where = self.image.layers[number], self.name(number)
         if layer.compression is None:
             raise UnsupportedMediaType(f"{where}: media type {layer.media_type} is not a layer this program unpacks")
@@ -149,7 +149,7 @@ class Pull:
         )
 
     def wait_all(self, futures: Iterable[Future[Any]]) -> None:
-        """Wait for the end of all; stop the rest at the first failure and raise the one that caused it."""
+        """Waits for the end of all; stops the rest at the first failure and raises the one that caused it."""
         pending = list(futures)
         wait(pending, return_when=FIRST_EXCEPTION)
         failures = [e for f in pending if f.done() and not f.cancelled() and (e := f.exception()) is not None]
@@ -238,7 +238,7 @@ def look_ahead(context: Context, _platform: Platform, preset: str, options: Mapp
 
 
 def provide(context: Context, image: Image, preset: str, options: Mapping[str, Option]) -> Rootfs:
-    """Provider of mode overlay2 (``harness.engines.embedded.modes``); ``options`` are those of ``PullPolicy``."""
+    """Provides mode overlay2 (``harness.engines.embedded.modes``); ``options`` are those of ``PullPolicy``."""
     policy = policy_of(context.mode, preset, options)
     assert isinstance(policy, PullPolicy), "the mode that unpacks has policies of a full pull"
     return pull(context, image, policy)

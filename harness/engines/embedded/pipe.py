@@ -1,4 +1,6 @@
-"""A bounded hand-over of byte pieces from one thread to another, with failure passing along."""
+"""This module hands byte pieces over from one thread to another, a bounded number at a time, and
+passes failure along.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class BytePipe:
-    """One writer, one reader; at most ``slots`` pieces wait between them, so memory stays bounded.
+    """Connects one writer and one reader; at most ``slots`` pieces wait between them, so memory stays bounded.
 
     The writer ends with ``end`` or ``fail(error)``, which the reader meets (raised) after the last piece. A reader
     that gives up calls ``abandon``: writes then go nowhere and never block. Its two locks cost less CPU than

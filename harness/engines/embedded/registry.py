@@ -1,4 +1,6 @@
-"""The registry as the agent sees it: a client from a deploy request, and where a daemon finds the same."""
+"""This module makes the agent's registry client from a deploy request, and says where a daemon
+finds the same registry.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def connect(request: DeployRequest) -> RegistryClient:
-    """A client for the request's repository; nothing is sent yet.
+    """Makes a client for the request's repository; nothing is sent yet.
 
     The request's ``credentials`` are ``{"user", "secret"}`` or, for a refresh token, ``{"user", "secret", "identity":
     "1"}``; without them the machine's own Docker configuration is asked.
@@ -29,7 +31,7 @@ def connect(request: DeployRequest) -> RegistryClient:
 
 
 def store_address(request: DeployRequest) -> StoreAddress:
-    """Where a lazy mode's daemon finds the request's image."""
+    """Says where a lazy mode's daemon finds the request's image."""
     return StoreAddress(
         registry=request.registry,
         repository=request.repository,

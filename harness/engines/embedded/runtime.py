@@ -1,4 +1,4 @@
-"""crun or runc, told what to do through an OCI bundle: create, start, kill, delete.
+"""This module tells crun or runc what to do through an OCI bundle: create, start, kill, delete.
 
 With crun the container stays in the caller's control group (``--cgroup-manager=disabled``); runc cannot be told that
 and makes a group below the machine's, which is charged just so. The network namespace is the machine's either way.
@@ -24,7 +24,7 @@ _TIMEOUT_S = 120.0
 
 
 def find_runtime() -> str:
-    """Path of crun, else of runc; MissingTool with the line that installs the former."""
+    """Returns the path of crun, else of runc; MissingTool with the line that installs the former."""
     found = shutil.which("crun") or shutil.which("runc")
     if found is None:
         raise MissingTool("neither crun nor runc is installed; install one with: apt-get install crun")
@@ -32,7 +32,7 @@ def find_runtime() -> str:
 
 
 def makes_groups(program: str) -> bool:
-    """Whether this runtime insists on a control group of the container's own (``linux.cgroupsPath``)."""
+    """Says whether this runtime insists on a control group of the container's own (``linux.cgroupsPath``)."""
     return os.path.basename(program) == "runc"
 
 
@@ -53,20 +53,22 @@ def prepare_cgroup_view(root: str = "/sys/fs/cgroup") -> None:
 
 @dataclass(slots=True)
 class Runtime:
-    """One container of one bundle; state below ``state`` (on the machine's scratch disk)."""
+    """Runs one container of one bundle; its state lies below ``state`` (on the machine's scratch disk)."""
 
     program: str
     state: str
     cgroup: str = ""
-    """Control group of the container within each hierarchy, where the runtime makes one."""
+    """Names the control group of the container within each hierarchy, where the runtime makes one."""
     name: str = "coldbench"
     launcher: Launcher | None = None
-    """Starts the runtime in the group whose device list is the container's."""
+    """This launcher starts the runtime in the group whose device list is the container's."""
     pid: int = 0
     _alive: bool = field(default=False, init=False)
 
     def create(self, bundle: str, stdout: int, stderr: int) -> int:
-        """Create the container with these descriptors as its output; pid of its init, which waits for ``start``."""
+        """Creates the container with these descriptors as its output; returns the pid of its init, which waits for
+        ``start``.
+        """
         os.makedirs(self.state, exist_ok=True)
         pid_file = os.path.join(self.state, "pid")
         self._alive = True
@@ -80,7 +82,7 @@ class Runtime:
         self._call("start", self.name)
 
     def delete(self) -> None:
-        """Kill and delete; idempotent, quiet about a container that is gone."""
+        """Kills and deletes; idempotent, quiet about a container that is gone."""
         if not self._alive:
             return
         self._alive = False

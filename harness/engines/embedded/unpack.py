@@ -1,4 +1,5 @@
-"""One layer's tar stream into a directory in OverlayFS's form (whiteout devices, opaque attributes).
+"""This module unpacks one layer's tar stream into a directory in OverlayFS's form (whiteout devices, opaque
+attributes).
 
 Written for CPU seconds, which is what a small machine lacks: names are resolved once per directory, a file costs
 open, write, utimensat and close, payload bytes go from the decompressor's buffer to the kernel without a copy, and

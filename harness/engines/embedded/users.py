@@ -1,4 +1,5 @@
-"""Who a container runs as: an image's ``User`` looked up in the image's own /etc/passwd and /etc/group.
+"""This module finds who a container runs as: it looks an image's ``User`` up in the image's own /etc/passwd and
+/etc/group.
 
 The files are opened with openat2(RESOLVE_IN_ROOT), so that a symlink in the image never reaches the host's.
 
@@ -18,7 +19,7 @@ _SYS_OPENAT2 = 437
 _RESOLVE_IN_ROOT = 0x10
 _MAX_BYTES = 4 << 20
 LAST_ID = 2**32 - 2
-"""The one above means "leave it as it is" to the kernel."""
+"""This is the last ID, since the one above means "leave it as it is" to the kernel."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -39,7 +40,7 @@ class Identity:
 
 
 def read_in_root(root: str, path: str) -> bytes:
-    """A regular file of the image, symlinks resolved inside ``root``; empty when there is none."""
+    """Reads a regular file of the image, symlinks resolved inside ``root``; empty when there is none."""
     directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         how = _OpenHow(os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0, _RESOLVE_IN_ROOT)
@@ -60,7 +61,8 @@ def _lines(data: bytes, fields: int) -> list[list[str]]:
 
 
 def resolve_user(root: str, user: str) -> Identity:
-    """Identity for ``user``, ``uid``, ``user:group``, ``uid:gid`` (any mix); FormatError for a name that is unknown.
+    """Returns the identity for ``user``, ``uid``, ``user:group``, ``uid:gid`` (any mix); FormatError for a name that is
+    unknown.
 
     As in Docker: a bare uid without a passwd entry has gid 0; supplementary groups come with no explicit group only.
     """
