@@ -1,1 +1,1 @@
-"""Whole images: names for them, what they hold, and whether their forms agree."""
+"""This package treats whole images: names for them, what they hold, and whether their forms agree."""

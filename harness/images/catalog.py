@@ -34,7 +34,9 @@ def _silent(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Obtained:
-    """A scenario's image on this disk: its layout, whether it was made or copied just now, and what its tag meant."""
+    """Holds a scenario's image on this disk: its layout, whether it was made or copied just now, and what its tag
+    meant.
+    """
 
     layout: Reference
     made: bool = False
@@ -47,7 +49,7 @@ def locate(
     report: Callable[[str, int, int], object] = _silent,
     tell: Callable[[str], object] = lambda _: None,
 ) -> Reference:
-    """Where the image ``name`` lies: ``scenario:NAME`` becomes its layout, built if need be; other names stay.
+    """Returns where the image ``name`` lies: ``scenario:NAME`` becomes its layout, built if need be; other names stay.
 
     ``tell`` gets what a user should know of it: that a tag has moved since it was looked up last.
     """
@@ -65,7 +67,7 @@ def locate(
 def materialise(
     spec: ImageSpec, cache: Cache | None = None, report: Callable[[str, int, int], object] = _silent
 ) -> Reference:
-    """An ``oci:`` reference to the image; nothing is built or copied a second time."""
+    """Returns an ``oci:`` reference to the image; nothing is built or copied a second time."""
     return obtain(spec, cache, report).layout
 
 
@@ -88,7 +90,7 @@ def obtain(
     pinned: str = "",
     called: str = "",
 ) -> Obtained:
-    """The image of a scenario's ``image`` table, built, copied or found.
+    """Returns the image of a scenario's ``image`` table, built, copied or found.
 
     ``offline`` uses what is in the cache and asks nobody. ``pinned`` is the digest that a tag has to mean, for a
     session that goes on; ``called`` is what messages call an image that has no name of its own.

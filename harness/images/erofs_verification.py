@@ -1,4 +1,5 @@
-"""Checks an image's EROFS index against the image: spans, windows, start pack and metadata, to the last byte.
+"""This module checks an image's EROFS index against the image: spans, windows, start pack and metadata, to the last
+byte.
 
 What the file system shows is a function of the layers' tars: metadata written afresh from them must be the index's.
 Together with the spans, which must inflate to the tars, that is everything a mount can serve.
@@ -33,7 +34,8 @@ LayerCheck = tuple[int, str, "Callable[[SpooledTar], LazyLayer]"]
 
 
 def index_checks(source: ImageSource, image: Image, manifest: bytes) -> tuple[ErofsIndex, list[LayerCheck]]:
-    """The image's EROFS index, whose manifest ``find_erofs_index`` gave, and (layer, what, check) for each layer.
+    """Opens the image's EROFS index, whose manifest ``find_erofs_index`` gave, and gives (layer, what, check) for each
+    layer.
 
     The checks are made in order and each raises ContentError when something does not hold; the last one compares the
     metadata too.

@@ -1,4 +1,6 @@
-"""What an image is made of, as plain data: layers, sizes, entries, ratios, lazy forms and what they add in bytes."""
+"""This module says what an image is made of, as plain data: layers, sizes, entries, ratios, lazy forms and what they
+add.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ def inspect_image(
     read_layers: bool = True,
     advance: Callable[[str, int, int], object] | None = None,
 ) -> dict[str, Any]:
-    """Facts of the image for a platform (this host's by default).
+    """Gathers facts of the image for a platform (this host's by default).
 
     With ``read_layers`` every layer is read, verified and unpacked.
     A lazy form that is announced but cannot be read is reported with its error, not raised.

@@ -1,4 +1,4 @@
-"""How much larger an image's layers would be if they were packed less, or not at all."""
+"""This module says how much larger an image's layers would be if they were packed less, or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAMPLE_BYTES = 32 << 20
 
 
 def light_growth(source: ImageSource, image: Image) -> float:
-    """Size of the largest layer's first 32 MiB at zlib's level 1, over what it is at level 6; at least 1.
+    """Returns the size of the largest layer's first 32 MiB at zlib's level 1, over what it is at level 6; at least 1.
 
     Both are made here, so that the builder's own compressor does not enter. Raises ContentError for a bad layer.
     """

@@ -1,4 +1,4 @@
-"""What a start pack holds of an image: by file, and held against a layer's tar byte for byte."""
+"""This module says what a start pack holds of an image: by file, and held against a layer's tar byte for byte."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def files_in(made: MadePack, index: ErofsIndex) -> list[tuple[str, int]]:
-    """(path, bytes of it that the pack holds), by path; tar headers and padding on its pages are no file's."""
+    """Returns (path, bytes of it that the pack holds), by path; tar headers and padding on its pages are no file's."""
     ranges = made.pack.ranges()
     ends = [end for _, end in ranges]
     held: dict[str, int] = {}
@@ -34,7 +34,7 @@ def files_in(made: MadePack, index: ErofsIndex) -> list[tuple[str, int]]:
 
 
 def check_against(made: MadePack, index: ErofsIndex, layer: IndexedLayer, tar: SpooledTar) -> None:
-    """FormatError where the pack has other bytes of a layer than its tar, or anything but zeros behind them."""
+    """Raises FormatError where the pack has other bytes of a layer than its tar, or anything but zeros behind them."""
     following = [other.start for other in index.layers if other.start > layer.start]
     stop = min(following, default=index.image_bytes)
     for number, frame in enumerate(made.pack.frames):

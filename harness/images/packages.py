@@ -37,21 +37,23 @@ _REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One package: who installed it, what it is called, the files it brought, and the packages it says it needs."""
+    """Describes one package: who installed it, what it is called, the files it brought, and the packages it says it
+    needs.
+    """
 
     manager: str
-    """``dpkg``, ``pip`` or ``npm``."""
+    """It is ``dpkg``, ``pip`` or ``npm``."""
     name: str
     version: str
     files: frozenset[str]
-    """Absolute paths that the image shows."""
+    """Lists absolute paths that the image shows."""
     needs: tuple[str, ...] = ()
-    """Names of packages of the same manager; of alternatives, all."""
+    """Names packages of the same manager; of alternatives, all."""
     essential: bool = False
 
     @property
     def key(self) -> str:
-        """``dpkg:git``: a name that is unique among all packages of an image."""
+        """Returns ``dpkg:git``: a name that is unique among all packages of an image."""
         return f"{self.manager}:{self.name}"
 
 
@@ -61,7 +63,7 @@ def read_packages(
     shown: Collection[str],
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Package]:
-    """The packages of an image whose files are ``shown``; ``progress`` is told compressed bytes as they are read.
+    """Finds the packages of an image whose files are ``shown``; ``progress`` is told stored bytes as they are read.
 
     Raises ContentError for a layer that is not what it claims to be.
     """

@@ -1,4 +1,5 @@
-"""Copies of registries' images in the cache, kept by digest; a tag is looked up anew by every run, and may have moved.
+"""This module keeps copies of registries' images in the cache, by digest; every run looks a tag up anew, since it may
+have moved.
 
 A tag is a name that its owner can move at any time. A copy kept under a tag would go on being measured after the image
 behind it changed, so copies are kept under the digest, and what a tag last meant is remembered beside them.
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """What a name at a registry means: the digest it led to, and when that was found out (UTC, ISO 8601).
+    """Holds what a name at a registry means: the digest it led to, and when that was found out (UTC, ISO 8601).
 
     ``moved_from`` is the digest that the lookup before had, where it is another one. ``offline``: nobody was asked now.
     """
@@ -44,7 +45,7 @@ class Lookup:
 
     @property
     def news(self) -> str:
-        """What a user should know of it, '' when there is nothing."""
+        """Says what a user should know of it, '' when there is nothing."""
         if self.offline:
             return f"{self.name}: offline, as it was looked up {self.looked_up_at}: {self.digest}"
         if self.moved_from:
@@ -57,7 +58,7 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A copy: its layout, whether it was made just now, and the lookup before it."""
+    """Holds a copy: its layout, whether it was made just now, and the lookup before it."""
 
     layout: Reference
     made: bool
@@ -71,7 +72,7 @@ def fetch(
     *,
     offline: bool = False,
 ) -> Copy:
-    """The image ``reference`` as a layout in the cache, copied for this host's platform unless it is there.
+    """Returns the image ``reference`` as a layout in the cache, copied for this host's platform unless it is there.
 
     A tag costs one request; a digest whose copy is there costs none. With ``offline`` nothing is asked.
 

@@ -1,4 +1,6 @@
-"""What the lazy modes show of all layers together: from their own tables and metadata, by the code that serves them."""
+"""This module says what the lazy modes show of all layers together, from their own tables and metadata, by the code
+that serves.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ if TYPE_CHECKING:
     from harness.formats.table import LayerTable
 
 Place = tuple[int, int]
-"""(layer, entry)."""
+"""This is (layer, entry)."""
 
 
 def shown_by_layers(tables: Sequence[LayerTable], *, places: bool) -> dict[bytes, Shown]:
-    """What OverlayFS makes of the directories that the FUSE tree serves, one per layer; bottom layer first.
+    """Returns what OverlayFS makes of the directories that the FUSE tree serves, one per layer; bottom layer first.
 
     ``places``: the tables' offsets are those in the layer's tar.
     """
@@ -92,7 +94,7 @@ def _shown(index: DirectoryIndex, table: LayerTable, at: Place, linked: bytes, *
 
 
 def shown_by_erofs(index: ErofsIndex) -> dict[bytes, Shown]:
-    """What the index's own metadata says."""
+    """Returns what the index's own metadata says."""
     image = ErofsImage(over_bytes(index.metadata))
     found: dict[bytes, Shown] = {}
     first: dict[int, bytes] = {}

@@ -1,4 +1,6 @@
-"""Checks of all layers together: each mode must show what unpacking shows, with whiteouts, links and replacements."""
+"""This module checks all layers together: each mode must show what unpacking shows, with whiteouts, links and
+replacements.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +30,16 @@ class Together:
     """Collects layers while each is at hand, and compares when all have been seen."""
 
     layers: list[tuple[Sequence[TarEntry], int]] = field(default_factory=list)
-    """Entries and bytes of each layer's tar."""
+    """Holds entries and bytes of each layer's tar."""
     tables: dict[str, dict[int, LayerTable]] = field(default_factory=dict)
-    """Tables of the lazy forms that are served one directory per layer, by form and layer."""
+    """Holds tables of the lazy forms that are served one directory per layer, by form and layer."""
     erofs: ErofsIndex | None = None
 
     def add(self, tar: SpooledTar) -> None:
         self.layers.append((tar.entries, tar.size))
 
     def differences(self) -> Iterator[tuple[str, list[str]]]:
-        """(what was compared, how it differs) for the unpacked layers and for each form."""
+        """Returns (what was compared, how it differs) for the unpacked layers and for each form."""
         yield "layers as they are unpacked", list(self._compared({}, frozenset(), places=True))
         for form, tables in self.tables.items():
             estargz = "eStargz" in form

@@ -1,4 +1,5 @@
-"""What unpacking an image's layers shows, worked out a second time and apart from every mode, for ``verify``.
+"""This module works out what unpacking an image's layers shows, a second time and apart from every mode, for
+``verify``.
 
 This is the plain way to do it, with one object per file: each layer's entries are applied in order to a tree of its
 own, and the trees are laid over each other as OverlayFS does. It shares nothing with ``harness.formats.tar.reading``,
@@ -24,8 +25,11 @@ _GLOBAL_HEADER = ord("g")
 
 
 class Shown(NamedTuple):
-    """One name of a tree. ``linked`` is the first name of the same inode, ``place`` the first byte of a file's payload
-    (layer, offset in its tar), where the form can tell."""
+    """Holds one name of a tree.
+
+    ``linked`` is the first name of the same inode, ``place`` the first byte of a file's payload (layer, offset in its
+    tar), where the form can tell.
+    """
 
     kind: str
     mode: int
@@ -42,7 +46,7 @@ class Shown(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """One inode; a directory has ``children``. An ``entry`` of None is a directory that only names imply."""
+    """Holds one inode; a directory has ``children``. An ``entry`` of None is a directory that only names imply."""
 
     entry: TarEntry | None
     layer: int
@@ -50,13 +54,13 @@ class Node:
     opaque: bool = False
     hidden: set[bytes] = field(default_factory=set)
     lower: bytes = b""
-    """Of a hard link into a lower layer: the target's path, and then ``stands_for`` the inode there."""
+    """Holds, of a hard link into a lower layer, the target's path; ``stands_for`` is then the inode there."""
     stands_for: Node | None = None
     names: int = 0
 
 
 def unpacked_tree(layers: Sequence[Sequence[TarEntry]]) -> Node:
-    """The root of what all layers show, bottom layer first. Raises FormatError where a link leads nowhere."""
+    """Returns the root of what all layers show, bottom layer first. Raises FormatError where a link leads nowhere."""
     shown = _directory(None, 0)
     for number, entries in enumerate(layers):
         root, links = _unpack(entries, number)
@@ -71,7 +75,7 @@ def unpacked_tree(layers: Sequence[Sequence[TarEntry]]) -> Node:
 
 
 def flattened(root: Node) -> dict[bytes, Shown]:
-    """Every name below the root (the root's is empty)."""
+    """Returns every name below the root (the root's is empty)."""
     found: dict[bytes, Shown] = {}
     first: dict[int, bytes] = {}
     for path, node in sorted(_walk(root), key=lambda item: item[0]):

@@ -36,18 +36,20 @@ MAX_PROBLEMS_PER_CHECK = 10
 
 @dataclass(frozen=True, slots=True)
 class LazyForm:
-    """A lazy form the image claims to have for one layer; ``open`` reads its table and gives its byte source."""
+    """Names a lazy form the image claims to have for one layer; ``open`` reads its table and gives its byte source."""
 
     layer: int
     name: str
     open: Callable[[SpooledTar], LazyLayer]
     erofs: ErofsIndex | None = None
-    """Of the form that has one index for all layers."""
+    """Says whether the form has one index for all layers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was checked; ``problems`` is empty when it holds, each a line that says what differs where."""
+    """Holds one thing that was checked; ``problems`` is empty when it holds, each a line that says
+    what differs where.
+    """
 
     subject: str
     what: str
@@ -60,13 +62,13 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """All checks of one image, in the order they were made."""
+    """Holds all checks of one image, in the order they were made."""
 
     checks: tuple[Check, ...]
 
     @property
     def problems(self) -> list[str]:
-        """One line per problem: subject, check and what differs."""
+        """Returns one line per problem: subject, check and what differs."""
         return [f"{check.subject}: {check.what}: {problem}" for check in self.checks for problem in check.problems]
 
 
@@ -150,7 +152,7 @@ def _form(subject: str, form: LazyForm, tar: SpooledTar, together: Together) -> 
 
 
 def find_estargz(source: ImageSource, image: Image) -> Iterator[LazyForm]:
-    """Layers that carry a TOC digest (eStargz, or zstd:chunked in stargz's form) or end in an eStargz footer."""
+    """Finds layers that carry a TOC digest (eStargz, or zstd:chunked in stargz's form) or end in an eStargz footer."""
     for number, layer in enumerate(image.layers):
         blob = source.open_blob(layer)
         promised = layer.annotations.get(TOC_DIGEST_ANNOTATION)
@@ -175,7 +177,7 @@ def find_estargz(source: ImageSource, image: Image) -> Iterator[LazyForm]:
 
 
 def find_soci(source: ImageSource, image: Image) -> Iterator[LazyForm]:
-    """Layers for which the image's SOCI index (v2, else the first v1 referrer) has a zTOC."""
+    """Finds layers for which the image's SOCI index (v2, else the first v1 referrer) has a zTOC."""
     from harness.formats.gzip.spans import ZtocByteSource
     from harness.formats.soci.index import ZTOC_TYPE, find_index, parse_prefetch
     from harness.formats.soci.ztoc import parse
@@ -219,7 +221,7 @@ def read_parts(source: ImageSource, manifest: str, leave: frozenset[str]) -> Non
 
 
 def find_erofs(source: ImageSource, image: Image) -> Iterator[LazyForm]:
-    """Layers of the image's EROFS index; the last one's check holds the metadata against all of them."""
+    """Finds layers of the image's EROFS index; the last one's check holds the metadata against all of them."""
     from harness.errors import ImageNotFound
     from harness.formats.erofs.image import find_erofs_index
     from harness.formats.erofs.index import HEAD_TYPE
@@ -236,4 +238,4 @@ def find_erofs(source: ImageSource, image: Image) -> Iterator[LazyForm]:
 
 
 FINDERS: tuple[Callable[[ImageSource, Image], Iterator[LazyForm]], ...] = (find_estargz, find_soci, find_erofs)
-"""Every lazy form ``verify_image`` knows, in the order they are checked."""
+"""These are all lazy forms ``verify_image`` knows, in the order they are checked."""

@@ -24,8 +24,11 @@ _GLOBAL_HEADER = ord("g")
 
 @dataclass(frozen=True, slots=True)
 class LazyLayer:
-    """A lazy form, opened. ``hidden`` names are in the tar but not in the table; ``file_digests`` (if any) promise each
-    row's content; ``whole_seconds`` where the form cannot hold fractions of a modification time."""
+    """Holds a lazy form, opened.
+
+    ``hidden`` names are in the tar but not in the table; ``file_digests`` (if any) promise each row's content;
+    ``whole_seconds`` where the form cannot hold fractions of a modification time.
+    """
 
     table: LayerTable
     source: ByteSource
@@ -35,7 +38,7 @@ class LazyLayer:
 
 
 def differences(tar: SpooledTar, lazy: LazyLayer) -> Iterator[str]:
-    """One line for each way in which the lazy form differs from the tar; where a name repeats, its last entry counts.
+    """Says in one line each how the lazy form differs from the tar; where a name repeats, its last entry counts.
 
     Raises DigestMismatch or FormatError when the form cannot be read.
     """

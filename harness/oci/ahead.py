@@ -1,4 +1,5 @@
-"""A store whose answers can be asked for before they are wanted, so that requests that need not wait do not.
+"""This module makes a store whose answers can be asked for before they are wanted, so that requests need not wait in
+turn.
 
 A start far from its registry pays for each request that waits for another one's answer. Whoever knows early what will
 be wanted asks ahead (``expect_…``), in a thread beside; the reader then asks as ever and gets the answer that is on its
@@ -37,7 +38,9 @@ class _Range(NamedTuple):
 
 
 class Ahead:
-    """``harness.oci.store.BlobStore`` over another one; safe from any number of threads where that is."""
+    """This ``harness.oci.store.BlobStore`` stands over another one; it is safe from any number of threads where that
+    is.
+    """
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
@@ -50,14 +53,14 @@ class Ahead:
     # asking ahead
 
     def expect_manifest(self, reference: str) -> Aside[tuple[bytes, str]]:
-        """A manifest will be wanted, once."""
+        """Asks ahead for a manifest that will be wanted, once."""
         with self._lock:
             if reference not in self._manifests:
                 self._manifests[reference] = Aside(lambda: self._store.manifest(reference))
             return self._manifests[reference]
 
     def expect_referrers(self, digest: str, artifact_type: str | None) -> Aside[list[Descriptor]]:
-        """The referrers of a manifest will be wanted, once."""
+        """Asks ahead for the referrers of a manifest that will be wanted, once."""
         key = (digest, artifact_type)
         with self._lock:
             if key not in self._referrers:
@@ -65,7 +68,9 @@ class Ahead:
             return self._referrers[key]
 
     def expect_range(self, digest: str, offset: int, size: int, parts: int = 1) -> None:
-        """Bytes of a blob will be wanted, at once or a part of them; ``parts`` requests at most bring them."""
+        """Asks ahead for bytes of a blob that will be wanted, at once or a part of them; ``parts`` requests at most
+        bring them.
+        """
         if not 0 < size <= MOST_BYTES or offset < 0:
             return
         parts = max(1, min(parts, size // _PART_BYTES))
@@ -84,7 +89,7 @@ class Ahead:
             )  # fmt: skip
 
     def expect_blob(self, digest: str, size: int) -> None:
-        """A whole blob will be streamed, once."""
+        """Asks ahead for a whole blob that will be streamed, once."""
         with self._lock:
             if 0 < size <= MOST_BYTES and digest not in self._blobs:
                 self._blobs[digest] = Aside(lambda: self._store.get_range(digest, 0, size))
@@ -148,17 +153,17 @@ class Ahead:
 
     @property
     def link(self) -> Any:
-        """What the requests so far say of the way to the registry; None for a store that has no such thing."""
+        """Returns what the requests so far say of the way to the registry; None for a store that has no such thing."""
         return getattr(self._store, "link", None)
 
     @property
     def counters(self) -> Any:
-        """Requests and bytes so far; None for a store that does not count."""
+        """Returns requests and bytes so far; None for a store that does not count."""
         return getattr(self._store, "counters", None)
 
     @property
     def asked(self) -> list[tuple[int, int]]:
-        """When its first requests began and ended (``harness.oci.registry.rounds``)."""
+        """Returns when its first requests began and ended (``harness.oci.registry.rounds``)."""
         return list(getattr(self._store, "asked", ()))
 
     def connect(self, count: int) -> None:

@@ -1,4 +1,5 @@
-"""Images in one file: OCI archives (a layout in a tar) and what ``docker save`` writes; read in place, not unpacked.
+"""This module reads images in one file, in place and not unpacked: OCI archives (a layout in a tar), and what ``docker
+save`` writes.
 
 A blob is an extent of the tar, and ranges of it are plain reads; an archive that somebody compressed is unpacked into a
 temporary file first. ``docker save`` before 25.0 stores uncompressed layers and no manifest: one is made here, with the
@@ -48,14 +49,14 @@ _COMPRESSED = {b"\x1f\x8b": OCI_LAYER_GZIP, b"\x28\xb5": OCI_LAYER_ZSTD}
 
 
 def detect_archive(path: str) -> str:
-    """The name (``oci-archive:…`` or ``docker-archive:…``) of a file, told by what is in it."""
+    """Returns the name (``oci-archive:…`` or ``docker-archive:…``) of a file, told by what is in it."""
     store = open_detected(path)
     store.close()
     return store.where
 
 
 def open_detected(path: str, name: str = "") -> TarStore:
-    """The store of an archive of either kind, told by what is in it; ``name`` chooses among its images.
+    """Opens the store of an archive of either kind, told by what is in it; ``name`` chooses among its images.
 
     Where both forms are there, the OCI one keeps the image's digest and is preferred, unless it is empty.
     """
@@ -76,7 +77,7 @@ def open_detected(path: str, name: str = "") -> TarStore:
 
 
 def open_archive(reference: Reference) -> TarStore:
-    """The store of an ``oci-archive:`` or ``docker-archive:`` reference."""
+    """Opens the store of an ``oci-archive:`` or ``docker-archive:`` reference."""
     file = _plain_file(reference.path)
     try:
         members = _members(reference.path, file)
@@ -172,7 +173,7 @@ _UNPACKERS: dict[bytes, Callable[[BinaryIO, IO[bytes]], None]] = {
 
 
 class TarStore:
-    """Blobs as extents (offset, size) of one open file, and small documents made on the fly."""
+    """Serves blobs as extents (offset, size) of one open file, and small documents made on the fly."""
 
     def __init__(self, file: int, name: str) -> None:
         self.where = name
@@ -221,14 +222,14 @@ class TarStore:
         return size
 
     def blob_path(self, digest: str) -> Path | None:
-        """None: a blob is a part of the archive."""
+        """Returns None: a blob is a part of the archive."""
         return None
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
         return manifest_referrers(self.entries, self, digest, artifact_type)
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """``size`` bytes of the archive file; FormatError where it is cut."""
+        """Returns ``size`` bytes of the archive file; FormatError where it is cut."""
         data = b""
         while len(data) < size:
             piece = os.pread(self._file, size - len(data), offset + len(data))
@@ -350,7 +351,7 @@ def _hash_extent(store: TarStore, member: tarfile.TarInfo) -> str:
 
 
 class ArchiveDestination:
-    """An OCI archive for writing: a layout beside the target, packed and renamed into place by ``close``."""
+    """Writes an OCI archive: a layout beside the target, packed and renamed into place by ``close``."""
 
     takes_partial_indexes = True
 

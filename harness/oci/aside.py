@@ -1,4 +1,6 @@
-"""One call in a thread of its own, without what ``concurrent.futures`` would bring into a small machine."""
+"""This module runs one call in a thread of its own, without what ``concurrent.futures`` would bring into a small
+machine.
+"""
 
 from __future__ import annotations
 

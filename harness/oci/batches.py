@@ -1,4 +1,6 @@
-"""Small pieces of a stream joined to batches: libcurl hands bodies on in 16 KiB, hashing and inflating want more."""
+"""This module joins small pieces of a stream to batches: libcurl hands bodies on in 16 KiB, hashing and inflating want
+more.
+"""
 
 from __future__ import annotations
 

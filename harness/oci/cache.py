@@ -1,4 +1,5 @@
-"""The user's cache directory: built layers, images as OCI layouts, the registry's storage; locks and atomic commits.
+"""This module keeps the user's cache directory: built layers, images as OCI layouts, the registry's storage; locks,
+atomic commits.
 
 Place: ``COLDBENCH_CACHE``, else ``coldbench`` under ``XDG_CACHE_HOME``, else ``~/.cache/coldbench`` (XDG base directory
 specification). What lies there is unpacked and run as root, so a cache that another user owns, or could write to, is
@@ -38,7 +39,7 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def cache_root() -> Path:
-    """The cache directory's path (it may not exist yet)."""
+    """Returns the cache directory's path (it may not exist yet)."""
     own = os.environ.get("COLDBENCH_CACHE")
     if own:
         return Path(own).absolute()
@@ -48,13 +49,13 @@ def cache_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Rooms of the cache. Entries of ``layers`` and ``images`` appear complete, by rename."""
+    """Knows the rooms of the cache. Entries of ``layers`` and ``images`` appear complete, by rename."""
 
     root: Path
 
     @classmethod
     def default(cls) -> Cache:
-        """The user's cache; UsageError when another user could have put something there."""
+        """Opens the user's cache; UsageError when another user could have put something there."""
         cache = cls(cache_root())
         if os.path.lexists(cache.root):
             _check_owner(cache.root)
@@ -70,7 +71,7 @@ class Cache:
 
     @property
     def registry(self) -> Path:
-        """Storage of the registry process."""
+        """Returns the storage of the registry process."""
         return self.root / "registry"
 
     @contextlib.contextmanager
@@ -92,7 +93,9 @@ class Cache:
 
     @contextlib.contextmanager
     def scratch(self, prefix: str) -> Iterator[Path]:
-        """A directory on the cache's file system that is gone afterwards; leftovers of dead processes go as well."""
+        """Makes a directory on the cache's file system that is gone afterwards; leftovers of dead
+        processes go as well.
+        """
         directory = self.root / "build"
         self._make(directory)
         with self.lock("scratch"):  # between mkdtemp and flock, another process's sweep would take ours for a leftover
@@ -108,7 +111,7 @@ class Cache:
             os.close(held)
 
     def has(self, place: Path) -> bool:
-        """Whether a finished entry is there, made by this user; UsageError when it is another's."""
+        """Says whether a finished entry is there, made by this user; UsageError when it is another's."""
         if not os.path.lexists(place):
             return False
         _check_owner(self.root)

@@ -1,4 +1,5 @@
-"""Descriptors, platforms, media types, and JSON as Go writes it (OCI image spec 1.1, descriptor.md and media-types.md).
+"""This module holds descriptors, platforms and media types, and writes JSON as Go does (OCI image spec 1.1,
+descriptor.md and media-types.md).
 
 Imported by the processes inside the simulated machine, so it stays light: no pydantic, no HTTP.
 """
@@ -45,7 +46,7 @@ LAYER_COMPRESSION = {
     "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": "zstd",
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": "gzip",
 }
-"""Compression of each layer media type we can unpack; any other type is not a layer."""
+"""This is the compression of each layer media type we can unpack; any other type is not a layer."""
 
 REF_NAME = "org.opencontainers.image.ref.name"
 
@@ -54,31 +55,31 @@ _GO_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i6
 
 
 def is_digest(text: str) -> bool:
-    """Whether ``text`` is a well-formed sha256 or sha512 digest."""
+    """Says whether ``text`` is a well-formed sha256 or sha512 digest."""
     return _DIGEST.match(text) is not None
 
 
 def digest_bytes(data: bytes | bytearray | memoryview) -> str:
-    """``sha256:<hex>`` of ``data``."""
+    """Returns ``sha256:<hex>`` of ``data``."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def text_map(value: Any, where: str) -> dict[str, str]:
-    """Annotations of parsed JSON (absent ones are none); FormatError unless they map strings to strings."""
+    """Returns annotations of parsed JSON (absent ones are none); FormatError unless they map strings to strings."""
     if value is not None and not (isinstance(value, dict) and all(isinstance(text, str) for text in value.values())):
         raise FormatError(where, "annotations are not a map of strings")
     return value or {}
 
 
 def strings(value: Any, where: str) -> list[str]:
-    """A list of strings in parsed JSON (an absent one is empty); FormatError for anything else."""
+    """Returns a list of strings in parsed JSON (an absent one is empty); FormatError for anything else."""
     if value is not None and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
         raise FormatError(where, "is not a list of strings")
     return value or []
 
 
 def go_json(value: object, *, indent: int | None = None) -> bytes:
-    """``value`` as Go's encoding/json writes it: no spaces, HTML characters escaped, keys in the order given."""
+    """Writes ``value`` as Go's encoding/json does: no spaces, HTML characters escaped, keys in the order given."""
     separators = (",", ":") if indent is None else (",", ": ")
     text = json.dumps(value, separators=separators, ensure_ascii=False, indent=indent)
     for character, escape in (
@@ -95,7 +96,7 @@ def go_json(value: object, *, indent: int | None = None) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What an image runs on, in Go's names (``linux``, ``amd64``)."""
+    """Says what an image runs on, in Go's names (``linux``, ``amd64``)."""
 
     os: str = "linux"
     architecture: str = "amd64"
@@ -105,14 +106,14 @@ class Platform:
 
     @classmethod
     def of_host(cls) -> Platform:
-        """The platform of the machine this runs on."""
+        """Returns the platform of the machine this runs on."""
         machine = os.uname().machine
         architecture = _GO_ARCHITECTURES.get(machine, machine)
         return cls("linux", architecture, {"arm64": "v8", "arm": "v7"}.get(architecture, ""))
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """From ``os/architecture[/variant]``."""
+        """Reads a platform from ``os/architecture[/variant]``."""
         parts = text.split("/")
         if len(parts) not in {2, 3} or not all(parts):
             raise UsageError(f"platform {text!r} is not os/architecture[/variant]")
@@ -133,7 +134,9 @@ class Platform:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Platform:
-        """From an image's configuration or a descriptor; FormatError for features that are no list of strings."""
+        """Reads one from an image's configuration or a descriptor; FormatError for features that are no list of
+        strings.
+        """
         return cls(
             str(value.get("os", "")),
             str(value.get("architecture", "")),
@@ -143,7 +146,9 @@ class Platform:
         )
 
     def accepts(self, offered: Platform) -> bool:
-        """Whether an image for ``offered`` runs here; an offer without a variant fits, and v8 is arm64's only one."""
+        """Says whether an image for ``offered`` runs here; an offer without a variant fits, and v8
+        is arm64's only one.
+        """
         if (self.os, self.architecture) != (offered.os, offered.architecture):
             return False
         return not self.variant or not offered.variant or self.variant == offered.variant
@@ -151,7 +156,7 @@ class Platform:
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What points at content: media type, digest and size in bytes; ``annotations`` must not be modified."""
+    """Points at content: media type, digest and size in bytes; ``annotations`` must not be modified."""
 
     media_type: str
     digest: str
@@ -164,11 +169,13 @@ class Descriptor:
 
     @classmethod
     def of(cls, data: bytes, media_type: str, **fields: Any) -> Descriptor:
-        """Descriptor of ``data``, which is hashed here."""
+        """Makes the descriptor of ``data``, which is hashed here."""
         return cls(media_type, digest_bytes(data), len(data), **fields)
 
     def to_json(self) -> dict[str, Any]:
-        """Keys in the order of Go's ``ocispec.Descriptor``; empty fields left out; annotations sorted as Go maps."""
+        """Writes keys in the order of Go's ``ocispec.Descriptor``; empty fields are left out, annotations sorted as Go
+        maps.
+        """
         out: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
         if self.urls:
             out["urls"] = list(self.urls)
@@ -184,7 +191,9 @@ class Descriptor:
 
     @classmethod
     def from_json(cls, value: Any, where: str = "descriptor") -> Descriptor:
-        """From parsed JSON; FormatError when a required field is absent, of the wrong type, or not a digest."""
+        """Reads one from parsed JSON; FormatError when a required field is absent, of the wrong
+        type, or not a digest.
+        """
         if not isinstance(value, dict):
             raise FormatError(where, f"expected an object, found {type(value).__name__}")
         media_type, digest, size = value.get("mediaType", ""), value.get("digest"), value.get("size")
@@ -209,7 +218,7 @@ class Descriptor:
 
     @classmethod
     def list_from_json(cls, value: Any, where: str) -> list[Descriptor]:
-        """From a parsed JSON list, or nothing where there is none; FormatError as for one."""
+        """Reads them from a parsed JSON list, or nothing where there is none; FormatError as for one."""
         if value is not None and not isinstance(value, list):
             raise FormatError(where, f"expected a list, found {type(value).__name__}")
         return [cls.from_json(entry, f"{where} {number}") for number, entry in enumerate(value or [])]
@@ -224,7 +233,7 @@ class Descriptor:
 
     @property
     def compression(self) -> str | None:
-        """``none``, ``gzip`` or ``zstd`` for a layer's media type, None for anything else."""
+        """Returns ``none``, ``gzip`` or ``zstd`` for a layer's media type, None for anything else."""
         return LAYER_COMPRESSION.get(self.media_type)
 
     @property

@@ -1,4 +1,4 @@
-"""An image resolved to one platform: its manifest, its configuration, and how it was found."""
+"""This module holds an image resolved to one platform: its manifest, its configuration, and how it was found."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_MANIFEST_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One platform's image: exact bytes and parsed forms; layers bottom first, one diff ID each.
+    """Holds one platform's image: exact bytes and parsed forms; layers bottom first, one diff ID each.
 
     ``chain`` holds the indexes walked on the way here, outermost first, as (descriptor, exact bytes); empty when the
     name led straight to a manifest.
@@ -49,7 +49,7 @@ class Image:
 
     @property
     def compressed_bytes(self) -> int:
-        """Bytes of all layers as stored."""
+        """Sums up the bytes of all layers as stored."""
         return sum(layer.size for layer in self.layers)
 
     @property
@@ -58,7 +58,7 @@ class Image:
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON object, or FormatError."""
+    """Parses a JSON object; raises FormatError for anything else."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -74,7 +74,9 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
 
 
 def media_type_of(document: dict[str, Any], stated: str = "") -> str:
-    """Media type of a manifest or index: its own field, else what the transport stated, else told by its shape."""
+    """Returns the media type of a manifest or index: its own field, else what the transport stated, else told by its
+    shape.
+    """
     own = document.get("mediaType")
     if isinstance(own, str) and own:
         return own
@@ -91,13 +93,13 @@ def media_type_of(document: dict[str, Any], stated: str = "") -> str:
 
 
 MAX_INDEX_DEPTH = 4
-"""Indexes inside indexes that are followed; deeper ones are refused, since nobody makes them but to harm."""
+"""Indexes inside indexes are followed so deep; deeper ones are refused, since nobody makes them but to harm."""
 _MAX_NAMELESS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Entries of an index that may run on a platform, in the order in which to try them.
+    """Holds the entries of an index that may run on a platform, in the order in which to try them.
 
     ``fitting`` say so themselves. ``nameless`` name no platform, so their configuration has to say it. ``offered`` are
     all platforms of the index, for messages.
@@ -109,7 +111,8 @@ class Candidates:
 
 
 def platform_candidates(index: dict[str, Any], platform: Platform, where: str) -> Candidates:
-    """The entries of an index to try for ``platform``: an exact variant before an open one, else in order (OCI 1.1).
+    """Lists the entries of an index to try for ``platform``: an exact variant before an open one, else in order (OCI
+    1.1).
 
     Entries for other purposes (attestations with platform unknown/unknown, artefacts) are never among them.
     """
@@ -124,7 +127,9 @@ def platform_candidates(index: dict[str, Any], platform: Platform, where: str) -
 
 
 def check_manifest(document: dict[str, Any], media_type: str, where: str) -> tuple[Descriptor, tuple[Descriptor, ...]]:
-    """Config and layer descriptors of an image manifest; UnsupportedMediaType when it is not a container image."""
+    """Returns config and layer descriptors of an image manifest; UnsupportedMediaType when it is
+    not a container image.
+    """
     if media_type not in MANIFEST_TYPES:
         raise UnsupportedMediaType(f"{where}: media type {media_type} is not an image manifest this program reads")
     if not isinstance(document.get("layers"), list):
@@ -135,7 +140,9 @@ def check_manifest(document: dict[str, Any], media_type: str, where: str) -> tup
 
 
 def checked_diff_ids(config: dict[str, Any], where: str) -> list[str]:
-    """Diff IDs; FormatError when a part of the configuration that is used later is not of its type (OCI 1.1)."""
+    """Returns diff IDs; FormatError when a part of the configuration that is used later is not of
+    its type (OCI 1.1).
+    """
     rootfs, run = config.get("rootfs") or {}, config.get("config") or {}
     if not isinstance(rootfs, dict) or not isinstance(run, dict):
         raise FormatError(where, "rootfs and config are not JSON objects")
@@ -152,7 +159,7 @@ def build_image(
     where: str,
     chain: tuple[tuple[Descriptor, bytes], ...] = (),
 ) -> Image:
-    """Put an image together from verified bytes and check that its parts agree."""
+    """Puts an image together from verified bytes and checks that its parts agree."""
     manifest = parse_json(manifest_bytes, f"{where}: manifest")
     config_descriptor, layers = check_manifest(manifest, media_type_of(manifest, descriptor.media_type), where)
     if config_descriptor.media_type not in CONFIG_TYPES:

@@ -1,4 +1,4 @@
-"""OCI image layouts on disk (image spec 1.1, image-layout.md), read and written; every write is atomic.
+"""This module reads and writes OCI image layouts on disk (image spec 1.1, image-layout.md); every write is atomic.
 
 Referrers have no form of their own in a layout: they are entries of index.json without a name, found by their
 subject, which is what ORAS does as well; the registry's fallback tag is honoured where another tool wrote one.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def select_entry(entries: list[Descriptor], selector: str, where: str) -> Descriptor:
-    """The entry of an index.json that a digest, a name or ``@NUMBER`` chooses; without one, the only image.
+    """Returns the entry of an index.json that a digest, a name or ``@NUMBER`` chooses; without one, the only image.
 
     A name is the entry's own (``org.opencontainers.image.ref.name``) or the image's whole name, which containerd and
     Docker write beside it; ``b:2`` means ``docker.io/library/b:2``, as in containers-transports(5).
@@ -66,7 +66,7 @@ T = TypeVar("T")
 
 
 def numbered(things: Sequence[T], selector: str, where: str) -> T:
-    """The image that ``@NUMBER`` chooses, counted from 0 (containers-transports(5): source-index)."""
+    """Returns the image that ``@NUMBER`` chooses, counted from 0 (containers-transports(5): source-index)."""
     number = int(selector[1:])
     if number >= len(things):
         raise ImageNotFound(f"{where}: there is no image {selector}; it holds {len(things)}, counted from @0")
@@ -85,7 +85,8 @@ def _names_of(entries: list[Descriptor]) -> str:
 def manifest_referrers(
     entries: list[Descriptor], store: BlobStore, digest: str, artifact_type: str | None
 ) -> list[Descriptor]:
-    """Referrers of ``digest`` among an index's entries, with artifact type and annotations taken from the manifests.
+    """Finds referrers of ``digest`` among an index's entries, with artifact type and annotations taken from the
+    manifests.
 
     Entries whose manifests were not copied along are passed over. A damaged one is a ContentError: nobody knows what
     it referred to.
@@ -109,7 +110,9 @@ def manifest_referrers(
 
 
 def referrer_descriptor(digest: str, size: int, document: dict[str, Any], media_type: str) -> Descriptor:
-    """How a manifest with a subject is listed: its artifact type (else its config's media type) and annotations."""
+    """Says how a manifest with a subject is listed: its artifact type (else its config's media
+    type) and annotations.
+    """
     config = document.get("config")
     kind = document.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else "")
     return Descriptor(
@@ -151,12 +154,12 @@ class LayoutStore:
         return self._called or f"oci:{self.directory}"
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: nothing is held open."""
 
     # reads
 
     def entries(self) -> list[Descriptor]:
-        """Entries of index.json, in order."""
+        """Returns the entries of index.json, in order."""
         document = parse_json((self.directory / "index.json").read_bytes(), f"{self.where}: index.json")
         return Descriptor.list_from_json(document.get("manifests"), f"{self.where}: index.json")
 
@@ -332,13 +335,13 @@ class LayoutStore:
 
 
 def read_pieces(path: Path) -> Iterator[bytes]:
-    """A file in pieces of CHUNK_BYTES."""
+    """Reads a file in pieces of CHUNK_BYTES."""
     with open(path, "rb", buffering=0) as file:
         while piece := file.read(CHUNK_BYTES):
             yield piece
 
 
 def file_digest(path: Path) -> str:
-    """``sha256:<hex>`` of a file."""
+    """Returns ``sha256:<hex>`` of a file."""
     with open(path, "rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

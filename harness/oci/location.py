@@ -1,4 +1,6 @@
-"""From an image's name to where it lies: `open_source`, `open_destination`, and the copy between the two."""
+"""This module leads from an image's name to where it lies (`open_source`, `open_destination`), and copies between two
+places.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def open_source(name: str | Reference) -> ImageSource:
-    """The image ``name`` for reading (its store is ``.store``); nothing is fetched from a registry yet.
+    """Opens the image ``name`` for reading (its store is ``.store``); nothing is fetched from a registry yet.
 
     A scenario's image is built first: ``harness.images.catalog.locate`` turns its name into a place.
     """
@@ -38,7 +40,7 @@ def open_source(name: str | Reference) -> ImageSource:
 
 
 def open_destination(name: str | Reference) -> ImageDestination:
-    """The place ``name`` for writing; its tag is the default of ``put_manifest``."""
+    """Opens the place ``name`` for writing; its tag is the default of ``put_manifest``."""
     reference = parse_reference(name) if isinstance(name, str) else name
     if reference.digest or reference.tag.startswith("@"):
         raise UsageError(f"{reference}: a destination is named by a tag, not by a digest or number")

@@ -1,4 +1,6 @@
-"""Image names as skopeo writes them (containers-transports(5)), plus ``scenario:NAME`` for a scenario's own image."""
+"""This module reads image names as skopeo writes them (containers-transports(5)), and ``scenario:NAME`` for a
+scenario's own.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ _SCENARIO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One parsed name. ``host`` and ``repository`` for docker, ``path`` for files, ``name`` for a scenario.
+    """Holds one parsed name: ``host`` and ``repository`` for docker, ``path`` for files, ``name`` for a scenario.
 
     ``host`` is the registry as written (``docker.io`` where a name has none); who connects maps it to an address.
     ``called`` is what the user calls an image whose place here is a copy in the cache; messages use it.
@@ -41,11 +43,11 @@ class Reference:
 
     @property
     def selector(self) -> str:
-        """Digest if there is one, else the tag (may be empty: the only image of a layout or archive)."""
+        """Returns the digest if there is one, else the tag (may be empty: the only image of a layout or archive)."""
         return self.digest or self.tag
 
     def with_selector(self, selector: str) -> Reference:
-        """The same place with another tag or digest."""
+        """Returns the same place with another tag or digest."""
         if is_digest(selector):
             return replace(self, tag="", digest=selector)
         return replace(self, tag=selector, digest="")
@@ -61,7 +63,7 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """Parse an image name; UsageError names the accepted forms."""
+    """Parses an image name; UsageError names the accepted forms."""
     transport, colon, rest = text.partition(":")
     if not colon or transport not in TRANSPORTS:
         raise UsageError(f"image {text!r}: expected {ACCEPTED}{_hint(text)}")
@@ -100,7 +102,9 @@ def _hint(text: str) -> str:
 
 
 def canonical_name(text: str) -> str:
-    """A name as registries know it: ``b`` becomes ``docker.io/library/b:latest``; what is no such name stays."""
+    """Returns a name as registries know it: ``b`` becomes ``docker.io/library/b:latest``; what is
+    no such name stays.
+    """
     try:
         reference = _parse_docker(text, text)
     except UsageError:

@@ -1,4 +1,5 @@
-"""The seam between images and where they lie: a registry, an OCI layout, an archive; and the verified reads on top.
+"""This module is the seam between images and where they lie (a registry, an OCI layout, an archive), with verified
+reads on top.
 
 A *store* is raw (manifests, blob ranges, blob streams, referrers); `ImageSource` resolves and verifies. Both are
 imported by the processes inside the simulated machine and stay light.
@@ -35,58 +36,58 @@ _RANGED_CHUNK_BYTES = 8 << 20
 
 
 class RangeIgnored(ContentError):
-    """The server sent something else than the range that was asked for."""
+    """Tells that the server sent something else than the range that was asked for."""
 
 
 class BlobStore(Protocol):
-    """Raw reads. Every error is a RegistryError, a ContentError or an ImageNotFound that names the place."""
+    """Reads raw. Every error is a RegistryError, a ContentError or an ImageNotFound that names the place."""
 
     @property
     def where(self) -> str:
-        """The place's name, for messages."""
+        """Returns the place's name, for messages."""
         ...
 
     @property
     def remarks(self) -> list[str]:
-        """What its user should be told once, though it is no error; whoever reads it may empty it."""
+        """Lists what its user should be told once, though it is no error; whoever reads it may empty it."""
         ...
 
     def manifest(self, reference: str) -> tuple[bytes, str]:
-        """Bytes and stated media type of the manifest or index with this tag or digest ('' is the only one)."""
+        """Returns bytes and stated media type of the manifest or index with this tag or digest ('' is the only one)."""
         ...
 
     def blob_size(self, digest: str) -> int | None:
-        """Size in bytes, None when the blob is absent."""
+        """Returns the size in bytes, None when the blob is absent."""
         ...
 
     def get_range(self, digest: str, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes at ``offset``; RangeIgnored when the server cannot."""
+        """Returns exactly ``size`` bytes at ``offset``; RangeIgnored when the server cannot."""
         ...
 
     def stream_blob(self, digest: str, sink: Callable[[bytes], object]) -> int:
-        """Hand the whole blob to ``sink`` in pieces, unverified, each byte once; returns the bytes."""
+        """Hands the whole blob to ``sink`` in pieces, unverified, each byte once; returns the bytes."""
         ...
 
     def blob_path(self, digest: str) -> Path | None:
-        """The file that holds exactly this blob, where there is one."""
+        """Returns the file that holds exactly this blob, where there is one."""
         ...
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
-        """Descriptors of the manifests whose subject is ``digest``; empty when there are none."""
+        """Returns descriptors of the manifests whose subject is ``digest``; empty when there are none."""
         ...
 
     def close(self) -> None: ...
 
 
 class ImageDestination(Protocol):
-    """Where blobs and manifests are written; complete after each call, or after ``close`` for archives."""
+    """Takes blobs and manifests; it is complete after each call, or after ``close`` for archives."""
 
     @property
     def where(self) -> str: ...
 
     @property
     def takes_partial_indexes(self) -> bool:
-        """Whether an index may list manifests that are not there; registries refuse that."""
+        """Says whether an index may list manifests that are not there; registries refuse that."""
         ...
 
     def has_blob(self, digest: str) -> bool: ...
@@ -115,7 +116,7 @@ class ImageDestination(Protocol):
 
 
 class Blob:
-    """One blob of a store, known by its descriptor; a RangeSource, and a verified stream."""
+    """Stands for one blob of a store, known by its descriptor; it is a RangeSource, and a verified stream."""
 
     def __init__(self, store: BlobStore, descriptor: Descriptor) -> None:
         self.store = store
@@ -124,11 +125,11 @@ class Blob:
 
     @property
     def path(self) -> Path | None:
-        """The local file holding it, if there is one."""
+        """Returns the local file holding it, if there is one."""
         return self.store.blob_path(self.descriptor.digest)
 
     def read_range(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` stored bytes at ``offset`` (unverified); FormatError past the end."""
+        """Returns exactly ``size`` stored bytes at ``offset`` (unverified); FormatError past the end."""
         if offset < 0 or size < 0 or offset + size > self.size:
             raise FormatError(
                 f"blob {self.descriptor.digest}", f"range {offset}+{size} lies outside its {self.size} bytes"
@@ -147,7 +148,9 @@ class Blob:
         verifier.finish()
 
     def stream(self, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-        """The whole blob in pieces of ``chunk_bytes``; raises DigestMismatch after the last if it was not the blob."""
+        """Yields the whole blob in pieces of ``chunk_bytes``; raises DigestMismatch after the last if it was not the
+        blob.
+        """
         verifier = Verifier(self.descriptor, self.store.where)
         for piece in self._pieces(chunk_bytes):
             verifier.update(piece)
@@ -192,7 +195,9 @@ class Blob:
         file.seek(0)
 
     def read(self, limit_bytes: int = MAX_READ_BYTES) -> bytes:
-        """The whole blob, verified; FormatError when it has more than ``limit_bytes``, of which none is fetched."""
+        """Returns the whole blob, verified; FormatError when it has more than ``limit_bytes``, of which none is
+        fetched.
+        """
         if self.size > limit_bytes:
             raise FormatError(
                 f"{self.store.where}: blob {self.descriptor.digest}",
@@ -233,7 +238,9 @@ class Verifier:
 
 
 class ImageSource:
-    """An image's name bound to its store: resolves to a platform, verifies every manifest and small blob it reads."""
+    """Binds an image's name to its store: it resolves to a platform, verifies every manifest and
+    small blob it reads.
+    """
 
     def __init__(
         self, store: BlobStore, selector: str = "", seen: Callable[[Descriptor, bytes], object] | None = None
@@ -259,7 +266,9 @@ class ImageSource:
         self.store.close()
 
     def manifest(self, reference: str = "") -> tuple[bytes, str]:
-        """Exact bytes and media type of a manifest or index by tag or digest, digest checked when asked by one."""
+        """Returns exact bytes and media type of a manifest or index by tag or digest, digest
+        checked when asked by one.
+        """
         reference = reference or self.selector
         data, stated = self.store.manifest(reference)
         if is_digest(reference):
@@ -270,13 +279,13 @@ class ImageSource:
         return data, media_type_of(parse_json(data, f"{self.where}: manifest"), stated)
 
     def head(self) -> tuple[Descriptor, bytes]:
-        """What the name itself points at: a manifest or an index."""
+        """Returns what the name itself points at: a manifest or an index."""
         data, media_type = self.manifest()
         digest = self.selector if is_digest(self.selector) else digest_bytes(data)
         return Descriptor(media_type, digest, len(data)), data
 
     def resolve(self, platform: Platform | None = None) -> Image:
-        """Walk indexes to the image for ``platform`` (this host's by default); ImageNotFound when there is none.
+        """Walks indexes to the image for ``platform`` (this host's by default); ImageNotFound when there is none.
 
         An entry whose content is not there is passed over: ``docker save`` and containerd write the whole index beside
         the one platform that was pulled. An entry without a platform is judged by its configuration.
@@ -322,7 +331,7 @@ class ImageSource:
         )
 
     def open_blob(self, descriptor: Descriptor) -> Blob:
-        """Access to one blob's bytes; nothing is fetched yet.
+        """Gives access to one blob's bytes; nothing is fetched yet.
 
         A foreign layer that is not in the store is read from the URLs that its descriptor names (OCI image spec,
         descriptor.md: ``urls``).
@@ -334,14 +343,14 @@ class ImageSource:
         return Blob(self.store, descriptor)
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
-        """Manifests that have ``digest`` as their subject (referrers API, else the fallback tag)."""
+        """Returns manifests that have ``digest`` as their subject (referrers API, else the fallback tag)."""
         return self.store.referrers(digest, artifact_type)
 
 
 def referring(
     store: BlobStore | ImageSource, subject: str, artifact_type: str | None = None, *, last_first: bool = False
 ) -> Iterator[tuple[Descriptor, bytes]]:
-    """The referrers of ``subject`` with their manifests, whose digests are checked; each is fetched in its turn.
+    """Yields the referrers of ``subject`` with their manifests, whose digests are checked; each is fetched in its turn.
 
     A list of referrers is only a claim: registries and fallback tags list manifests that are gone, or that have another
     subject. Those are passed over.
@@ -362,6 +371,8 @@ def referring(
 
 
 def referrers_tag(digest: str) -> str:
-    """Tag under which a registry without the referrers API keeps them (distribution spec 1.1, referrers tag schema)."""
+    """Returns the tag under which a registry without the referrers API keeps them (distribution spec 1.1, referrers tag
+    schema).
+    """
     algorithm, _, value = digest.partition(":")
     return f"{algorithm[:32]}-{value[:64]}"

@@ -1,1 +1,1 @@
-"""Images built from real packages by a recipe."""
+"""This package builds images from real packages by a recipe."""

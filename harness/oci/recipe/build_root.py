@@ -1,4 +1,5 @@
-"""The tree a layer is built in: OverlayFS over the layers below, in name spaces that die with the command.
+"""This module makes the tree a layer is built in: OverlayFS over the layers below, in name spaces that die with the
+command.
 
 Every command runs by ``contained.py``, so that not even a kill leaves a mount or a process behind, and what scripts of
 packages can reach is the tree.
@@ -25,7 +26,7 @@ _CONTAINED = Path(__file__).with_name("contained.py")
 
 
 def need_tool(name: str, package: str) -> str:
-    """Path of a program, or MissingTool naming the Debian package that has it."""
+    """Returns the path of a program, or raises MissingTool naming the Debian package that has it."""
     path = shutil.which(name)
     if path is None:
         raise MissingTool(f"{name} is not installed; install it with: apt-get install {package}")
@@ -38,7 +39,7 @@ def need_root(what: str) -> None:
 
 
 def run(argv: Sequence[str], env: Mapping[str, str] | None = None, what: str = "") -> str:
-    """Run a command; its output, or ContentError with the last lines of what it said."""
+    """Runs a command and returns its output, or raises ContentError with the last lines of what it said."""
     try:
         done = subprocess.run(
             list(argv),
@@ -59,7 +60,7 @@ def run(argv: Sequence[str], env: Mapping[str, str] | None = None, what: str = "
 
 @dataclass(frozen=True, slots=True)
 class BuildRoot:
-    """``lowers`` bottom first; what commands change ends up in ``upper`` as OverlayFS keeps it."""
+    """Mounts ``lowers``, bottom first; what commands change ends up in ``upper`` as OverlayFS keeps it."""
 
     scratch: Path
     lowers: tuple[Path, ...]
@@ -80,7 +81,7 @@ class BuildRoot:
     def run(
         self, argv: Sequence[str], *, env: Mapping[str, str], chroot: bool, what: str, network: bool = False
     ) -> str:
-        """Run a command with the tree mounted at ``merged``: inside it, or on the host beside it."""
+        """Runs a command with the tree mounted at ``merged``: inside it, or on the host beside it."""
         request = {
             "where": "tree" if chroot else "host",
             "tree": str(self.merged),
@@ -91,7 +92,7 @@ class BuildRoot:
         return run_contained(request, env, what)
 
     def find(self, name: str) -> Path | None:
-        """A file of the tree as it stands, the topmost one; symbolic links are not followed."""
+        """Finds a file of the tree as it stands, the topmost one; symbolic links are not followed."""
         for directory in (self.upper, *reversed(self.lowers)):
             path = directory / name.lstrip("/")
             if os.path.lexists(path):
@@ -107,11 +108,11 @@ class BuildRoot:
 
 
 def run_contained(request: Mapping[str, object], env: Mapping[str, str], what: str) -> str:
-    """Run a command as `contained.py` reads it; its output, or ContentError with the last lines of what it said."""
+    """Runs a command as `contained.py` reads it; returns its output, or raises ContentError with its last lines."""
     return run([sys.executable, "-I", str(_CONTAINED), json.dumps({**request, "parent": os.getpid()})], env, what)
 
 
 def plain_environment(epoch_s: int) -> dict[str, str]:
-    """The caller's environment in the C locale, with SOURCE_DATE_EPOCH."""
+    """Returns the caller's environment in the C locale, with SOURCE_DATE_EPOCH."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "LC_"))}
     return kept | {"SOURCE_DATE_EPOCH": str(epoch_s), "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}

@@ -38,7 +38,7 @@ LAST_CAPABILITY = 63
 CAPABILITY_VERSION_3 = 0x20080522
 
 FIRST_USER, USERS = 1 << 30, 1 << 16
-"""Users that no host has, as container runtimes take them."""
+"""These are users that no host has, as container runtimes take them."""
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 KEPT = {
     "chown": 0,
@@ -52,7 +52,7 @@ KEPT = {
     "audit_write": 29,
     "setfcap": 31,
 }
-"""What Docker gives a container, without making devices (mknod), raw sockets and low ports."""
+"""Docker gives a container these, without making devices (mknod), raw sockets and low ports."""
 
 ROOM = "/mnt"
 READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus", "fs")
@@ -92,7 +92,7 @@ def set_read_only(target: str, *, read_only: bool) -> None:
 
 
 def small_dev(target: str, made_in: str) -> None:
-    """A ``/dev`` of the harmless nodes at ``target``, whatever was there; it is put together at ``made_in``."""
+    """Puts a ``/dev`` of the harmless nodes at ``target``, whatever was there; it is put together at ``made_in``."""
     os.makedirs(made_in, exist_ok=True)
     mount("tmpfs", made_in, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=755,size=1m")
     for name in DEVICES:
@@ -148,7 +148,7 @@ def status_of(pid: int) -> int:
 
 
 def fork(run: object, *arguments: object) -> int:
-    """Call ``run`` in a child; its exit code. A child that fails says why and ends with 125."""
+    """Calls ``run`` in a child and returns its exit code. A child that fails says why and ends with 125."""
     alive, parent = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -198,7 +198,7 @@ def own_users() -> None:
 
 
 def in_tree(request: dict[str, object]) -> int:
-    """The command inside the tree."""
+    """Runs the command inside the tree."""
     tree = mount_tree(request)
     if request["network"]:
         # A copy in the upper directory, which cleaning takes away again: no image keeps this host's.
@@ -221,7 +221,7 @@ def first_in_tree(request: dict[str, object]) -> int:
 
 
 def in_users(request: dict[str, object]) -> int:
-    """The command of the host as a root that is nobody there; all but its room is read-only."""
+    """Runs the command of the host as a root that is nobody there; all but its room is read-only."""
     mount(str(request["room"]), ROOM, flags=MS_BIND | MS_REC)
     mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
     small_dev("/dev", "/tmp/dev")
@@ -234,7 +234,7 @@ def in_users(request: dict[str, object]) -> int:
 
 
 def on_host(request: dict[str, object]) -> int:
-    """The command of the host beside the mounted tree."""
+    """Runs the command of the host beside the mounted tree."""
     mount_tree(request)
     unshare(NEWPID | (0 if request["network"] else NEWNET))
     return fork(first_of_others, request)

@@ -1,4 +1,4 @@
-"""Where Debian packages come from: the host's own apt sources, turned to the suite a recipe asks for.
+"""This module finds where Debian packages come from: the host's own apt sources, turned to the suite a recipe asks for.
 
 Both forms of sources.list(5) are read: one-line and deb822. No mirror is named here; a host without apt sources leaves
 the choice to mmdebstrap.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One deb822 stanza."""
+    """Holds one deb822 stanza."""
 
     uris: str
     suites: tuple[str, ...]
@@ -33,7 +33,7 @@ class Source:
 
 
 def read_sources(etc_apt: Path = Path("/etc/apt")) -> list[Source]:
-    """The host's enabled binary package sources."""
+    """Reads the host's enabled binary package sources."""
     found: list[Source] = []
     lists = [etc_apt / "sources.list", *sorted((etc_apt / "sources.list.d").glob("*.list"))]
     for path in lists:
@@ -45,7 +45,7 @@ def read_sources(etc_apt: Path = Path("/etc/apt")) -> list[Source]:
 
 
 def sources_for(suite: str, sources: list[Source]) -> str:
-    """A deb822 file for ``suite`` with its updates and security fixes, '' when the host has no Debian mirror.
+    """Writes a deb822 file for ``suite`` with its updates and security fixes, '' when the host has no Debian mirror.
 
     A host of another release keeps its mirror; only the names of the suites change.
     """

@@ -1,4 +1,5 @@
-"""gzip as container builders write it (deflate, level 6 by default), on all cores; their number changes no byte.
+"""This module writes gzip as container builders do (deflate, level 6 by default), on all cores; their number changes no
+byte.
 
 Blocks of 1 MiB are deflated independently, each primed with the 32 KiB before it and ended by a sync flush, and form
 one gzip member: pigz's method, which Docker's own parallel gzip follows.
@@ -24,7 +25,7 @@ _HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, no time, unkno
 
 
 class Sink(Protocol):
-    """What of a file is written to."""
+    """This takes what is written of a file."""
 
     def write(self, data: bytes, /) -> object: ...
 
@@ -35,7 +36,7 @@ def _deflate(block: bytes, window: bytes, last: bool, level: int) -> bytes:
 
 
 class GzipLayerWriter:
-    """A sink for a tar: writes the gzip member to ``file`` and hashes both sides; results are there after ``close``."""
+    """Takes a tar, writes the gzip member to ``file`` and hashes both sides; results are there after ``close``."""
 
     def __init__(self, file: Sink, threads: int | None = None, level: int = LEVEL) -> None:
         self._file = file

@@ -1,4 +1,5 @@
-"""A directory tree as a reproducible layer tar: sorted, times cut to an epoch, numeric owners, PAX where needed.
+"""This module writes a directory tree as a reproducible layer tar: sorted, times cut to an epoch, numeric owners, PAX
+if needed.
 
 The tree may be the upper directory of an OverlayFS mount: its whiteouts (character device 0:0) and opaque directories
 (xattr ``trusted.overlay.opaque``) become the markers of the OCI image spec (layer.md, "Whiteouts").
@@ -61,7 +62,7 @@ def write_layer(
 
 
 def tree_size(tree: Path) -> tuple[int, int]:
-    """Entries and bytes of regular files (hard links once)."""
+    """Counts entries and bytes of regular files (hard links once)."""
     entries = size = 0
     seen: set[tuple[int, int]] = set()
     for _, _, status in walk(tree):
@@ -73,7 +74,9 @@ def tree_size(tree: Path) -> tuple[int, int]:
 
 
 def walk(tree: Path) -> Iterator[tuple[str, str, os.stat_result]]:
-    """(path, name in the layer, lstat) of everything below ``tree``, parents first, sorted by bytes of the name."""
+    """Yields (path, name in the layer, lstat) of everything below ``tree``, parents first, sorted
+    by bytes of the name.
+    """
     stack = [(str(tree), "")]
     while stack:
         directory, prefix = stack.pop()

@@ -1,4 +1,4 @@
-"""What each kind of recipe layer does to the tree: Debian packages, Python packages, Node packages, inline files."""
+"""This module does to the tree what each kind of recipe layer asks: Debian, Python and Node packages, inline files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _OLDEST_GLIBC, _NEWEST_GLIBC = 5, 36
 
 
 def build_layer(layer: Layer, root: BuildRoot, epoch_s: int) -> None:
-    """Make one layer in ``root.upper``; ContentError when a package manager refuses, HostUnfit when it is missing."""
+    """Makes one layer in ``root.upper``; ContentError when a package manager refuses, HostUnfit when it is missing."""
     need_root("building an image from a recipe")
     if layer.kind == "debian":
         if root.lowers:
@@ -173,7 +173,7 @@ def _add_files(layer: FilesLayer, root: BuildRoot, epoch_s: int) -> None:
 
 
 def python_version(root: BuildRoot) -> str:
-    """``3.N`` of the image's own python3, told by what /usr/bin/python3 points at."""
+    """Returns ``3.N`` of the image's own python3, told by what /usr/bin/python3 points at."""
     for name in ("usr/bin/python3", "usr/local/bin/python3"):
         path = root.find(name)
         if path is not None and path.is_symlink():
@@ -184,7 +184,7 @@ def python_version(root: BuildRoot) -> str:
 
 
 def wheel_platforms(machine: str) -> list[str]:
-    """Wheel platform tags that run on the image, newest first (PEP 600; the image has glibc 2.36 or newer)."""
+    """Returns wheel platform tags that run on the image, newest first (PEP 600; the image has glibc 2.36 or newer)."""
     if machine not in {"x86_64", "aarch64"}:
         raise HostUnfit(f"pip layers are built on x86_64 and aarch64, not on {machine}")
     tags = [f"manylinux_2_{minor}_{machine}" for minor in range(_NEWEST_GLIBC, _OLDEST_GLIBC - 1, -1)]

@@ -1,4 +1,4 @@
-"""Builds a recipe into an OCI layout in the cache: each layer once, shared between images, atomically.
+"""This module builds a recipe into an OCI layout in the cache: each layer once, shared between images, atomically.
 
 A layer's key covers the layer itself, everything below it, the epoch and this builder's version, so that equal bases
 of different recipes are one layer. Packages are as the mirrors give them on the day of the build.
@@ -39,7 +39,7 @@ def _silent(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BuiltLayer:
-    """A finished layer in the cache."""
+    """Names a finished layer in the cache."""
 
     path: Path
     digest: str
@@ -55,7 +55,7 @@ class BuiltLayer:
 
 
 def layer_keys(recipe: Recipe) -> list[str]:
-    """Cache key of every layer, bottom first."""
+    """Returns the cache key of every layer, bottom first."""
     keys: list[str] = []
     below = ""
     for layer in recipe.layers:
@@ -72,18 +72,18 @@ def layer_keys(recipe: Recipe) -> list[str]:
 
 
 def recipe_key(recipe: Recipe) -> str:
-    """Cache key of the whole image: its top layer and its configuration."""
+    """Returns the cache key of the whole image: its top layer and its configuration."""
     stated = {"layers": layer_keys(recipe), "config": recipe.config.model_dump(mode="json")}
     return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 
 
 def recipe_place(recipe: Recipe, cache: Cache) -> Path:
-    """Where the layout of a recipe's image is, once it is built."""
+    """Returns where the layout of a recipe's image is, once it is built."""
     return cache.images / recipe_key(recipe)
 
 
 def build_recipe(recipe: Recipe, cache: Cache, report: Callable[[str, int, int], object] = _silent) -> Path:
-    """The layout directory (its image is tagged ``image``) of a recipe, built unless it is there.
+    """Returns the layout directory (its image is tagged ``image``) of a recipe, built unless it is there.
 
     ``report`` is told of progress as (what is done, bytes so far, bytes in all or 0).
     """
@@ -103,7 +103,7 @@ def build_recipe(recipe: Recipe, cache: Cache, report: Callable[[str, int, int],
 
 
 def build_layers(recipe: Recipe, cache: Cache, report: Callable[[str, int, int], object]) -> list[BuiltLayer]:
-    """All layers of a recipe, from the cache or built; trees exist only while something above is being built."""
+    """Brings all layers of a recipe, from the cache or built; trees exist only while something above is being built."""
     keys = layer_keys(recipe)
     built: list[BuiltLayer] = []
     with cache.scratch("trees") as scratch:
@@ -134,7 +134,7 @@ def build_layers(recipe: Recipe, cache: Cache, report: Callable[[str, int, int],
 
 
 def describe(layer: Any) -> str:
-    """One line for people: the layer's kind and what it brings."""
+    """Describes a layer in one line for people: its kind and what it brings."""
     if layer.kind == "debian":
         return f"debian {layer.suite} + {len(layer.packages)} packages"
     if layer.kind == "pip":
@@ -220,7 +220,9 @@ def restore_whiteouts(tree: Path) -> None:
 
 
 def write_layout(directory: Path, config: ImageConfig, epoch_s: int, layers: list[BuiltLayer]) -> Descriptor:
-    """An OCI layout with one image, whose layers are hard links into the cache; returns the manifest's descriptor."""
+    """Writes an OCI layout with one image, whose layers are hard links into the cache; returns the manifest's
+    descriptor.
+    """
     store = LayoutStore(directory, create=True)
     for layer in layers:
         target = directory / "blobs" / "sha256" / layer.descriptor.hex
@@ -243,7 +245,7 @@ def write_layout(directory: Path, config: ImageConfig, epoch_s: int, layers: lis
 
 
 def image_config(config: ImageConfig, epoch_s: int, layers: list[BuiltLayer]) -> dict[str, Any]:
-    """The configuration blob (OCI image spec, config.md), keys in Go's order."""
+    """Writes the configuration blob (OCI image spec, config.md), keys in Go's order."""
     import datetime
 
     created = datetime.datetime.fromtimestamp(epoch_s, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,1 +1,1 @@
-"""Registries: speaking to one, pushing to one, and running one."""
+"""This package speaks to a registry, pushes to one, and runs one."""

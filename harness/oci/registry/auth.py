@@ -1,4 +1,4 @@
-"""Basic and Bearer authentication (RFC 9110, 7617, 6750; the distribution project's "Token Authentication
+"""This module authenticates by Basic and Bearer (RFC 9110, 7617, 6750; the distribution project's "Token Authentication
 Specification").
 
 A login goes to the registry it is for, and to the token server that this registry names; over https, if the registry is
@@ -37,7 +37,7 @@ _RENEW_BEFORE_S = 5.0
 
 
 def parse_challenges(values: list[str]) -> dict[str, dict[str, str]]:
-    """WWW-Authenticate headers by lower-case scheme: ``{"bearer": {"realm": …, "service": …, "scope": …}}``.
+    """Reads WWW-Authenticate headers by lower-case scheme: ``{"bearer": {"realm": …, "service": …, "scope": …}}``.
 
     One header may hold several challenges, in any order (RFC 9110, section 11.6.1). The first of a scheme counts.
     """
@@ -86,7 +86,7 @@ class Authenticator:
         """Why no login was offered though there may be one, as the end of a message."""
 
     def header(self) -> str:
-        """The header line to send now, '' for none; renews a token that is about to expire."""
+        """Returns the header line to send now, '' for none; renews a token that is about to expire."""
         if self._header and self._clock() > self._expires:
             with self._lock:
                 if self._challenge is not None and self._clock() > self._expires:
@@ -94,12 +94,12 @@ class Authenticator:
         return self._header
 
     def accepted(self, line: str) -> None:
-        """The registry did what was asked with this header line."""
+        """Notes that the registry did what was asked with this header line."""
         if line and line == self._header:
             self._proven = True
 
     def renew(self, refused: str) -> bool:
-        """Get another token after a 400 or 403; False where that cannot help.
+        """Gets another token after a 400 or 403; False where that cannot help.
 
         Some registries answer so, and not 401, when a token has ended: a token that was accepted before is replaced
         once.
@@ -115,7 +115,7 @@ class Authenticator:
             return True
 
     def answer(self, challenges: list[str], refused: str) -> None:
-        """React to a 401 that ``refused`` the given header line; AuthError when there is nothing left to offer."""
+        """Reacts to a 401 that ``refused`` the given header line; AuthError when there is nothing left to offer."""
         with self._lock:
             if self._header != refused:
                 return  # another thread has renewed it meanwhile

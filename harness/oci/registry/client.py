@@ -1,4 +1,4 @@
-"""The one client for registries (OCI distribution spec 1.1), cheap enough in CPU for the timed path.
+"""This is the one client for registries (OCI distribution spec 1.1), cheap enough in CPU for the timed path.
 
 Used by the agent and the lazy file system inside the simulated machine: no httpx, pydantic or rich behind this import.
 A client is bound to one repository and safe from any number of threads; each concurrent request has its own connection.
@@ -53,7 +53,7 @@ _SIMULATED = ipaddress.ip_network("198.18.0.0/15")
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How patiently: ``attempts`` in all, pauses doubling from ``first_s`` to ``longest_s`` with jitter."""
+    """Says how patiently to try: ``attempts`` in all, pauses doubling from ``first_s`` to ``longest_s`` with jitter."""
 
     attempts: int = 5
     first_s: float = 0.1
@@ -62,7 +62,9 @@ class Retries:
 
 
 def plain_http(host: str) -> bool:
-    """Whether a registry is spoken to without TLS: loopback and the benchmarking range 198.18.0.0/15 (RFC 2544)."""
+    """Says whether a registry is spoken to without TLS: loopback and the benchmarking range
+    198.18.0.0/15 (RFC 2544).
+    """
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
     name = name.strip("[]")
     if name == "localhost" or name.endswith(".localhost"):
@@ -75,12 +77,12 @@ def plain_http(host: str) -> bool:
 
 
 def address_of(host: str) -> str:
-    """Where the registry that images name by ``host`` is reached: Docker's own has another name there."""
+    """Returns where the registry that images name by ``host`` is reached: Docker's own has another name there."""
     return "registry-1.docker.io" if host == "docker.io" else host
 
 
 class RegistryClient:
-    """One repository of one registry; also the `BlobStore` of images named ``docker://``."""
+    """Speaks to one repository of one registry; it is also the `BlobStore` of images named ``docker://``."""
 
     def __init__(
         self,
@@ -128,22 +130,22 @@ class RegistryClient:
 
     @property
     def repository_url(self) -> str:
-        """The repository's root in the distribution API."""
+        """Returns the repository's root in the distribution API."""
         return self._root
 
     @property
     def counters(self) -> Counters:
-        """Requests and bytes so far."""
+        """Returns requests and bytes so far."""
         return self.pool.counters
 
     @property
     def link(self) -> Link:
-        """What the requests so far say of the way to the registry."""
+        """Returns what the requests so far say of the way to the registry."""
         return self.pool.link
 
     @property
     def asked(self) -> list[tuple[int, int]]:
-        """When the first requests began and ended (``harness.oci.registry.rounds``)."""
+        """Returns when the first requests began and ended (``harness.oci.registry.rounds``)."""
         return self.pool.asked
 
     def connect(self, count: int) -> None:
@@ -157,13 +159,15 @@ class RegistryClient:
     # reads
 
     def ping(self) -> None:
-        """Check that a registry answers on ``/v2/``; RegistryError or AuthError otherwise."""
+        """Checks that a registry answers on ``/v2/``; raises RegistryError or AuthError otherwise."""
         response = self.get(f"{self._base}/v2/", limit=ERROR_BODY_BYTES)
         if response.status != 200:
             raise self.failure(response, f"{self.host}: GET /v2/")
 
     def manifest(self, reference: str) -> tuple[bytes, str]:
-        """Bytes and Content-Type of a manifest or index; a digest the registry states or was asked for is checked."""
+        """Gets bytes and Content-Type of a manifest or index; a digest the registry states or was
+        asked for is checked.
+        """
         reference = reference or "latest"
         what = f"{self.where}{'@' if is_digest(reference) else ':'}{reference}"
         response = self.get(f"{self._root}/manifests/{reference}", [_ACCEPT_MANIFEST], limit=MAX_MANIFEST_BYTES)
@@ -181,7 +185,7 @@ class RegistryClient:
         return response.body, response.header("Content-Type")
 
     def blob_size(self, digest: str) -> int | None:
-        """Content-Length of a HEAD request, None when the blob is absent."""
+        """Returns the Content-Length of a HEAD request, None when the blob is absent."""
         response = self.send("HEAD", f"{self._root}/blobs/{digest}")
         for _ in range(_MAX_REDIRECTS):
             if not response.is_redirect:
@@ -195,7 +199,9 @@ class RegistryClient:
         return int(length) if length.isdigit() else None
 
     def get_range(self, digest: str, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes at ``offset``; the answer must be a 206 for just this range, else RangeIgnored."""
+        """Gets exactly ``size`` bytes at ``offset``; the answer must be a 206 for just this range, else it raises
+        RangeIgnored.
+        """
         if size <= 0:
             return b""
         last = offset + size - 1
@@ -257,21 +263,21 @@ class RegistryClient:
             raise self.failure(response, f"{self.where}: blob {digest}")
 
     def blob_path(self, digest: str) -> Path | None:
-        """None: nothing of a registry is a local file."""
+        """Returns None: nothing of a registry is a local file."""
         return None
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
-        """From the referrers API where the registry has it, else from the fallback tag (distribution spec 1.1)."""
+        """Asks the referrers API where the registry has it, else the fallback tag (distribution spec 1.1)."""
         return self._referrers.find(digest, artifact_type)
 
     def tagged_referrers(self, digest: str) -> list[Descriptor]:
-        """What the fallback tag lists; empty when it is absent or somebody's own."""
+        """Returns what the fallback tag lists; empty when it is absent or somebody's own."""
         return self._referrers.by_tag(digest)
 
     # requests
 
     def get(self, url: str, headers: Sequence[str] = (), *, limit: int = 0, follow: bool = True) -> Response:
-        """GET on the registry itself, with authentication, redirects (with ``follow``) and retries."""
+        """Makes a GET on the registry itself, with authentication, redirects (with ``follow``) and retries."""
         if not follow:
             return self._retrying(lambda: self._get(url, headers, limit))
         return self._retrying(lambda: self._follow(self._get(url, headers, limit), headers, limit))
@@ -283,7 +289,9 @@ class RegistryClient:
         headers: Sequence[str] = (),
         body: Callable[[], tuple[Callable[[int], bytes], int]] | None = None,
     ) -> Response:
-        """Any other method, with authentication and retries; ``body()`` opens the body anew: (read, size in bytes)."""
+        """Makes a request of another method, with authentication and retries; ``body()`` opens the body anew: (read,
+        size in bytes).
+        """
 
         def once(sent: Sequence[str]) -> Response:
             read, size = body() if body is not None else (None, 0)
@@ -352,7 +360,7 @@ class RegistryClient:
         return response
 
     def redirect_target(self, url: str, response: Response) -> str:
-        """Where an answer for ``url`` leads; RegistryError for places that nobody follows it to."""
+        """Returns where an answer for ``url`` leads; raises RegistryError for places that nobody follows it to."""
         target = urllib.parse.urljoin(url, response.header("Location"))
         if not target.startswith(("http://", "https://")) or (self._scheme == "https" and target.startswith("http://")):
             raise RegistryError(f"{self.where}: refuses to follow a redirect to {target.split('?')[0]!r}")
@@ -361,11 +369,11 @@ class RegistryClient:
         return target
 
     def is_ours(self, url: str) -> bool:
-        """Whether a URL is the registry's own, so that its login goes there."""
+        """Says whether a URL is the registry's own, so that its login goes there."""
         return url.startswith(self._base + "/")
 
     def blob_url(self, digest: str) -> str:
-        """Where a blob is asked for first."""
+        """Returns where a blob is asked for first."""
         return f"{self._root}/blobs/{digest}"
 
     def _retrying(self, once: Callable[[], Response]) -> Response:
@@ -404,7 +412,7 @@ class RegistryClient:
         return attempt + 1
 
     def failure(self, response: Response, what: str) -> RegistryError:
-        """The error for a status nobody expected, with the registry's own words and how to mend it."""
+        """Makes the error for a status nobody expected, with the registry's own words and how to mend it."""
         return failure(response, what, self.host, self._auth.trouble)
 
 

@@ -1,4 +1,5 @@
-"""HTTP/1.1 over pooled libcurl handles, safe from many threads at once; plain HTTP has a way of its own (plain_http).
+"""This module speaks HTTP/1.1 over pooled libcurl handles, safe from many threads; plain HTTP has a way of its own
+(plain_http).
 
 A request takes an idle handle (the one used last, whose connection is the likeliest to live), and gives it back. The
 GET path re-sets only what differs between requests, which is what keeps a small range request near 0.2 ms of CPU.
@@ -37,7 +38,9 @@ _CA_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds. ``stall_s``: how long a transfer may move less than one byte per second before it counts as dead."""
+    """Limits waits, in seconds. ``stall_s``: how long a transfer may move less than one byte per second before it
+    counts as dead.
+    """
 
     connect_s: float = 10.0
     stall_s: float = 60.0
@@ -45,7 +48,7 @@ class Timeouts:
 
 @dataclass(slots=True)
 class Counters:
-    """What went over the wire: requests sent (retries included), body bytes, retries, ranges refused."""
+    """Counts what went over the wire: requests sent (retries included), body bytes, retries, ranges refused."""
 
     requests: int = 0
     received_bytes: int = 0
@@ -66,7 +69,9 @@ class Counters:
 
 @dataclass(slots=True)
 class Response:
-    """``body`` is empty when a sink took it. ``too_long``: it was stopped at the limit, and ``body`` is a part."""
+    """Holds an answer. ``body`` is empty when a sink took it. ``too_long``: it was stopped at the limit, and ``body``
+    is a part.
+    """
 
     status: int
     header_lines: list[bytes]
@@ -75,11 +80,11 @@ class Response:
 
     @property
     def is_redirect(self) -> bool:
-        """Whether the answer is that the thing is somewhere else."""
+        """Says whether the answer is that the thing is somewhere else."""
         return self.status in _REDIRECTS
 
     def header(self, name: str) -> str:
-        """Value of the last header of this name, '' when absent."""
+        """Returns the value of the last header of this name, '' when absent."""
         wanted = name.lower().encode() + b":"
         size = len(wanted)
         for line in reversed(self.header_lines):
@@ -88,14 +93,14 @@ class Response:
         return ""
 
     def headers(self, name: str) -> list[str]:
-        """Values of all headers of this name."""
+        """Returns the values of all headers of this name."""
         wanted = name.lower().encode() + b":"
         size = len(wanted)
         return [line[size:].strip().decode("latin-1") for line in self.header_lines if line[:size].lower() == wanted]
 
 
 class TransferError(Exception):
-    """libcurl gave up; ``code`` is its number, ``received`` the body bytes that had arrived."""
+    """Tells that libcurl gave up; ``code`` is its number, ``received`` the body bytes that had arrived."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -103,7 +108,7 @@ class TransferError(Exception):
 
     @property
     def may_pass(self) -> bool:
-        """Whether trying again can help: connection refused or reset, timeouts, truncated answers.
+        """Says whether trying again can help: connection refused or reset, timeouts, truncated answers.
 
         A handshake of TLS that fails will fail again, unless the connection was lost under it.
         """
@@ -113,7 +118,7 @@ class TransferError(Exception):
 
     @property
     def is_lookup(self) -> bool:
-        """Whether the host's name was not found."""
+        """Says whether the host's name was not found."""
         return self.code == int(pycurl.E_COULDNT_RESOLVE_HOST)
 
 
@@ -132,7 +137,7 @@ _PASSING = frozenset(
 
 
 class CurlPool:
-    """Handles for any number of threads and hosts."""
+    """Keeps handles for any number of threads and hosts."""
 
     def __init__(
         self, timeouts: Timeouts | None = None, ca_file: str | None = None, routes: Sequence[str] = ()
@@ -156,7 +161,9 @@ class CurlPool:
             self._idle.pop().close()
 
     def connect(self, url: str, count: int) -> None:
-        """Open so many connections for the next requests, in threads beside. Plain HTTP only: libcurl has no such."""
+        """Opens so many connections for the next requests, in threads beside. It does so for plain HTTP only: libcurl
+        cannot.
+        """
         if not self._routes and may_take(url):
             self._plain.connect(url, count)
 
@@ -170,7 +177,7 @@ class CurlPool:
         sink: Callable[[bytes], object] | None = None,
         skip: int = 0,
     ) -> Response:
-        """``_get``, which is noted where it is among the first requests."""
+        """Calls ``_get``, and notes it where it is among the first requests."""
         if len(self.asked) >= KEPT:
             return self._get(url, headers, byte_range=byte_range, limit=limit, sink=sink, skip=skip)
         begun = time.monotonic_ns()
@@ -283,7 +290,7 @@ class CurlPool:
         size: int = 0,
         limit: int = ERROR_BODY_BYTES,
     ) -> Response:
-        """Any other method; ``read(n)`` gives the body's next at most n bytes, ``size`` bytes in all.
+        """Makes a request of another method; ``read(n)`` gives the body's next at most n bytes, ``size`` bytes in all.
 
         At most ``limit`` bytes of the answer's body are kept; the transfer stops at more.
         """

@@ -1,4 +1,6 @@
-"""What a registry's unexpected answer means to a user: the registry's own words, and how to mend it."""
+"""This module says what a registry's unexpected answer means to a user: the registry's own words,
+and how to mend it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ _SERVER_AT_FAULT = "the fault is the registry's: its log says more; try again la
 
 
 def failure(response: Response, what: str, host: str, trouble: str = "") -> RegistryError:
-    """The error for a status nobody expected; ``trouble`` is why no login was offered, where that matters."""
+    """Makes the error for a status nobody expected; ``trouble`` is why no login was offered, where that matters."""
     words = ""
     try:
         errors = parse_json(response.body, what).get("errors") or []
@@ -37,7 +39,7 @@ def failure(response: Response, what: str, host: str, trouble: str = "") -> Regi
 
 
 def hint(message: str) -> str:
-    """How to mend a failed transfer, told by what libcurl says of it."""
+    """Says how to mend a failed transfer, told by what libcurl says of it."""
     lower = message.lower()
     if any(words in lower for words in ("wrong version number", "packet length too long", "record layer failure")):
         return (

@@ -1,4 +1,4 @@
-"""Foreign layers: blobs that a registry or layout need not hold, because their descriptor names URLs.
+"""This module reads foreign layers: blobs that a registry or layout need not hold, because their descriptor names URLs.
 
 Sources: OCI image spec, descriptor.md (``urls``) and layer.md (non-distributable layers); Docker's foreign layers.
 """
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class ForeignBlobs:
-    """The `BlobStore` of one blob, read from the first of its URLs that answers; everything else is the store's.
+    """This `BlobStore` serves one blob from the first of its URLs that answers; everything else is the store's.
 
     The image's author wrote the URLs, so nothing is trusted: no login goes there, no place on this machine is asked
     unless the image came from it, and whoever reads the blob checks its digest.
@@ -45,7 +45,7 @@ class ForeignBlobs:
         return self._store.remarks
 
     def close(self) -> None:
-        """Every read closes its own connection."""
+        """Does nothing: every read closes its own connection."""
 
     def manifest(self, reference: str) -> tuple[bytes, str]:
         return self._store.manifest(reference)
@@ -68,7 +68,7 @@ class ForeignBlobs:
         return self._first(lambda download: download.stream_blob(digest, count), lambda: sent == 0)
 
     def blob_path(self, digest: str) -> Path | None:
-        """None: it is fetched."""
+        """Returns None: the blob is fetched."""
         return None
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:

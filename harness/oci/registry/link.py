@@ -1,4 +1,6 @@
-"""How far a registry is, from the requests themselves: seconds to the first byte, and bytes per second behind it."""
+"""This module tells how far a registry is, from the requests themselves: seconds to the first byte, and the rate behind
+it.
+"""
 
 from __future__ import annotations
 
@@ -28,35 +30,37 @@ class Link:
         self._bodies: deque[tuple[int, float]] = deque(maxlen=_KEPT)
 
     def note(self, first_byte_s: float, size: int, body_s: float) -> None:
-        """A request whose answer began after ``first_byte_s``, its ``size`` bytes taking ``body_s`` more."""
+        """Notes a request whose answer began after ``first_byte_s``, its ``size`` bytes taking ``body_s`` more."""
         self._first_bytes.append(first_byte_s)
         if size >= _TELLING_BYTES:
             self._bodies.append((size, body_s))
 
     def hint(self, latency_s: float) -> None:
-        """Another client's ``latency_s`` on the same link (0: it knows nothing)."""
+        """Takes another client's ``latency_s`` on the same link (0: it knows nothing)."""
         if latency_s > 0:
             self._first_bytes.extend([latency_s] * _FEWEST)
 
     @property
     def latency_s(self) -> float:
-        """Seconds from a request to the first byte of its answer, connection made; 0.0 while too few were seen."""
+        """Returns seconds from a request to the first byte of its answer, connection made; 0.0
+        while too few were seen.
+        """
         known = list(self._first_bytes)
         return max(0.0, min(known)) if len(known) >= _FEWEST else 0.0
 
     @property
     def far(self) -> bool:
-        """Whether requests are dear: ``latency_s`` is known and at least ``FAR_S``."""
+        """Says whether requests are dear: ``latency_s`` is known and at least ``FAR_S``."""
         return self.latency_s >= FAR_S
 
     @property
     def perhaps_far(self) -> bool:
-        """The same by a single answer, where being wrong costs little."""
+        """Says the same by a single answer, where being wrong costs little."""
         known = list(self._first_bytes)
         return bool(known) and min(known) >= FAR_S
 
     def rate(self, default_bytes_s: float) -> float:
-        """Bytes per second of one connection; ``default_bytes_s`` while no answer was long enough to tell."""
+        """Returns bytes per second of one connection; ``default_bytes_s`` while no answer was long enough to tell."""
         bodies = list(self._bodies)
         size, seconds = sum(size for size, _ in bodies), sum(seconds for _, seconds in bodies)
         return min(size / seconds, _FASTEST_BYTES_S) if size and seconds > 0 else default_bytes_s

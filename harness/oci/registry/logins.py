@@ -1,4 +1,4 @@
-"""Where logins come from: what ``docker login``, ``podman login`` and ``skopeo login`` left, and credential helpers.
+"""This module finds logins: what ``docker login``, ``podman login`` and ``skopeo login`` left, and credential helpers.
 
 Sources: docker docs "docker login" (config.json, credHelpers, credsStore, the helper protocol),
 containers-auth.json(5).
@@ -23,7 +23,7 @@ _HELPER_TIMEOUT_S = 30
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user and secret; with ``identity`` the secret is an OAuth2 refresh token."""
+    """Holds a user and secret; with ``identity`` the secret is an OAuth2 refresh token."""
 
     user: str
     secret: str
@@ -38,7 +38,7 @@ class Credentials:
 
 
 def find_credentials(host: str, repository: str = "", config_dir: str | None = None) -> Credentials | None:
-    """The login for ``host``: Docker's first, then the one of podman and skopeo; None when nobody logged in.
+    """Returns the login for ``host``: Docker's first, then the one of podman and skopeo; None when nobody logged in.
 
     A source that is damaged, or names a credential helper that is missing, is passed over for the next one.
 

@@ -1,4 +1,4 @@
-"""Other hosts a registry leads to: its token server, and where it redirects blobs to.
+"""This module keeps the other hosts a registry leads to: its token server, and where it redirects blobs to.
 
 A client inside a simulated machine reaches nothing but what a relay stands for. *Routes* say which: each is
 ``HOST:PORT:ADDRESS:PORT``, connect to the second where the first is meant (libcurl's ``CURLOPT_CONNECT_TO``), so that
@@ -24,19 +24,19 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def host_and_port(url: str) -> tuple[str, int]:
-    """The host, in lower case and without brackets, and the port that a URL means."""
+    """Returns the host, in lower case and without brackets, and the port that a URL means."""
     parts = urllib.parse.urlsplit(url)
     return parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
 
 
 def route(place: tuple[str, int], through: str) -> str:
-    """The route by which ``through`` (``address:port``) stands for a place."""
+    """Returns the route by which ``through`` (``address:port``) stands for a place."""
     host, port = place
     return f"{f'[{host}]' if ':' in host else host}:{port}:{through}"
 
 
 def addresses_of(host: str) -> list[str]:
-    """The addresses of a name or address; none where it cannot be resolved, and whoever connects says so."""
+    """Returns the addresses of a name or address; none where it cannot be resolved, and whoever connects says so."""
     try:
         return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError):
@@ -44,7 +44,7 @@ def addresses_of(host: str) -> list[str]:
 
 
 def nearness(host: str, resolve: Callable[[str], list[str]] = addresses_of) -> str:
-    """``loopback`` or ``link-local`` if any address of ``host`` is one, else ''."""
+    """Returns ``loopback`` or ``link-local`` if any address of ``host`` is one, else ''."""
     for text in resolve(host):
         address = ipaddress.ip_address(text.partition("%")[0])
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
@@ -75,7 +75,7 @@ class Places:
 
     @property
     def home_is_near(self) -> bool:
-        """Whether the registry runs on this machine or link, so that it may lead there."""
+        """Says whether the registry runs on this machine or link, so that it may lead there."""
         return bool(self._home) and bool(nearness(self._home, self._resolve))
 
     def visit(self, url: str, what: str) -> None:

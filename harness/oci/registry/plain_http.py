@@ -1,4 +1,5 @@
-"""GET over plain HTTP/1.1 on sockets of our own: a registry in the machine's network answers ranges all day long.
+"""This module makes GETs over plain HTTP/1.1 on sockets of its own: a registry in the machine's network answers ranges
+all day.
 
 libcurl hands bodies on in pieces of 16 KiB, each through the interpreter; here a body whose length is known is one
 ``recv`` into its own bytes. It takes a third of the CPU seconds for ranges of a few hundred KB. Only what is usual is
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 STREAM_PIECE_BYTES = 256 << 10
-"""What a sink gets at a time: large enough for hashing and inflating, small enough for a core's cache."""
+"""A sink gets so many bytes at a time: enough for hashing and inflating, few enough for a core's cache."""
 _HEAD_STEP_BYTES = 2048
 _MAX_HEAD_BYTES = 64 << 10
 _AT_ONCE_BYTES = 32 << 20
@@ -35,11 +36,13 @@ _TIMEVAL = struct.Struct("@ll")
 
 
 class Unusual(Exception):
-    """Not for this client; the connection is closed, and asking libcurl instead is harmless."""
+    """Tells that this client cannot serve it; the connection is closed, and asking libcurl instead is harmless."""
 
 
 class Broken(Exception):
-    """The transfer failed; ``code`` is libcurl's number for it. ``closed``: the other end closed the connection."""
+    """Tells that the transfer failed; ``code`` is libcurl's number for it. ``closed``: the other end closed the
+    connection.
+    """
 
     def __init__(self, code: int, message: str, closed: bool = False) -> None:
         super().__init__(message)
@@ -57,7 +60,7 @@ _CLOSED = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN})
 
 
 def may_take(url: str) -> bool:
-    """Whether this client can ask for ``url``: plain HTTP, nothing to normalise, and no proxy that wants it."""
+    """Says whether this client can ask for ``url``: plain HTTP, nothing to normalise, and no proxy that wants it."""
     if not url.startswith("http://") or not url.isascii() or not url.isprintable():
         return False
     if any(character in url for character in ' #@"<>\\^`{|}') or "/." in url:
@@ -77,7 +80,7 @@ def _never_proxied(host: str) -> bool:
 
 
 class Answer:
-    """The head of one answer, and its body still to be read from ``connection``.
+    """Holds the head of one answer, and its body still to be read from ``connection``.
 
     ``waited_s``: seconds from the request to the first byte of its answer.
     """
@@ -111,7 +114,7 @@ class Answer:
         self.left = int(size)
 
     def take(self, most: int) -> bytes:
-        """The body's next bytes, at most so many; what has come before a fault is given first. Raises Broken."""
+        """Takes the body's next bytes, at most so many; what has come before a fault is given first. Raises Broken."""
         if self._fault is not None:
             raise self._fault
         wanted = min(most, self.left)
@@ -132,7 +135,7 @@ class Answer:
 
 
 class Connection:
-    """One socket. ``used`` says that it has carried an answer, so that the other end may have closed it since."""
+    """Holds one socket. ``used`` says that it has carried an answer, so that the other end may have closed it since."""
 
     __slots__ = ("_socket", "place", "used")
 
@@ -153,7 +156,7 @@ class Connection:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def receive(self, most: int, flags: int = 0) -> bytes:
-        """At least one byte; raises Broken, also at the end of the stream."""
+        """Receives at least one byte; raises Broken, also at the end of the stream."""
         try:
             data = self._socket.recv(most, flags)
         except OSError as error:
@@ -188,7 +191,7 @@ class Connection:
 
 
 class PlainHttp:
-    """Connections that were used and can be used again, by place; safe from any number of threads."""
+    """Keeps connections that were used and can be used again, by place; safe from any number of threads."""
 
     def __init__(self, agent: str, connect_s: float, stall_s: float) -> None:
         self._agent = agent
@@ -203,7 +206,7 @@ class PlainHttp:
                 connections.pop().close()
 
     def connect(self, url: str, count: int) -> None:
-        """Open so many connections beside the caller, for requests to come; what fails is left to them."""
+        """Opens so many connections beside the caller, for requests to come; what fails is left to them."""
         try:
             parts = urlsplit(url)
             place = (parts.hostname or "", parts.port or 80)
@@ -222,7 +225,7 @@ class PlainHttp:
             threading.Thread(target=open_one, daemon=True).start()
 
     def get(self, url: str, headers: Sequence[str], byte_range: str) -> Answer:
-        """The answer to a GET, its head read; give it back by ``done``. Raises Unusual or Broken."""
+        """Returns the answer to a GET, its head read; give it back by ``done``. Raises Unusual or Broken."""
         parts = urlsplit(url)
         try:
             port = parts.port or 80
@@ -258,7 +261,7 @@ class PlainHttp:
             return answer
 
     def done(self, answer: Answer) -> None:
-        """The body was read or is not wanted."""
+        """Takes an answer back whose body was read or is not wanted."""
         connection = answer.connection
         if answer.keep and not answer.left:
             connection.used = True
@@ -268,7 +271,7 @@ class PlainHttp:
 
 
 def read_body(answer: Answer, sink: Callable[[bytes], object] | None, skip: int) -> bytes:
-    """The body; a sink gets it in pieces without its first ``skip`` bytes, and then b"" is returned."""
+    """Reads the body; a sink gets it in pieces without its first ``skip`` bytes, and then b"" is returned."""
     if sink is None:
         parts = []
         while answer.left:  # room is made for what comes, not for what was announced

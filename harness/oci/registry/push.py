@@ -1,4 +1,6 @@
-"""Pushing to a registry (OCI distribution spec 1.1): blobs whole or in pieces, cross-repository mounts, referrers."""
+"""This module pushes to a registry (OCI distribution spec 1.1): blobs whole or in pieces, cross-repository mounts,
+referrers.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ class RegistryDestination:
         return self.client.blob_size(digest) is not None
 
     def put_blob(self, descriptor: Descriptor, data: bytes | Path | Iterable[bytes]) -> None:
-        """One PUT for bytes and files, PATCH requests of 16 MiB for anything that cannot be read twice."""
+        """Sends one PUT for bytes and files, PATCH requests of 16 MiB for anything that cannot be read twice."""
         if isinstance(data, bytes):
             verifier = Verifier(descriptor, self.where)
             verifier.update(data)

@@ -1,4 +1,5 @@
-"""How the referrers of a manifest are listed: by the referrers API, else by the fallback tag (distribution spec 1.1).
+"""This module lists the referrers of a manifest: by the referrers API, else by the fallback tag (distribution spec
+1.1).
 
 Registries without the API answer in many ways: with 404 and 405, with a page for people, with a redirect to a host that
 answers 403, 429 or 500. None of it says anything of the image, so it means "none known this way", said once. The tag
@@ -28,14 +29,16 @@ _NO_API = frozenset({200, 400, 404, 405, 406, 410, 415, 501})
 
 
 class Referrers:
-    """The lists of one repository; remembers which of the two ways its registry has."""
+    """Lists the referrers of one repository; remembers which of the two ways its registry has."""
 
     def __init__(self, client: RegistryClient) -> None:
         self._client = client
         self._has_api: bool | None = None
 
     def find(self, digest: str, artifact_type: str | None) -> list[Descriptor]:
-        """Referrers of ``digest``. Far from a registry of which the way is not known, both are asked at once."""
+        """Finds the referrers of ``digest``. Far from a registry of which the way is not known,
+        both are asked at once.
+        """
         fallback = None
         if self._has_api is None and self._client.link.perhaps_far:
             fallback = Aside(lambda: self.by_tag(digest))
@@ -48,7 +51,7 @@ class Referrers:
         return [entry for entry in entries if artifact_type in {None, entry.artifact_type}]
 
     def by_tag(self, digest: str) -> list[Descriptor]:
-        """What the fallback tag lists; nothing when it is absent, denied, or the image itself."""
+        """Returns what the fallback tag lists; nothing when it is absent, denied, or the image itself."""
         try:
             data, stated = self._client.manifest(referrers_tag(digest))
         except ImageNotFound:

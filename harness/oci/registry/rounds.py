@@ -1,4 +1,6 @@
-"""How many requests of a start waited for one another: the round trips that no bandwidth makes shorter."""
+"""This module counts how many requests of a start waited for one another: the round trips no
+bandwidth makes shorter.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 KEPT = 64
-"""Of so many of a client's first requests the times are kept: those before a mount are far fewer."""
+"""A client keeps the times of so many of its first requests: those before a mount are far fewer."""
 
 
 def dependent_rounds(asked: Iterable[tuple[int, int]]) -> int:
-    """The longest chain of requests, given as (begun, ended), each of which began after the one before had ended.
+    """Returns the longest chain of requests, given as (begun, ended), each of which began after the one before had
+    ended.
 
     A request that only happened to be late counts as dependent, so the figure errs upwards.
     """

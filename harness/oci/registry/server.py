@@ -1,4 +1,6 @@
-"""The CNCF distribution registry as a child process: started, health-checked, and gone with us whatever happens."""
+"""This module runs the CNCF distribution registry as a child process: started, health-checked, and gone with us in any
+case.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,7 @@ http:
 
 
 class RegistryServer:
-    """A registry on ``address:port`` while the context is open; port 0 takes a free one.
+    """Runs a registry on ``address:port`` while the context is open; port 0 takes a free one.
 
     ``storage`` is kept between runs (the cache's ``registry`` directory by default), so that images are pushed once.
     With ``read_only`` it answers GET and HEAD only (405 to the rest). Configuration and log are below ``scratch``. The
@@ -94,24 +96,24 @@ class RegistryServer:
 
     @property
     def host(self) -> str:
-        """``address:port`` as image references name it."""
+        """Returns ``address:port`` as image references name it."""
         return f"{self.address}:{self.port}"
 
     @property
     def running(self) -> bool:
-        """Whether it was started and not stopped."""
+        """Says whether it was started and not stopped."""
         return self._process is not None
 
     @property
     def pid(self) -> int:
-        """The process; RegistryError when it does not run."""
+        """Returns the process's pid; RegistryError when it does not run."""
         if self._process is None:
             raise RegistryError("the registry does not run")
         return self._process.pid
 
     @property
     def log(self) -> Path:
-        """File with what the registry printed, its access log included."""
+        """Returns the file with what the registry printed, its access log included."""
         if self._log is None:
             raise RegistryError("the registry has not been started, there is no log")
         return self._log
@@ -185,7 +187,7 @@ class RegistryServer:
             self._scratch = None
 
     def requests(self) -> collections.Counter[str]:
-        """Requests answered so far, by kind: manifest, blob (whole), range, head, push, other."""
+        """Counts the requests answered so far, by kind: manifest, blob (whole), range, head, push, other."""
         counts: collections.Counter[str] = collections.Counter()
         with contextlib.suppress(FileNotFoundError), open(self.log, errors="replace") as file:
             for line in file:
