@@ -288,7 +288,8 @@ class ImageSource:
         """Walks indexes to the image for ``platform`` (this host's by default); ImageNotFound when there is none.
 
         An entry whose content is not there is passed over: ``docker save`` and containerd write the whole index beside
-        the one platform that was pulled. An entry without a platform is judged by its configuration.
+        the one platform that was pulled. An entry without a platform is judged by its configuration, which may say
+        that it is no image.
         """
         descriptor, data = self.head()
         return self._resolve(descriptor, data, platform or Platform.of_host(), ())
@@ -306,7 +307,7 @@ class ImageSource:
             raise FormatError(self.where, f"indexes nested deeper than {MAX_INDEX_DEPTH}")
         chain = (*chain, (descriptor, data))
         candidates = platform_candidates(parse_json(data, self.where), wanted, self.where)
-        absent = ""
+        absent, no_image = "", None
         for entry in (*candidates.fitting, *candidates.nameless):
             try:
                 nested, media_type = self.manifest(entry.digest)
@@ -319,6 +320,11 @@ class ImageSource:
                 if entry in candidates.fitting:
                     absent = absent or entry.digest
                 continue
+            except UnsupportedMediaType as error:
+                if entry in candidates.fitting:
+                    raise
+                no_image = no_image or error  # an artefact beside the image, whose entry does not say what it is
+                continue
             if entry in candidates.fitting or not str(image.platform) or wanted.accepts(image.platform):
                 return image
         if absent:
@@ -326,6 +332,8 @@ class ImageSource:
                 f"{self.where}: the index lists {wanted}, but the content of {absent} is not there; it lists "
                 f"{candidates.offered} (docker save and containerd export write only what was pulled)"
             )
+        if no_image is not None and candidates.offered == "none":
+            raise no_image
         raise ImageNotFound(
             f"{self.where}: no image for platform {wanted}; the index offers {candidates.offered}; choose by --platform"
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zstandard
 
-from harness.errors import FormatError, ImageNotFound, RegistryError, UsageError
+from harness.errors import FormatError, ImageNotFound, RegistryError, UnsupportedMediaType, UsageError
 from harness.oci.archive import detect_archive, open_detected
 from harness.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, digest_bytes, go_json
 from harness.oci.layout import LayoutStore
@@ -142,6 +142,22 @@ def test_an_entry_without_platform_is_judged_by_its_configuration(tmp_path: Path
     put_index(store, "one", entry(there, None))
     with pytest.raises(ImageNotFound, match=f"no image for platform {HERE}"):
         ImageSource(store, "one").resolve()
+
+
+def test_an_artefact_without_platform_is_no_image(tmp_path: Path) -> None:
+    """It is passed over for the image behind it, also where its entry does not say what it is; alone it is named."""
+    store = LayoutStore(tmp_path / "l", create=True)
+    here = put_files(store, "here", [{"a": b"here"}])
+    signed = store.put_manifest(artefact(here), OCI_MANIFEST, "signed")
+    store.put_blob(Descriptor.of(b"{}", "application/vnd.oci.empty.v1+json"), b"{}")
+    put_index(store, "both", entry(signed, None), entry(here, None))
+    assert ImageSource(store, "both").resolve().descriptor.digest == here.digest
+    put_index(store, "alone", entry(signed, None))
+    with pytest.raises(UnsupportedMediaType, match=r"application/vnd\.oci\.empty\.v1\+json is not a container image's"):
+        ImageSource(store, "alone").resolve()
+    put_index(store, "other", entry(signed, None), entry(here, ELSEWHERE))
+    with pytest.raises(ImageNotFound, match="offers linux/s390x"):
+        ImageSource(store, "other").resolve()
 
 
 def nested(store: LayoutStore, depth: int) -> None:
