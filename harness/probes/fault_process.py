@@ -4,11 +4,8 @@ It reads nothing itself. Each read is made by a child, since a read may never re
 that are held up are left waiting, and others go on in their place, up to ``MAX_HELD``. Beside the readers two children
 are asked every second whether they are well: one answers from memory, the other lists the root directory before.
 
-The first line of stdin says what to enter (``harness.probes.entering``); then one request per line, and one answer:
-``{"paths", "mapped", "width", "deadline_s", "budget_s", "watch_s"}`` is answered by ``{"reads": [[path, outcome,
-seconds, bytes, sha256, began]], "pulses": [[at, memory, listing]]}``. ``outcome`` is ``ok``, ``hung``, ``untried`` or
-the name of an error or signal; ``began`` and ``at`` are CLOCK_MONOTONIC seconds. No read is begun after ``budget_s``;
-``watch_s`` is the least time that a request takes.
+The first line of stdin says what to enter (``harness.probes.entering``). Each further line is a ``Request`` as JSON,
+and gets one line with an ``Answer``.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from harness.probes.entering import Entry, enter
 
@@ -33,6 +30,31 @@ PAGE = 4096
 MAX_HELD = 48
 PULSE_S = 1.0
 _LINE = 1 << 16
+
+ReadRow = tuple[str, str, float, int, str, float]
+"""Path, outcome, seconds, bytes, sha256, and when it began. The outcome is ``ok``, ``hung``, ``untried`` or the name of
+an error or signal."""
+PulseRow = tuple[float, bool, bool]
+"""When, and whether the child that answers from memory and the one that lists the root directory were well."""
+
+
+class Request(TypedDict, total=False):
+    """Files to read, none of them begun after ``budget_s``; ``watch_s`` is the least time that a request takes."""
+
+    paths: list[str]
+    mapped: bool
+    width: int
+    deadline_s: float
+    budget_s: float
+    watch_s: float
+
+
+class Answer(TypedDict):
+    """What became of each read, and of the two children each second. Times of day are CLOCK_MONOTONIC seconds."""
+
+    reads: list[ReadRow]
+    pulses: list[PulseRow]
+
 
 Outcome = tuple[str, float, int, str]
 """These are what became of a read, seconds, bytes, sha256."""
@@ -175,15 +197,15 @@ class Readers:
     def _all(self) -> list[Child]:
         return [*self.idle, *self.busy, *self.held, *(c for c in (self.memory, self.listing) if c is not None)]
 
-    def run(self, request: dict[str, Any]) -> dict[str, Any]:
+    def run(self, request: Request) -> Answer:
         """Make the reads of one request, and watch while they last."""
         queue = deque(request.get("paths", []))
         kind = "map" if request.get("mapped") else "read"
         began = time.monotonic()
         until, deadline_s = began + request.get("budget_s", 0.0), request.get("deadline_s", 0.0)
         least = began + request.get("watch_s", 0.0)
-        reads: list[tuple[str, str, float, int, str, float]] = []
-        pulses: list[tuple[float, bool, bool]] = []
+        reads: list[ReadRow] = []
+        pulses: list[PulseRow] = []
         while queue or self.busy or time.monotonic() < least:
             now = time.monotonic()
             self._pulse(now, pulses)
@@ -210,7 +232,7 @@ class Readers:
             ends.append(max(least, now + 0.05))
         return max(0.0, min(ends) - now)
 
-    def _collect(self, timeout_s: float, reads: list[tuple[str, str, float, int, str, float]]) -> None:
+    def _collect(self, timeout_s: float, reads: list[ReadRow]) -> None:
         """Take what children have to say within a time."""
         children = {c.told: c for c in self._all() if c.busy}
         ready, _, _ = select.select(list(children), [], [], timeout_s)
@@ -234,7 +256,7 @@ class Readers:
             else:
                 child.close()
 
-    def _pulse(self, now: float, pulses: list[tuple[float, bool, bool]]) -> None:
+    def _pulse(self, now: float, pulses: list[PulseRow]) -> None:
         """Once a second: what the two said to the last question, and the next one."""
         if now - self._pulsed < PULSE_S:
             return

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.errors import MachineError
 from harness.model.faults import Sample, SampleReads
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.engines.confinement import Confinement
     from harness.engines.protocol import Container
     from harness.machine.machine import Machine
+    from harness.probes.fault_process import Answer, ReadRow, Request
 
 WIDTH = 8
 """So many reads run at once: a server in use has several, and one that hangs must not be all that is seen."""
@@ -98,21 +99,27 @@ class FaultReader:
         """Read files. None is begun after ``budget_s``, and none waited for longer than ``deadline_s``."""
         if not paths:
             return []
-        asked = {"paths": list(paths), "mapped": mapped, "width": width}
-        answer = self._ask({**asked, "deadline_s": deadline_s, "budget_s": budget_s}, budget_s + deadline_s)
+        request: Request = {
+            "paths": list(paths),
+            "mapped": mapped,
+            "width": width,
+            "deadline_s": deadline_s,
+            "budget_s": budget_s,
+        }
+        answer = self._ask(request, budget_s + deadline_s)
         return [self._judged(row) for row in answer["reads"]]
 
     def watch(self, seconds: float) -> None:
         """Read nothing for so long, and see how the two that are asked are."""
         self._ask({"watch_s": seconds}, seconds)
 
-    def _judged(self, row: Sequence[Any]) -> Read:
+    def _judged(self, row: ReadRow) -> Read:
         path, outcome, seconds, size, digest, began = row
         real = self._truth.get(path)
         wrong = outcome == "ok" and real is not None and (size, digest) != (real.size, real.sha256)
         return Read(path, outcome, seconds, real.size if wrong and real is not None else size, began, wrong)
 
-    def _ask(self, request: dict[str, Any], expected_s: float) -> dict[str, Any]:
+    def _ask(self, request: Request, expected_s: float) -> Answer:
         self._say(json.dumps(request))
         answer = self._hear("reading during a fault", expected_s + _SLACK_S)
         self.pulses += [Pulse(*row) for row in answer["pulses"]]
@@ -126,7 +133,7 @@ class FaultReader:
         except BrokenPipeError:
             pass  # the answer says why
 
-    def _hear(self, what: str, timeout_s: float) -> dict[str, Any]:
+    def _hear(self, what: str, timeout_s: float) -> Answer:
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
         if not ready:
@@ -137,7 +144,7 @@ class FaultReader:
             self._process.wait()
             tail = self._process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
             raise MachineError(f"the process that reads during faults ended ({what}): {' '.join(tail) or 'no output'}")
-        answer: dict[str, Any] = json.loads(line)
+        answer: Answer = json.loads(line)
         return answer
 
     def close(self) -> None:

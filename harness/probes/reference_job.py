@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Any
 
 PAGE = 4096
 REFERENCE_FILES = 256
@@ -57,7 +56,7 @@ def prepare() -> None:
         _directory = -1
 
 
-def reference_job(_request: dict[str, Any]) -> tuple[int, int]:
+def reference_job(_request: object) -> tuple[int, int]:
     """Look up and read every file of the reference directory."""
     buffer = bytearray(PAGE)
     for number in range(REFERENCE_FILES):

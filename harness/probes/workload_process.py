@@ -1,11 +1,11 @@
 """This process runs run-time workloads: inside the machine, in the container's namespaces, with its rights only.
 
 Started before the container's files are touched, it imports all it needs, is told in its first line what to enter
-(``harness.probes.entering``), and then takes one request per line on stdin: ``{"workload", "paths", "argv"?, "env"?,
-"seed"?, "repeat_s"?}``; it answers one line ``{"wall_s", "cpu_s", "operations", "bytes", "passes", "error"?}``, figures
-of one pass. ``{"hold": REQUEST}`` only parses a request and ``{"go": true}`` runs it, so that reading a list of ten
-thousand paths is no part of what is measured from outside. Programs of the image inherit none of its descriptors and
-cannot look at it, so they cannot answer in its place. Little but the standard library: it lives in small machines.
+(``harness.probes.entering``), and then takes one ``Request`` per line on stdin, as JSON; it answers one line, an
+``Answer`` with figures of one pass. ``{"hold": REQUEST}`` only parses a request and ``{"go": true}`` runs it, so that
+reading a list of ten thousand paths is no part of what is measured from outside. Programs of the image inherit none of
+its descriptors and cannot look at it, so they cannot answer in its place. Little but the standard library: it lives in
+small machines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from harness.probes import reference_job
 from harness.probes.entering import Entry, enter
@@ -35,7 +35,41 @@ MAX_PASSES = 100
 TAIL_BYTES = 500
 
 
-def stat_walk(request: dict[str, Any]) -> tuple[int, int]:
+class Request(TypedDict, total=False):
+    """One workload to run. ``paths`` and ``argv`` are there for the workloads that take them."""
+
+    workload: str
+    paths: list[str]
+    argv: list[str]
+    env: dict[str, str]
+    seed: int
+    repeat_s: float
+
+
+class Hold(TypedDict):
+    """Parses a request and keeps it, without running it."""
+
+    hold: Request
+
+
+class Go(TypedDict):
+    """Runs the request that is kept."""
+
+    go: bool
+
+
+class Answer(TypedDict):
+    """What one pass of a workload took. With ``error`` it failed, and the figures count for nothing."""
+
+    wall_s: float
+    cpu_s: float
+    operations: int
+    bytes: int
+    passes: int
+    error: NotRequired[str]
+
+
+def stat_walk(request: Request) -> tuple[int, int]:
     """Calls lstat on every path."""
     paths = request["paths"]
     for path in paths:
@@ -43,7 +77,7 @@ def stat_walk(request: dict[str, Any]) -> tuple[int, int]:
     return len(paths), 0
 
 
-def readdir_walk(request: dict[str, Any]) -> tuple[int, int]:
+def readdir_walk(request: Request) -> tuple[int, int]:
     """Lists every directory, names only."""
     entries = 0
     for path in request["paths"]:
@@ -51,7 +85,7 @@ def readdir_walk(request: dict[str, Any]) -> tuple[int, int]:
     return entries, 0
 
 
-def read_files(request: dict[str, Any]) -> tuple[int, int]:
+def read_files(request: Request) -> tuple[int, int]:
     """Opens each file, reads it to the end in 128 KiB blocks and closes it: small files or large ones, as the list
     says.
     """
@@ -67,15 +101,15 @@ def read_files(request: dict[str, Any]) -> tuple[int, int]:
     return len(request["paths"]), total
 
 
-def read_parallel(request: dict[str, Any]) -> tuple[int, int]:
+def read_parallel(request: Request) -> tuple[int, int]:
     """Reads the same by eight threads at once, each with its share of the list: what one waits for, others need not."""
     paths = request["paths"]
-    shares = [{"paths": paths[first::READERS]} for first in range(READERS)]
+    shares: list[Request] = [{"paths": paths[first::READERS]} for first in range(READERS)]
     with ThreadPoolExecutor(READERS) as pool:
         return len(paths), sum(size for _, size in pool.map(read_files, shares))
 
 
-def read_random(request: dict[str, Any]) -> tuple[int, int]:
+def read_random(request: Request) -> tuple[int, int]:
     """Makes 512 reads of 4 KiB at page-aligned places drawn from the seed."""
     chooser = random.Random(request.get("seed", 0))
     handles = [os.open(path, os.O_RDONLY) for path in request["paths"]]
@@ -93,7 +127,7 @@ def read_random(request: dict[str, Any]) -> tuple[int, int]:
     return RANDOM_READS, total
 
 
-def mmap_read(request: dict[str, Any]) -> tuple[int, int]:
+def mmap_read(request: Request) -> tuple[int, int]:
     """Map every file and touch each of its pages."""
     pages = 0
     for path in request["paths"]:
@@ -102,7 +136,7 @@ def mmap_read(request: dict[str, Any]) -> tuple[int, int]:
     return pages, pages * PAGE
 
 
-def exec_many(request: dict[str, Any]) -> tuple[int, int]:
+def exec_many(request: Request) -> tuple[int, int]:
     """Executes every program with --version, one after the other, and throws the output away."""
     null = os.open(os.devnull, os.O_RDWR)
     try:
@@ -113,7 +147,7 @@ def exec_many(request: dict[str, Any]) -> tuple[int, int]:
     return len(request["paths"]), 0
 
 
-def write_small(request: dict[str, Any]) -> tuple[int, int]:
+def write_small(request: Request) -> tuple[int, int]:
     """Appends to every file (a copy-up each, on OverlayFS) and creates a new one of 4 KiB beside it."""
     payload = b"\0" * PAGE
     for path in request["paths"]:
@@ -141,7 +175,7 @@ def put_back() -> None:
     _appended.clear()
 
 
-def copy_up_large(request: dict[str, Any]) -> tuple[int, int]:
+def copy_up_large(request: Request) -> tuple[int, int]:
     """Change one byte of a large file: OverlayFS copies all of it up."""
     total = 0
     for path in request["paths"]:
@@ -155,7 +189,7 @@ def copy_up_large(request: dict[str, Any]) -> tuple[int, int]:
     return len(request["paths"]), total
 
 
-def command(request: dict[str, Any]) -> tuple[int, int]:
+def command(request: Request) -> tuple[int, int]:
     """Run the scenario's own command once; anything but exit code 0 is an error that quotes its last words."""
     null = os.open(os.devnull, os.O_RDWR)
     words = os.memfd_create("stderr", os.MFD_CLOEXEC)
@@ -192,7 +226,7 @@ def _wait(pid: int, what: str, *, exact: bool) -> None:
         raise ChildProcessError(f"{what} ended with {code}")
 
 
-HANDLERS: dict[str, Callable[[dict[str, Any]], tuple[int, int]]] = {
+HANDLERS: dict[str, Callable[[Request], tuple[int, int]]] = {
     "stat-walk": stat_walk,
     "readdir-walk": readdir_walk,
     "read-small": read_files,
@@ -213,7 +247,7 @@ def _cpu_s() -> float:
     return mine.ru_utime + mine.ru_stime + children.ru_utime + children.ru_stime
 
 
-def serve_one(request: dict[str, Any]) -> dict[str, Any]:
+def serve_one(request: Request) -> Answer:
     """Run one request; errors become a field, as the process must live on for the next one.
 
     With ``repeat_s`` passes are repeated until they have taken so long; then the time is the median of theirs (one of a
@@ -252,15 +286,15 @@ def main() -> None:
     answer = sys.stdout
     answer.write('{"entered": true}\n')
     answer.flush()
-    held: dict[str, Any] = {}
+    held: Request = {}
     for line in sys.stdin:
         request = json.loads(line)
         put_back()  # not right after the pass, whose CPU is still being read
         if "hold" in request:
-            held, result = request["hold"], {"held": True}
+            held = request["hold"]
+            answer.write('{"held": true}\n')
         else:
-            result = serve_one(held if "go" in request else request)
-        answer.write(json.dumps(result) + "\n")
+            answer.write(json.dumps(serve_one(held if "go" in request else request)) + "\n")
         answer.flush()
 
 

@@ -21,7 +21,7 @@ import os
 import subprocess
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from harness.engines.confinement import Confinement
 from harness.errors import MachineError, WorkloadError
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from harness.engines.protocol import Container, Engine
     from harness.machine.machine import Machine
     from harness.probes.selection import Selection
+    from harness.probes.workload_process import Answer, Go, Hold, Request
 
 Temperature = Literal["cold", "warm", "stale", "evicted"]
 TEMPERATURES: tuple[Temperature, ...] = ("cold", "warm", "stale", "evicted")
@@ -86,7 +87,7 @@ class WorkloadProcess:
         self._tell(entry.encode())
         self._answer("entering the container")
 
-    def lost_its_place(self, answer: dict[str, Any]) -> bool:
+    def lost_its_place(self, answer: Answer) -> bool:
         """Says whether a request failed because the container's first process ended meanwhile, and its pid namespace
         with it.
 
@@ -109,7 +110,7 @@ class WorkloadProcess:
         self._enter()
         return True
 
-    def request(self, message: dict[str, Any], what: str) -> dict[str, Any]:
+    def request(self, message: Request | Hold | Go, what: str) -> Answer:
         """Send one request and wait for its answer; raises WorkloadError when the process ends or takes too long."""
         if self._alive and "go" not in message:
             self._enter_anew_if_ended(0.0)
@@ -124,7 +125,7 @@ class WorkloadProcess:
         except BrokenPipeError:
             pass  # the answer says why
 
-    def _answer(self, what: str) -> dict[str, Any]:
+    def _answer(self, what: str) -> Answer:
         import select
 
         assert self._process.stdout is not None
@@ -139,7 +140,7 @@ class WorkloadProcess:
             raise MachineError(
                 f"the process of run-time workloads ended during {what}: {' '.join(tail) or 'no output'}"
             )
-        answer: dict[str, Any] = json.loads(line)
+        answer: Answer = json.loads(line)
         return answer
 
     def close(self) -> None:
@@ -245,7 +246,7 @@ class FileWorkloads:
             elif temperature == "evicted":
                 machine.drop_caches()
             self._progress(f"{planned.name} {temperature}")
-            request = {
+            request: Request = {
                 "workload": "command" if planned.argv else planned.name,
                 "paths": paths,
                 "argv": list(planned.argv),
@@ -262,7 +263,7 @@ class FileWorkloads:
 
     def _set_up(self, planned: PlannedWorkload, process: WorkloadProcess) -> Failure | None:
         self._progress(f"{planned.name} set-up")
-        request = {"workload": "command", "argv": ["/bin/sh", "-c", planned.setup], "env": planned.env}
+        request: Request = {"workload": "command", "argv": ["/bin/sh", "-c", planned.setup], "env": planned.env}
         answer = process.request(request, f"{planned.name}, set-up")
         if process.lost_its_place(answer):
             answer = process.request(request, f"{planned.name}, set-up")
@@ -274,7 +275,7 @@ class FileWorkloads:
         self,
         name: str,
         temperature: Temperature,
-        request: dict[str, Any],
+        request: Request,
         *,
         machine: Machine,
         engine: Engine,

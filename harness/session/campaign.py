@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from harness import __version__
 from harness.errors import ColdbenchError, HostUnfit, Interrupted, MissingTool, UsageError
@@ -42,6 +42,16 @@ SCHEDULER_WAIT_S = 300.0
 TOPIC = "coldbench"
 
 
+class Told(TypedDict):
+    """What a worker tells of a block while it runs: that it ``begins``, or the line of an observation."""
+
+    token: str
+    """Which attempt at the block this is."""
+    block: int
+    begins: NotRequired[bool]
+    line: NotRequired[str]
+
+
 def _run_on_worker(header: str, block: int, token: str, stop_name: str) -> BlockResult:
     """The task: runs on a worker, tells the client through the scheduler's event log."""
     from distributed import Variable, get_worker
@@ -59,10 +69,13 @@ def _run_on_worker(header: str, block: int, token: str, stop_name: str) -> Block
         except (TimeoutError, OSError):
             return False  # the scheduler is away; if it stays so, the worker ends and takes its block along
 
-    worker.log_event(TOPIC, {"token": token, "block": block, "begins": True})
+    def say(told: Told) -> None:
+        worker.log_event(TOPIC, told)
+
+    say({"token": token, "block": block, "begins": True})
 
     def tell(line: str) -> None:
-        worker.log_event(TOPIC, {"token": token, "block": block, "line": line})
+        say({"token": token, "block": block, "line": line})
 
     return block_task.run_block(header, block, token, tell=tell, stopped=stopped)
 
@@ -84,7 +97,7 @@ class Campaign:
     _attempts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     _appended: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     _stop_name: str = field(default_factory=lambda: f"coldbench-stop-{uuid.uuid4().hex}")
-    _messages: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
+    _messages: queue.Queue[Told | None] = field(default_factory=queue.Queue)
 
     def run(self) -> Outcome:
         """Hand out every unfinished block, and wait for all.
@@ -253,7 +266,7 @@ class Campaign:
 
     # -- what comes back
 
-    def _on_event(self, event: tuple[float, dict[str, Any]]) -> None:
+    def _on_event(self, event: tuple[float, Told]) -> None:
         # The client's own loop calls this: waiting for the disk here would hold up results and heartbeats.
         self._messages.put(event[1])
 
@@ -262,7 +275,7 @@ class Campaign:
         while (message := self._messages.get()) is not None:
             self._keep(message)
 
-    def _keep(self, message: dict[str, Any]) -> None:
+    def _keep(self, message: Told) -> None:
         with self._lock:
             if self._token.get(message["block"]) != message["token"]:
                 return  # of an attempt that was given up

@@ -19,6 +19,7 @@ from tests.hostile.images import CONTAINER_CAPABILITIES, PROGRAM, results
 
 if TYPE_CHECKING:
     from harness.machine.machine import Machine
+    from harness.probes.workload_process import Request
     from tests.engines.support import TestRegistry
 
 pytestmark = pytest.mark.root
@@ -41,7 +42,7 @@ def run_as_workload(machine: Machine, registry: TestRegistry, ended: bool, *word
             assert made.container.exit_code(10.0) == 0
         process = WorkloadProcess(machine, made.container, 20.0)
         try:
-            told = {"workload": "command", "argv": [PROGRAM, "report", "/tmp/said", *words]}
+            told: Request = {"workload": "command", "argv": [PROGRAM, "report", "/tmp/said", *words]}
             answer = process.request(told, "attack")
             assert "error" not in answer
         finally:
@@ -98,7 +99,7 @@ def test_workloads_go_on_when_the_container_ends(
     with deployed(machine, request) as made:
         process = WorkloadProcess(machine, made.container, 20.0)
         try:
-            told = {"workload": "command", "argv": [PROGRAM, "report", "/tmp/said", *EVERYTHING]}
+            told: Request = {"workload": "command", "argv": [PROGRAM, "report", "/tmp/said", *EVERYTHING]}
             assert "error" not in process.request({"workload": "command", "argv": [PROGRAM]}, "first")
             os.kill(made.container.pid, signal.SIGKILL)
             made.container.exit_code(10.0)

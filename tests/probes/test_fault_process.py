@@ -6,7 +6,7 @@ import faulthandler
 import hashlib
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -18,6 +18,8 @@ from harness.probes.fault_reads import Pulse, Read, healthy_s, summary
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from harness.probes.fault_process import Request
 
 pytestmark = pytest.mark.files
 
@@ -37,7 +39,7 @@ def readers() -> Iterator[Readers]:
 def run(readers: Readers, paths: list[Any], **options: Any) -> dict[str, tuple[str, int, str]]:
     """Outcome, bytes and digest by the file's name."""
     request = {"paths": [str(path) for path in paths], "width": 4, "deadline_s": 0.3, "budget_s": 5.0, **options}
-    answer = readers.run(request)
+    answer = readers.run(cast("Request", request))
     return {path.rpartition("/")[2]: (outcome, size, sha) for path, outcome, _s, size, sha, _at in answer["reads"]}
 
 
@@ -127,8 +129,8 @@ def test_wrong_bytes_are_told_by_their_digest() -> None:
     """A read counts as wrong when size or digest is not the truth's; a file without a truth is not judged."""
     reader = object.__new__(fault_reads.FaultReader)
     reader._truth = {"/a": fault_reads.Truth(3, hashlib.sha256(b"abc").hexdigest())}
-    assert not reader._judged(["/a", "ok", 0.1, 3, hashlib.sha256(b"abc").hexdigest(), 0.0]).wrong
-    assert reader._judged(["/a", "ok", 0.1, 3, hashlib.sha256(b"abd").hexdigest(), 0.0]).wrong
-    assert reader._judged(["/a", "ok", 0.1, 2, hashlib.sha256(b"ab").hexdigest(), 0.0]).wrong
-    assert not reader._judged(["/a", "EIO", 0.1, 0, "", 0.0]).wrong
-    assert not reader._judged(["/b", "ok", 0.1, 3, "0", 0.0]).wrong
+    assert not reader._judged(("/a", "ok", 0.1, 3, hashlib.sha256(b"abc").hexdigest(), 0.0)).wrong
+    assert reader._judged(("/a", "ok", 0.1, 3, hashlib.sha256(b"abd").hexdigest(), 0.0)).wrong
+    assert reader._judged(("/a", "ok", 0.1, 2, hashlib.sha256(b"ab").hexdigest(), 0.0)).wrong
+    assert not reader._judged(("/a", "EIO", 0.1, 0, "", 0.0)).wrong
+    assert not reader._judged(("/b", "ok", 0.1, 3, "0", 0.0)).wrong

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from harness.probes.entering import Entry
 from harness.probes.reference_job import REFERENCE_FILES
 from harness.probes.selection import ImageFile, Selection, select
-from harness.probes.workload_process import MAX_PASSES, serve_one
+from harness.probes.workload_process import MAX_PASSES, Request, serve_one
 from harness.probes.workloads import FileWorkloads, PlannedWorkload
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def test_a_short_pass_is_repeated_and_reported_as_one(tmp_path: Path) -> None:
     """Operations and bytes are those of one pass; passes end at a limit however short they are."""
     (tmp_path / "a").write_bytes(b"x" * 100)
-    request: dict[str, Any] = {"workload": "read-small", "paths": [str(tmp_path / "a")]}
+    request: Request = {"workload": "read-small", "paths": [str(tmp_path / "a")]}
     once = serve_one(request)
     many = serve_one({**request, "repeat_s": 3600.0})
     assert (once["passes"], once["operations"], once["bytes"]) == (1, 1, 100)
