@@ -1,4 +1,4 @@
-"""Digests of a stream's pieces of equal size: the spans of a layer that is stored uncompressed."""
+"""This module digests a stream's pieces of equal size: the spans of a layer that is stored uncompressed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 class PieceDigests:
-    """sha256 of every ``size`` bytes of what passes, the last piece being what is left."""
+    """Hashes every ``size`` bytes of what passes, by sha256, the last piece being what is left."""
 
     def __init__(self, size: int) -> None:
         self._size = self._left = size
@@ -24,7 +24,7 @@ class PieceDigests:
                 self._next()
 
     def finish(self) -> list[bytes]:
-        """Digests of all pieces, in order; nothing may follow."""
+        """Returns digests of all pieces, in order; nothing may follow."""
         if self._left < self._size:
             self._next()
         return self._digests

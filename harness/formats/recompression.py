@@ -1,4 +1,4 @@
-"""The same image with its layers compressed otherwise: gzip, zstd or not at all, at a level.
+"""This module makes the same image with its layers compressed otherwise: gzip, zstd or not at all, at a level.
 
 Every layer is inflated once, held against its diff ID, and written anew; the configuration stays as it is, to the byte,
 since the tars do. The result depends on the tars, the compression and the version of its library alone: gzip is written
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from harness.oci.store import ImageDestination, ImageSource
 
 RECOMPRESSION_VERSION = 1
-"""Raised when the same tar gives other bytes, so that what is cached is made anew."""
+"""It is raised when the same tar gives other bytes, so that what is cached is made anew."""
 
 COPY_NAME = ".coldbench-copy"
 
@@ -52,7 +52,9 @@ _MEDIA_TYPES = {"gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD, "none": OCI_LAYE
 
 @dataclass(frozen=True, slots=True)
 class LayerRecompression:
-    """One layer before and after, with the diff ID of the tar after. ``unchanged`` says why it was passed on as is."""
+    """Describes one layer before and after, with the diff ID of the tar after. ``unchanged`` says why it was passed on
+    as is.
+    """
 
     source: Descriptor
     target: Descriptor
@@ -63,7 +65,7 @@ class LayerRecompression:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecompression:
-    """The new manifest, and what became of each layer."""
+    """Holds the new manifest, and what became of each layer."""
 
     manifest: Descriptor
     layers: tuple[LayerRecompression, ...]
@@ -122,7 +124,7 @@ def convert_layers(
     scratch: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] = lambda _number, _done: None,
 ) -> ImageRecompression:
-    """Write ``image``, as ``source`` resolved it, with its layers compressed as asked.
+    """Writes ``image``, as ``source`` resolved it, with its layers compressed as asked.
 
     ``scratch`` has room for one packed layer. ``progress(layer, done)`` counts up to each source layer's stored size.
     Layers that must not be distributed are passed on as they are.

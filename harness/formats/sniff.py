@@ -1,4 +1,4 @@
-"""What a layer is compressed with, by its first bytes: media types lie, and every engine looks.
+"""This module tells what a layer is compressed with by its first bytes: media types lie, and every engine looks.
 
 Sources: containerd pkg/archive/compression (DetectCompression); RFC 1952; RFC 8878 (zstd and skippable frames); bzip2
 and xz as ``file`` knows them.
@@ -20,12 +20,13 @@ NONE: Final = "none"
 SNIFFED_BYTES: Final = 6
 ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_MAGIC: Final = b"\x2a\x4d\x18"
-"""Behind a byte of 0x50 to 0x5f."""
+"""This follows the byte of 0x50 to 0x5f that a skippable frame begins with."""
 _FOREIGN: Final = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
 
 
 def compression_of(first: bytes, where: str) -> str:
-    """``gzip``, ``zstd`` or ``none`` of a layer that begins with ``first`` (SNIFFED_BYTES, or all of a shorter one).
+    """Says ``gzip``, ``zstd`` or ``none`` of a layer that begins with ``first`` (SNIFFED_BYTES, or all of a shorter
+    one).
 
     Raises UnsupportedMediaType for what a layer cannot be compressed with.
     """
@@ -40,7 +41,7 @@ def compression_of(first: bytes, where: str) -> str:
 
 
 def sniffed(pieces: Iterable[bytes], where: str) -> tuple[str, Iterator[bytes]]:
-    """The compression of a layer that comes in pieces, and the same pieces."""
+    """Returns the compression of a layer that comes in pieces, and the same pieces."""
     iterator = iter(pieces)
     head: list[bytes] = []
     for piece in iterator:

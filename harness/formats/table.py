@@ -1,4 +1,4 @@
-"""The lazy-layer seam: what every lazy format boils down to, whatever its bytes look like.
+"""This module is the lazy-layer seam: what every lazy format boils down to, whatever its bytes look like.
 
 A *lazy layer* is a table of entries plus one flat address space of decompressed bytes in which each regular file's
 payload is a contiguous extent. For SOCI the address space is the decompressed tar itself; for eStargz it is the
@@ -23,7 +23,7 @@ WHITEOUT_PREFIX = b".wh."
 
 
 class Kind(IntEnum):
-    """Entry types; the values are EROFS's dirent types where one exists."""
+    """Lists entry types; the values are EROFS's dirent types where one exists."""
 
     REG = 1
     DIR = 2
@@ -36,7 +36,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class LayerTable:
-    """Entries of one layer in tar order, one column per field (index i is entry i in all of them).
+    """Holds entries of one layer in tar order, one column per field (index i is entry i in all of them).
 
     ``names`` are cleaned paths: no leading ``/`` or ``./``, no trailing ``/``, no ``.``, ``..`` or empty component
     (the root directory itself is ``b""``). Format-internal entries (TOC, landmarks) are already gone; whiteout
@@ -68,21 +68,23 @@ class LayerTable:
 
 
 class RangeSource(Protocol):
-    """Random access to a blob's stored (compressed) bytes; a file, a bytes object, or a registry over HTTP."""
+    """Gives random access to a blob's stored bytes; it is a file, a bytes object, or a registry over HTTP."""
 
     def read_range(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes at ``offset``; raises FormatError past the end."""
+        """Returns exactly ``size`` bytes at ``offset``; raises FormatError past the end."""
         ...
 
 
 class ByteSource(Protocol):
-    """Verified random access to one layer's flat address space of decompressed bytes (synchronous form)."""
+    """Gives verified random access to one layer's flat address space of decompressed bytes (synchronous form)."""
 
     @property
     def size(self) -> int:
-        """Bytes in the address space."""
+        """Counts the bytes in the address space."""
         ...
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes at ``offset``, shorter only at the end of the address space; raises DigestMismatch or FormatError."""
+        """Returns bytes at ``offset``, shorter only at the end of the address space; raises DigestMismatch or
+        FormatError.
+        """
         ...

@@ -1,4 +1,5 @@
-"""Where the frames of a zstd stream end: libzstd's streaming interface does not tell an end from a cut.
+"""This module finds where the frames of a zstd stream end: libzstd's streaming interface does not tell an end from a
+cut.
 
 Only headers are read: a frame is a header, blocks that say how long they are, and perhaps a checksum. Source: RFC 8878,
 3.1.1 (frames) and 3.1.2 (skippable frames).
@@ -31,7 +32,7 @@ class FrameWalk:
         self._frames = 0
 
     def feed(self, data: bytes) -> None:
-        """More of the stream; FormatError for what is no frame."""
+        """Takes more of the stream; FormatError for what is no frame."""
         if self._head:
             data, self._head = self._head + data, b""
         position, size = 0, len(data)
@@ -48,7 +49,7 @@ class FrameWalk:
             position += taken
 
     def finish(self) -> None:
-        """FormatError when the stream has ended inside a frame."""
+        """Raises FormatError when the stream has ended inside a frame."""
         if self._inside or self._skip or self._head:
             raise FormatError(self._where, "the zstd stream ends early")
 

@@ -1,1 +1,1 @@
-"""EROFS: metadata over lazily served layers, its writer, reader and index."""
+"""This package makes, reads and indexes EROFS: metadata over lazily served layers."""

@@ -1,4 +1,4 @@
-"""Indexing one layer for EROFS: a single pass over its stored bytes gives its table, spans and windows."""
+"""This module indexes one layer for EROFS: a single pass over its stored bytes gives its table, spans and windows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WINDOW_LEVEL = 9
 
 @dataclass(frozen=True, slots=True)
 class BuiltLayer:
-    """What one pass over a layer found."""
+    """Holds what one pass over a layer found."""
 
     spans: LayerSpans
     table: LayerTable
@@ -44,7 +44,7 @@ def build_layer(
     where: str,
     on_piece: Callable[[bytes], object] = lambda _: None,
 ) -> BuiltLayer:
-    """Read a layer once: gzip (eStargz included), a plain tar, or zstd (which has no way in), as its first bytes say.
+    """Reads a layer once: gzip (eStargz included), a plain tar, or zstd (which has no way in), as its first bytes say.
 
     ``on_piece`` sees every stored piece, for progress and for checking the layer's digest. Raises FormatError for
     damaged data. Memory: the table, and about a third of 32 KiB per span.

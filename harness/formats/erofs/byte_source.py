@@ -1,4 +1,6 @@
-"""Random access to an indexed layer's address space, from a store that holds the whole layer and the windows."""
+"""This module gives random access to an indexed layer's address space, from a store that holds the whole layer and the
+windows.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class IndexedByteSource:
-    """Verified random access to an indexed layer's address space (``table.ByteSource``); keeps the last span."""
+    """Gives verified random access to an indexed layer's address space (``table.ByteSource``); keeps the last span."""
 
     def __init__(self, layer: IndexedLayer, blob: RangeSource, windows: RangeSource | None) -> None:
         if layer.kind == WHOLE:
@@ -25,11 +27,11 @@ class IndexedByteSource:
 
     @property
     def size(self) -> int:
-        """Bytes in the address space."""
+        """Counts the bytes in the address space."""
         return self._layer.size
 
     def span(self, number: int) -> bytes:
-        """All bytes of one span; raises DigestMismatch or FormatError."""
+        """Returns all bytes of one span; raises DigestMismatch or FormatError."""
         kept, data = self._last
         if kept != number:
             layer = self._layer
@@ -42,7 +44,7 @@ class IndexedByteSource:
         return data
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes at ``offset``, fewer only at the end of the address space."""
+        """Returns bytes at ``offset``, fewer only at the end of the address space."""
         end = min(offset + size, self.size)
         parts = []
         while offset < end:

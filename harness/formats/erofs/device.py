@@ -1,4 +1,4 @@
-"""EROFS metadata as a file system's first device, with the layers on others.
+"""This module makes EROFS metadata a file system's first device, with the layers on others.
 
 The virtual file (docs/formats.md) has metadata and layers behind each other. Where they are several devices, the kernel
 reads metadata from a plain local file and asks the daemon for layers only, and it reads from several of those at once.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DEVICE_TABLE: Final = 0x8
-"""Bit of feature_incompat: the superblock names other devices."""
+"""This bit of feature_incompat says that the superblock names other devices."""
 _DEVICES: Final = struct.Struct("<HH")
 """extra_devices, devt_slotoff (where the table begins, in slots), at byte 86 of the superblock."""
 _DEVICES_AT: Final = 86
@@ -34,7 +34,7 @@ MOST_DEVICES: Final = SUPER_OFFSET // _SLOT.size - _SLOT_NUMBER
 
 
 def device_starts(start: int, size: int, devices: int) -> tuple[int, ...]:
-    """Where ``devices`` devices begin that share a file's bytes from ``start`` to ``size`` about equally.
+    """Returns where ``devices`` devices begin that share a file's bytes from ``start`` to ``size`` about equally.
 
     Fewer where they would hold nothing, and never more than the device table has room for.
     """
@@ -44,7 +44,7 @@ def device_starts(start: int, size: int, devices: int) -> tuple[int, ...]:
 
 
 def head_with_devices(metadata: bytes, starts: Sequence[int], size: int) -> bytes:
-    """What takes the place of the first PART_ALIGN bytes of ``metadata`` for mounting from several devices.
+    """Returns what takes the place of the first PART_ALIGN bytes of ``metadata`` for mounting from several devices.
 
     ``metadata`` is that of a file of ``size`` bytes; each further device has the file's bytes from one of the ascending
     ``starts`` on. FormatError when the first is not at or behind the metadata's end, or one not on a block.

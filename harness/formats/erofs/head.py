@@ -1,4 +1,5 @@
-"""The head of an EROFS index: metadata, spans and digests in one blob, small enough to fetch whole before mounting.
+"""This module writes and reads the head of an EROFS index: metadata, spans and digests in one blob, fetched whole to
+mount.
 
 ``CBEROFS1``, four u32 (bytes of the JSON, bytes of the packed part, spans, windows), the JSON, the packed part (one
 zstd frame: metadata, then by span of all layers in order ``in`` i64, ``out`` i64, window offset i64, then prefetch
@@ -57,7 +58,7 @@ def encode_index(
     layers: Sequence[LayerSpans],
     prefetch: Sequence[tuple[int, int, int]] = (),
 ) -> tuple[bytes, bytes]:
-    """(head, windows): the two blobs. Windows of spans under ``prefetch`` come first, in one run."""
+    """Returns (head, windows): the two blobs. Windows of spans under ``prefetch`` come first, in one run."""
     block_size = Superblock.parse(metadata[SUPER_OFFSET : SUPER_OFFSET + SUPER_SIZE]).block_size
     bases = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(layer.ins) for layer in layers], dtype=np.int64)])
     spans = int(bases[-1])

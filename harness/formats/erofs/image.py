@@ -36,22 +36,24 @@ _PIECE_BYTES = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to index. ``prefetch`` names files (absolute or not) in the order in which a start needs them."""
+    """Says how to index. ``prefetch`` names files (absolute or not) in the order in which a start needs them."""
 
     span_bytes: int = form.DEFAULT_SPAN_BYTES
     prefetch: tuple[str, ...] = ()
     platform: Platform | None = None
     workers: int = 0
-    """Layers at a time; 0 is one per CPU."""
+    """Says how many layers are indexed at a time; 0 is one per CPU."""
     recordings: tuple[Recording, ...] = ()
-    """Starts that a start pack is made of; without any there is none."""
+    """Lists starts that a start pack is made of; without any there is none."""
     pack_bytes: int = DEFAULT_PACK_BYTES
-    """The most that a pack holds, unpacked."""
+    """This is the most that a pack holds, unpacked."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedImage:
-    """Result of :func:`index_image`: the artefact ``index``; a start fetches ``head_bytes`` of it before it mounts."""
+    """Holds the result of :func:`index_image`: the artefact ``index``; a start fetches ``head_bytes`` of it before it
+    mounts.
+    """
 
     image: Descriptor
     index: Descriptor
@@ -64,7 +66,7 @@ class IndexedImage:
     prefetch_missing: tuple[str, ...] = ()
     pack: Descriptor | None = None
     pack_raw_bytes: int = 0
-    """Of the pack, unpacked."""
+    """Counts the bytes of the pack, unpacked."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -90,7 +92,7 @@ def index_image(
     *,
     copy: bool = True,
 ) -> IndexedImage:
-    """Index the image of ``source`` and store the artefact as a referrer at ``destination``.
+    """Indexes the image of ``source`` and stores the artefact as a referrer at ``destination``.
 
     With ``copy`` the image itself is copied there first; without, it must be there already. ``progress`` gets the
     bytes of each layer read. Raises UsageError for impossible options, ContentError (FormatError, UnsafePath,
@@ -218,7 +220,9 @@ def prefetch_extents(
     layers: Sequence[BuiltLayer],
     paths: Sequence[str],
 ) -> tuple[list[tuple[int, int, int]], tuple[str, ...]]:
-    """(layer, begin, end) of each named file's data in the given order, and the names that are no file with data."""
+    """Returns (layer, begin, end) of each named file's data in the given order, and the names that are no file with
+    data.
+    """
     image = ErofsImage(over_bytes(metadata))
     extents: dict[tuple[int, int, int], None] = {}
     missing = []
@@ -236,7 +240,7 @@ def prefetch_extents(
 
 
 def find_erofs_index(store: BlobStore | ImageSource, image: Descriptor) -> tuple[Descriptor, bytes]:
-    """(descriptor, manifest) of the image's EROFS index: the referrer listed last, where there are several.
+    """Returns (descriptor, manifest) of the image's EROFS index: the referrer listed last, where there are several.
 
     ImageNotFound when there is none; the manifest's bytes are those of its digest.
     """

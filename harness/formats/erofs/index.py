@@ -1,4 +1,4 @@
-"""The EROFS index: one artefact that makes an unmodified image mountable before its layers are there.
+"""This module binds the EROFS index: one artefact that makes an unmodified image mountable before its layers are there.
 
 It is an OCI manifest whose ``subject`` is the image's manifest, with two or three blobs: the *head*, small and fetched
 whole (file system metadata, where each layer's spans are, digests of spans and windows, prefetch list), the *windows*,
@@ -47,10 +47,12 @@ HEAD_TYPE: Final = "application/vnd.coldbench.erofs.head.v1"
 WINDOWS_TYPE: Final = "application/vnd.coldbench.erofs.windows.v1"
 ANNOTATION_SPAN_SIZE: Final = "org.coldbench.erofs.span-size"
 ANNOTATION_HEAD: Final = "org.coldbench.erofs.head"
-"""``digest size`` of the head: lists of referrers show annotations, so it can be asked for beside the manifest."""
+"""It is ``digest size`` of the head: lists of referrers show annotations, so it can be asked for
+beside the manifest.
+"""
 EMPTY_CONFIG: Final = b"{}"
 DEFAULT_SPAN_BYTES: Final = 1 << 20
-"""Distance of checkpoints: the table in docs/formats.md says what finer and coarser ones cost."""
+"""Checkpoints stand this far apart: the table in docs/formats.md says what finer and coarser ones cost."""
 
 MAX_HEAD_BYTES: Final = 1 << 28
 _WHERE: Final = "EROFS index"
@@ -59,7 +61,7 @@ _WHERE: Final = "EROFS index"
 def index_manifest(
     subject: Descriptor, head: Descriptor, windows: Descriptor | None, span_bytes: int, pack: Descriptor | None = None
 ) -> bytes:
-    """The artefact's manifest (OCI image spec 1.1, "Guidelines for Artifact Usage")."""
+    """Makes the artefact's manifest (OCI image spec 1.1, "Guidelines for Artifact Usage")."""
     plain = Descriptor(subject.media_type, subject.digest, subject.size)
     return go_json(
         {
@@ -75,7 +77,9 @@ def index_manifest(
 
 
 def index_parts(manifest: bytes, subject: str) -> tuple[Descriptor, Descriptor | None]:
-    """Head and windows of an artefact that is about the image with manifest digest ``subject``; else FormatError."""
+    """Returns head and windows of an artefact that is about the image with manifest digest ``subject``; else
+    FormatError.
+    """
     document = parse_json(manifest, _WHERE)
     if document.get("artifactType") != INDEX_TYPE:
         raise FormatError(_WHERE, f"artifact type {document.get('artifactType')!r} is not {INDEX_TYPE}")
@@ -94,14 +98,14 @@ def index_parts(manifest: bytes, subject: str) -> tuple[Descriptor, Descriptor |
 
 
 def index_pack(manifest: bytes) -> Descriptor | None:
-    """The start pack of an artefact whose manifest ``index_parts`` took; FormatError."""
+    """Returns the start pack of an artefact whose manifest ``index_parts`` took; raises FormatError."""
     layers = parse_json(manifest, _WHERE).get("layers")
     parts = [Descriptor.from_json(part, f"{_WHERE}: layers") for part in layers] if isinstance(layers, list) else []
     return next((part for part in parts if part.media_type == PACK_TYPE), None)
 
 
 def span_bytes_of(manifest: bytes) -> int:
-    """The distance of checkpoints that an artefact says it was made with; FormatError where it says none."""
+    """Returns the distance of checkpoints that an artefact says it was made with; FormatError where it says none."""
     annotations = text_map(parse_json(manifest, _WHERE).get("annotations"), _WHERE)
     text = annotations.get(ANNOTATION_SPAN_SIZE, "")
     if not (text.isascii() and text.isdigit() and len(text) < 12):
@@ -110,7 +114,8 @@ def span_bytes_of(manifest: bytes) -> int:
 
 
 def load_erofs_index(manifest: bytes, head: bytes, image: Descriptor, layers: Sequence[Descriptor]) -> ErofsIndex:
-    """The index of ``image``, whose layers are ``layers``, from its manifest and its head's bytes (both unverified).
+    """Loads the index of ``image``, whose layers are ``layers``, from its manifest and its head's bytes (both
+    unverified).
 
     The manifest is trusted as the caller got it (by digest, or as a referrer); the head must be the one it names.
     """

@@ -1,4 +1,5 @@
-"""EROFS on disk: the structures that a metadata image for lazily served layers uses, and nothing else of the format.
+"""This module knows EROFS on disk: the structures that a metadata image for lazily served layers uses, and nothing else
+of it.
 
 Little-endian throughout. Source: the kernel's public format header (``fs/erofs/erofs_fs.h``, Linux 6.12 to 6.18) and
 ``Documentation/filesystems/erofs.rst``.
@@ -35,8 +36,9 @@ SYMLINK_MAX: Final = 4095
 MAX_BLOCKS: Final = 0xFFFF_FFFF
 
 SUPER: Final = struct.Struct("<IIIBBHQQIIII16s16sI44x")
-"""magic, checksum, feature_compat, blkszbits, sb_extslots, root_nid, inos, build_time, build_time_nsec, blocks,
-meta_blkaddr, xattr_blkaddr, uuid, volume_name, feature_incompat."""
+"""These are magic, checksum, feature_compat, blkszbits, sb_extslots, root_nid, inos, build_time, build_time_nsec,
+blocks, meta_blkaddr, xattr_blkaddr, uuid, volume_name, feature_incompat.
+"""
 
 EXTENDED: Final = np.dtype(
     [
@@ -54,13 +56,15 @@ COMPACT: Final = np.dtype(
 DIRENT: Final = np.dtype([("nid", "<u8"), ("nameoff", "<u2"), ("type", "u1"), ("pad", "u1")])
 
 FORMAT_BITS: Final = {1: 0o100000, 2: 0o040000, 3: 0o020000, 4: 0o060000, 5: 0o010000, 6: 0o140000, 7: 0o120000}
-"""Dirent type -> type bits of st_mode."""
+"""Maps a dirent type to the type bits of st_mode."""
 
 _CRC_TABLE: list[int] = []
 
 
 def crc32c(data: bytes, crc: int = 0xFFFF_FFFF) -> int:
-    """CRC-32C state after ``data`` without the final inversion, as the kernel keeps it in the superblock."""
+    """Returns the CRC-32C state after ``data`` without the final inversion, as the kernel keeps it
+    in the superblock.
+    """
     if not _CRC_TABLE:
         for byte in range(256):
             value = byte
@@ -73,7 +77,9 @@ def crc32c(data: bytes, crc: int = 0xFFFF_FFFF) -> int:
 
 
 def checksum_span(block_size: int) -> int:
-    """Bytes from the superblock's start that its checksum covers: to the end of its block, or one small block."""
+    """Counts the bytes from the superblock's start that its checksum covers: to the end of its block, or one small
+    block.
+    """
     return block_size - SUPER_OFFSET if block_size > SUPER_OFFSET else block_size
 
 
@@ -82,7 +88,7 @@ def align(value: int, multiple: int) -> int:
 
 
 def encode_rdev(major: int, minor: int) -> int:
-    """Device number in the kernel's 32-bit encoding; raises FormatError where it does not fit (12 + 20 bits)."""
+    """Returns a device number in the kernel's 32-bit encoding; FormatError where it does not fit (12 + 20 bits)."""
     if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
         raise FormatError("device entry", f"device number {major}:{minor} does not fit 12 + 20 bits")
     return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
@@ -94,7 +100,7 @@ def decode_rdev(value: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """The fields of the superblock that vary; times in seconds and nanoseconds, addresses in blocks."""
+    """Holds the fields of the superblock that vary; times in seconds and nanoseconds, addresses in blocks."""
 
     block_size: int
     root_nid: int

@@ -1,4 +1,5 @@
-"""Merging an image's layers to the one tree that OverlayFS would show, as columns that the EROFS writer can place.
+"""This module merges an image's layers to the one tree that OverlayFS would show, as columns that the EROFS writer can
+place.
 
 The tree is what unpacking every layer in order, each into its own directory of one OverlayFS, shows afterwards.
 Decisions, where tools differ or the formats leave room:
@@ -46,12 +47,12 @@ _Value = TypeVar("_Value")
 _KINDS: Final = np.array([kind.value for kind in Kind], dtype=np.uint8)
 
 Fragment = tuple[int, int, int]
-"""(offset in the file, bytes, offset in the layer's address space) of one stored piece of a sparse file."""
+"""This is (offset in the file, bytes, offset in the layer's address space) of one stored piece of a sparse file."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergedTree:
-    """One tree: columns by inode (0 is the root) and, by directory in depth-first order, its entries.
+    """Holds one tree: columns by inode (0 is the root) and, by directory in depth-first order, its entries.
 
     Directory ``k`` is inode ``directories[k]``; its entries are ``[starts[k], starts[k + 1])`` of ``entry_names`` and
     ``entry_inodes``, sorted by name, ``.`` and ``..`` among them. An inode's number is its place in a depth-first

@@ -1,4 +1,5 @@
-"""The start pack of an EROFS index: the bytes that a recorded start asks for, in one blob, in the order of asking.
+"""This module writes and reads the start pack of an EROFS index: what a recorded start asks for, in one blob, in that
+order.
 
 The blob is a *table* and, behind it, *frames*. The table is ``CBPACK01``, the sha256 of the index's head, u32 frames,
 u32 ranges; by frame u32 packed bytes, u32 unpacked bytes, u32 ranges and the sha256 of the packed bytes; by range u32
@@ -36,12 +37,12 @@ ANNOTATION_TABLE_DIGEST: Final = "org.coldbench.erofs.pack.table-digest"
 
 PAGE_BYTES: Final = 4096
 FRAME_BYTES: Final = 1 << 20
-"""Unpacked bytes of a frame: a read waits for one frame, and decoding one takes 2 ms."""
+"""A frame has so many bytes unpacked: a read waits for one frame, and decoding one takes 2 ms."""
 MAX_FRAME_BYTES: Final = 4 << 20
 MAX_FRAMES: Final = 1 << 12
 MAX_RANGES: Final = 1 << 20
 MAX_PACK_BYTES: Final = 1 << 30
-"""Unpacked; whoever uses a pack keeps its packed bytes in memory."""
+"""A pack has at most so many bytes unpacked; whoever uses a pack keeps its packed bytes in memory."""
 
 _MAGIC: Final = b"CBPACK01"
 _HEAD: Final = struct.Struct("<8s32sII")
@@ -52,10 +53,12 @@ _WHERE: Final = "start pack"
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """``begins`` and ``ends`` are its ranges in the image file, ascending; ``places``: where each is in the frame."""
+    """Describes a frame. ``begins`` and ``ends`` are its ranges in the image file, ascending; ``places``: where each is
+    in the frame.
+    """
 
     offset: int
-    """In the blob."""
+    """This is where the frame begins in the blob."""
     packed_bytes: int
     raw_bytes: int
     digest: bytes
@@ -64,17 +67,17 @@ class Frame:
     places: tuple[int, ...]
 
     def decode(self, packed: bytes | bytearray | memoryview, number: int) -> bytes:
-        """The bytes of all ranges from what ``check`` found right; FormatError."""
+        """Returns the bytes of all ranges from what ``check`` found right; raises FormatError."""
         return unpack(memoryview(packed), self.raw_bytes, f"{_WHERE}: frame {number}")
 
     def check(self, packed: bytes | bytearray | memoryview, number: int) -> None:
-        """DigestMismatch unless these are the frame's packed bytes."""
+        """Raises DigestMismatch unless these are the frame's packed bytes."""
         check_digest(f"{_WHERE}: frame {number}", self.digest, memoryview(packed))
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A piece of the image file that frame ``frame`` has at ``begin``."""
+    """Names a piece of the image file that frame ``frame`` has at ``begin``."""
 
     frame: int
     begin: int
@@ -82,7 +85,7 @@ class Place:
 
 
 class Pack:
-    """A decoded table. Ranges do not overlap, and lie in the layers' part of the image file."""
+    """Holds a decoded table. Ranges do not overlap, and lie in the layers' part of the image file."""
 
     def __init__(self, frames: tuple[Frame, ...], table_bytes: int) -> None:
         self.frames = frames
@@ -98,15 +101,15 @@ class Pack:
 
     @property
     def blob_bytes(self) -> int:
-        """Of table and frames."""
+        """Counts the bytes of table and frames."""
         return self.table_bytes + sum(frame.packed_bytes for frame in self.frames)
 
     def ranges(self) -> list[tuple[int, int]]:
-        """(begin, end) of every range in the image file, ascending."""
+        """Returns (begin, end) of every range in the image file, ascending."""
         return [(begin, end) for begin, end, _, _ in self._rows]
 
     def places(self, offset: int, size: int) -> list[Place] | None:
-        """Where the ``size`` bytes at ``offset`` of the image file are; None unless all of them are here."""
+        """Returns where the ``size`` bytes at ``offset`` of the image file are; None unless all of them are here."""
         row = bisect_right(self._begins, offset) - 1
         if row < 0:
             return None
@@ -126,7 +129,7 @@ class Pack:
 
 
 def encode_table(head_digest: str, frames: Sequence[Frame]) -> bytes:
-    """The table of these frames, of the index whose head has ``head_digest``."""
+    """Writes the table of these frames, of the index whose head has ``head_digest``."""
     ranges = sum(len(frame.begins) for frame in frames)
     parts = [_HEAD.pack(_MAGIC, bytes.fromhex(head_digest.partition(":")[2]), len(frames), ranges)]
     parts += [_FRAME.pack(frame.packed_bytes, frame.raw_bytes, len(frame.begins), frame.digest) for frame in frames]
@@ -139,7 +142,9 @@ def encode_table(head_digest: str, frames: Sequence[Frame]) -> bytes:
 
 
 def pack_descriptor(table: bytes, blob: bytes) -> Descriptor:
-    """How the artefact's manifest names the pack: the table has a digest of its own, to be checked before the rest."""
+    """Says how the artefact's manifest names the pack: the table has a digest of its own, to be checked before the
+    rest.
+    """
     from harness.oci.descriptor import Descriptor
 
     annotations = {ANNOTATION_TABLE_SIZE: str(len(table)), ANNOTATION_TABLE_DIGEST: digest_bytes(table)}
@@ -147,7 +152,7 @@ def pack_descriptor(table: bytes, blob: bytes) -> Descriptor:
 
 
 def table_bytes(pack: Descriptor) -> int:
-    """How many bytes of the blob are the table; FormatError when the descriptor does not say, or too many."""
+    """Says how many bytes of the blob are the table; FormatError when the descriptor does not say, or too many."""
     text = pack.annotations.get(ANNOTATION_TABLE_SIZE, "")
     most = _HEAD.size + MAX_FRAMES * _FRAME.size + MAX_RANGES * _RANGE.size
     if not (text.isascii() and text.isdigit() and len(text) < 12 and _HEAD.size <= int(text) <= min(most, pack.size)):
@@ -156,7 +161,7 @@ def table_bytes(pack: Descriptor) -> int:
 
 
 def decode_table(table: bytes, pack: Descriptor, head_digest: str, index: ErofsIndex) -> Pack:
-    """The table that ``pack`` names, held against the index that it belongs to.
+    """Reads the table that ``pack`` names, held against the index that it belongs to.
 
     Raises:
         DigestMismatch: these are not the table's bytes.
@@ -219,5 +224,5 @@ def _check_ranges(begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], in
 
 
 def frame_digest(packed: bytes) -> bytes:
-    """What a table says of a frame."""
+    """Returns what a table says of a frame."""
     return hashlib.sha256(packed).digest()

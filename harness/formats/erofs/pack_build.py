@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.formats.erofs.spans import ErofsIndex, IndexedLayer
 
 DEFAULT_PACK_BYTES: Final = 64 << 20
-"""Unpacked: a start that asks for more is one that lazy pulling does little for."""
+"""A pack has so many bytes unpacked, since a start that asks for more is one that lazy pulling does little for."""
 _LEVEL: Final = 3
 """Level 19 makes a pack 14 % smaller, and no start sooner (onnx image, 0.25 CPU)."""
 
@@ -32,7 +32,7 @@ class LayerBytes(Protocol):
 
 
 def pages_of(index: ErofsIndex, recording: Recording, most_bytes: int = DEFAULT_PACK_BYTES) -> list[tuple[int, int]]:
-    """(first page, pages) of the image file that a recording asks for, in first-touch order, each page once.
+    """Returns (first page, pages) of the image file that a recording asks for, in first-touch order, each page once.
 
     Layers that the image does not have are left out, and so are those that are fetched whole before the mount. What is
     beyond ``most_bytes`` is left to the spans.
@@ -71,7 +71,7 @@ def _runs(fresh: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def frames_of(pages: Sequence[tuple[int, int]], frame_bytes: int = FRAME_BYTES) -> list[list[tuple[int, int]]]:
-    """The pages cut into frames: (begin, end) in the image file, ascending in each frame, neighbours merged."""
+    """Cuts the pages into frames: (begin, end) in the image file, ascending in each frame, neighbours merged."""
     frames: list[list[tuple[int, int]]] = []
     room = 0
     for first, count in pages:
@@ -97,7 +97,7 @@ def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def read_image(index: ErofsIndex, layers: Sequence[LayerBytes], begin: int, end: int) -> bytes:
-    """Bytes [begin, end) of the image file, which lie in one layer's part of it; padding is zeros."""
+    """Returns bytes [begin, end) of the image file, which lie in one layer's part of it; padding is zeros."""
     number = max(layer.number for layer in index.layers if layer.start <= begin)
     data = layers[number].read(begin - index.layers[number].start, end - begin)
     return data + bytes(end - begin - len(data))
@@ -110,7 +110,7 @@ def build_pack(
     recording: Recording,
     most_bytes: int = DEFAULT_PACK_BYTES,
 ) -> tuple[bytes, bytes] | None:
-    """(table, blob) of the pack of a recording; None where nothing of it is in this image.
+    """Returns (table, blob) of the pack of a recording; None where nothing of it is in this image.
 
     The same index, recording and limit give the same bytes. Raises what reading the layers raises.
     """

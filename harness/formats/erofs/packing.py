@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class MadePack(NamedTuple):
-    """A pack and how the artefact's manifest names it."""
+    """Holds a pack and how the artefact's manifest names it."""
 
     descriptor: Descriptor
     pack: Pack
@@ -39,7 +39,7 @@ class _Whole:
 
 
 def open_layers(source: ImageSource, image: Image, index: ErofsIndex, windows: RangeSource | None) -> list[LayerBytes]:
-    """Each layer's address space, read through the index from ``source``."""
+    """Opens each layer's address space, read through the index from ``source``."""
     return [
         _Whole() if layer.kind == WHOLE else IndexedByteSource(layer, source.open_blob(descriptor), windows)
         for layer, descriptor in zip(index.layers, image.layers, strict=True)
@@ -49,7 +49,7 @@ def open_layers(source: ImageSource, image: Image, index: ErofsIndex, windows: R
 def make_pack(
     index: ErofsIndex, head_digest: str, layers: Sequence[LayerBytes], recordings: Sequence[Recording], most_bytes: int
 ) -> MadePack:
-    """A pack of ``recordings`` for the index whose head has ``head_digest``.
+    """Makes a pack of ``recordings`` for the index whose head has ``head_digest``.
 
     Raises UsageError where the recordings hold nothing of this image, ContentError for layers that are damaged.
     """
@@ -73,8 +73,10 @@ def add_pack(
     *,
     most_bytes: int = DEFAULT_PACK_BYTES,
 ) -> Descriptor:
-    """Store the index of ``manifest``, whose blobs both stores have, with a pack of ``recordings`` at ``destination``;
-    the new artefact. Raises what ``make_pack`` raises."""
+    """Stores the index of ``manifest``, whose blobs both stores have, with a pack of ``recordings`` at ``destination``.
+
+    Returns the new artefact. Raises what ``make_pack`` raises.
+    """
     head, windows = form.index_parts(manifest, image.descriptor.digest)
     index = form.load_erofs_index(manifest, source.open_blob(head).read(), image.descriptor, image.layers)
     layers = open_layers(source, image, index, source.open_blob(windows) if windows is not None else None)
@@ -86,7 +88,7 @@ def add_pack(
 
 
 def load_pack(source: ImageSource, image: Image, manifest: bytes, index: ErofsIndex) -> MadePack | None:
-    """The pack of an index, every frame checked; None where the index has none.
+    """Loads the pack of an index, every frame checked; None where the index has none.
 
     Raises FormatError, DigestMismatch or RegistryError.
     """
@@ -102,7 +104,7 @@ def load_pack(source: ImageSource, image: Image, manifest: bytes, index: ErofsIn
 
 
 def recording_of(pack: Pack, index: ErofsIndex) -> Recording:
-    """What a pack holds, as the recording that it is made of again."""
+    """Returns what a pack holds, as the recording that it is made of again."""
     found = []
     for frame in pack.frames:
         for begin, end in zip(frame.begins, frame.ends, strict=True):

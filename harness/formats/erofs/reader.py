@@ -1,8 +1,8 @@
-"""Reading EROFS metadata: for tests, ``image inspect``, and for telling which file a byte of a layer belongs to.
+"""This module reads EROFS metadata for tests and ``image inspect``, and tells which file a byte of a layer belongs to.
 
-Reads what ``erofs_writer`` writes (plain, inline and chunk-based inodes; inline and shared xattrs), over any function
-that gives bytes by offset. The image is taken as hostile: every field is checked before it is used, and whatever does
-not hold is a FormatError that says where.
+It reads what ``erofs_writer`` writes (plain, inline and chunk-based inodes; inline and shared xattrs), over any
+function that gives bytes by offset. The image is taken as hostile: every field is checked before it is used, and
+whatever does not hold is a FormatError that says where.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _KIND_OF: Final = {bits: Kind(kind) for kind, bits in FORMAT_BITS.items() if kin
 _HOLE: Final = 0xFFFFFFFF
 MAX_DIRECTORY_BYTES: Final = 1 << 30
 MAX_LISTINGS: Final = 4096
-"""Directories whose entries ``lookup`` keeps, so that many look-ups cost one listing each."""
+"""``lookup`` keeps the entries of so many directories, so that many look-ups cost one listing each."""
 MAX_LINKS: Final = 40
 MAX_DEPTH: Final = 2048
 """PATH_MAX allows no deeper nesting; a directory circle ends here at the latest."""
@@ -53,7 +53,7 @@ MAX_DEPTH: Final = 2048
 
 @dataclass(frozen=True, slots=True)
 class Inode:
-    """One inode; ``mode`` holds the 07777 bits, ``unit`` the raw start block, device or chunk format."""
+    """Holds one inode; ``mode`` holds the 07777 bits, ``unit`` the raw start block, device or chunk format."""
 
     nid: int
     kind: Kind
@@ -72,13 +72,15 @@ class Inode:
 
     @property
     def rdev(self) -> tuple[int, int]:
-        """Major and minor number of a device."""
+        """Returns major and minor number of a device."""
         return decode_rdev(self.unit)
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """``size`` bytes of a file from ``file_offset`` on stand at ``image_offset``, or are a hole where that is -1."""
+    """Says that ``size`` bytes of a file from ``file_offset`` on stand at ``image_offset``, or are a hole where that is
+    -1.
+    """
 
     file_offset: int
     image_offset: int
@@ -86,7 +88,7 @@ class Extent:
 
 
 class ErofsImage:
-    """An EROFS image behind ``read``; all methods raise FormatError when the image is not sound."""
+    """Reads an EROFS image behind ``read``; all methods raise FormatError when the image is not sound."""
 
     def __init__(self, read: ReadAt) -> None:
         self._read = read
@@ -110,7 +112,7 @@ class ErofsImage:
         return data
 
     def inode(self, nid: int) -> Inode:
-        """The inode of that number."""
+        """Returns the inode of that number."""
         where = f"EROFS inode {nid}"
         offset = self.super.meta_block * self.block_size + nid * SLOT_BYTES
         if offset + 32 > self.image_bytes:
@@ -140,7 +142,7 @@ class ErofsImage:
         )  # fmt: skip
 
     def extents(self, inode: Inode) -> list[Extent]:
-        """Where the data of a file, directory or symlink stand, in order; devices and empty files have none."""
+        """Returns where the data of a file, directory or symlink stand, in order; devices and empty files have none."""
         where = f"EROFS inode {inode.nid}"
         if not inode.size or inode.kind not in {Kind.REG, Kind.DIR, Kind.SYMLINK}:
             return []
@@ -187,7 +189,7 @@ class ErofsImage:
         return parts
 
     def read_file(self, inode: Inode, offset: int = 0, size: int = -1) -> bytes:
-        """Bytes of a file, or of what stands for a directory or symlink; short only at its end."""
+        """Returns bytes of a file, or of what stands for a directory or symlink; short only at its end."""
         stop = inode.size if size < 0 else min(inode.size, offset + size)
         parts = []
         for extent in self.extents(inode):
@@ -201,13 +203,13 @@ class ErofsImage:
         return b"".join(parts)
 
     def readlink(self, inode: Inode) -> bytes:
-        """Target of a symlink."""
+        """Returns the target of a symlink."""
         if inode.kind != Kind.SYMLINK or not 0 < inode.size <= SYMLINK_MAX:
             raise FormatError(f"EROFS inode {inode.nid}", "is not a symlink of 1 to 4095 bytes")
         return self.read_file(inode)
 
     def entries(self, directory: Inode) -> Iterator[tuple[bytes, int, int]]:
-        """(name, nid, type) of a directory's entries in stored order, ``.`` and ``..`` among them."""
+        """Returns (name, nid, type) of a directory's entries in stored order, ``.`` and ``..`` among them."""
         where = f"EROFS directory {directory.nid}"
         if directory.kind != Kind.DIR:
             raise FormatError(where, "is not a directory")
@@ -233,7 +235,7 @@ class ErofsImage:
         return listing
 
     def lookup(self, path: bytes) -> Inode | None:
-        """The inode of a path without leading ``/``; symlinks are not followed. None when there is none."""
+        """Returns the inode of a path without leading ``/``; symlinks are not followed. None when there is none."""
         inode = self.root
         for component in filter(None, path.split(b"/")):
             if inode.kind != Kind.DIR:
@@ -245,7 +247,8 @@ class ErofsImage:
         return inode
 
     def resolve(self, path: bytes) -> Inode | None:
-        """The inode that opening ``/path`` inside the image would reach, symlinks followed; None where it fails.
+        """Returns the inode that opening ``/path`` inside the image would reach, symlinks followed; None where it
+        fails.
 
         As chroot(2) has it, absolute targets and ``..`` stay below the root; at most 40 links, as in Linux.
         """
@@ -278,7 +281,7 @@ class ErofsImage:
         return above[-1]
 
     def walk(self) -> Iterator[tuple[bytes, Inode]]:
-        """(path, inode) of everything, the root (``b""``) first, parents before children, in name order."""
+        """Yields (path, inode) of everything, the root (``b""``) first, parents before children, in name order."""
         seen: set[int] = set()
         stack: list[tuple[bytes, Inode, int]] = [(b"", self.root, 0)]
         while stack:
@@ -300,7 +303,7 @@ class ErofsImage:
             stack.extend(reversed(below))
 
     def xattrs(self, inode: Inode) -> dict[bytes, bytes]:
-        """Extended attributes by full name."""
+        """Returns extended attributes by full name."""
         if not inode.xattr_bytes:
             return {}
         where = f"xattrs of EROFS inode {inode.nid}"
@@ -328,7 +331,9 @@ class ErofsImage:
         return name, value
 
     def file_extents(self) -> Iterator[tuple[bytes, Extent]]:
-        """(path, extent) of all stored file data, for mapping bytes of a layer back to files; a link once per name."""
+        """Yields (path, extent) of all stored file data, for mapping bytes of a layer back to files; a link once per
+        name.
+        """
         for path, inode in self.walk():
             if inode.kind == Kind.REG:
                 for extent in self.extents(inode):
@@ -358,12 +363,12 @@ def _dirents(raw: bytes, where: str) -> Iterator[tuple[bytes, int, int]]:
 
 
 def over_bytes(data: bytes) -> ReadAt:
-    """A read function over metadata that is in memory; layers behind it are not there."""
+    """Makes a read function over metadata that is in memory; layers behind it are not there."""
     return lambda offset, size: data[offset : offset + size]
 
 
 def caching(read: ReadAt, page: int = 4096, pages: int = 1024) -> ReadAt:
-    """``read`` through a small cache of pages, for sources where a call is dear (a file, a registry)."""
+    """Reads through a small cache of pages, for sources where a call is dear (a file, a registry)."""
     cached = lru_cache(maxsize=pages)(lambda number: read(number * page, page))
 
     def read_pages(offset: int, size: int) -> bytes:

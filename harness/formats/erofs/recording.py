@@ -24,23 +24,23 @@ MAX_RECORDING_BYTES: Final = 256 << 20
 _WHERE: Final = "recording"
 
 Range = tuple[str, int, int]
-"""(layer's digest, first byte, byte after the last)."""
+"""This is (layer's digest, first byte, byte after the last)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What one start asked for, or several (``unite``), the first request first; ranges may overlap."""
+    """Holds what one start asked for, or several (``unite``), the first request first; ranges may overlap."""
 
     ranges: tuple[Range, ...]
 
     def encode(self) -> bytes:
-        """The recording's file."""
+        """Writes the recording's file."""
         rows = ",\n".join(json.dumps(list(part), separators=(",", ":")) for part in self.ranges)
         return f'{{"recording":{VERSION},"ranges":[\n{rows}\n]}}\n'.encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Recording:
-        """From a file's bytes; FormatError when they are no recording."""
+        """Reads a recording from a file's bytes; FormatError when they are no recording."""
         if len(data) > MAX_RECORDING_BYTES:
             raise FormatError(_WHERE, f"{len(data)} bytes (at most {MAX_RECORDING_BYTES})")
         try:
@@ -63,6 +63,6 @@ def _range(row: Any) -> Range:
 
 
 def unite(recordings: Iterable[Recording]) -> Recording:
-    """Several starts as one: what each asked for first, then what each asked for second, and so on."""
+    """Makes several starts one: what each asked for first, then what each asked for second, and so on."""
     turns = zip_longest(*(recording.ranges for recording in recordings))
     return Recording(tuple(dict.fromkeys(part for turn in turns for part in turn if part is not None)))

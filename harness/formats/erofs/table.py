@@ -1,4 +1,5 @@
-"""A layer's table straight from its tar headers, sparse files included: the index's input where no other TOC exists.
+"""This module makes a layer's table straight from its tar headers, sparse files included: the index's input without
+another TOC.
 
 The address space is the decompressed tar itself, so a payload's offset is where it stands in the stream. What a lazy
 layer's table cannot say, that a sparse file's payload comes in pieces, is kept beside it (``fragments``).
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _GLOBAL_HEADER = ord("g")
 HIDDEN_NAMES = frozenset({b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark"})
-"""Entries at the root that belong to eStargz, not to the image (a layer in that form is an ordinary tar otherwise)."""
+"""These entries at the root belong to eStargz, not to the image (a layer in that form is an ordinary tar otherwise)."""
 
 
 class TarTable:
@@ -84,7 +85,9 @@ class TarTable:
         self.fragments[index] = pieces
 
     def finish(self, address_space_bytes: int) -> LayerTable:
-        """The table of what was fed; ``address_space_bytes`` is the decompressed layer's size, padding included."""
+        """Returns the table of what was fed; ``address_space_bytes`` is the decompressed layer's size, padding
+        included.
+        """
         self._scanner.close()
         columns = np.array(self._numbers, dtype=np.int64).reshape(-1, 8).T
         return LayerTable(

@@ -1,4 +1,5 @@
-"""EROFS metadata for a merged tree whose file data stand, decompressed and unchanged, in the layers behind it.
+"""This module writes EROFS metadata for a merged tree whose file data stand, inflated and unchanged, in the layers
+behind it.
 
 The image is ``[metadata | address space of layer 0 | layer 1 | ...]``, every part padded to 4096 bytes. A file is
 "from block N on" (FLAT_PLAIN), which a tar's payloads, being contiguous and at multiples of 512, are in blocks of 512
@@ -61,7 +62,7 @@ _MAX_CHUNK_MAP: Final = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class ErofsMetadata:
-    """Metadata (a multiple of 4096 bytes) and where each layer's address space begins behind it, in bytes."""
+    """Holds metadata (a multiple of 4096 bytes) and where each layer's address space begins behind it, in bytes."""
 
     data: bytes
     layer_starts: tuple[int, ...]
@@ -71,7 +72,9 @@ class ErofsMetadata:
 
 
 def write_metadata(tree: MergedTree, address_space_bytes: Sequence[int], *, block_size: int = 512) -> ErofsMetadata:
-    """Metadata of ``tree`` over layers of the given sizes; the same input gives the same bytes. Raises FormatError."""
+    """Writes metadata of ``tree`` over layers of the given sizes; the same input gives the same bytes. Raises
+    FormatError.
+    """
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block size {block_size} is not one of {BLOCK_SIZES}")
     return _Writer(tree, address_space_bytes, block_size).write()

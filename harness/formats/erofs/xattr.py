@@ -1,4 +1,5 @@
-"""Extended attributes in EROFS: inline behind the inode, or by number in an area that inodes share.
+"""This module writes and reads extended attributes in EROFS: inline behind the inode, or by number in an area that
+inodes share.
 
 Inline form: a header of 12 bytes (filter, count of shared ones), the numbers of the shared ones (u32 each), then
 entries {name_len u8, index u8, value_size u16, name, value}, each padded to 4 bytes. A shared attribute's number is its
@@ -30,7 +31,8 @@ _PREFIX_OF: Final = dict(_PREFIXES)
 
 
 def encode(name: bytes, value: bytes) -> bytes | None:
-    """One entry, padded to 4 bytes; None for a name that EROFS cannot hold and no Linux file system would accept.
+    """Writes one entry, padded to 4 bytes; None for a name that EROFS cannot hold and no Linux file system would
+    accept.
 
     Unpackers pass such attributes over for the same reason (the system call answers EOPNOTSUPP). Raises FormatError
     where the name or value is too long.
@@ -50,7 +52,7 @@ def encode(name: bytes, value: bytes) -> bytes | None:
 
 
 def plan(attributes: Mapping[int, Mapping[bytes, bytes]]) -> tuple[dict[int, bytes], bytes]:
-    """What stands behind each inode that has attributes, and the shared area (what more than one inode has)."""
+    """Plans what stands behind each inode that has attributes, and the shared area (what more than one inode has)."""
     encoded: dict[tuple[tuple[bytes, bytes], ...], list[bytes]] = {}
     of_inode: dict[int, list[bytes]] = {}
     counts: Counter[bytes] = Counter()
@@ -83,7 +85,7 @@ def plan(attributes: Mapping[int, Mapping[bytes, bytes]]) -> tuple[dict[int, byt
 
 
 def decode(raw: bytes, where: str) -> tuple[bytes, bytes, int]:
-    """(full name, value, bytes taken) of the entry at the start of ``raw``; raises FormatError."""
+    """Returns (full name, value, bytes taken) of the entry at the start of ``raw``; raises FormatError."""
     if len(raw) < _ENTRY.size:
         raise FormatError(where, "an xattr entry is cut off")
     name_bytes, index, value_bytes = _ENTRY.unpack_from(raw)

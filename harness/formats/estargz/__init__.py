@@ -1,1 +1,1 @@
-"""eStargz: the table of contents, its reader and writer."""
+"""This package reads and writes eStargz: the table of contents and the layers it stands in."""

@@ -1,4 +1,5 @@
-"""Where each chunk of an eStargz layer lies: in the blob, in its gzip member, and in the flat address space.
+"""This module knows where each chunk of an eStargz layer lies: in the blob, in its gzip member, and in the flat address
+space.
 
 The address space (architecture: the lazy-layer seam) holds the non-empty regular files' payloads one after another in
 table order, each at a multiple of 512 bytes; the gaps read as zeros. A *member* is one gzip member of the blob; it
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
 
 ADDRESS_ALIGNMENT = 512
 MAX_CHUNK_BYTES = 64 << 20
-"""Of one chunk decompressed: what a reader must hold in memory to serve one byte of it. Writers use 4 MiB."""
+"""One chunk decompressed has at most so many bytes: a reader must hold it in memory to serve one byte. Writers use 4
+MiB.
+"""
 MAX_MEMBER_BYTES = 256 << 20
-"""Of one gzip member decompressed up to the end of its last chunk."""
+"""One gzip member, decompressed up to the end of its last chunk, has at most so many bytes."""
 
 
 class ChunkMap:
-    """Chunks in address order; chunk numbers are 0 … ``len(self) - 1``.
+    """Holds chunks in address order; chunk numbers are 0 … ``len(self) - 1``.
 
     ``starts`` and ``sizes`` are each chunk's place in the address space, ``member_starts`` and ``member_ends`` the
     compressed extent in the blob of the member it is in, ``inner_offsets`` where it begins in that member's
@@ -97,24 +100,26 @@ class ChunkMap:
         return len(self.starts)
 
     def chunk_of(self, address: int) -> int:
-        """The chunk that holds this address, or -1 in a gap between payloads or outside the address space."""
+        """Returns the chunk that holds this address, or -1 in a gap between payloads or outside the address space."""
         chunk = bisect_right(self.starts, address) - 1
         return chunk if chunk >= 0 and address < self.starts[chunk] + self.sizes[chunk] else -1
 
     def chunks_in(self, address: int, size: int) -> range:
-        """The chunks that hold a byte of [address, address + size)."""
+        """Returns the chunks that hold a byte of [address, address + size)."""
         first = bisect_right(self.starts, address) - 1
         if first < 0 or address >= self.starts[first] + self.sizes[first]:
             first += 1
         return range(first, max(first, bisect_right(self.starts, address + size - 1))) if size > 0 else range(0)
 
     def chunk_compressed_extent(self, chunk: int) -> tuple[int, int]:
-        """(offset, size) in the blob of the member that holds the chunk: what to fetch to serve it."""
+        """Returns (offset, size) in the blob of the member that holds the chunk: what to fetch to serve it."""
         start = self.member_starts[chunk]
         return start, self.member_ends[chunk] - start
 
     def chunk_digest(self, chunk: int) -> str:
-        """``sha256:…`` of the chunk's bytes; FormatError where the TOC has none (its bytes must not be served)."""
+        """Returns ``sha256:…`` of the chunk's bytes; FormatError where the TOC has none (its bytes
+        must not be served).
+        """
         digest = self.digests[chunk]
         if not digest:
             raise FormatError("eStargz TOC", f"chunk {chunk} has no digest, so its bytes cannot be verified")
@@ -128,7 +133,7 @@ class ChunkMap:
             raise DigestMismatch(f"eStargz chunk {chunk}", expected, actual)
 
     def inflate_chunk(self, chunk: int, compressed: bytes | memoryview) -> bytes:
-        """The chunk's bytes out of its member (``compressed`` is its whole compressed extent), not yet verified.
+        """Returns the chunk's bytes out of its member (``compressed`` is its whole stored extent), not yet verified.
 
         The interpreter lock is released while inflating. Raises FormatError when the member is broken or too short.
         """
@@ -138,7 +143,7 @@ class ChunkMap:
         return data if begin == 0 else data[begin:]
 
     def member_chunks(self, chunk: int) -> list[int]:
-        """All chunks of this chunk's member, in the member's order: one inflate can serve them all."""
+        """Returns all chunks of this chunk's member, in the member's order: one inflate can serve them all."""
         member, order, rank = self.member_starts[chunk], self._member_order, self._member_rank[chunk]
         first = last = rank
         while first > 0 and self.member_starts[order[first - 1]] == member:
@@ -148,7 +153,7 @@ class ChunkMap:
         return order[first : last + 1]
 
     def inflate_member(self, chunk: int, compressed: bytes | memoryview) -> list[tuple[int, bytes]]:
-        """(chunk number, bytes) for every chunk of this chunk's member, inflated once, not yet verified."""
+        """Returns (chunk number, bytes) for every chunk of this chunk's member, inflated once, not yet verified."""
         chunks = self.member_chunks(chunk)
         data = self._inflate(chunk, compressed, max(self.inner_offsets[c] + self.sizes[c] for c in chunks))
         if len(chunks) == 1 and self.inner_offsets[chunk] == 0:

@@ -1,4 +1,5 @@
-"""The last bytes of a lazily pullable layer: where its table of contents (TOC) stands, and of what kind the blob is.
+"""This module reads the last bytes of a lazily pullable layer: where its table of contents (TOC) stands, and what the
+blob is.
 
 An eStargz blob ends in an empty gzip member whose extra field holds the TOC's offset (stargz-snapshotter,
 docs/estargz.md, "Footer"). Three more footers are recognised: the older stargz form, the one that says the TOC is
@@ -31,7 +32,7 @@ _OFFSET_FIELD_BYTES = 22
 
 
 class FooterKind(Enum):
-    """The forms a footer takes."""
+    """Lists the forms a footer takes."""
 
     ESTARGZ = "estargz"
     LEGACY_STARGZ = "stargz"
@@ -41,7 +42,7 @@ class FooterKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """Where the TOC stands in the blob: bytes [``toc_offset``, ``toc_end``); both 0 for an external TOC."""
+    """Says where the TOC stands in the blob: bytes [``toc_offset``, ``toc_end``); both 0 for an external TOC."""
 
     kind: FooterKind
     toc_offset: int
@@ -50,14 +51,14 @@ class Footer:
 
 
 def encode_footer(toc_offset: int) -> bytes:
-    """The 51-byte footer of a blob whose TOC member begins at ``toc_offset``."""
+    """Writes the 51-byte footer of a blob whose TOC member begins at ``toc_offset``."""
     field = b"%016x" % toc_offset + _MAGIC
     extra = b"SG" + struct.pack("<H", len(field)) + field
     return _GZIP_HEADER + struct.pack("<H", len(extra)) + extra + _EMPTY_FINAL_BLOCK_AND_TRAILER
 
 
 def parse_footer(tail: bytes, blob_size: int) -> Footer:
-    """The footer at the end of ``tail``, the last bytes of a blob of ``blob_size`` bytes.
+    """Reads the footer at the end of ``tail``, the last bytes of a blob of ``blob_size`` bytes.
 
     ``tail`` needs LONGEST_FOOTER_BYTES bytes (fewer only if the blob is shorter). Raises FormatError when no known
     footer is there or its offset lies outside the blob.
@@ -74,7 +75,7 @@ def parse_footer(tail: bytes, blob_size: int) -> Footer:
 
 
 def is_estargz(tail: bytes) -> bool:
-    """Whether ``tail`` ends in a footer of the current or the older form, whatever its offset says."""
+    """Says whether ``tail`` ends in a footer of the current or the older form, whatever its offset says."""
     footer = _match(tail, len(tail))
     return footer is not None and footer.kind in (FooterKind.ESTARGZ, FooterKind.LEGACY_STARGZ)
 

@@ -1,4 +1,5 @@
-"""Convert an image: every layer to eStargz, then the configuration and manifest that go with the new layers.
+"""This module converts an image: every layer to eStargz, then the configuration and manifest that go with the new
+layers.
 
 The manifest names the TOC's digest (verification starts there); the configuration gets the new diff IDs, because the
 decompressed tar of an eStargz layer has the TOC and a landmark in it. Everything else of the image stays.
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from harness.oci.store import ImageDestination, ImageSource
 
 LAYERS_SIDE_BY_SIDE = 2
-"""One inflates and parses while the other is compressed; more only costs disk."""
+"""So many layers are converted at once: one inflates and parses while the other is compressed; more only costs disk."""
 _SPOOL_SHARE = 0.1
 """Part of a layer's progress that inflating it is (measured: 1.5 of 14 seconds)."""
 
@@ -42,7 +43,9 @@ Progress = "Callable[[int, int], None]"
 
 @dataclass(frozen=True, slots=True)
 class LayerConversion:
-    """One layer before and after. ``unchanged`` says why it was passed on as it is ("" when it was converted)."""
+    """Describes one layer before and after. ``unchanged`` says why it was passed on as it is ("" when it was
+    converted).
+    """
 
     source: Descriptor
     target: Descriptor
@@ -56,7 +59,7 @@ class LayerConversion:
 
 @dataclass(frozen=True, slots=True)
 class ImageConversion:
-    """The new manifest and what became of each layer. ``missing``: prioritised names that no layer has."""
+    """Holds the new manifest and what became of each layer. ``missing``: prioritised names that no layer has."""
 
     manifest: Descriptor
     layers: tuple[LayerConversion, ...]
@@ -80,7 +83,7 @@ def convert_image(
     scratch: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] = lambda _number, _done: None,
 ) -> ImageConversion:
-    """Convert ``image``, as ``source`` resolved it, and write it to ``destination``.
+    """Converts ``image``, as ``source`` resolved it, and writes it to ``destination``.
 
     ``scratch`` has room for two layers unpacked. ``progress(layer, done)`` counts up to each source layer's stored
     size. The result depends on the image and the options alone. Raises ContentError, RegistryError or DiskFull.

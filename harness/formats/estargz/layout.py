@@ -1,4 +1,4 @@
-"""How an eStargz blob's tar is cut into gzip members, before any byte is compressed.
+"""This module cuts an eStargz blob's tar into gzip members, before any byte is compressed.
 
 The first member holds the leading headers. Each chunk of a non-empty file begins a new one, so that the payload is
 the member's first byte; padding and the headers that follow ride behind it. With a minimum size, chunks share a
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 ZEROS = -1
 MAX_SHARED_MEMBER_BYTES = 64 << 20
-"""Beyond this a member is ended whatever the minimum says: a reader must inflate it from its beginning."""
+"""Beyond this size a member is ended whatever the minimum says: a reader must inflate it from its beginning."""
 
 _LANDMARKS = frozenset({PREFETCH_LANDMARK.encode(), NO_PREFETCH_LANDMARK.encode()})
 _BLOCK = 512
 
 Segment = tuple[int, int] | bytes
-"""Bytes of the tar: (offset, length) in the source tar, (ZEROS, length), or the bytes themselves."""
+"""These bytes of the tar are (offset, length) in the source tar, (ZEROS, length), or the bytes themselves."""
 
 
 @dataclass(slots=True)
 class Chunk:
-    """A piece of item ``item``'s payload: ``inner_offset`` in its member, ``file_offset`` in the file.
+    """Names a piece of item ``item``'s payload: ``inner_offset`` in its member, ``file_offset`` in the file.
 
     ``full``: as long as chunks get; ``last``: of its file.
     """
@@ -47,7 +47,7 @@ class Chunk:
 
 @dataclass(slots=True)
 class Member:
-    """One gzip member: its decompressed bytes as segments, and the chunks among them."""
+    """Describes one gzip member: its decompressed bytes as segments, and the chunks among them."""
 
     segments: list[Segment] = field(default_factory=list)
     size: int = 0
@@ -68,7 +68,9 @@ class Member:
 
 
 def members(items: Sequence[Item], chunk_size: int, min_chunk_size: int) -> Iterator[Member]:
-    """Members in blob order. ``min_chunk_size`` counts decompressed bytes (0: every chunk has a member of its own)."""
+    """Yields members in blob order. ``min_chunk_size`` counts decompressed bytes (0: every chunk has a member of its
+    own).
+    """
     enough = min(min_chunk_size, MAX_SHARED_MEMBER_BYTES)
     member = Member()
     leading = True

@@ -1,4 +1,4 @@
-"""Cleaning of a TOC's entry names, all at once: a machine with a quarter of a CPU does this before it can mount.
+"""This module cleans a TOC's entry names, all at once: a machine with a quarter of a CPU does this before it can mount.
 
 What a name means is said in ``harness.formats.tar.names``.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def clean_names(given: Sequence[str]) -> list[bytes]:
-    """Each name as a cleaned path in UTF-8: no ``.``, ``..`` or empty component; the root is ``b""``.
+    """Returns each name as a cleaned path in UTF-8: no ``.``, ``..`` or empty component; the root is ``b""``.
 
     Raises UnsafePath for a name that leaves the root, FormatError for a NUL, or a lone surrogate.
     """
@@ -31,14 +31,14 @@ def clean_names(given: Sequence[str]) -> list[bytes]:
 
 
 def clean_name(name: str) -> bytes:
-    """One name, as ``clean_names`` does it."""
+    """Cleans one name, as ``clean_names`` does it."""
     if "\0" in name:
         raise FormatError("eStargz TOC", f"the name {name[:80]!r} holds a NUL byte")
     return names.clean_name(_encode(name), "eStargz TOC")
 
 
 def clean_target(target: str) -> bytes:
-    """The target of a hard link, as ``clean_name``."""
+    """Cleans the target of a hard link, as ``clean_name``."""
     return clean_name(target)
 
 

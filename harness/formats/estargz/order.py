@@ -1,4 +1,4 @@
-"""Which entries of a layer's tar go into its eStargz form, and in which order.
+"""This module says which entries of a layer's tar go into its eStargz form, and in which order.
 
 Rules of the reference writer (stargz-snapshotter, estargz/build.go): of entries with the same cleaned name the last one
 stays, at its own place; entries with the format's own names at the root are dropped; prioritised files come first,
@@ -37,7 +37,8 @@ _HIDDEN = frozenset(name.encode() for name in HIDDEN_NAMES)
 
 @dataclass(slots=True)
 class Item:
-    """One entry to write. ``header`` replaces the tar's own header blocks where it is set, ``content`` its payload.
+    """Names one entry to write. ``header`` replaces the tar's own header blocks where it is set, ``content`` its
+    payload.
 
     ``entry`` gives the metadata, ``payload`` the entry whose stored bytes are the payload (the same one, but for a
     link that took over a replaced file).
@@ -53,14 +54,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Entries in writing order (landmark included) and the prioritised names the layer does not have."""
+    """Holds entries in writing order (landmark included) and the prioritised names the layer does not have."""
 
     items: list[Item]
     missing: list[str]
 
 
 def order_entries(entries: Iterable[TarEntry], prioritized: Sequence[str] = ()) -> Order:
-    """Put a tar's entries in eStargz order; raises FormatError for a type no layer holds, UnsafePath for a bad name."""
+    """Puts a tar's entries in eStargz order; FormatError for a type no layer holds, UnsafePath for a bad name."""
     current = _surviving(entries)
     done: dict[bytes, Item] = {}
     missing = [name for name in prioritized if not _move(clean_target(name.encode()), current, done)]
@@ -225,7 +226,7 @@ _SUPERSEDED_RECORDS = (b"GNU.sparse.", b"path", b"linkpath", b"size", b"mtime", 
 
 
 def encode_header(entry: TarEntry, *, size: int, name: bytes | None = None) -> bytes:
-    """Header blocks that say what ``entry`` says, with another size or name (a sparse file written in full)."""
+    """Writes header blocks that say what ``entry`` says, with another size or name (a sparse file written in full)."""
     kind = entry.kind
     info = tarfile.TarInfo(_text(entry.name if name is None else name))
     info.type = tarfile.REGTYPE if kind == Kind.REG else bytes((entry.flag,))

@@ -1,4 +1,4 @@
-"""Read an eStargz layer: from the blob's tail to a table of entries, a chunk map, and verified bytes.
+"""This module reads an eStargz layer: from the blob's tail to a table of entries, a chunk map, and verified bytes.
 
 Trust runs from the image manifest (annotation ``containerd.io/snapshot/stargz/toc.digest``) over the TOC to each
 chunk's digest; a chunk that does not match is never handed out. The steps stand apart, so that a daemon can do the
@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from harness.formats.table import LayerTable, RangeSource
 
 TAIL_BYTES = 64 << 10
-"""First read at the end of a blob: the footer, and the whole TOC of a layer of a few hundred files with it."""
+"""The first read at the end of a blob takes so much: the footer, and with it the whole TOC of a layer of a few hundred
+files.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class EstargzToc:
-    """A parsed TOC. ``file_digests[i]`` is the digest of table entry i's whole payload ("" where there is none).
+    """Holds a parsed TOC. ``file_digests[i]`` is the digest of table entry i's whole payload ("" where there is none).
 
     ``prefetch_bytes`` is how much of the blob's beginning holds the prioritised files (0: none were).
     """
@@ -83,7 +85,7 @@ def _inflate_zstd_toc(member: bytes, expected_digest: str | None) -> bytes:
 
 
 def read_toc_member(source: RangeSource, blob_size: int, tail_bytes: int = TAIL_BYTES) -> tuple[Footer, bytes]:
-    """The footer and the TOC's compressed bytes, in one read of ``source`` for a small TOC and two for a large one.
+    """Reads the footer and the TOC's stored bytes, in one read of ``source`` for a small TOC and two for a large one.
 
     ``tail_bytes`` is the size of the first read, at least ``LONGEST_FOOTER_BYTES``.
     """
@@ -103,7 +105,7 @@ def read_toc_member(source: RangeSource, blob_size: int, tail_bytes: int = TAIL_
 
 
 def open_estargz(source: RangeSource, blob_size: int, toc_digest: str | None) -> tuple[EstargzToc, EstargzByteSource]:
-    """The layer's TOC and a verified byte source over the same blob.
+    """Opens the layer: its TOC and a verified byte source over the same blob.
 
     ``toc_digest`` is the manifest's annotation; None trusts the TOC as it stands (only for a blob whose own digest was
     verified). Raises FormatError, UnsafePath or DigestMismatch.
@@ -114,7 +116,7 @@ def open_estargz(source: RangeSource, blob_size: int, toc_digest: str | None) ->
 
 
 class EstargzByteSource:
-    """Verified random access to the layer's flat address space (``harness.formats.table.ByteSource``).
+    """Gives verified random access to the layer's flat address space (``harness.formats.table.ByteSource``).
 
     Keeps the few members read last inflated, because a file is read in pieces smaller than a chunk and neighbours may
     share a member. Not for use by two threads at once; the ChunkMap under it is.
@@ -128,11 +130,11 @@ class EstargzByteSource:
 
     @property
     def size(self) -> int:
-        """Bytes in the address space."""
+        """Counts the bytes in the address space."""
         return self._chunks.address_space_bytes
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes at ``offset``; zeros in the gaps between payloads; raises DigestMismatch or FormatError."""
+        """Returns bytes at ``offset``; zeros in the gaps between payloads; raises DigestMismatch or FormatError."""
         if offset < 0 or size < 0:
             raise ValueError("offset and size must not be negative")
         end = min(offset + size, self.size)

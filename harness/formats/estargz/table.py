@@ -1,4 +1,4 @@
-"""From a TOC's entries to the lazy layer's table and its chunk map, column by column.
+"""This module makes the lazy layer's table and its chunk map from a TOC's entries, column by column.
 
 A machine with a quarter of a CPU does this for every layer before its container can start, so the work is done on
 whole columns: 43 000 entries take about 0.13 CPU seconds together with inflating and parsing the TOC (2 GHz Xeon).
@@ -40,7 +40,7 @@ _WHERE = "eStargz TOC"
 
 @dataclass(frozen=True, slots=True)
 class TocLayer:
-    """What ``build_layer`` makes of a TOC (fields as in ``estargz_reader.EstargzToc``)."""
+    """Holds what ``build_layer`` makes of a TOC (fields as in ``estargz_reader.EstargzToc``)."""
 
     table: LayerTable
     chunks: ChunkMap

@@ -1,4 +1,4 @@
-"""The table of contents (TOC) of an eStargz layer: its entries as the JSON states them, read and written.
+"""This module reads and writes the table of contents (TOC) of an eStargz layer: its entries as the JSON states them.
 
 The layout is that of stargz-snapshotter's ``estargz.JTOC`` and ``estargz.TOCEntry`` (docs/estargz.md, "TOC, TOCEntries
 and Footer"). Reading is typed while it is parsed, so that hostile JSON cannot build anything but entries; limits are
@@ -26,14 +26,14 @@ PREFETCH_LANDMARK = ".prefetch.landmark"
 NO_PREFETCH_LANDMARK = ".no.prefetch.landmark"
 LANDMARK_CONTENT = b"\x0f"
 HIDDEN_NAMES = frozenset({TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK})
-"""Root entries of the format itself, never shown to a container."""
+"""These root entries belong to the format itself, and are never shown to a container."""
 
 TOC_DIGEST_ANNOTATION = "containerd.io/snapshot/stargz/toc.digest"
 UNCOMPRESSED_SIZE_ANNOTATION = "io.containers.estargz.uncompressed-size"
 ZSTD_TOC_DIGEST_ANNOTATION = "io.github.containers.zstd-chunked.manifest-checksum"
 
 MAX_TOC_BYTES = 256 << 20
-"""Of JSON. An entry takes about 400 bytes, so this is some 600 000 files in one layer."""
+"""The JSON has at most so many bytes. An entry takes about 400 bytes, so this is some 600 000 files in one layer."""
 MAX_ENTRIES = 1 << 20
 
 INFLATE_ERROR = cast("type[Exception]", isal_zlib.error)  # declared as an instance by its stubs
@@ -41,7 +41,7 @@ _TAR_BLOCK = 512
 
 
 class TocEntry(msgspec.Struct, gc=False, rename="camel"):
-    """One tar entry, or one further chunk (``type`` is ``chunk``) of the regular file before it.
+    """Holds one tar entry, or one further chunk (``type`` is ``chunk``) of the regular file before it.
 
     Field order is the reference's key order. Sizes and offsets in bytes; ``offset`` is where in the blob the gzip
     member with this payload begins, ``inner_offset`` where in that member's decompressed bytes the payload begins.
@@ -78,7 +78,7 @@ _DECODER = msgspec.json.Decoder(_Toc)
 
 
 def decode_toc(document: bytes) -> list[TocEntry]:
-    """The entries of a TOC JSON document; raises FormatError for anything that is not one or breaks a limit."""
+    """Reads the entries of a TOC JSON document; FormatError for anything that is not one or breaks a limit."""
     if len(document) > MAX_TOC_BYTES:
         raise FormatError("eStargz TOC", f"{len(document)} bytes long, more than the {MAX_TOC_BYTES} accepted")
     # Entries are bounded before any is built; each of them must have both keys.
@@ -94,7 +94,8 @@ def decode_toc(document: bytes) -> list[TocEntry]:
 
 
 def inflate_toc(member: bytes, expected_digest: str | None = None) -> bytes:
-    """The TOC JSON out of its gzip member (a one-entry tar), checked against the manifest's annotation if given.
+    """Inflates the TOC JSON out of its gzip member (a one-entry tar), checked against the manifest's annotation if
+    given.
 
     Raises FormatError for bytes that are no such member or inflate past MAX_TOC_BYTES, DigestMismatch for another TOC.
     """
@@ -137,7 +138,7 @@ _OPTIONAL_KEYS = tuple(
 
 
 def encode_toc(entries: Iterable[TocEntry]) -> bytes:
-    """The TOC JSON document, byte for byte as the reference writer formats these entries.
+    """Writes the TOC JSON document, byte for byte as the reference writer formats these entries.
 
     Bytes of a name that are not UTF-8 (surrogate escapes here) become U+FFFD, as there: the format has no way to
     hold them.

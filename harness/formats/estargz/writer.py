@@ -1,4 +1,5 @@
-"""Write an eStargz layer from a tar: members compressed on all cores, the blob in order, the TOC at its end.
+"""This module writes an eStargz layer from a tar: members compressed on all cores, the blob in order, the TOC at its
+end.
 
 Each member is an independent gzip member, so batches of them are compressed side by side while the calling thread
 hashes and writes the finished ones in order; the bytes depend on the input and the options alone, never on timing.
@@ -44,7 +45,9 @@ if TYPE_CHECKING:
 DEFAULT_CHUNK_BYTES = 4 << 20
 COMPRESSION_LEVEL = 6
 TOC_COMPRESSION_LEVEL = 9
-"""Every cold start downloads the TOC before it can do anything else, and it is compressed only once."""
+"""The TOC is compressed so hard, since every cold start downloads it before it can do anything else, and it is made
+only once.
+"""
 
 BATCH_BYTES = 4 << 20
 BATCHES_IN_FLIGHT = 6
@@ -58,8 +61,11 @@ _TYPE_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class EstargzOptions:
-    """``chunk_size`` in bytes of a file; ``min_chunk_size`` in decompressed bytes of a member (0: one chunk each);
-    ``prioritized`` names come first, in this order."""
+    """Says how to write.
+
+    ``chunk_size`` is in bytes of a file, ``min_chunk_size`` in decompressed bytes of a member (0: one chunk each);
+    ``prioritized`` names come first, in this order.
+    """
 
     chunk_size: int = DEFAULT_CHUNK_BYTES
     min_chunk_size: int = 0
@@ -68,8 +74,11 @@ class EstargzOptions:
 
 @dataclass(frozen=True, slots=True)
 class EstargzBlob:
-    """What was written. ``missing`` are prioritised names the layer has no entry for, ``unencodable_names`` how many
-    names or targets are not UTF-8 and so stand altered in the TOC (a limit of the format)."""
+    """Holds what was written.
+
+    ``missing`` are prioritised names the layer has no entry for, ``unencodable_names`` how many names or targets are
+    not UTF-8 and so stand altered in the TOC (a limit of the format).
+    """
 
     size: int
     digest: str
@@ -82,7 +91,7 @@ class EstargzBlob:
 
     @property
     def annotations(self) -> dict[str, str]:
-        """For the layer's descriptor."""
+        """Returns the annotations for the layer's descriptor."""
         return {TOC_DIGEST_ANNOTATION: self.toc_digest, UNCOMPRESSED_SIZE_ANNOTATION: str(self.uncompressed_size)}
 
 
@@ -104,7 +113,7 @@ def write_estargz(
     pool: ThreadPoolExecutor,
     progress: Callable[[int], None] = lambda _: None,
 ) -> EstargzBlob:
-    """Write the eStargz form of the tar behind descriptor ``tar`` (``entries`` are all of its entries, in order).
+    """Writes the eStargz form of the tar behind descriptor ``tar`` (``entries`` are all of its entries, in order).
 
     The tar must reach the end of the last entry's padding. ``pool`` compresses; ``progress`` is told decompressed
     bytes done. Raises FormatError or UnsafePath for entries the format cannot hold.

@@ -1,1 +1,1 @@
-"""gzip: inflating whole layers, and random access by checkpoints."""
+"""This package inflates gzip: whole layers, and parts by checkpoints."""

@@ -1,4 +1,5 @@
-"""Checkpoints of a gzip stream: places from which inflation can start again, as zran and SOCI define them.
+"""This module finds checkpoints of a gzip stream: places from which inflation can start again, as zran and SOCI define
+them.
 
 A checkpoint is taken at a deflate block boundary that is not the end of a member's last block: at the very start,
 and then at the first boundary where more than ``span_size`` bytes came out since the last one. Concatenated members
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 
 WINDOW_BYTES = 32768
 OUTPUT_BYTES = 1 << 20
-"""Decompressed bytes handed over at a time."""
+"""So many decompressed bytes are handed over at a time."""
 MAX_INFLATED_BYTES = 1 << 40
 """A stream that inflates to more is refused as a bomb."""
 MAX_EMPTY_BLOCKS = 1 << 10
-"""Boundaries before the first byte: each is a checkpoint of 32 KiB (the rule of zran) for a block of 5 bytes."""
+"""So many boundaries may come before the first byte: each is a checkpoint of 32 KiB (the rule of zran) for a block of 5
+bytes.
+"""
 MAX_CHECKPOINTS = 1 << 22
 
 _Z_NO_FLUSH, _Z_BLOCK = 0, 5
@@ -39,8 +42,11 @@ _Z_OK, _Z_STREAM_END, _Z_BUF_ERROR = 0, 1, -5
 
 
 class Checkpoint(NamedTuple):
-    """``in_offset``: first whole byte in the compressed file; ``bits``: how many bits of the byte before it still
-    belong to the block that starts here; ``out_offset``: the same place in the decompressed stream."""
+    """Names a place from which inflation can start.
+
+    ``in_offset`` is the first whole byte in the compressed file; ``bits`` says how many bits of the byte before it
+    still belong to the block that starts here; ``out_offset`` is the same place in the decompressed stream.
+    """
 
     in_offset: int
     out_offset: int
@@ -49,7 +55,7 @@ class Checkpoint(NamedTuple):
 
 @dataclass(slots=True)
 class GzipIndex:
-    """What one pass over a gzip stream found. ``span_digests[i]`` is the sha256 of span i's compressed bytes."""
+    """Holds what one pass over a gzip stream found. ``span_digests[i]`` is the sha256 of span i's stored bytes."""
 
     span_size: int
     checkpoints: list[Checkpoint] = field(default_factory=list)
@@ -216,7 +222,7 @@ def index_gzip(
     on_output: Callable[[memoryview], object] | None = None,
     on_input: Callable[[bytes], object] | None = None,
 ) -> GzipIndex:
-    """Inflate ``stream`` (pieces of the compressed file) once and index it.
+    """Inflates ``stream`` (pieces of the compressed file) once and indexes it.
 
     ``sink`` gets every checkpoint with its 32 KiB window (from the inflating thread, in order); ``on_output`` the
     decompressed bytes (the view is valid only during the call), ``on_input`` the compressed pieces, both in the
@@ -275,12 +281,12 @@ def index_gzip(
 def build_checkpoints(
     stream: Iterable[bytes], span_size: int, sink: Callable[[Checkpoint, bytes], object]
 ) -> list[Checkpoint]:
-    """Only the checkpoints of a gzip stream (any span size; ``sink`` stores the windows as it likes)."""
+    """Returns only the checkpoints of a gzip stream (any span size; ``sink`` stores the windows as it likes)."""
     return index_gzip(stream, span_size, sink).checkpoints
 
 
 def file_pieces(path: str, size: int = 1 << 18) -> Iterator[bytes]:
-    """A file in pieces, for :func:`index_gzip`."""
+    """Reads a file in pieces, for :func:`index_gzip`."""
     with open(path, "rb", buffering=0) as file:
         while piece := file.read(size):
             yield piece

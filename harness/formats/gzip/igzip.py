@@ -1,4 +1,4 @@
-"""ISA-L's inflate into buffers of our choosing, through the library that python-isal ships.
+"""This module inflates by ISA-L into buffers of our choosing, through the library that python-isal ships.
 
 python-isal's own objects inflate into blocks that they join, and copy the input they did not consume: for spans of a
 few hundred KB that is a tenth of the time. The library exports the C functions, and the fields used here are the first
@@ -26,7 +26,7 @@ _MAX_IDLE = 16
 _MAX_BYTES = (1 << 32) - 1
 """Lengths in the struct have 32 bits."""
 MAX_HEADER_BYTES = 1 << 20
-"""Of a gzip header, whose name and comment have no limit of their own."""
+"""A gzip header has at most so many bytes here; its name and comment have no limit of their own."""
 _BUFFER_BYTES = 1 << 20
 _TRAILER_BYTES = 8
 
@@ -94,7 +94,8 @@ class RawInflater:
         state.avail_in = len(data) - (1 if bits else 0)
 
     def inflate(self, size: int) -> bytes | None:
-        """The next ``size`` bytes; None where the stream ends before or is damaged (use python-isal to say which).
+        """Returns the next ``size`` bytes; None where the stream ends before or is damaged (use python-isal to say
+        which).
 
         ValueError for 4 GiB or more.
         """
@@ -136,7 +137,7 @@ class StreamInflater:
         self._members = 0
 
     def feed(self, data: bytes) -> None:
-        """More of the stream; FormatError when it is damaged."""
+        """Takes more of the stream; FormatError when it is damaged."""
         while data:
             if self._skip:
                 passed = min(self._skip, len(data))
@@ -186,7 +187,7 @@ class StreamInflater:
             self._write(self._out[:made])
 
     def finish(self) -> None:
-        """FormatError when the stream ended inside a member."""
+        """Raises FormatError when the stream ended inside a member."""
         if self._inside and self._state.read_in_length // 8 == _TRAILER_BYTES:
             # All of the trailer may be in the bit buffer, and the end not be noticed: then no byte is taken any more.
             self._deflated(b"\0")
@@ -241,4 +242,4 @@ def _proves_right() -> bool:
 
 
 available = _bind()
-"""Whether ``RawInflater`` can be used."""
+"""Says whether ``RawInflater`` can be used."""

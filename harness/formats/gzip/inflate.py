@@ -1,4 +1,5 @@
-"""Compressed layer bytes in, decompressed pieces out, one after the other and never a whole layer at once.
+"""This module takes a layer's stored bytes and gives decompressed pieces, one after the other and never a whole layer
+at once.
 
 What a layer is compressed with is told by its first bytes (``sniff``). A stream that ends inside a member or frame is
 an error, and so is what stands behind the last one, but for zeros behind gzip, which are padding.
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 MAX_PIECE = 1 << 18
-"""Most bytes of one decompressed piece, whatever the input claims: a bomb costs disk or time, never memory.
+"""A decompressed piece has at most so many bytes, whatever the input claims: a bomb costs disk or time, never memory.
 
 ISA-L's binding asks for a buffer of this size each time. At 1 MiB malloc mapped it anew for every piece, and the page
-faults were a third of the time of inflating (290 ms instead of 200 for 205 MB); at 256 KiB it comes from the heap."""
+faults were a third of the time of inflating (290 ms instead of 200 for 205 MB); at 256 KiB it comes from the heap.
+"""
 MAX_ZSTD_WINDOW_BYTES = 128 << 20
 
 _GZIP = 31
@@ -119,12 +121,13 @@ class _Gzip:
 
 
 def behind(where: str) -> FormatError:
-    """What is said of bytes that are neither padding nor another member."""
+    """Says what bytes are that are neither padding nor another member."""
     return FormatError(where, "something stands behind the gzip stream that is neither padding nor another member")
 
 
 def inflate(chunks: Iterable[bytes], where: str, decoder: str = "isal") -> Iterator[bytes]:
-    """Decompressed pieces of a layer (as they come for a plain tar); FormatError when it is damaged or ends early.
+    """Yields decompressed pieces of a layer (as they come for a plain tar); FormatError when it is damaged or ends
+    early.
 
     The first bytes say whether it is plain, gzip (one or many members) or zstd (one or many frames); what is
     compressed otherwise raises UnsupportedMediaType.
@@ -212,7 +215,7 @@ class Pusher:
             )
 
     def feed(self, data: bytes) -> None:
-        """More of the layer; FormatError when it is damaged, UnsupportedMediaType for an unknown compression."""
+        """Takes more of the layer; FormatError when it is damaged, UnsupportedMediaType for an unknown compression."""
         if not self._sniffed:
             self._head += data
             if len(self._head) < SNIFFED_BYTES:
@@ -232,7 +235,7 @@ class Pusher:
             self._write(data)
 
     def finish(self) -> None:
-        """FormatError when the layer ended inside a member or a frame."""
+        """Raises FormatError when the layer ended inside a member or a frame."""
         if not self._sniffed:
             data, self._head = self._head, b""
             self._begin(data)

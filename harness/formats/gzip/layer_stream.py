@@ -1,4 +1,4 @@
-"""A layer's stored bytes in, its tar out, spooled to a file with its entries."""
+"""This module takes a layer's stored bytes and gives its tar, spooled to a file with its entries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SpooledTar:
-    """A layer's tar in an unlinked file: ``entries`` in order and their meaning, ``size`` bytes, ``sha256:…`` of them.
+    """Holds a layer's tar in an unlinked file: ``entries`` in order and their meaning, ``size`` bytes, ``sha256:…`` of
+    them.
 
     A context manager that closes the file. The file is padded with zeros where the tar leaves out the last padding.
     """
@@ -55,7 +56,7 @@ def spool(
     directory: str | os.PathLike[str] | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> SpooledTar:
-    """Decompress a layer into a temporary file and read its headers on the way.
+    """Decompresses a layer into a temporary file and reads its headers on the way.
 
     ``where`` names the layer in errors. ``progress`` is told the stored bytes taken. Raises FormatError (also for what
     no mode could show), or DiskFull when ``directory`` has no room.
@@ -92,7 +93,7 @@ def spool(
 
 @contextmanager
 def errors_of(where: str) -> Iterator[None]:
-    """Let each FormatError name the layer, once."""
+    """Lets each FormatError name the layer, once."""
     try:
         yield
     except FormatError as error:
@@ -103,7 +104,7 @@ def errors_of(where: str) -> Iterator[None]:
 
 @contextmanager
 def room_for(what: str, directory: str | os.PathLike[str] | None = None) -> Iterator[None]:
-    """Turn a full disk or quota into DiskFull, which says what there was no room for and where."""
+    """Turns a full disk or quota into DiskFull, which says what there was no room for and where."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,5 @@
-"""Spans of a SOCI layer: where they stand, what their digests are, and how one is inflated on its own.
+"""This module knows the spans of a SOCI layer: where they stand, what their digests are, how one is inflated on its
+own.
 
 :class:`Spans` is immutable and may be used from several threads: ``span_of`` -> ``span_compressed_extent`` -> fetch
 -> ``verify`` -> ``inflate_span`` is one read. Inflation is isal's, which releases the GIL. It has no way to start in
@@ -53,7 +54,7 @@ _PRIMERS = [_pack(_primer((8 - bits) % 8)) for bits in range(8)]
 
 
 def inflate_at(compressed: bytes | memoryview, bits: int, window: bytes | memoryview, size: int) -> bytes:
-    """The first ``size`` bytes that come out from a checkpoint on, across members.
+    """Returns the first ``size`` bytes that come out from a checkpoint on, across members.
 
     ``compressed`` starts with the byte that holds the first ``bits`` bits (if there are any). Raises FormatError when
     the data is damaged or too short. Memory: ``size`` and a little.
@@ -106,7 +107,9 @@ def inflate_at(compressed: bytes | memoryview, bits: int, window: bytes | memory
 
 
 class Spans:
-    """Geometry of a layer's spans; all offsets in bytes, ``size`` that of the decompressed address space."""
+    """Holds the geometry of a layer's spans; all offsets are in bytes, ``size`` is that of the decompressed address
+    space.
+    """
 
     def __init__(self, ztoc: Ztoc) -> None:
         self._ztoc = ztoc
@@ -121,34 +124,34 @@ class Spans:
         return len(self._outs)
 
     def span_of(self, offset: int) -> int:
-        """The span that holds the decompressed byte at ``offset``."""
+        """Returns the span that holds the decompressed byte at ``offset``."""
         if not 0 <= offset < self.size:
             raise FormatError("span", f"offset {offset} lies outside the layer's {self.size} bytes")
         return bisect_right(self._outs, offset) - 1
 
     def span_bounds(self, span: int) -> tuple[int, int]:
-        """First decompressed byte of a span, and the one after its last (both at most ``size``)."""
+        """Returns the first decompressed byte of a span, and the one after its last (both at most ``size``)."""
         end = self._outs[span + 1] if span + 1 < len(self._outs) else self.size
         return min(self._outs[span], self.size), min(end, self.size)
 
     def span_compressed_extent(self, span: int) -> tuple[int, int]:
-        """(offset, size) in the stored blob of the bytes to fetch for a span; neighbours may share one byte."""
+        """Returns (offset, size) in the stored blob of the bytes to fetch for a span; neighbours may share one byte."""
         start = self._starts[span]
         return start, self._ends[span] - start
 
     def span_digest(self, span: int) -> bytes:
-        """sha256 of exactly those bytes."""
+        """Returns the sha256 of exactly those bytes."""
         return self._ztoc.digests[span]
 
     def verify(self, span: int, compressed: bytes | memoryview) -> None:
-        """DigestMismatch unless ``compressed`` is what the index promises for the span."""
+        """Raises DigestMismatch unless ``compressed`` is what the index promises for the span."""
         actual = hashlib.sha256(compressed)
         if actual.digest() != self._ztoc.digests[span]:
             expected = self._ztoc.digests[span].hex()
             raise DigestMismatch(f"span {span}", f"sha256:{expected}", f"sha256:{actual.hexdigest()}")
 
     def inflate_span(self, span: int, compressed: bytes | memoryview, upto: int | None = None) -> bytes:
-        """Decompressed bytes of a span from its (verified) stored bytes, or only the first ``upto`` of them."""
+        """Returns decompressed bytes of a span from its (verified) stored bytes, or only the first ``upto`` of them."""
         start, end = self.span_bounds(span)
         size = end - start if upto is None else min(upto, end - start)
         if not self._gzip:
@@ -162,7 +165,7 @@ class Spans:
 
 
 class ZtocByteSource:
-    """Verified random access to a layer's decompressed tar; keeps the last span it inflated."""
+    """Gives verified random access to a layer's decompressed tar; keeps the last span it inflated."""
 
     def __init__(self, ztoc: Ztoc, source: RangeSource) -> None:
         self.spans = Spans(ztoc)
@@ -174,7 +177,7 @@ class ZtocByteSource:
         return self.spans.size
 
     def span(self, span: int) -> bytes:
-        """All decompressed bytes of one span."""
+        """Returns all decompressed bytes of one span."""
         kept, data = self._last
         if kept != span:
             compressed = self._source.read_range(*self.spans.span_compressed_extent(span))
@@ -184,7 +187,7 @@ class ZtocByteSource:
         return data
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes at ``offset``, fewer only at the end of the address space."""
+        """Returns bytes at ``offset``, fewer only at the end of the address space."""
         if offset < 0 or size < 0:
             raise FormatError("layer", f"{size} bytes at {offset} cannot be read")
         end = min(offset + size, self.size)
@@ -197,7 +200,7 @@ class ZtocByteSource:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def extract(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes at ``offset``; FormatError when they leave the layer."""
+        """Returns exactly ``size`` bytes at ``offset``; FormatError when they leave the layer."""
         if offset + size > self.size:
             raise FormatError("layer", f"{size} bytes at {offset} leave its {self.size} bytes")
         return self.read(offset, size)

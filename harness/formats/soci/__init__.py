@@ -1,1 +1,1 @@
-"""SOCI: zTOCs and the index that binds them to an image."""
+"""This package makes and reads zTOCs and the SOCI index that binds them to an image."""

@@ -1,4 +1,4 @@
-"""A FlatBuffers writer that lays bytes out as the reference builders do, and bounds-checked reading.
+"""This module writes FlatBuffers laid out as the reference builders do, and reads them with every access checked.
 
 A FlatBuffers buffer is built from its end towards its start; all offsets here count *from the end* while writing.
 Identical vtables are shared; strings are not. Source: the FlatBuffers internals page ("FlatBuffer Internals").
@@ -19,7 +19,7 @@ PADDING = [bytes(count) for count in range(16)]
 
 
 class Writer:
-    """Pieces in the order they are made (last bytes of the buffer first)."""
+    """Keeps pieces in the order they are made (last bytes of the buffer first)."""
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
@@ -27,7 +27,7 @@ class Writer:
         self._vtables: dict[bytes, int] = {}
 
     def place(self, piece: bytes) -> int:
-        """Put bytes in front of what is there; returns the offset of their first byte."""
+        """Puts bytes in front of what is there; returns the offset of their first byte."""
         self.pieces.append(piece)
         self.size += len(piece)
         return self.size
@@ -39,7 +39,7 @@ class Writer:
         return self.size
 
     def offsets(self, targets: Sequence[int]) -> int:
-        """A vector of references, in the given order."""
+        """Writes a vector of references, in the given order."""
         count = len(targets)
         self.place(PADDING[-self.size & 3])
         last = self.size + 4 * count
@@ -47,7 +47,7 @@ class Writer:
         return self.place(pack("<I", count) + body)
 
     def blob_start(self, size: int) -> int:
-        """Account for a byte vector of ``size`` bytes whose content is kept elsewhere; returns the padding behind it.
+        """Accounts for a byte vector of ``size`` bytes whose content is kept elsewhere; returns the padding behind it.
 
         The caller writes length prefix, content and padding in the right place itself.
         """
@@ -56,7 +56,9 @@ class Writer:
         return padding
 
     def table(self, fields: Sequence[tuple[int, str, int]]) -> int:
-        """A table from (slot, struct code, value), in the order they are to be stored; code ``o`` is a reference."""
+        """Writes a table from (slot, struct code, value), in the order they are to be stored; code ``o`` is a
+        reference.
+        """
         shape = tuple((slot, code) for slot, code, _ in fields)
         layout = _layout(self.size & 7, shape)
         values = []
@@ -65,7 +67,7 @@ class Writer:
         return self.table_packed(layout, values[::-1])
 
     def table_packed(self, layout: Layout, values: Sequence[int]) -> int:
-        """A table from a known layout and the values of its fields, last stored first."""
+        """Writes a table from a known layout and the values of its fields, last stored first."""
         at = self.size + layout.size
         shared = self._vtables.get(layout.vtable)
         if shared is None:
@@ -78,13 +80,15 @@ class Writer:
         return at
 
     def finish(self, root: int) -> None:
-        """The root reference; everything in the buffer is aligned to 8."""
+        """Writes the root reference; everything in the buffer is aligned to 8."""
         self.place(PADDING[-(self.size + 4) & 7])
         self.place(pack("<I", self.size + 4 - root))
 
 
 class Layout:
-    """How one shape of table is stored at one alignment: struct, vtable, and each field's distance from the start."""
+    """Says how one shape of table is stored at one alignment: struct, vtable, and each field's
+    distance from the start.
+    """
 
     __slots__ = ("pack", "positions", "size", "vtable")
     pack: Callable[..., bytes]
@@ -119,7 +123,7 @@ def _layout(alignment: int, shape: tuple[tuple[int, str], ...]) -> Layout:
 
 
 class Table:
-    """A table inside a buffer; every access is checked against the buffer's bounds and raises FormatError."""
+    """Reads a table inside a buffer; every access is checked against the buffer's bounds and raises FormatError."""
 
     __slots__ = ("_buffer", "_name", "_slots", "position")
 
@@ -162,7 +166,9 @@ class Table:
         return self._number(Struct("<b"), at) if at else default
 
     def vector(self, slot: int, width: int) -> tuple[int, int]:
-        """(position of the first element, count) of a vector whose elements have ``width`` bytes; (0, 0) if absent."""
+        """Returns (position of the first element, count) of a vector whose elements have ``width`` bytes; (0, 0) if
+        absent.
+        """
         at = self._field(slot)
         if not at:
             return 0, 0
@@ -177,7 +183,9 @@ class Table:
         return bytes(self._buffer[start : start + count])
 
     def strings(self, slot: int, longest: int, most: int) -> list[bytes]:
-        """A vector of at most ``most`` strings of at most ``longest`` bytes (references may share one string)."""
+        """Returns a vector of at most ``most`` strings of at most ``longest`` bytes (references may
+        share one string).
+        """
         start, count = self.vector(slot, 4)
         if count > most:
             raise FormatError(f"FlatBuffers table {self._name}", f"{count} strings (at most {most})")

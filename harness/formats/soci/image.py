@@ -40,7 +40,7 @@ _PIECE_BYTES = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to index. ``optimise_xattrs`` marks layers without extended attributes and opaque directories."""
+    """Says how to index. ``optimise_xattrs`` marks layers without extended attributes and opaque directories."""
 
     version: str = soci.V2
     span_size: int = DEFAULT_SPAN_BYTES
@@ -50,12 +50,12 @@ class Options:
     optimise_xattrs: bool = False
     platform: Platform | None = None
     workers: int = 0
-    """Layers at a time; 0 is one per CPU."""
+    """Says how many layers are indexed at a time; 0 is one per CPU."""
 
 
 @dataclass(slots=True)
 class LayerResult:
-    """What became of one layer: a zTOC, or the reason why there is none."""
+    """Says what became of one layer: a zTOC, or the reason why there is none."""
 
     layer: Descriptor
     skipped: str = ""
@@ -88,7 +88,7 @@ class LayerResult:
 
 @dataclass(frozen=True, slots=True)
 class IndexedImage:
-    """Result of :func:`index_image`: ``head`` is what the destination's name now points at."""
+    """Holds the result of :func:`index_image`: ``head`` is what the destination's name now points at."""
 
     head: Descriptor
     image: Descriptor

@@ -1,4 +1,5 @@
-"""SOCI index manifests, v1 and v2, and prefetch artefacts: bytes <-> objects, as the reference tool writes them.
+"""This module turns SOCI index manifests, v1 and v2, and prefetch artefacts into objects and back, as the reference
+tool does.
 
 An index is an OCI manifest whose layers are zTOCs. A v1 index has the image manifest as its subject; a v2 index
 stands beside it in an OCI index, and each names the other in an annotation.
@@ -50,7 +51,7 @@ _MAX_PREFETCH_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class IndexedLayer:
-    """One layer's zTOC. ``no_xattrs``: the layer has neither extended attributes nor opaque directories."""
+    """Holds one layer's zTOC. ``no_xattrs``: the layer has neither extended attributes nor opaque directories."""
 
     layer_digest: str
     layer_media_type: str
@@ -71,7 +72,7 @@ class IndexedLayer:
 
 @dataclass(frozen=True, slots=True)
 class SociIndex:
-    """A parsed or planned index. ``prefetch`` maps a layer digest to its prefetch artefact's descriptor."""
+    """Holds a parsed or planned index. ``prefetch`` maps a layer digest to its prefetch artefact's descriptor."""
 
     version: str
     layers: tuple[IndexedLayer, ...]
@@ -80,11 +81,11 @@ class SociIndex:
     prefetch: dict[str, Descriptor] = field(default_factory=dict)
 
     def layer(self, digest: str) -> IndexedLayer | None:
-        """The zTOC of an image layer, None when it has none (a small layer)."""
+        """Returns the zTOC of an image layer, None when it has none (a small layer)."""
         return next((layer for layer in self.layers if layer.layer_digest == digest), None)
 
     def to_bytes(self) -> bytes:
-        """The manifest, byte for byte as the reference tool writes it."""
+        """Writes the manifest, byte for byte as the reference tool does."""
         layers = [layer.descriptor() for layer in self.layers]
         layers += [
             Descriptor(PREFETCH_TYPE, artefact.digest, artefact.size, {LAYER_DIGEST: digest})
@@ -103,7 +104,8 @@ class SociIndex:
 
 
 def parse_index(data: bytes, where: str = "SOCI index") -> SociIndex:
-    """An index manifest; UnsupportedMediaType when it is another kind of artefact, FormatError when it is damaged.
+    """Reads an index manifest; UnsupportedMediaType when it is another kind of artefact, FormatError when it is
+    damaged.
 
     Layers of unknown media types are tolerated and left out.
     """
@@ -150,7 +152,7 @@ def parse_index(data: bytes, where: str = "SOCI index") -> SociIndex:
 
 
 def find_index(source: ImageSource, image: Image, *, v1: bool = True) -> tuple[Descriptor, SociIndex] | None:
-    """The index of an image: the one its manifest names (v2), else (``v1``) the first among its referrers."""
+    """Returns the index of an image: the one its manifest names (v2), else (``v1``) the first among its referrers."""
     digest = image.annotations.get(INDEX_DIGEST)
     if digest:
         if not is_digest(digest):
@@ -167,7 +169,9 @@ def find_index(source: ImageSource, image: Image, *, v1: bool = True) -> tuple[D
 
 
 def annotated_manifest(image: Image, index_digest: str) -> bytes:
-    """The image manifest with OCI media types and the annotation that names its index; layers as they were."""
+    """Returns the image manifest with OCI media types and the annotation that names its index;
+    layers are as they were.
+    """
     manifest = image.manifest
     config = Descriptor.from_json(manifest["config"]).to_json()
     config["mediaType"] = OCI_CONFIG
@@ -183,7 +187,7 @@ def annotated_manifest(image: Image, index_digest: str) -> bytes:
 
 
 def enabled_index(image: Descriptor, soci: Descriptor, platform: Platform) -> bytes:
-    """The OCI index that holds an annotated image manifest and its SOCI index."""
+    """Returns the OCI index that holds an annotated image manifest and its SOCI index."""
     entries = [
         Descriptor(image.media_type, image.digest, image.size, {INDEX_DIGEST: soci.digest}, platform),
         Descriptor(soci.media_type, soci.digest, soci.size, {IMAGE_DIGEST: image.digest}, platform, V2),
@@ -195,7 +199,7 @@ def enabled_index(image: Descriptor, soci: Descriptor, platform: Platform) -> by
 
 
 def merge_spans(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sorted (first, last) span ranges, touching ones joined."""
+    """Returns (first, last) span ranges sorted, touching ones joined."""
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1] + 1:
@@ -206,13 +210,13 @@ def merge_spans(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def prefetch_bytes(ranges: Sequence[tuple[int, int]]) -> bytes:
-    """A prefetch artefact: which spans of one layer to fetch ahead, as inclusive ranges."""
+    """Writes a prefetch artefact: which spans of one layer to fetch ahead, as inclusive ranges."""
     spans = [{"start_span": first, "end_span": last} for first, last in ranges]
     return go_json({"version": "1.0", "prefetch_spans": spans})
 
 
 def parse_prefetch(data: bytes, spans: int) -> list[tuple[int, int]]:
-    """Ranges of a prefetch artefact for a layer of ``spans`` spans; FormatError when it names others."""
+    """Reads the ranges of a prefetch artefact for a layer of ``spans`` spans; FormatError when it names others."""
     where = "SOCI prefetch artefact"
     if len(data) > _MAX_PREFETCH_BYTES:
         raise FormatError(where, f"{len(data)} bytes are more than {_MAX_PREFETCH_BYTES}")

@@ -1,4 +1,4 @@
-"""Reads a zTOC: the file table as columns, and where the spans are. Hostile input gives FormatError.
+"""This module reads a zTOC: the file table as columns, and where the spans are. Hostile input gives FormatError.
 
 Layout facts (see ``ztoc_write``): the root table, CompressionInfo and the span digests stand first, then the
 checkpoints (17 bytes of numbers and a 32 KiB window each), then the file table. Parsing touches no window, so a zTOC
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 MAX_SPANS = 1 << 22
 MAX_ENTRIES = 1 << 22
 MAX_SPAN_BYTES = 1 << 28
-"""Most decompressed bytes of one span a reader accepts: a reader holds one span in memory."""
+"""A reader accepts so many decompressed bytes of one span at most: it holds one span in memory."""
 RECORD_BYTES = FIXED.size + WINDOW_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Ztoc:
-    """A parsed zTOC over its buffer.
+    """Holds a parsed zTOC over its buffer.
 
     Spans: ``ins``, ``outs``, ``bits`` are the checkpoints' columns (an uncompressed layer has them at multiples of
     ``span_size``), ``digests`` the sha256 of each span's stored bytes. ``archive_bytes`` is the size of the
@@ -50,11 +50,11 @@ class Ztoc:
     bits: npt.NDArray[np.uint8]
     digests: list[bytes]
     first_window: int
-    """Where the first stored window stands in the buffer."""
+    """This is where the first stored window stands in the buffer."""
     left_out: int
-    """1 where checkpoint 0 is left out (old form), else 0."""
+    """It is 1 where checkpoint 0 is left out (old form), else 0."""
     metadata: tuple[int, int]
-    """Position of the entry vector's first element, and the number of entries."""
+    """Holds the position of the entry vector's first element, and the number of entries."""
 
     def __len__(self) -> int:
         return self.metadata[1]
@@ -67,14 +67,14 @@ class Ztoc:
         return Checkpoint(int(self.ins[span]), int(self.outs[span]), int(self.bits[span]))
 
     def window(self, span: int) -> memoryview:
-        """The 32 KiB of output before the span."""
+        """Returns the 32 KiB of output before the span."""
         if self.algorithm != GZIP or span < self.left_out:
             return memoryview(bytes(WINDOW_BYTES))
         start = self.first_window + (span - self.left_out) * RECORD_BYTES
         return self.buffer[start : start + WINDOW_BYTES]
 
     def to_table(self) -> LayerTable:
-        """The file table in the form every presentation takes."""
+        """Returns the file table in the form every presentation takes."""
         from harness.formats.soci.ztoc_table import table_of
 
         return table_of(self)
@@ -136,7 +136,7 @@ def _plain_columns(
 
 
 def parse(data: bytes | memoryview) -> Ztoc:
-    """Check a zTOC's frame (root, spans, digests, entry vector); entries are checked by :meth:`Ztoc.to_table`."""
+    """Checks a zTOC's frame (root, spans, digests, entry vector); entries are checked by :meth:`Ztoc.to_table`."""
     buffer = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)
     root = Table.root(buffer, "Ztoc")
     version = root.string(0).decode("utf-8", "replace")

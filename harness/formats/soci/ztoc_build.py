@@ -1,4 +1,4 @@
-"""Builds the zTOC of one layer in a single pass over its stored bytes."""
+"""This module builds the zTOC of one layer in a single pass over its stored bytes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class LayerIndexer:
         self.entries.close()
 
     def read(self, pieces: Iterable[bytes], on_piece: Callable[[bytes], object] | None = None) -> None:
-        """Take the stored layer; ``on_piece`` sees each piece (to verify a digest, to show progress).
+        """Takes the stored layer; ``on_piece`` sees each piece (to verify a digest, to show progress).
 
         Raises FormatError for damaged gzip or tar data.
         """
@@ -124,7 +124,7 @@ class LayerIndexer:
         self.entries.extend(entries)
 
     def write(self, file: IO[bytes], tool: str) -> tuple[str, int]:
-        """Write the zTOC; returns its digest (``sha256:<hex>``) and size in bytes."""
+        """Writes the zTOC; returns its digest (``sha256:<hex>``) and size in bytes."""
         assert self._checkpoints is not None
         digest, size = hashlib.sha256(), 0
         for piece in serialise(

@@ -1,4 +1,5 @@
-"""What a zTOC's building would otherwise keep in memory: checkpoints, entries and the file table, bounded.
+"""This module keeps, bounded, what building a zTOC would otherwise hold in memory: checkpoints, entries and the file
+table.
 
 Each store lives in memory up to a limit and in an unnamed temporary file beyond, so that a layer of any size is
 indexed in the memory of a middling one.
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 MEMORY_BYTES = 32 << 20
 ENTRIES = 1 << 16
-"""Entries that a spool keeps as objects (about 0.5 KB each)."""
+"""A spool keeps so many entries as objects (about 0.5 KB each)."""
 
 _FIELDS = (
     "name", "linkname", "uname", "gname", "flag", "mode", "uid", "gid", "size", "mtime_s", "mtime_ns", "devmajor",
@@ -32,7 +33,7 @@ _fields_of = attrgetter(*_FIELDS)
 
 
 class Spool:
-    """Pieces of bytes, given back in the order they came or in the opposite one."""
+    """Keeps pieces of bytes, given back in the order they came or in the opposite one."""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115 -- closed by close()
@@ -55,7 +56,7 @@ class Spool:
 
 
 class CheckpointStore:
-    """Checkpoints in their serialised form."""
+    """Keeps checkpoints in their serialised form."""
 
     def __init__(self, span_size: int) -> None:
         self._span_size = span_size
@@ -63,7 +64,7 @@ class CheckpointStore:
         self._file = tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115 -- closed by close()
 
     def add(self, checkpoint: Checkpoint, window: bytes) -> None:
-        """Append one checkpoint (a sink for ``index_gzip``)."""
+        """Appends one checkpoint (a sink for ``index_gzip``)."""
         self._count += 1
         self._file.write(FIXED.pack(*checkpoint))
         self._file.write(window)
@@ -83,7 +84,7 @@ class CheckpointStore:
 
 
 class EntrySpool:
-    """Tar entries in order, read back last first; older ones lose what a zTOC does not hold (sparse maps)."""
+    """Keeps tar entries in order, read back last first; older ones lose what a zTOC does not hold (sparse maps)."""
 
     def __init__(self) -> None:
         self._recent: list[TarEntry] = []

@@ -1,4 +1,4 @@
-"""A zTOC's file table as a LayerTable, decoded column by column with numpy.
+"""This module reads a zTOC's file table as a LayerTable, decoded column by column with numpy.
 
 A machine with a quarter of a CPU parses this at start, so no Python loop touches a number: positions of fields come
 from the few distinct vtables, strings from one slice each, and only rare things (links, devices, extended attributes,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAX_NAME_BYTES = 1 << 16
 MAX_TEXT_BYTES = 1 << 28
-"""Most bytes of names (or of link targets, or of times) in all; references may share a string."""
+"""Names (or link targets, or times) have at most so many bytes in all; references may share a string."""
 MAX_RECORDS = 1 << 22
 _WHERE = "zTOC file table"
 _KINDS = {
@@ -165,7 +165,7 @@ def _days(year: int, month: int, day: int) -> int:
 
 
 def parse_time(text: bytes) -> tuple[int, int]:
-    """Seconds since the epoch and nanoseconds of an RFC 3339 time; an empty one is the epoch."""
+    """Returns seconds since the epoch and nanoseconds of an RFC 3339 time; an empty one is the epoch."""
     if not text:
         return 0, 0
     match = _TIME.match(text)
@@ -218,7 +218,7 @@ def _xattrs(columns: _Columns, starts: Ints, counts: Ints) -> dict[int, dict[byt
 
 
 def table_of(ztoc: Ztoc) -> LayerTable:
-    """The file table; FormatError when it breaks the schema or names bytes outside the archive."""
+    """Returns the file table; FormatError when it breaks the schema or names bytes outside the archive."""
     columns = _Columns(ztoc.buffer)
     first, count = ztoc.metadata
     tables = _Tables(columns, columns.follow(first + 4 * np.arange(count, dtype=np.int64)))

@@ -1,4 +1,4 @@
-"""Serialises a zTOC, byte for byte as the reference indexer does.
+"""This module serialises a zTOC, byte for byte as the reference indexer does.
 
 The order of writing decides the bytes: strings of the version and the tool; entries from the last to the first (their
 strings, their PAX records by key, the record vector, the table); the entry vector; the TOC; checkpoints; span
@@ -28,13 +28,13 @@ _SCALARS = ((2, "q"), (3, "q"), (5, "q"), (6, "I"), (7, "I"), (11, "q"), (12, "q
 
 
 class Backwards(Protocol):
-    """Entries that can be walked from the last to the first."""
+    """Gives entries that can be walked from the last to the first."""
 
     def __reversed__(self) -> Iterator[TarEntry]: ...
 
 
 def rfc3339(seconds: int, nanoseconds: int) -> bytes:
-    """Go's RFC 3339 text of a time in UTC, years 0 to 9999 (trailing zeros of the fraction cut)."""
+    """Writes Go's RFC 3339 text of a time in UTC, years 0 to 9999 (trailing zeros of the fraction cut)."""
     days, rest = divmod(seconds, 86400)
     # Days to a civil date in years of 400-year eras starting in March (Hinnant, "chrono-compatible date algorithms").
     era, day = divmod(days + 719468, 146097)
@@ -51,7 +51,7 @@ def rfc3339(seconds: int, nanoseconds: int) -> bytes:
 
 
 class PlainCheckpoints:
-    """What stands in the place of checkpoints for an uncompressed layer: span size and layer size."""
+    """Stands in the place of checkpoints for an uncompressed layer: span size and layer size."""
 
     def __init__(self, span_size: int, size: int) -> None:
         writer = Writer()
@@ -173,7 +173,9 @@ def serialise(
     compressed_bytes: int,
     archive_bytes: int,
 ) -> Iterator[bytes]:
-    """The zTOC in pieces, first byte first; the windows are copied straight from where ``checkpoints`` keeps them."""
+    """Yields the zTOC in pieces, first byte first; the windows are copied straight from where ``checkpoints`` keeps
+    them.
+    """
     writer = Writer()
     version_at = writer.string(VERSION)
     tool_at = writer.string(tool.encode())

@@ -1,1 +1,1 @@
-"""tar: what the entries of a layer's archive say."""
+"""This package says what the entries of a layer's tar mean."""

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 REGULAR_FILE = ord("0")
 GLOBAL_HEADER = ord("g")
-"""A PAX header for all later entries: as in Go, an entry of its own, which describes no file."""
+"""This PAX header is for all later entries: as in Go, it is an entry of its own, which describes no file."""
 
 
 class EntryReader(LayerReader):
-    """A ``LayerReader`` that is given entries as the scanner finds them; global headers do not count."""
+    """This ``LayerReader`` is given entries as the scanner finds them; global headers do not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class EntryReader(LayerReader):
         """Directories as files' names write them, and cleaned."""
 
     def read(self, entry: TarEntry) -> Action:
-        """What to do with the next entry. Raises FormatError, which names it, and UnsafePath."""
+        """Says what to do with the next entry. Raises FormatError, which names it, and UnsafePath."""
         flag = entry.flag
         if flag == REGULAR_FILE:
             return self._read_file(entry)

@@ -1,4 +1,4 @@
-"""Fields of a tar header and of PAX records: numbers, strings, times.
+"""This module reads fields of a tar header and of PAX records: numbers, strings, times.
 
 Sources: POSIX.1-2017 pax; GNU tar manual, "Tar Internals"; the limits and checks are those of Go's archive/tar.
 """
@@ -15,13 +15,13 @@ def where_of(offset: int) -> str:
 
 
 def text(field: bytes) -> bytes:
-    """The bytes before the first NUL."""
+    """Returns the bytes before the first NUL."""
     end = field.find(0)
     return field if end < 0 else field[:end]
 
 
 def number(field: bytes, offset: int) -> int:
-    """An octal field (blanks and NULs around it) or a GNU base-256 one; ``offset`` only serves the message."""
+    """Reads an octal field (blanks and NULs around it) or a GNU base-256 one; ``offset`` only serves the message."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big", signed=False)
         bits = 8 * len(field) - 1
@@ -43,7 +43,7 @@ def number(field: bytes, offset: int) -> int:
 
 
 def decimal(value: bytes, offset: int) -> int:
-    """A signed 64-bit decimal of a PAX record."""
+    """Reads a signed 64-bit decimal of a PAX record."""
     digits = value[1:] if value[:1] in (b"-", b"+") else value
     if digits.isdigit() and len(digits) < 40 and -_MAX_INT - 1 <= (result := int(value)) <= _MAX_INT:
         return result
@@ -51,7 +51,7 @@ def decimal(value: bytes, offset: int) -> int:
 
 
 def pax_time(value: bytes, offset: int) -> tuple[int, int]:
-    """Seconds and nanoseconds (0..999 999 999) of a PAX time; digits beyond nanoseconds are cut off."""
+    """Returns seconds and nanoseconds (0..999 999 999) of a PAX time; digits beyond nanoseconds are cut off."""
     whole, _, fraction = value.partition(b".")
     seconds = decimal(whole, offset)
     if not fraction:
@@ -65,7 +65,7 @@ def pax_time(value: bytes, offset: int) -> tuple[int, int]:
 
 
 def pax_records(data: bytes, offset: int) -> dict[bytes, bytes]:
-    """Records of an extended header, last one of a key winning, sparse 0.0 pairs joined to a 0.1 map."""
+    """Reads records of an extended header, last one of a key winning, sparse 0.0 pairs joined to a 0.1 map."""
     records: dict[bytes, bytes] = {}
     pairs: list[bytes] = []
     position, size = 0, len(data)

@@ -1,4 +1,4 @@
-"""What the kernel takes of an entry's metadata: owners, times, devices, attributes, link targets.
+"""This module says what the kernel takes of an entry's metadata: owners, times, devices, attributes, link targets.
 
 Every mode shows the same only if each says the same of what cannot be shown. A value that an unpacker could not set is
 refused (owners, devices, targets), moved to the nearest that can be held (times, as the kernel's ext4 does) or left out
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from harness.formats.table import LayerTable
 
 MAX_OWNER = (1 << 32) - 2
-"""4294967295 is what chown(2) is told to leave an owner as it is."""
+"""This is the largest owner, since 4294967295 tells chown(2) to leave an owner as it is."""
 MAX_MAJOR, MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
 MIN_TIME_S, MAX_TIME_S = -(1 << 31), (1 << 34) - (1 << 31) - 1
-"""What ext4 can hold: 1901 to 2446."""
+"""These are what ext4 can hold: 1901 to 2446."""
 
 OPAQUE_XATTR = b"trusted.overlay.opaque"
 OVERLAY_PREFIXES = (b"trusted.overlay.", b"user.overlay.")
-"""OverlayFS's own: leftovers of the builder's storage driver, which would steer ours."""
+"""These are OverlayFS's own: leftovers of the builder's storage driver, which would steer ours."""
 _REG, _DIR = 1, 2
 _ACLS = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
@@ -39,32 +39,32 @@ MAX_XATTR_NAME, MAX_XATTR_VALUE = 255, (1 << 16) - 1
 
 
 def check_owner(name: bytes, uid: int, gid: int) -> None:
-    """FormatError for an owner that no kernel takes."""
+    """Raises FormatError for an owner that no kernel takes."""
     if not (0 <= uid <= MAX_OWNER and 0 <= gid <= MAX_OWNER):
         raise FormatError(entry_of(name), f"owner {uid}:{gid}, which no kernel takes (0 to {MAX_OWNER})")
 
 
 def check_device(name: bytes, major: int, minor: int) -> None:
-    """FormatError for a device number that no kernel takes."""
+    """Raises FormatError for a device number that no kernel takes."""
     if not (0 <= major <= MAX_MAJOR and 0 <= minor <= MAX_MINOR):
         raise FormatError(entry_of(name), f"device {major}:{minor}, which no kernel takes")
 
 
 def check_symlink(name: bytes, target: bytes) -> None:
-    """FormatError for a symbolic link that symlink(2) would not make."""
+    """Raises FormatError for a symbolic link that symlink(2) would not make."""
     if not target or len(target) > PATH_MAX:
         raise FormatError(entry_of(name), f"a symbolic link with a target of {len(target)} bytes (1 to {PATH_MAX})")
 
 
 def held_time(seconds: int, nanoseconds: int) -> tuple[int, int]:
-    """The time as a file system holds it."""
+    """Returns the time as a file system holds it."""
     if MIN_TIME_S <= seconds <= MAX_TIME_S:
         return seconds, nanoseconds
     return min(max(seconds, MIN_TIME_S), MAX_TIME_S), 0
 
 
 def held_table(table: LayerTable) -> LayerTable:
-    """The table with times and attributes as a file system holds them; the same where nothing differs."""
+    """Returns the table with times and attributes as a file system holds them; the same where nothing differs."""
     import numpy as np
 
     seconds, nanoseconds, xattrs = table.mtimes_s, table.mtimes_ns, table.xattrs
@@ -82,7 +82,8 @@ def held_table(table: LayerTable) -> LayerTable:
 
 
 def held_xattrs(kind: int, attributes: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """The attributes that a file system under OverlayFS can hold for an entry of this kind, and the opaque mark.
+    """Returns the attributes that a file system under OverlayFS can hold for an entry of this kind, and the opaque
+    mark.
 
     ``trusted.overlay.opaque`` with the value ``y`` stays on a directory: it says that the layer replaces it
     (``reading``). Others that begin as OverlayFS's own are left out, whatever they say.

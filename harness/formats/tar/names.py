@@ -1,4 +1,5 @@
-"""Names of a layer's entries: cleaned, kept below the layer's root, and no longer than the kernel takes them.
+"""This module reads names of a layer's entries: cleaned, kept below the layer's root, no longer than the kernel takes
+them.
 
 An entry's name means ``path.Clean("/" + name)`` without the leading slash, as in containerd, Docker and
 stargz-snapshotter: names that begin with ``/`` are read from the layer's root (distroless, kaniko and Paketo images
@@ -12,18 +13,18 @@ from __future__ import annotations
 from harness.errors import FormatError, UnsafePath
 
 NAME_MAX = 255
-"""Most bytes of one component."""
+"""One component has at most so many bytes."""
 PATH_MAX = 4095
-"""Most bytes of a name or a symbolic link's target: the kernel's PATH_MAX counts a NUL as well."""
+"""A name or a symbolic link's target has at most so many bytes: the kernel's PATH_MAX counts a NUL as well."""
 
 
 def entry_of(name: bytes) -> str:
-    """How an error names an entry."""
+    """Says how an error names an entry."""
     return f"entry {name[:200].decode('utf-8', 'backslashreplace')!r}"
 
 
 def clean_name(name: bytes, where: str = "tar entry") -> bytes:
-    """The path below the layer's root, in the form of ``LayerTable.names``; the root itself is ``b""``.
+    """Returns the path below the layer's root, in the form of ``LayerTable.names``; the root itself is ``b""``.
 
     Slashes at the beginning and the end, doubled ones and ``.`` go away; ``..`` takes the component before it along.
     Raises UnsafePath for a name that climbs above the root or holds a NUL, FormatError for one that is too long.
@@ -46,12 +47,12 @@ def clean_name(name: bytes, where: str = "tar entry") -> bytes:
 
 
 def clean_target(target: bytes, where: str = "tar entry") -> bytes:
-    """A hard link's target, which is read like a name."""
+    """Returns a hard link's target, which is read like a name."""
     return clean_name(target, where)
 
 
 def check_length(name: bytes) -> None:
-    """FormatError for a cleaned name that no system call takes."""
+    """Raises FormatError for a cleaned name that no system call takes."""
     if len(name) > PATH_MAX:
         raise FormatError(entry_of(name), f"a name of {len(name)} bytes; the kernel takes {PATH_MAX}")
     if any(len(part) > NAME_MAX for part in name.split(b"/")):

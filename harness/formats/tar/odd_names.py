@@ -1,4 +1,6 @@
-"""Whether any of many names holds a component that has to be cleaned away, in one pass over all of them."""
+"""This module tells whether any of many names holds a component that has to be cleaned away, in one pass over all of
+them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ _SLASH, _DOT = 0x2F, 0x2E
 
 
 def any_odd(joined: bytes) -> bool:
-    """Whether a name in ``joined`` (each between NULs, one NUL at both ends) has a component ``.``, ``..`` or "".
+    """Says whether a name in ``joined`` (each between NULs, one NUL at both ends) has a component ``.``, ``..`` or "".
 
     A name that is empty as a whole is not odd: it is the root. A substring search for each of the eleven ways to
     write these takes five times as long.

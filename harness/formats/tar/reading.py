@@ -1,4 +1,5 @@
-"""The one reading of a layer: where each entry goes, what it replaces, and what of lower layers it hides.
+"""This module holds the one reading of a layer: where each entry goes, what it replaces, and what of lower layers it
+hides.
 
 The unpacker, the EROFS merge, the FUSE directories, the eStargz and SOCI converters and ``verify`` all ask here, so
 that no two of them can answer differently. The reading is that of an unpacker which takes the entries in order, each
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
 
 
 IMPLIED: Final = -1
-"""Stands for a directory that no entry describes."""
+"""It stands for a directory that no entry describes."""
 AUFS_PREFIX: Final = b".wh..wh."
 MAX_HOPS: Final = 40
-"""Symbolic links followed for one name, as in the kernel."""
+"""So many symbolic links are followed for one name, as in the kernel."""
 MAX_LATE_LINKS: Final = 1 << 20
 _DIR, _SYMLINK, _HARDLINK = int(Kind.DIR), int(Kind.SYMLINK), int(Kind.HARDLINK)
 _NOUNS: Final[dict[int, str]] = {
@@ -51,23 +52,23 @@ _NOUNS: Final[dict[int, str]] = {
 
 
 class Action(IntEnum):
-    """What an unpacker does with an entry."""
+    """Says what an unpacker does with an entry."""
 
     PASS = 0
-    """Nothing: a marker, which counts when the layer has ended."""
+    """The entry is passed over: it is a marker, which counts when the layer has ended."""
     MAKE = 1
-    """Make it at ``LayerReader.path``, where nothing is."""
+    """The entry is made at ``LayerReader.path``, where nothing is."""
     REPLACE = 2
-    """Make it at ``LayerReader.path``; what is there goes first, but for a directory under a directory."""
+    """The entry is made at ``LayerReader.path``; what is there goes first, but for a directory under a directory."""
     LINK = 3
-    """Link ``LayerReader.path`` to ``LayerReader.target``, which is there; what is at ``path`` goes first."""
+    """``LayerReader.path`` is linked to ``LayerReader.target``, which is there; what is at ``path`` goes first."""
     CLEAR = 4
-    """Remove what is at ``LayerReader.path``: a hard link comes there when its target has come."""
+    """What is at ``LayerReader.path`` is removed: a hard link comes there when its target has come."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerReading:
-    """One layer, read. Numbers are those of its entries; IMPLIED stands for a directory without one.
+    """Holds one layer, read. Numbers are those of its entries; IMPLIED stands for a directory without one.
 
     ``kinds`` are the entries'. ``directories`` maps each directory (parents before children) to its names and their
     inodes: a hard link has the number of the entry that it is a name of. ``nlinks`` counts the names of inodes that
@@ -86,22 +87,22 @@ class LayerReading:
     lower_links: Mapping[int, bytes] = field(default_factory=dict)
     late_links: Sequence[tuple[bytes, bytes]] = ()
     implied: Sequence[bytes] = ()
-    """The directories that hold some which no entry describes."""
+    """Lists the directories that hold some which no entry describes."""
     aufs: Sequence[bytes] = ()
-    """Where aufs's bookkeeping was put, which an unpacker removes at the end."""
+    """Lists where aufs's bookkeeping was put, which an unpacker removes at the end."""
 
     def is_directory(self, number: int) -> bool:
         return number == IMPLIED or self.kinds[number] == _DIR
 
     def number_of(self, path: bytes) -> int:
-        """The entry of a path that the layer has; IMPLIED for a directory without one."""
+        """Returns the entry of a path that the layer has; IMPLIED for a directory without one."""
         if not path:
             return self.root
         parent, _, base = path.rpartition(b"/")
         return self.directories[parent][base]
 
     def paths_of(self, number: int) -> list[bytes]:
-        """Every name of an inode, in the order of the directories."""
+        """Returns every name of an inode, in the order of the directories."""
         return [
             path + b"/" + base if path else base
             for path, children in self.directories.items()
@@ -150,13 +151,13 @@ class LayerReader:
 
     @property
     def path(self) -> bytes:
-        """Where the entry last taken goes."""
+        """Returns where the entry last taken goes."""
         return self.parent + b"/" + self.base if self.parent else self.base
 
     def take(
         self, name: bytes, kind: int, link: bytes = b"", *, whiteout: bool = False, opaque: bool = False
     ) -> Action:
-        """Read the next entry, of an unpacker that has no table: its cleaned ``name``, ``kind`` and ``link`` target.
+        """Reads the next entry, of an unpacker that has no table: its cleaned ``name``, ``kind`` and ``link`` target.
 
         ``whiteout``: a character device 0/0; ``opaque``: a directory with that attribute.
         """
@@ -167,7 +168,7 @@ class LayerReader:
         return self.place(number, name, kind, link, whiteout=whiteout, opaque=opaque)
 
     def add_file(self, parent: bytes, base: bytes) -> bool:
-        """Take a regular file that is made at ``base``, no marker, in ``parent``; false, and nothing taken, if not so.
+        """Takes a regular file that is made at ``base``, no marker, in ``parent``; false, and nothing taken, if not so.
 
         This is ``take`` where there is nothing to decide.
         """
@@ -211,12 +212,12 @@ class LayerReader:
         return Action.REPLACE
 
     def enter(self, path: bytes) -> dict[bytes, int]:
-        """The names of the directory that ``path`` leads to, made where it is missing."""
+        """Returns the names of the directory that ``path`` leads to, made where it is missing."""
         children = self.directories.get(path)
         return self._enter(path, path)[1] if children is None else children
 
     def finish(self) -> LayerReading:
-        """Declare the layer's end: late links, what markers hide. Raises FormatError."""
+        """Declares the layer's end: late links, what markers hide. Raises FormatError."""
         late, lower = self._finish_links()
         self._late.clear()
         aufs = [path for path in self._aufs if self._remove(path)]

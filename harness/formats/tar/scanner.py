@@ -1,4 +1,4 @@
-"""Tar headers as Go's archive/tar reads them, because both reference indexers are written on top of it.
+"""This module reads tar headers as Go's archive/tar does, because both reference indexers are written on top of it.
 
 The parser is *pushed* decompressed bytes (:class:`TarScanner`) or *pulls* them (:class:`TarStream`). It decodes
 headers and steps over payloads without copying them; entries say where their payload stands.
@@ -28,7 +28,7 @@ __all__ = ["BLOCK", "KINDS", "TarEntry", "TarScanner", "TarStream"]
 
 BLOCK = 512
 MAX_SPECIAL_BYTES = 1 << 20
-"""Most bytes of one extended header or long name (Go's limit)."""
+"""One extended header or long name has at most so many bytes (Go's limit)."""
 MAX_NAME_BYTES = 1 << 16
 
 XATTR_PREFIX = b"SCHILY.xattr."
@@ -52,11 +52,11 @@ KINDS = {
     0x35: Kind.DIR,
     0x36: Kind.FIFO,
 }
-"""Type flag -> kind, of the seven types that a layer's table can hold."""
+"""Maps a type flag to a kind, of the seven types that a layer's table can hold."""
 
 
 class TarEntry:
-    """One entry: strings raw, offsets in the decompressed stream.
+    """Holds one entry: strings raw, offsets in the decompressed stream.
 
     ``header_offset`` is that of the first block that belongs to the entry (its extended headers included),
     ``payload_offset`` that of the first stored payload byte, ``stored_bytes`` how many stand there, ``end_offset``
@@ -110,7 +110,9 @@ class TarEntry:
 
     @property
     def kind(self) -> Kind:
-        """Kind of the entry; FormatError for a type that no layer table holds (old GNU sparse counts as a file)."""
+        """Returns the kind of the entry; FormatError for a type that no layer table holds (old GNU sparse counts as a
+        file).
+        """
         kind = KINDS.get(self.flag)
         if kind is not None:
             return kind
@@ -120,7 +122,7 @@ class TarEntry:
 
     @property
     def xattrs(self) -> dict[bytes, bytes]:
-        """Extended attributes by full name."""
+        """Returns extended attributes by full name."""
         return {key[13:]: value for key, value in self.pax.items() if key.startswith(XATTR_PREFIX)}
 
     def __repr__(self) -> str:
@@ -134,7 +136,7 @@ def _remember(known: dict[bytes, _Value], field: bytes, value: _Value) -> None:
 
 
 class TarScanner:
-    """Push parser: feed it the stream in pieces of any size, get the entries whose headers have ended.
+    """Parses what it is pushed: feed it the stream in pieces of any size, get the entries whose headers have ended.
 
     Memory stays below ``MAX_SPECIAL_BYTES`` plus one piece whatever the input. Raises FormatError.
     ``ended`` turns true after the second zero block; ``position`` is then the archive's size as a tar reader sees it,
@@ -165,23 +167,23 @@ class TarScanner:
 
     @property
     def skip(self) -> int:
-        """Bytes that come before the next byte the parser wants to see (what is left of a payload)."""
+        """Counts bytes that come before the next byte the parser wants to see (what is left of a payload)."""
         return self._skip
 
     @property
     def wanted(self) -> int:
-        """Bytes after ``skip`` that complete what the parser works on."""
+        """Counts bytes after ``skip`` that complete what the parser works on."""
         return self._need - len(self._carry)
 
     def skipped(self, count: int) -> None:
-        """Tell that ``count`` (at most ``skip``) payload bytes went by without being fed."""
+        """Hears that ``count`` (at most ``skip``) payload bytes went by without being fed."""
         if count > self._skip or self._carry:
             raise ValueError("more bytes skipped than the payload has")
         self._skip -= count
         self.position += count
 
     def feed(self, data: bytes | memoryview) -> list[TarEntry]:
-        """Entries whose headers end within ``data``."""
+        """Returns entries whose headers end within ``data``."""
         entries: list[TarEntry] = []
         start, size = 0, len(data)
         while start < size and not self.ended:
@@ -213,7 +215,7 @@ class TarScanner:
         return entries
 
     def close(self) -> None:
-        """Declare the end of the stream; FormatError when it ends inside a header or payload.
+        """Declares the end of the stream; FormatError when it ends inside a header or payload.
 
         As in Go, the zero blocks and the padding of the last payload may be missing.
         """
@@ -424,7 +426,7 @@ class Readable(Protocol):
 
 
 class TarStream:
-    """Pull parser over an object with ``read(size)``; iterating gives entries, :meth:`read` the current payload."""
+    """Pulls from an object with ``read(size)``; iterating gives entries, :meth:`read` the current payload."""
 
     def __init__(self, stream: Readable) -> None:
         self._stream = stream
@@ -433,7 +435,7 @@ class TarStream:
 
     @property
     def position(self) -> int:
-        """Offset of the next byte that will be taken from the stream."""
+        """Returns the offset of the next byte that will be taken from the stream."""
         return self._scanner.position
 
     def __iter__(self) -> Iterator[TarEntry]:
@@ -441,7 +443,7 @@ class TarStream:
             yield entry
 
     def next(self) -> TarEntry | None:
-        """The next entry, None at the end of the archive; skips what is left of the current payload."""
+        """Returns the next entry, None at the end of the archive; skips what is left of the current payload."""
         scanner = self._scanner
         while not scanner.ended:
             data = self._stream.read(min(scanner.skip, 1 << 20) or scanner.wanted)
@@ -456,7 +458,9 @@ class TarStream:
         return None
 
     def read(self, size: int = -1) -> bytes:
-        """Up to ``size`` stored payload bytes of the current entry (b"" at its end); FormatError when cut short."""
+        """Returns up to ``size`` stored payload bytes of the current entry (b"" at its end); FormatError when cut
+        short.
+        """
         size = self._left if size < 0 else min(size, self._left)
         if not size:
             return b""

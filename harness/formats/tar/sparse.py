@@ -1,4 +1,5 @@
-"""Sparse maps of tar entries: old GNU blocks, PAX 0.0 and 0.1 records, PAX 1.0 text in front of the payload.
+"""This module reads sparse maps of tar entries: old GNU blocks, PAX 0.0 and 0.1 records, PAX 1.0 text in front of the
+payload.
 
 Source: GNU tar manual, "Storing Sparse Files"; Go archive/tar (same order of checks).
 """
@@ -35,7 +36,7 @@ def _where(offset: int) -> str:
 
 
 def is_sparse(pax: Mapping[bytes, bytes]) -> bool:
-    """Whether the records describe a sparse file of a known version."""
+    """Says whether the records describe a sparse file of a known version."""
     major, minor = pax.get(b"GNU.sparse.major", b""), pax.get(b"GNU.sparse.minor", b"")
     if major or minor:
         return (major, minor) in {(b"0", b"0"), (b"0", b"1"), (b"1", b"0")}
@@ -43,7 +44,9 @@ def is_sparse(pax: Mapping[bytes, bytes]) -> bool:
 
 
 def checked(fragments: list[tuple[int, int]], size: int, stored_bytes: int, offset: int) -> list[tuple[int, int]]:
-    """The fragments, after making sure that they are in order, inside the file and as long as what is stored."""
+    """Returns the fragments, after making sure that they are in order, inside the file and as long
+    as what is stored.
+    """
     end = total = 0
     for start, length in fragments:
         if start < end or length < 0 or start + length > size:
@@ -56,7 +59,7 @@ def checked(fragments: list[tuple[int, int]], size: int, stored_bytes: int, offs
 
 
 class OldGnuMap:
-    """Four fragments in the header, 21 more in each extension block."""
+    """Reads four fragments in the header, 21 more in each extension block."""
 
     inside_payload = False
 
@@ -130,7 +133,7 @@ class _TextMap:
 
 
 def pax_map(entry: TarEntry, offset: int) -> MapReader:
-    """A reader for the map that ``entry``'s records announce; sets the entry's real name and size."""
+    """Makes a reader for the map that ``entry``'s records announce; sets the entry's real name and size."""
     pax = entry.pax
     entry.name = pax.get(b"GNU.sparse.name") or entry.name
     size = pax.get(b"GNU.sparse.size") or pax.get(b"GNU.sparse.realsize")

@@ -1,4 +1,4 @@
-"""Hard links into lower layers, looked up through the readings of all layers.
+"""This module looks up hard links into lower layers, through the readings of all layers.
 
 Such a link is another name of the very inode that the lower layer made, as in a plain file system: content, owner and
 times are one, and its link count counts the names in every layer. Its target is the file that the stack shows under
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LowerLink:
-    """Entry ``number`` of ``layer`` (all its names: ``paths``) is the inode of entry ``target`` of ``lower``."""
+    """Says that entry ``number`` of ``layer`` (all its names: ``paths``) is the inode of entry
+    ``target`` of ``lower``.
+    """
 
     layer: int
     number: int
@@ -32,7 +34,7 @@ class LowerLink:
 
 
 def lower_links(readings: Sequence[LayerReading], where: Callable[[int], str]) -> list[LowerLink]:
-    """All hard links into lower layers, bottom layer first; FormatError for one to nothing or to a directory.
+    """Returns all hard links into lower layers, bottom layer first; FormatError for one to nothing or to a directory.
 
     ``where`` names a layer in errors.
     """
@@ -55,7 +57,9 @@ def lower_links(readings: Sequence[LayerReading], where: Callable[[int], str]) -
 
 
 def find_below(readings: Sequence[LayerReading], layer: int, path: bytes) -> tuple[int, int] | None:
-    """(layer, entry) of what the layers below ``layer`` show at ``path`` with ``layer`` on top; None for nothing."""
+    """Returns (layer, entry) of what the layers below ``layer`` show at ``path`` with ``layer`` on top; None for
+    nothing.
+    """
     for number in range(layer, -1, -1):
         reading = readings[number]
         at, base, last = b"", b"", False

@@ -1,4 +1,6 @@
-"""A whole layer's reading from its table: columns checked, then each entry put where it goes (``reading``)."""
+"""This module reads a whole layer from its table: columns are checked, then each entry is put where it goes
+(``reading``).
+"""
 
 from __future__ import annotations
 
