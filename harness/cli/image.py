@@ -61,7 +61,7 @@ def build(
         print(json.dumps(facts, indent=2))
         return
     print(facts["image"])
-    print(f"{facts['digest']}  {len(image.layers)} layers, {megabytes(image.compressed_bytes)} compressed")
+    print(f"{facts['digest']}  {len(image.layers)} layers, {megabytes(image.compressed_bytes)} stored")
 
 
 @groups.image.command("push")

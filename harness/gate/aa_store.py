@@ -63,5 +63,5 @@ def between_days(kept: list[AaRecord], metric: str = "time-to-ready") -> float |
             for line in record.noise:
                 if line.metric == metric:
                     medians.setdefault(line.case, []).append(line.median)
-    spans = [max(values) / min(values) for values in medians.values() if len(values) > 1 and min(values) > 0]
-    return max(spans) if spans else None
+    spreads = [max(values) / min(values) for values in medians.values() if len(values) > 1 and min(values) > 0]
+    return max(spreads) if spreads else None

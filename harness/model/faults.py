@@ -200,7 +200,7 @@ class FaultObservation(Frozen):
     """From T0 until the fault began: what was there already is not at risk."""
     received_in_fault_bytes: int = 0
     image_bytes: int = 0
-    """Compressed bytes of the image's layers."""
+    """Counts the stored bytes of the image's layers."""
     unhealthy_s: float = 0.0
     """From the first read that failed or hung until reads worked again, or the trial's end."""
     falsely_healthy_s: float = 0.0

@@ -37,7 +37,7 @@ class Metric:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("image-bytes", "image", "bytes", "compressed bytes of the image's layers"),
+        Metric("image-bytes", "image", "bytes", "stored bytes of the image's layers"),
         Metric("image-layers", "image", "", "layers of the image"),
         Metric("image-files", "image", "", "files, directories and other entries that the image shows"),
         Metric("image-unpacked-bytes", "image", "bytes", "bytes of the files that the image shows"),

@@ -155,7 +155,7 @@ class LazyPolicy:
     """While the registry is away, reads of bytes that are not local wait for it (up to ``read_timeout_s``); else they
     fail at once."""
     memory_bytes: int = option(64 * MIB, MIB, 1024 * GIB)
-    """Inflated and compressed bytes kept in memory; the coldest go to the disk cache."""
+    """So many inflated and stored bytes are kept in memory; the coldest go to the disk cache."""
     disk_cache: bool = True
     """Keep on the machine's disk what memory has no room for; without it, that is fetched again."""
     cache_inflated: bool = False

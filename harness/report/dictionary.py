@@ -160,7 +160,7 @@ FAULTS = (
     Column("received_bytes", _COUNT, "bytes", "Bytes received in the whole trial."),
     Column("received_before_bytes", _COUNT, "bytes", "Bytes received until the fault began."),
     Column("received_in_fault_bytes", _COUNT, "bytes", "Bytes received while the fault lasted."),
-    Column("image_bytes", _COUNT, "bytes", "Compressed size of the image."),
+    Column("image_bytes", _COUNT, "bytes", "Stored bytes of the image's layers."),
     Column("unhealthy_s", _REAL, "s", "From the first read that failed until reads worked again, or the end."),
     Column("falsely_healthy_s", _REAL, "s", "Of them, with a probe that answers from memory saying all is well."),
     Column("listing_healthy_s", _REAL, "s", "The same of a probe that lists the root directory first."),

@@ -50,7 +50,7 @@ class ListedFile:
 def list_files(
     source: ImageSource, image: Image, cache: Path | None = None, progress: Callable[[int], None] = lambda _: None
 ) -> list[ListedFile]:
-    """Lists the visible entries of the image by path; ``progress`` is told compressed bytes as they are read.
+    """Lists the visible entries of the image by path; ``progress`` is told stored bytes as they are read.
 
     Raises ContentError for a layer that is not what it claims to be.
     """

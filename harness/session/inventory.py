@@ -23,8 +23,11 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """One image: ``layers`` are compressed bytes from the lowest up, ``files`` bytes by path (0 for what is no file),
-    ``reads`` the paths a start reads in first-touch order, None where no start was traced."""
+    """Describes one image.
+
+    ``layers`` are stored bytes from the lowest up, ``files`` bytes by path (0 for what is no file), ``reads`` the paths
+    a start reads in first-touch order, None where no start was traced.
+    """
 
     digest: str
     layers: tuple[int, ...]

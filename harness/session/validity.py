@@ -5,7 +5,7 @@ An invalid trial is kept with its reasons. The rules:
 ``not-lazy``
     A mode that starts before the image is there did not: no layer was lazy, or its root was neither FUSE nor EROFS. Or
     (images below ``SMALL_IMAGE_BYTES`` are exempt: a handful of requests is all of them) at least ``NOT_LAZY_SHARE`` of
-    the image's compressed bytes had come before its root file system was there, as the machine's network interface
+    the image's stored bytes had come before its root file system was there, as the machine's network interface
     counts them; or by readiness, without what it says to have streamed (a start whose work is to read a share of the
     image is exempt from that: the bytes that this moves are the finding).
 ``stream-unfounded``
@@ -15,7 +15,7 @@ An invalid trial is kept with its reasons. The rules:
 ``fuse-in-full-pull``
     A full pull whose root file system was served by FUSE, of a mode that needs none.
 ``cache-not-cold``
-    A full pull that received less than ``COLD_SHARE`` of the image's compressed bytes before readiness, a lazy start
+    A full pull that received less than ``COLD_SHARE`` of the image's stored bytes before readiness, a lazy start
     that received nothing, or a page cache that could not be dropped before T0.
 ``host-stolen``
     The hypervisor took more than ``STEAL_SHARE`` of the host's CPU time during the trial.

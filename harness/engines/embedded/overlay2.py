@@ -48,8 +48,11 @@ PARALLEL = 3
 """So many layers are fetched at a time, as by Docker's and containerd's default."""
 
 _PIECE_BYTES = 1 << 17
-"""Compressed bytes hashed and inflated at a time. libcurl gives 16 KiB at most, and each hand-over between threads
-costs more than joining eight of those; a decompressed piece still fits the second-level cache until it is written."""
+"""So many stored bytes are hashed and inflated at a time.
+
+libcurl gives 16 KiB at most, and each hand-over between threads costs more than joining eight of those; a decompressed
+piece still fits the second-level cache until it is written.
+"""
 
 
 @dataclass(slots=True)

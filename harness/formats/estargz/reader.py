@@ -51,7 +51,7 @@ class EstargzToc:
 
     @classmethod
     def from_member(cls, member: bytes, footer: Footer, expected_digest: str | None) -> EstargzToc:
-        """Parse the TOC's compressed bytes, blob[toc_offset:toc_end]; ``expected_digest`` None skips that check.
+        """Parse the TOC's stored bytes, blob[toc_offset:toc_end]; ``expected_digest`` None skips that check.
 
         Raises FormatError, UnsafePath or DigestMismatch.
         """
@@ -97,7 +97,7 @@ def read_toc_member(source: RangeSource, blob_size: int, tail_bytes: int = TAIL_
     if footer.kind is FooterKind.EXTERNAL_TOC:
         return footer, b""
     if footer.toc_end - footer.toc_offset > MAX_TOC_BYTES:
-        raise FormatError("eStargz TOC", f"{footer.toc_end - footer.toc_offset} bytes compressed, more than accepted")
+        raise FormatError("eStargz TOC", f"{footer.toc_end - footer.toc_offset} stored bytes, more than accepted")
     if footer.toc_offset >= tail_start:
         return footer, tail[footer.toc_offset - tail_start : footer.toc_end - tail_start]
     head = source.read_range(footer.toc_offset, min(tail_start, footer.toc_end) - footer.toc_offset)

@@ -1,4 +1,4 @@
-"""The machine's disk as a cache of one layer: two sparse files, inflated bytes and stored (compressed) bytes.
+"""The machine's disk as a cache of one layer: two sparse files, inflated bytes and stored bytes.
 
 Where nothing was written a sparse file reads as zeros, so callers never read what they have not recorded as written;
 the files hold no state of their own. Whatever the disk refuses is no error of the file system served: after the first

@@ -32,7 +32,7 @@ _QUIET_S = 15.0
 """No byte for so long: what is missing is not on its way."""
 _QUIET_BYTES = 20_000
 _WHOLE_SHARE = 0.95
-"""Of the image's compressed bytes: what is fetched more than once makes up for little."""
+"""This share of the image's stored bytes counts as all: what is fetched more than once makes up for little."""
 _BUDGETS = {"untouched": 0.6, "mapped": 0.1, "touched": 0.1, "evicted": 0.2}
 """Shares of the fault's duration in which reads of a sample may begin."""
 
