@@ -1,15 +1,22 @@
-"""This module writes what an A/A run says as Markdown."""
+"""This module writes what an A/A run says as Markdown, and what a gate has to say where none is kept."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
+from harness.gate import aa_store
+from harness.gate.environment import host_class
 from harness.gate.outputs import rate
 from harness.gate.wording import change, percent, table, value
 from harness.model.metrics import METRICS, family
 
 if TYPE_CHECKING:
+    from harness.gate.aa import AaRecord
     from harness.gate.aa_running import AaResult
+    from harness.gate.sides import Side
+    from harness.model.session import SessionHeader
+    from harness.oci.cache import Cache
 
 
 def markdown(result: AaResult) -> str:
@@ -51,3 +58,30 @@ def markdown(result: AaResult) -> str:
                 "Others, with their largest difference: " + ", ".join(f"{n} {percent(a)}" for a, n in moving) + "."
             )
     return "\n".join(out) + "\n"
+
+
+def notes(cache: Cache, header: SessionHeader, scenario: str, stored: Side | None, known: AaRecord | None) -> list[str]:
+    """Says what is not known of a gate here, and how old a stored baseline is.
+
+    ``header`` is the gate's session, ``stored`` the baseline's where it is not side by side, ``known`` the newest A/A
+    run.
+    """
+    said = []
+    if known is None:
+        said.append(
+            "No A/A run of this scenario is kept for hosts like this one, so its false-alarm rate and power "
+            f"are not known here: coldbench aa {scenario}"
+        )
+    if stored is not None:
+        then, now = (datetime.fromisoformat(h.created_at) for h in (stored.header, header))
+        age_h = (now - then).total_seconds() / 3600
+        old = f"{age_h / 24:.0f} days" if age_h > 48 else f"{age_h:.0f} hours"
+        said.append(f"The baseline is {old} old: what changed on the host since is in every ratio of times.")
+        kept = aa_store.records(cache, host_class(header.host), scenario)
+        apart = aa_store.between_days(kept)
+        said.append(
+            "How far stored baselines scatter here is not known: fewer than two A/A runs are kept."
+            if apart is None
+            else f"Medians of equal sessions kept here differed by up to {percent(apart - 1)}."
+        )
+    return said

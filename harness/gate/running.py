@@ -10,19 +10,19 @@ time is confirmed by a second session with an order of its own; only what regres
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import ColdbenchError
-from harness.gate import aa_store, counters, reasons
+from harness.gate import aa_store, counters
+from harness.gate.aa_wording import notes
 from harness.gate.comparing import excluded_trials
 from harness.gate.environment import describe, differences, host_class
-from harness.gate.lines import Line, judge, primary, time_lines
-from harness.gate.result import GateResult, Regression
+from harness.gate.judgement import Judgement
+from harness.gate.lines import Line, judge, time_lines
+from harness.gate.result import GateResult
 from harness.gate.sides import Side
-from harness.gate.wording import change, percent, value
-from harness.report import wording
+from harness.gate.wording import change
 from harness.session.headers import new_header
 from harness.session.store import Store
 from harness.stats.stopping import Stopping
@@ -30,26 +30,15 @@ from harness.stats.stopping import Stopping
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from harness.gate.aa import AaRecord
     from harness.gate.baseline import Baseline
-    from harness.gate.counters import CounterLine
     from harness.gate.sides import Pair
     from harness.model.observation import Observation
     from harness.model.plan import Selection
     from harness.model.scenario import Scenario
     from harness.model.session import SessionHeader
-    from harness.session.inventory import Inventory
     from harness.session.launching import Launcher
 
     GoesOn = Callable[[int, Sequence[Pair], Side], bool]
-
-
-def _candidate(pair: Pair) -> tuple[Observation, ...]:
-    return pair.candidate
-
-
-def _baseline(pair: Pair) -> tuple[Observation, ...]:
-    return pair.baseline
 
 
 @dataclass
@@ -74,7 +63,7 @@ class GateRun:
     timed: bool = True
     repeat: str = ""
     lines_of_file: dict[str, int] = field(default_factory=dict)
-    _rules: counters.Rules = field(init=False)
+    _judgement: Judgement = field(init=False)
     # What is known of the gate so far, also where it ends in an error.
     directory: Path | None = field(init=False, default=None)
     """It is the first session's."""
@@ -85,26 +74,27 @@ class GateRun:
     open_regressions: list[str] = field(init=False, default_factory=list)
     """Holds what the first session found, while a second one is to confirm it."""
 
-    @property
-    def _stopping(self) -> Stopping:
-        return Stopping.extended(self.blocks, self.most_blocks)
-
     def run(self) -> GateResult:
         """Run one session, or two, and say what was found. Raises ColdbenchError where a session cannot be run."""
         gate = self.scenario.gate
         header = self._header(self.seed, "gate")
         known = aa_store.latest(self.launcher.cache, host_class(header.host), self.scenario.name)
         scatter = known.scatter if known is not None else None
-        self._rules = counters.Rules(gate, scatter, self.baseline.counters_decide)
+        self._judgement = Judgement(
+            gate, self.baseline, counters.Rules(gate, scatter, self.baseline.counters_decide),
+            Stopping.extended(self.blocks, self.most_blocks), self.timed,
+        )  # fmt: skip
         directory = self.directory = self.out or Path("results") / header.session
         self.host = describe(header.host)
-        side, failed, pairs, alone = self._session(header, directory, self._goes_on)
+        side, failed, pairs, alone = self._session(header, directory, self._judgement.goes_on)
         excluded = excluded_trials(side)
-        found = self._counters(pairs, side)
-        lines = self._judge(pairs, self.blocks_run) if self.timed else []
-        regressions = self._counter_regressions(found, pairs, side)
+        found = self._judgement.counters(pairs, side)
+        lines = self._judgement.lines(pairs, self.blocks_run) if self.timed else []
+        regressions = self._judgement.counter_regressions(found, pairs, side)
         timed = self.timed and not regressions
-        first = [line for line in lines if line.verdict == "regression" and self._decides(line.metric)] if timed else []
+        judgement = self._judgement
+        slower = [line for line in lines if line.verdict == "regression" and judgement.decides(line.metric)]
+        first = slower if timed else []
         confirmation: list[Line] = []
         unconfirmed: list[str] = []
         if first and gate.confirm:
@@ -121,7 +111,7 @@ class GateRun:
                 if (line.case, line.metric) not in again
             ]
             first = [line for line in first if (line.case, line.metric) in again]
-        regressions += [self._time_regression(line, pairs, side) for line in first]
+        regressions += [self._judgement.time_regression(line, pairs, side) for line in first]
         stored = self.baseline.side
         return GateResult(
             scenario=self.scenario.name,
@@ -137,7 +127,7 @@ class GateRun:
             unconfirmed=tuple(unconfirmed),
             differences=tuple(differences(side, stored)) if stored is not None else (),
             anyway=self.anyway,
-            notes=tuple(self._notes(known, header)),
+            notes=tuple(notes(self.launcher.cache, header, self.scenario.name, self.baseline.side, known)),
             alone=tuple(alone),
             excluded=tuple(excluded),
             failed=failed,
@@ -181,50 +171,6 @@ class GateRun:
         pairs, alone = self.baseline.pairs(header, side.observations, side)
         return side, outcome.failed, pairs, alone
 
-    def _goes_on(self, block: int, pairs: Sequence[Pair], side: Side) -> bool:
-        """Whether the block with this number is needed, so many being there."""
-        found = self._counters(pairs, side)
-        bad = counters.regressed(found)
-        of_images = {line for line in bad if not line[0]}
-        enough = 1 if of_images or not self.scenario.gate.confirm else 2
-        if bad and block <= 2:
-            return block < enough
-        if not self.timed:
-            return False
-        return self._stopping.goes_on(
-            block, lambda: all(line.verdict != "inconclusive" for line in self._judge(pairs, block))
-        )
-
-    # -- judging
-
-    def _judge(self, pairs: Sequence[Pair], blocks: int) -> list[Line]:
-        """All lines, judged at the look that so many blocks are."""
-        gate = self.scenario.gate
-        decide = primary(gate.metrics)
-        return judge(
-            time_lines(pairs, gate.margin_of), lambda m: decide(m) and self._decides(m), alpha=gate.alpha,
-            level=lambda rate: self._stopping.level(blocks, rate),
-        )  # fmt: skip
-
-    def _decides(self, metric: str) -> bool:
-        return not any(metric == name or metric.startswith(f"{name}/") for name in self.scenario.gate.ignore)
-
-    def _counters(self, pairs: Sequence[Pair], side: Side) -> list[CounterLine]:
-        mine, theirs = self._inventories(pairs, side)
-        return counters.image_lines(mine, theirs, self._rules) + counters.counter_lines(pairs, self._rules)
-
-    def _inventories(self, pairs: Sequence[Pair], side: Side) -> tuple[Inventory | None, Inventory | None]:
-        digests = [
-            next((o.image_digest for pair in pairs for o in trials(pair) if o.image_digest), "")
-            for trials in (_candidate, _baseline)
-        ]
-        other = self.baseline.side or side
-        if not all(digests):
-            return None, None
-        return side.inventory(digests[0]), other.inventory(digests[1])
-
-    # -- confirming and explaining
-
     def _confirm(self, first: Sequence[Line], directory: Path) -> tuple[list[Line], int]:
         """Run a second session and judge only what regressed in the first."""
         header = self._header(self.seed + 1, "confirmation")
@@ -240,52 +186,3 @@ class GateRun:
         gate = self.scenario.gate
         lines = [line for line in time_lines(pairs, gate.margin_of) if (line.case, line.metric) in wanted]
         return judge(lines, lambda _metric: True, alpha=gate.alpha), failed
-
-    def _counter_regressions(self, found: Sequence[CounterLine], pairs: Sequence[Pair], side: Side) -> list[Regression]:
-        mine, theirs = self._inventories(pairs, side)
-        named = reasons.paths(mine, theirs) if mine is not None and theirs is not None else []
-        out = []
-        for line in found:
-            if line.status == "regression":
-                grew = "from none" if line.baseline == 0 else f"{100 * line.change:+.2g} %"
-                sentence = (
-                    f"{line.metric} grew from {value(line.metric, line.baseline)} to "
-                    f"{value(line.metric, line.candidate)} ({grew}, {percent(line.tolerance)} is let pass)"
-                )
-                out.append(Regression(line.case, line.metric, sentence, tuple(named)))
-                named = []  # once is enough
-        return out
-
-    def _time_regression(self, line: Line, pairs: Sequence[Pair], side: Side) -> Regression:
-        pair = next(pair for pair in pairs if pair.name == line.case)
-        why = reasons.phases(pair) + reasons.counters(pair)
-        mine, theirs = self._inventories([pair], side)
-        if mine is not None and theirs is not None:
-            why += reasons.paths(mine, theirs)
-        sentence = (
-            f"{line.metric} grew from {value(line.metric, line.baseline)} to {value(line.metric, line.candidate)}: "
-            f"{wording.ratio(line.ratio)}, {percent(line.margin)} is let pass"
-        )
-        return Regression(line.case, line.metric, sentence, tuple(why))
-
-    def _notes(self, known: AaRecord | None, header: SessionHeader) -> list[str]:
-        notes = []
-        if known is None:
-            notes.append(
-                "No A/A run of this scenario is kept for hosts like this one, so its false-alarm rate and power "
-                f"are not known here: coldbench aa {self.scenario.name}"
-            )
-        stored = self.baseline.side
-        if stored is not None:
-            then, now = (datetime.fromisoformat(h.created_at) for h in (stored.header, header))
-            age_h = (now - then).total_seconds() / 3600
-            old = f"{age_h / 24:.0f} days" if age_h > 48 else f"{age_h:.0f} hours"
-            notes.append(f"The baseline is {old} old: what changed on the host since is in every ratio of times.")
-            kept = aa_store.records(self.launcher.cache, host_class(header.host), self.scenario.name)
-            apart = aa_store.between_days(kept)
-            notes.append(
-                "How far stored baselines scatter here is not known: fewer than two A/A runs are kept."
-                if apart is None
-                else f"Medians of equal sessions kept here differed by up to {percent(apart - 1)}."
-            )
-        return notes
