@@ -79,6 +79,18 @@ def count_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], No
         yield advance
 
 
+def layer_progress(shown: Any, what: str, total: int) -> Callable[[int, int], None]:
+    """Adds one line for all layers to a `bar`; the callback is told (number of the layer, its stored bytes so far)."""
+    task = shown.add_task(what, total=total)
+    counts: dict[int, int] = {}
+
+    def progress(number: int, done: int) -> None:
+        counts[number] = done
+        shown.update(task, completed=sum(counts.values()))
+
+    return progress
+
+
 @contextlib.contextmanager
 def open_named(name: str, quiet: bool = False) -> Iterator[ImageSource]:
     """Opens an image's source; a scenario's image is built first, with a progress bar.

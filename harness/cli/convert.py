@@ -33,7 +33,7 @@ def estargz(
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Convert an image to eStargz: same files, but any of them can be read without downloading the layer."""
-    from harness.cli.bars import bar, open_named
+    from harness.cli.bars import bar, layer_progress, open_named
     from harness.formats.estargz.image import convert_image
     from harness.formats.estargz.writer import EstargzOptions
     from harness.oci.descriptor import Platform
@@ -47,13 +47,7 @@ def estargz(
     with open_named(source, as_json) as opened, bar(as_json) as shown:
         image = opened.resolve(chosen)
         with contextlib.closing(open_destination(target)) as output:
-            task = shown.add_task("converting", total=image.compressed_bytes)
-            counts: dict[int, int] = {}
-
-            def progress(number: int, done: int) -> None:
-                counts[number] = done
-                shown.update(task, completed=sum(counts.values()))
-
+            progress = layer_progress(shown, "converting", image.compressed_bytes)
             result = convert_image(opened, image, output, options, scratch=scratch_of(target), progress=progress)
     seconds = time.monotonic() - began
     if as_json:

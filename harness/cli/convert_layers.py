@@ -27,7 +27,7 @@ def layers(
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Compress an image's layers otherwise; the tars, and so diff IDs and configuration, stay as they are."""
-    from harness.cli.bars import bar, open_named
+    from harness.cli.bars import bar, layer_progress, open_named
     from harness.cli.convert import scratch_of
     from harness.errors import UsageError
     from harness.formats.recompression import convert_layers
@@ -47,13 +47,7 @@ def layers(
     with open_named(source, as_json) as opened, bar(as_json) as shown:
         image = opened.resolve(chosen)
         with contextlib.closing(open_destination(target)) as output:
-            task = shown.add_task("compressing", total=image.compressed_bytes)
-            counts: dict[int, int] = {}
-
-            def progress(number: int, done: int) -> None:
-                counts[number] = done
-                shown.update(task, completed=sum(counts.values()))
-
+            progress = layer_progress(shown, "compressing", image.compressed_bytes)
             result = convert_layers(opened, image, output, wanted, scratch=scratch_of(target), progress=progress)
     seconds = time.monotonic() - began
     if as_json:

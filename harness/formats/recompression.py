@@ -21,14 +21,12 @@ import zstandard
 from harness.errors import DigestMismatch
 from harness.formats.gzip.inflate import inflate
 from harness.formats.gzip.layer_stream import room_for
+from harness.oci.converted import write_converted
 from harness.oci.descriptor import (
-    OCI_CONFIG,
     OCI_LAYER,
     OCI_LAYER_GZIP,
     OCI_LAYER_ZSTD,
-    OCI_MANIFEST,
     Descriptor,
-    go_json,
 )
 from harness.oci.location import copy_blob
 from harness.oci.recipe.layer_gzip import GzipLayerWriter
@@ -139,21 +137,8 @@ def convert_layers(
     with tempfile.TemporaryDirectory(prefix="coldbench-convert-", dir=scratch) as directory:
         job = _Job(source, image, destination, compression, _numbered(copy_number), Path(directory), progress)
         layers = [job.layer(number) for number in range(len(image.layers))]
-    content = image.config_bytes
-    if copy_number:
-        rootfs = {**(image.config.get("rootfs") or {}), "diff_ids": [layer.diff_id for layer in layers]}
-        content = go_json({**image.config, "rootfs": rootfs})
-    config = Descriptor.of(content, OCI_CONFIG)
-    destination.put_blob(config, content)
-    document: dict[str, object] = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": config.to_json(),
-        "layers": [layer.target.to_json() for layer in layers],
-    }
-    if image.annotations:
-        document["annotations"] = dict(sorted(image.annotations.items()))
-    return ImageRecompression(destination.put_manifest(go_json(document), OCI_MANIFEST), tuple(layers))
+    targets, diff_ids = [layer.target for layer in layers], [layer.diff_id for layer in layers]
+    return ImageRecompression(write_converted(destination, image, targets, diff_ids), tuple(layers))
 
 
 def _numbered(number: int) -> bytes:

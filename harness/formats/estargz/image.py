@@ -22,7 +22,8 @@ from harness.formats.estargz.writer import EstargzOptions, write_estargz
 from harness.formats.gzip.layer_stream import errors_of, room_for, spool
 from harness.formats.tar.stack import lower_links
 from harness.machine.records import recorded_directory
-from harness.oci.descriptor import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, go_json
+from harness.oci.converted import write_converted
+from harness.oci.descriptor import OCI_LAYER_GZIP, Descriptor
 from harness.oci.location import copy_blob
 
 if TYPE_CHECKING:
@@ -104,7 +105,9 @@ def convert_image(
                 future.cancel()
     lower_links([reading for _, reading in results], job.where)
     converted = tuple(layer for layer, _ in results)
-    manifest = _write_manifest(image, converted, destination)
+    manifest = write_converted(
+        destination, image, [layer.target for layer in converted], [layer.diff_id for layer in converted]
+    )
     missing = [name for name in options.prioritized if all(name in layer.missing for layer in converted)]
     return ImageConversion(manifest, converted, tuple(missing))
 
@@ -210,20 +213,3 @@ class _LayerProgress:
         self._written += count
         share = _SPOOL_SHARE + (1 - _SPOOL_SHARE) * min(1.0, self._written / max(1, self.tar_size))
         self._report(self._number, int(self._size * share))
-
-
-def _write_manifest(image: Image, layers: tuple[LayerConversion, ...], destination: ImageDestination) -> Descriptor:
-    config = dict(image.config)
-    config["rootfs"] = {**(config.get("rootfs") or {}), "diff_ids": [layer.diff_id for layer in layers]}
-    config_bytes = go_json(config)
-    config_descriptor = Descriptor.of(config_bytes, OCI_CONFIG)
-    destination.put_blob(config_descriptor, config_bytes)
-    document: dict[str, object] = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": config_descriptor.to_json(),
-        "layers": [layer.target.to_json() for layer in layers],
-    }
-    if image.annotations:
-        document["annotations"] = dict(sorted(image.annotations.items()))
-    return destination.put_manifest(go_json(document), OCI_MANIFEST)
