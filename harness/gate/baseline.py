@@ -51,7 +51,7 @@ class Baseline:
 
     @property
     def text(self) -> str:
-        """What it is, in words."""
+        """Says what it is, in words."""
         said = {
             "image": f"image {self.value}, side by side",
             "mode": f"mode {self.value}, side by side",
@@ -130,7 +130,9 @@ def image_spec(text: str) -> ImageSpec:
 
 
 def modes_to_run(scenario: Scenario, chosen: Baseline, named: Sequence[str]) -> list[str]:
-    """The modes of the session, empty for the scenario's own: those named, and the baseline's where it is a mode."""
+    """Returns the modes of the session, empty for the scenario's own: those named, and the baseline's where it is a
+    mode.
+    """
     if chosen.kind != "mode":
         return list(named)
     own = [entry.key for entry in scenario.modes]

@@ -121,7 +121,7 @@ class GatePart(_Part):
     baseline: str
     decision: Decision
     exit_code: int
-    """What the command ended in."""
+    """This is the exit code that the command ended with."""
     host: str
     blocks: int
     most_blocks: int

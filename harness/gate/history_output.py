@@ -51,12 +51,12 @@ class PointPart(_Part):
     """Holds one session's value."""
 
     at: str
-    """When the session began, ISO 8601."""
+    """Says when the session began, ISO 8601."""
     commit: str
-    """Empty where the session's environment named none."""
+    """Names the commit; it is empty where the session's environment named none."""
     session: str
     value: float
-    """Median of the valid trials, in the line's unit."""
+    """This is the median of the valid trials, in the line's unit."""
     trials: int
 
 
@@ -75,7 +75,7 @@ class TrendPart(_Part):
     case: str
     metric: str
     unit: str
-    """Empty for a count or a ratio."""
+    """Names the unit; it is empty for a count or a ratio."""
     host: str
     points: tuple[PointPart, ...]
     changes: tuple[ChangePart, ...]

@@ -1,4 +1,4 @@
-"""This module is the cgroup seam: limits go in, counters come out; one Protocol stands before version 1 and version 2.
+"""This module is the cgroup seam: limits go in, counters come out; versions 1 and 2 stand behind one Protocol.
 
 Everything reads and writes below a root that is passed in, so that both drivers are tested on plain directories.
 """

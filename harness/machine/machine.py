@@ -367,7 +367,7 @@ class Machine:
         return self._cgroup.confine(devices)
 
     def exec_python(self, module: str, arguments: Sequence[str] = (), **options: Any) -> subprocess.Popen[bytes]:
-        """Spawns this Python running a module, as ``python -m`` does."""
+        """Starts, by ``spawn``, this Python running a module, as ``python -m`` does."""
         return self.spawn([sys.executable, "-m", module, *arguments], **options)
 
     # -- limits

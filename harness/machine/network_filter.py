@@ -28,7 +28,7 @@ Place = tuple[str, int]
 Way = Literal["BPF", "nftables"]
 
 _PASS, _DROP = 0, 2
-"""TC_ACT_OK, TC_ACT_SHOT."""
+"""These are TC_ACT_OK and TC_ACT_SHOT."""
 
 _INGRESS = 0xFFFFFFF2
 _CUT_PRIORITY = 1

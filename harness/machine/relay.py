@@ -34,7 +34,7 @@ _IDLE_RESET_S = 1.0
 
 
 class Pacer:
-    """When the chunks of one direction may leave; pure, times are the caller's clock."""
+    """Says when the chunks of one direction may leave; it is pure, times are the caller's clock."""
 
     def __init__(self, rtt_s: float, rate_bytes_s: float) -> None:
         self._rtt_s = rtt_s
@@ -43,7 +43,9 @@ class Pacer:
         self._free_at = 0.0
 
     def due(self, earliest_s: float, size: int) -> float:
-        """The time at which a chunk of ``size`` bytes has left whole, if its first byte may leave at ``earliest_s``."""
+        """Returns the time at which a chunk of ``size`` bytes has left whole, if its first byte may leave at
+        ``earliest_s``.
+        """
         rate = self._rate
         if self._rtt_s > 0:
             if earliest_s - self._free_at > _IDLE_RESET_S:
@@ -57,12 +59,12 @@ class Pacer:
         return self._free_at
 
     def piece(self) -> int:
-        """How much to take at once: small while the window is, so that pacing stays smooth."""
+        """Says how much to take at once: little while the window is small, so that pacing stays smooth."""
         return int(min(_CHUNK_BYTES, self._window)) if self._rtt_s > 0 else _CHUNK_BYTES
 
 
 class Uplink:
-    """The line that all connections share on the way from the registry; pure, times are the caller's clock.
+    """Paces the line that all connections share on the way from the registry; it is pure, times are the caller's clock.
 
     Chunks leave in the order in which they came, small ones, so that connections take turns.
     """
@@ -136,7 +138,7 @@ class Connection:
         settings: tuple[float, float, float],
         uplink: Uplink | None = None,
     ) -> None:
-        """``settings``: round trip and first byte in seconds, bytes per second of this connection."""
+        """Takes ``settings``: round trip and first byte in seconds, bytes per second of this connection."""
         rtt_s, first_byte_s, rate = settings
         self.client = client
         self.server = server
@@ -208,7 +210,7 @@ class Relay:
     def __init__(
         self, address: str, upstream: tuple[str, int], settings: tuple[float, float, float], uplink_rate: float
     ) -> None:
-        """``settings``: round trip and first byte in seconds, bytes per second of each connection."""
+        """Takes ``settings``: round trip and first byte in seconds, bytes per second of each connection."""
         family, _type, _proto, _name, sockaddr = socket.getaddrinfo(*upstream, type=socket.SOCK_STREAM)[0]
         self._family: int = family
         self._upstream: tuple[object, ...] = sockaddr

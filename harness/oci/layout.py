@@ -132,7 +132,7 @@ class LayoutStore:
     def __init__(
         self, directory: str | os.PathLike[str], tag: str = "", *, create: bool = False, called: str = ""
     ) -> None:
-        """``called``: what the user calls the image, where the directory is a copy that only we know of."""
+        """Takes as ``called`` what the user calls the image, where the directory is a copy that only we know of."""
         self.directory = Path(directory)
         self.tag = tag
         self.remarks: list[str] = []

@@ -32,10 +32,14 @@ PULSE_S = 1.0
 _LINE = 1 << 16
 
 ReadRow = tuple[str, str, float, int, str, float]
-"""Path, outcome, seconds, bytes, sha256, and when it began. The outcome is ``ok``, ``hung``, ``untried`` or the name of
-an error or signal."""
+"""This is path, outcome, seconds, bytes, sha256, and when it began.
+
+The outcome is ``ok``, ``hung``, ``untried`` or the name of an error or signal.
+"""
 PulseRow = tuple[float, bool, bool]
-"""When, and whether the child that answers from memory and the one that lists the root directory were well."""
+"""This is a time, and whether the child that answers from memory and the one that lists the root directory were well
+then.
+"""
 
 
 class Request(TypedDict, total=False):
@@ -50,7 +54,7 @@ class Request(TypedDict, total=False):
 
 
 class Answer(TypedDict):
-    """What became of each read, and of the two children each second. Times of day are CLOCK_MONOTONIC seconds."""
+    """Says what became of each read, and of the two children each second. Times of day are CLOCK_MONOTONIC seconds."""
 
     reads: list[ReadRow]
     pulses: list[PulseRow]

@@ -36,7 +36,7 @@ TAIL_BYTES = 500
 
 
 class Request(TypedDict, total=False):
-    """One workload to run. ``paths`` and ``argv`` are there for the workloads that take them."""
+    """Asks for one workload. ``paths`` and ``argv`` are there for the workloads that take them."""
 
     workload: str
     paths: list[str]
@@ -59,7 +59,7 @@ class Go(TypedDict):
 
 
 class Answer(TypedDict):
-    """What one pass of a workload took. With ``error`` it failed, and the figures count for nothing."""
+    """Says what one pass of a workload took. With ``error`` it failed, and the figures count for nothing."""
 
     wall_s: float
     cpu_s: float

@@ -1,4 +1,4 @@
-"""Break-even: the running time after which lazy pulling has cost more than it saved.
+"""This module finds the break-even: the running time after which lazy pulling has cost more than it saved.
 
 A start that is S seconds sooner buys time; a run-time ratio r > 1 on the share s of the running time that the file
 system workload makes up spends it: after T seconds of work (measured on the full-pull mode's clock) the lazy mode has
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """``seconds`` is infinite when the lazy mode never loses what it saved, 0 when it saved nothing to begin with.
+    """Holds a break-even: ``seconds`` is infinite when the lazy mode never loses what it saved, 0 when it saved
+    nothing.
 
     ``low`` is the break-even at the lower end of the run-time ratio's interval (the late one, infinite where the
     interval reaches 1), ``high`` at its upper end (the early one).
@@ -33,7 +34,9 @@ class BreakEven:
 def break_even(
     saving_s: float, ratio: float, low: float | None, high: float | None, *, share: float = 1.0
 ) -> BreakEven:
-    """Break-even of a workload that spends ``share`` (0 < share <= 1) of its time in what ``ratio`` measured."""
+    """Returns the break-even of a workload that spends ``share`` (0 < share <= 1) of its time in what ``ratio``
+    measured.
+    """
     if not 0 < share <= 1:
         raise ValueError("share must be in (0, 1]")
 
@@ -50,5 +53,5 @@ def break_even(
 def advantage_curve(
     saving_s: float, ratio: float, times_s: Sequence[float], *, share: float = 1.0
 ) -> tuple[float, ...]:
-    """Seconds the lazy mode is ahead (positive) or behind after each running time."""
+    """Returns the seconds the lazy mode is ahead (positive) or behind after each running time."""
     return tuple(saving_s - (ratio - 1) * share * t for t in times_s)

@@ -1,4 +1,6 @@
-"""Where a curve of ratios crosses 1: the share, size or time at which one way stops being the quicker one."""
+"""This module finds where a curve of ratios crosses 1: the share, size or time at which one way stops being the quicker
+one.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """Where the ratio first rises above 1: infinite where it never does, 0 where it begins above.
+    """Says where the ratio first rises above 1: infinite where it never does, 0 where it begins above.
 
     ``low`` and ``high`` are where the upper and the lower ends of the ratios' intervals cross; None where a ratio has
     no interval. They say how far the place may be off, point by point, and are no joint interval.
@@ -27,7 +29,7 @@ class Crossing:
 
 
 def crossing(places: Sequence[float], ratios: Sequence[PairedRatio]) -> Crossing:
-    """The crossing of ratios measured at rising places; between two of them the log ratio is taken as straight.
+    """Finds the crossing of ratios measured at rising places; between two of them the log ratio is taken as straight.
 
     Raises ValueError for no places, or places that do not rise.
     """

@@ -1,4 +1,4 @@
-"""One ratio from several hosts: hosts are the top level of replication, blocks count inside each.
+"""This module makes one ratio of several hosts': hosts are the top level of replication, blocks count inside each.
 
 The model is a random-effects meta-analysis of the hosts' mean log ratios: host j shows theta + u_j + e_j, where u_j
 (how hosts differ) has variance tau^2 and e_j is known from that host's blocks. tau^2 is DerSimonian and Laird's
@@ -29,7 +29,7 @@ MIN_HOSTS = 3
 
 @dataclass(frozen=True, slots=True)
 class HostsRatio:
-    """The overall ratio; ``low`` and ``high`` are None where no host has an interval.
+    """Holds the overall ratio; ``low`` and ``high`` are None where no host has an interval.
 
     ``tau_log`` is the standard deviation between hosts, ``inconsistency`` the part of the variation that is between
     hosts rather than noise inside them (I squared), ``heterogeneity_p`` Cochran's Q test that the hosts agree.
@@ -49,12 +49,14 @@ class HostsRatio:
     degrees: float = 0.0
 
     def as_ratio(self) -> PairedRatio:
-        """The overall ratio in the form of one host's, for verdicts."""
+        """Returns the overall ratio in the form of one host's, for verdicts."""
         return from_log(math.log(self.ratio), self.se_log, self.degrees, self.blocks)
 
 
 def across_hosts(ratios: Mapping[str, PairedRatio], *, alpha: float = 0.05) -> HostsRatio:
-    """The overall ratio of hosts' own ratios; hosts without an interval (fewer than three blocks) are left out."""
+    """Returns the overall ratio of hosts' own ratios; hosts without an interval (fewer than three
+    blocks) are left out.
+    """
     usable = [r for r in ratios.values() if r.se_log is not None]
     if not usable:
         if not ratios:

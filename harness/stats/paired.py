@@ -1,4 +1,4 @@
-"""Ratio of two cases with its confidence interval, and the verdict drawn from it.
+"""This module computes the ratio of two cases with its confidence interval, and the verdict drawn from it.
 
 Blocks pair the cases: d_i = ln(candidate_i / baseline_i), and the trimmed mean of d (``harness.stats.trimmed``) gives
 the ratio and its interval. Pairing removes what a whole block had in common: drift, a slow host, a busy neighbour.
@@ -30,7 +30,7 @@ Verdict = Literal["regression", "equivalent", "improvement", "inconclusive"]
 
 @dataclass(frozen=True, slots=True)
 class PairedRatio:
-    """Candidate over baseline: below 1 the candidate is the smaller (faster) one.
+    """Holds candidate over baseline: below 1 the candidate is the smaller (faster) one.
 
     ``low`` and ``high`` bound the interval (95 % unless asked otherwise); they are None with fewer than three blocks,
     where no spread can be estimated: such a ratio must be shown as "no interval". ``p_value`` tests ratio = 1.
@@ -54,7 +54,7 @@ class PairedRatio:
         return self.low is not None and self.high is not None
 
     def interval(self, alpha: float) -> tuple[float, float] | None:
-        """The interval that misses the truth with probability ``alpha``; None where there is no spread."""
+        """Returns the interval that misses the truth with probability ``alpha``; None where there is no spread."""
         if self.se_log is None:
             return None
         half = half_width(self.se_log, self.degrees, alpha)
@@ -64,7 +64,7 @@ class PairedRatio:
 def from_log(
     center: float, se: float | None, degrees: float, n: int, *, spread: float | None = None, alpha: float = 0.05
 ) -> PairedRatio:
-    """A ratio from a mean log ratio with its standard error."""
+    """Makes a ratio from a mean log ratio with its standard error."""
     if se is None:
         return PairedRatio(math.exp(center), None, None, n, None, None)
     half = half_width(se, degrees, alpha)
@@ -77,7 +77,7 @@ def from_log(
 def paired_ratio(
     candidate: Sequence[float], baseline: Sequence[float], *, confidence: float = 0.95, trim: float = TRIM
 ) -> PairedRatio:
-    """Ratio of paired positive values, one pair per block; raises ValueError on unequal lengths or values <= 0."""
+    """Returns the ratio of paired positive values, one pair per block; ValueError on unequal lengths or values <= 0."""
     if len(candidate) != len(baseline):
         raise ValueError(f"{len(candidate)} candidate values against {len(baseline)} baseline values: pairs are needed")
     _check(candidate, baseline)
@@ -89,7 +89,7 @@ def paired_ratio(
 def independent_ratio(
     candidate: Sequence[float], baseline: Sequence[float], *, confidence: float = 0.95
 ) -> PairedRatio:
-    """Ratio of positive values that are not paired; ``blocks`` is the smaller number of values."""
+    """Returns the ratio of positive values that are not paired; ``blocks`` is the smaller number of values."""
     _check(candidate, baseline)
     one, other = trimmed(np.log(candidate).tolist()), trimmed(np.log(baseline).tolist())
     center, n = one.center - other.center, min(one.n, other.n)
@@ -124,7 +124,7 @@ def verdict(
     alpha: float = 0.05,
     equivalence_alpha: float = 0.05,
 ) -> Verdict:
-    """What a ratio of times says, with a margin below which a change does not matter.
+    """Says what a ratio of times means, with a margin below which a change does not matter.
 
     A regression is a ratio above 1+margin whose p-value, corrected for all that was tested with it (``adjusted_p``; its
     own where it was tested alone), is at most ``alpha``. Improvement is its mirror. Equivalent means that the whole

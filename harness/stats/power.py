@@ -1,4 +1,5 @@
-"""What a design can find: the smallest detectable change, the power, and the blocks that a change needs.
+"""This module says what a design can find: the smallest detectable change, the power, and the blocks that a change
+needs.
 
 All of it follows from the spread of the blocks' log ratios, which a session or an A/A run has shown on this host.
 """
@@ -16,12 +17,12 @@ MAX_BLOCKS = 2000
 
 
 def detectable_log(se: float, degrees: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest change of the log ratio that a two-sided test at ``alpha`` finds with ``power``."""
+    """Returns the smallest change of the log ratio that a two-sided test at ``alpha`` finds with ``power``."""
     return float(special.stdtrit(degrees, 1 - alpha / 2) + special.stdtrit(degrees, power)) * se
 
 
 def power_of(spread: float, blocks: int, change: float, *, alpha: float = 0.05, margin: float = 0.0) -> float:
-    """Probability that ``blocks`` blocks call a true ratio of 1+``change`` a regression.
+    """Returns the probability that ``blocks`` blocks call a true ratio of 1+``change`` a regression.
 
     ``spread`` is the winsorised standard deviation of the log ratios. The verdict asks for significance and for an
     estimate above the margin; the statistic follows the noncentral t distribution.
@@ -42,7 +43,7 @@ def power_of(spread: float, blocks: int, change: float, *, alpha: float = 0.05, 
 def blocks_needed(
     spread: float, change: float, *, alpha: float = 0.05, power: float = 0.95, margin: float = 0.0, least: int = 6
 ) -> int | None:
-    """The fewest blocks that find a change with this power; None when ``MAX_BLOCKS`` do not, or no number can.
+    """Returns the fewest blocks that find a change with this power; None when ``MAX_BLOCKS`` do not, or no number can.
 
     A change that is not above the margin is never called a regression more than every other time.
     """

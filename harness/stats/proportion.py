@@ -1,4 +1,6 @@
-"""Rates counted in trials, with Clopper and Pearson's exact interval (1934): no rate goes out as a bare percentage."""
+"""This module gives rates counted in trials Clopper and Pearson's exact interval (1934): no rate goes out as a bare
+percentage.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from scipy import stats
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """``hits`` of ``trials``, and the interval that covers the true rate at least as often as it says."""
+    """Holds ``hits`` of ``trials``, and the interval that covers the true rate at least as often as it says."""
 
     hits: int
     trials: int
@@ -22,7 +24,7 @@ class Rate:
 
 
 def clopper_pearson(hits: int, trials: int, confidence: float = 0.95) -> Rate:
-    """The rate of ``hits`` in ``trials``; without a trial anything is possible."""
+    """Returns the rate of ``hits`` in ``trials``; without a trial anything is possible."""
     if not 0 <= hits <= trials:
         raise ValueError(f"{hits} of {trials} is no rate")
     tail = (1 - confidence) / 2

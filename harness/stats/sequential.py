@@ -1,4 +1,4 @@
-"""Going on when a comparison is inconclusive, without more false alarms: alpha spending in groups of blocks.
+"""This module lets an inconclusive comparison go on without more false alarms, by alpha spending in groups of blocks.
 
 Whoever looks again after every few blocks and stops at the first significant result raises far more false alarms than
 the level says. Lan and DeMets (1983) spend the error rate over the looks instead. This module uses their spending
@@ -22,7 +22,7 @@ POINTS = 801
 
 
 def spent(alpha: float, fraction: float) -> float:
-    """Error rate spent when ``fraction`` (0 to 1) of the blocks is there."""
+    """Returns the error rate spent when ``fraction`` (0 to 1) of the blocks is there."""
     if fraction <= 0:
         return 0.0
     return float(4 * stats.norm.sf(stats.norm.isf(alpha / 4) / math.sqrt(min(fraction, 1.0))))
@@ -30,7 +30,8 @@ def spent(alpha: float, fraction: float) -> float:
 
 @lru_cache(maxsize=4096)
 def nominal_levels(fractions: tuple[float, ...], alpha: float) -> tuple[float, ...]:
-    """The p-value each look allows: a two-sided result at or below it is significant at ``alpha`` over all looks.
+    """Returns the p-value each look allows: a two-sided result at or below it is significant at ``alpha`` over all
+    looks.
 
     ``fractions`` are the looks, increasing, each the part of the most blocks there may be; looks not yet taken do not
     change the ones before.
@@ -73,6 +74,8 @@ def _solve(beyond: object, share: float) -> float:
 
 
 def looks(blocks: int, most: int, step: int | None = None) -> tuple[int, ...]:
-    """Numbers of blocks at which a gate looks: first ``blocks``, then every ``step`` (half of them) up to ``most``."""
+    """Returns numbers of blocks at which a gate looks: first ``blocks``, then every ``step`` (half of them) up to
+    ``most``.
+    """
     step = step or max(2, blocks // 2)
     return tuple(dict.fromkeys([*range(blocks, most, step), most])) if most > blocks else (blocks,)

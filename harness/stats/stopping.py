@@ -1,4 +1,4 @@
-"""One rule of when a session has enough blocks: ``gate`` and ``try`` both stop by it.
+"""This module holds the one rule of when a session has enough blocks; ``gate`` and ``try`` both stop by it.
 
 Whoever looks after some blocks and stops at the first difference finds one too often. The looks share the error rate by
 alpha spending (``harness.stats.sequential``), and so do the hypotheses of one look by Holm's procedure, each step of
@@ -40,7 +40,7 @@ class Stopping:
 
     @property
     def most(self) -> int:
-        """The last look."""
+        """Returns the last look."""
         return self.at[-1]
 
     def level(self, blocks: int, rate: float) -> float:

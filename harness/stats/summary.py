@@ -1,4 +1,4 @@
-"""One case's values in one line: median, spread, count; tail values are shown, never gated on."""
+"""This module sums up one case's values in one line: median, spread, count; tail values are shown, never gated on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Median, quartiles and extremes of n values; ``spread`` is the quartile distance over the median."""
+    """Holds median, quartiles and extremes of n values; ``spread`` is the quartile distance over the median."""
 
     n: int
     median: float
@@ -28,7 +28,7 @@ class Summary:
 
 
 def summarise(values: Sequence[float]) -> Summary | None:
-    """Summary of the values, None when there are none (a case without a valid trial has no number)."""
+    """Sums up the values; None when there are none (a case without a valid trial has no number)."""
     if not values:
         return None
     a = np.asarray(values, float)

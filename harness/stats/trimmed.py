@@ -1,4 +1,4 @@
-"""The trimmed mean with Yuen's standard error: the estimate under every ratio of this program.
+"""This module computes the trimmed mean with Yuen's standard error: the estimate under every ratio of this program.
 
 A fifth of the values is cut at each end before the mean is taken, so that one stolen trial does not decide; the
 standard error comes from the winsorised variance, where the cut values are set to the nearest kept one.
@@ -24,7 +24,7 @@ TRIM = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Trimmed:
-    """A trimmed mean of ``n`` values: ``spread`` is the winsorised standard deviation, ``se`` the standard error.
+    """Holds a trimmed mean of ``n`` values: ``spread`` is the winsorised standard deviation, ``se`` the standard error.
 
     Both are None below three values, where no spread can be estimated.
     """
@@ -36,23 +36,23 @@ class Trimmed:
 
     @property
     def degrees(self) -> int:
-        """Degrees of freedom: values that were kept, less one."""
+        """Returns the degrees of freedom: values that were kept, less one."""
         return kept(self.n) - 1
 
 
 def kept(n: int, trim: float = TRIM) -> int:
-    """How many of ``n`` values are left after trimming."""
+    """Counts how many of ``n`` values are left after trimming."""
     return n - 2 * int(trim * n)
 
 
 def standard_error(spread: float, n: int, trim: float = TRIM) -> float:
-    """Yuen's standard error of the trimmed mean of ``n`` values with this winsorised standard deviation."""
+    """Returns Yuen's standard error of the trimmed mean of ``n`` values with this winsorised standard deviation."""
     h = kept(n, trim)
     return spread * math.sqrt((n - 1) / (h * (h - 1)))
 
 
 def trimmed(values: Sequence[float], trim: float = TRIM) -> Trimmed:
-    """Trimmed mean of at least one value."""
+    """Returns the trimmed mean of at least one value."""
     ordered = np.sort(np.asarray(values, float))
     n = len(ordered)
     cut = int(trim * n)
@@ -66,12 +66,12 @@ def trimmed(values: Sequence[float], trim: float = TRIM) -> Trimmed:
 
 
 def two_sided_p(center: float, se: float, degrees: float) -> float:
-    """p-value of "the mean is zero" by Student's t."""
+    """Returns the p-value of "the mean is zero" by Student's t."""
     if se == 0:
         return 1.0 if center == 0 else 0.0
     return 2 * float(special.stdtr(degrees, -abs(center) / se))
 
 
 def half_width(se: float, degrees: float, alpha: float) -> float:
-    """Half the width of the interval that misses the truth with probability ``alpha``."""
+    """Returns half the width of the interval that misses the truth with probability ``alpha``."""
     return float(special.stdtrit(degrees, 1 - alpha / 2)) * se

@@ -1,7 +1,7 @@
-"""``python -m harness.engines.build [KIT …]``: builds what is missing; ``nox -s engines`` runs it.
+"""``python -m harness.engines.build [KIT …]`` builds what is missing; ``nox -s engines`` runs it.
 
-Exit codes: 0, or 4 when this host cannot build (no Go, no C compiler, no module proxy); with ``--if-possible`` that is
-said and is no error: the tests that want the programs are skipped with the reason.
+It exits with 0, or with 4 when this host cannot build (no Go, no C compiler, no module proxy); with ``--if-possible``
+that is said and is no error: the tests that want the programs are skipped with the reason.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ class DockerEngine:
         return self._daemons.why_dead(name, when) if name else None
 
     def mark_ready(self) -> None:
-        """Nothing goes on in the background."""
+        """Does nothing: nothing goes on in the background."""
 
     def finish_background(self, timeout_s: float, timeline: Recorder) -> bool:
         return True

@@ -368,7 +368,7 @@ def over_bytes(data: bytes) -> ReadAt:
 
 
 def caching(read: ReadAt, page: int = 4096, pages: int = 1024) -> ReadAt:
-    """Reads through a small cache of pages, for sources where a call is dear (a file, a registry)."""
+    """Puts a small cache of pages before ``read``, for sources where a call is dear (a file, a registry)."""
     cached = lru_cache(maxsize=pages)(lambda number: read(number * page, page))
 
     def read_pages(offset: int, size: int) -> bytes:

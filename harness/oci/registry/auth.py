@@ -68,7 +68,7 @@ class Authenticator:
         *,
         secure: bool = False,
     ) -> None:
-        """``secure``: the registry is spoken to over https, so its login never travels over http."""
+        """Takes ``secure`` where the registry is spoken to over https, so that its login never travels over http."""
         self._pool = pool
         self._host = host
         self._find = credentials

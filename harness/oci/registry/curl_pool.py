@@ -142,7 +142,7 @@ class CurlPool:
     def __init__(
         self, timeouts: Timeouts | None = None, ca_file: str | None = None, routes: Sequence[str] = ()
     ) -> None:
-        """``routes``: see ``harness.oci.registry.places``."""
+        """Takes ``routes`` as ``harness.oci.registry.places`` describes them."""
         self.timeouts = timeouts or Timeouts()
         self.counters = Counters()
         self.link = Link()

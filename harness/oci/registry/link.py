@@ -9,7 +9,7 @@ from collections import deque
 FAR_S = 0.01
 """From this latency on a round trip is dearer than what it takes to save one."""
 _KEPT = 32
-"""Requests that count: enough for a floor among them, few enough to forget a way that has changed."""
+"""So many requests count: enough for a floor among them, few enough to forget a way that has changed."""
 _FEWEST = 2
 """A single request may have waited for its CPU quota and not for the network."""
 _TELLING_BYTES = 64 << 10
