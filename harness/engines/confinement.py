@@ -58,8 +58,8 @@ class Confinement:
 
     @property
     def all_capabilities(self) -> tuple[str, ...]:
-        """Returns those the container's root has, as far as this process has them. UsageError for one that was asked
-        for.
+        """Returns those the container's root has, as far as this process has them. Raises UsageError for one that was
+        asked for.
         """
         own = own_capabilities()
         for name in self.capabilities:
@@ -85,7 +85,9 @@ class Confinement:
         return () if self.privileged else _READ_ONLY
 
     def device_rules(self) -> tuple[DeviceRule, ...] | None:
-        """Returns the device list of the container's control group; None for all devices. UsageError for no device."""
+        """Returns the device list of the container's control group; None for all devices. Raises UsageError for no
+        device.
+        """
         return None if self.privileged else (*STANDARD, *(rule_of(path) for path in self.devices))
 
     def device_nodes(self) -> list[dict[str, Any]]:

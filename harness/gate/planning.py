@@ -61,7 +61,7 @@ def spreads_of_session(observations: Sequence[Observation]) -> dict[tuple[str, s
 
 
 def spreads_of_record(record: AaRecord) -> dict[tuple[str, str], float]:
-    """Returns the same from a kept A/A record."""
+    """Returns the spread of a block's log ratio by case and metric, from a kept A/A record."""
     return {(line.case, line.metric): line.spread_log for line in record.noise}
 
 

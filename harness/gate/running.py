@@ -66,7 +66,7 @@ class GateRun:
     _judgement: Judgement = field(init=False)
     # What is known of the gate so far, also where it ends in an error.
     directory: Path | None = field(init=False, default=None)
-    """It is the first session's."""
+    """This is the directory of the first session."""
     host: str = field(init=False, default="")
     begun: bool = field(init=False, default=False)
     """Says whether the session in ``directory`` is this gate's own."""

@@ -39,7 +39,7 @@ class Namespaces:
     """
 
     def __init__(self, descriptors: Sequence[int]) -> None:
-        """Take over open descriptors, one of each of ``KINDS`` in its order. ValueError for any other number."""
+        """Take over open descriptors, one of each of ``KINDS`` in its order. Raises ValueError for any other number."""
         self.descriptors = dict(zip(KINDS, descriptors, strict=True))
 
     @classmethod

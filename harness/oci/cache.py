@@ -1,9 +1,9 @@
 """This module keeps the user's cache directory: built layers, images as OCI layouts, the registry's storage; locks,
 atomic commits.
 
-Place: ``COLDBENCH_CACHE``, else ``coldbench`` under ``XDG_CACHE_HOME``, else ``~/.cache/coldbench`` (XDG base directory
-specification). What lies there is unpacked and run as root, so a cache that another user owns, or could write to, is
-refused.
+It lies at ``COLDBENCH_CACHE``, else ``coldbench`` under ``XDG_CACHE_HOME``, else ``~/.cache/coldbench`` (XDG base
+directory specification). What lies there is unpacked and run as root, so a cache that another user owns, or could write
+to, is refused.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def read_file(path: str) -> tuple[int, str]:
 
 
 def map_file(path: str) -> tuple[int, str]:
-    """Reads the same through a mapping: a page that cannot be had kills this process with SIGBUS."""
+    """Reads a file through a mapping: a page that cannot be had kills this process with SIGBUS."""
     handle = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(handle).st_size

@@ -102,7 +102,9 @@ def read_files(request: Request) -> tuple[int, int]:
 
 
 def read_parallel(request: Request) -> tuple[int, int]:
-    """Reads the same by eight threads at once, each with its share of the list: what one waits for, others need not."""
+    """Reads the files by eight threads at once, each with its share of the list: what one waits for, others need
+    not.
+    """
     paths = request["paths"]
     shares: list[Request] = [{"paths": paths[first::READERS]} for first in range(READERS)]
     with ThreadPoolExecutor(READERS) as pool:

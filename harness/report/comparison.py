@@ -95,7 +95,7 @@ class CaseLine:
     memory_ready: Summary | None
     """Sums up the bytes at readiness; None where it was not recorded."""
     cache_ready: Summary | None
-    """Says how much of them is page cache."""
+    """Says how much of the bytes at readiness is page cache."""
     bound_s: float | None
     lazy: bool
     """Says whether the container started before its image was there."""
@@ -178,7 +178,7 @@ def label_of(observation: Observation) -> str:
 
 
 def label_of_case(case: Case) -> str:
-    """Returns the same of a case."""
+    """Returns the label of a case, as ``label_of``."""
     engine = "" if case.engine == modes.EMBEDDED else f" ({case.engine})"
     return f"{case.mode}:{case.variant}{engine}"
 

@@ -91,19 +91,19 @@ class CasePart(_Part):
     received: SummaryPart | None
     """Sums up the bytes received before ready."""
     streamed: SummaryPart | None
-    """Counts of these what a lazy mode brought without being asked, as far from the registry the CPU lay idle; null:
-    none.
+    """Counts the bytes that a lazy mode brought before ready without being asked, since the CPU lay idle far from the
+    registry; null where it brought none so.
     """
     requests: SummaryPart | None
     """Sums up the registry requests before ready."""
     throttled: SummaryPart | None
     """Sums up the seconds held back by the CPU quota before ready."""
     memory: SummaryPart | None
-    """Sums up the peak bytes."""
+    """Sums up the most bytes of memory that the machine held."""
     memory_ready: SummaryPart | None
-    """Sums up the bytes at readiness; null where they were not recorded."""
+    """Sums up the bytes of memory at readiness; null where they were not recorded."""
     cache_ready: SummaryPart | None
-    """Says how much of them is page cache."""
+    """Says how much of the bytes at readiness is page cache."""
     bound_s: float | None
     """This is the physical lower bound, the lowest of the valid trials'."""
     ratios: dict[str, RatioPart]
@@ -211,7 +211,7 @@ class StruckPart(_Part):
     """Holds one fault of one case."""
 
     fault: str
-    """Names it as ``FAULT@ONSET``, with ``+quiet`` where nobody read meanwhile."""
+    """Names the fault as ``FAULT@ONSET``, with ``+quiet`` where nobody read meanwhile."""
     trials: int
     harmless: bool
     """Says whether every read was answered, and with the right bytes."""
@@ -337,7 +337,7 @@ class StormPointPart(_Part):
     ready_s: float
     """Sums up the seconds until all are ready."""
     ratio: RatioPart | None
-    """This is that time over the same with the fewest machines; null for those."""
+    """This is the time until all are ready over the same with the fewest machines; null for those."""
     each_s: tuple[float, ...]
     """Holds the seconds of each machine of the median trial, the soonest first."""
     received_bytes: float

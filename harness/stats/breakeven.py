@@ -2,7 +2,7 @@
 
 A start that is S seconds sooner buys time; a run-time ratio r > 1 on the share s of the running time that the file
 system workload makes up spends it: after T seconds of work (measured on the full-pull mode's clock) the lazy mode has
-lost (r - 1) * s * T. They meet at T = S / ((r - 1) * s).
+lost (r - 1) * s * T. The two meet at T = S / ((r - 1) * s).
 """
 
 from __future__ import annotations

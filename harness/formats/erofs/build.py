@@ -47,7 +47,7 @@ def build_layer(
     """Reads a layer once: gzip (eStargz included), a plain tar, or zstd (which has no way in), as its first bytes say.
 
     ``on_piece`` sees every stored piece, for progress and for checking the layer's digest. Raises FormatError for
-    damaged data. Memory: the table, and about a third of 32 KiB per span.
+    damaged data. It holds in memory the table, and about a third of 32 KiB per span.
     """
     table = _HashedTable()
     compression, pieces = sniffed(pieces, where)

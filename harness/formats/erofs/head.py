@@ -4,7 +4,8 @@ mount.
 ``CBEROFS1``, four u32 (bytes of the JSON, bytes of the packed part, spans, windows), the JSON, the packed part (one
 zstd frame: metadata, then by span of all layers in order ``in`` i64, ``out`` i64, window offset i64, then prefetch
 extents (layer, begin, end) i64, then window size u32 and bit position u8 by span), sha256 of each span, sha256 of each
-window that there is. All little-endian. Nothing is read entry by entry: columns are taken as numpy finds them.
+window that there is. All numbers are little-endian. Nothing is read entry by entry: columns are taken as numpy finds
+them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """This module knows EROFS on disk: the structures that a metadata image for lazily served layers uses, and nothing else
 of it.
 
-Little-endian throughout. Source: the kernel's public format header (``fs/erofs/erofs_fs.h``, Linux 6.12 to 6.18) and
-``Documentation/filesystems/erofs.rst``.
+All numbers are little-endian. Source: the kernel's public format header (``fs/erofs/erofs_fs.h``, Linux 6.12 to 6.18)
+and ``Documentation/filesystems/erofs.rst``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@ order.
 
 The blob is a *table* and, behind it, *frames*. The table is ``CBPACK01``, the sha256 of the index's head, u32 frames,
 u32 ranges; by frame u32 packed bytes, u32 unpacked bytes, u32 ranges and the sha256 of the packed bytes; by range u32
-first page and u32 pages of the image file (pages of 4096 bytes). All little-endian. A frame is one zstd frame of its
-ranges' bytes, one after the other, as the image file has them. docs/formats.md, "Start pack", has the chain of digests.
+first page and u32 pages of the image file (pages of 4096 bytes). All numbers are little-endian. A frame is one zstd
+frame of its ranges' bytes, one after the other, as the image file has them. docs/formats.md, "Start pack", has the
+chain of digests.
 
 ``decode_table`` takes the table as hostile and raises FormatError or DigestMismatch.
 """

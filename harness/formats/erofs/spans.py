@@ -80,7 +80,7 @@ class IndexedLayer:
         return start, end - start
 
     def span_digest(self, span: int) -> bytes:
-        """Returns the sha256 of exactly those bytes."""
+        """Returns the sha256 of exactly the stored bytes of a span."""
         return bytes(self.digests[32 * span : 32 * span + 32])
 
     def verify(self, span: int, compressed: bytes | memoryview) -> None:

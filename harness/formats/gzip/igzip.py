@@ -72,7 +72,7 @@ class RawInflater:
     def __init__(self, data: bytes, bits: int, window: bytes) -> None:
         """``data`` begins with the byte whose last ``bits`` bits belong to what follows (none: with a whole byte).
 
-        ValueError for 4 GiB or more, and for a beginning that is not there.
+        Raises ValueError for 4 GiB or more, and for a beginning that is not there.
         """
         try:
             self._state = self._idle.pop()
@@ -97,7 +97,7 @@ class RawInflater:
         """Returns the next ``size`` bytes; None where the stream ends before or is damaged (use python-isal to say
         which).
 
-        ValueError for 4 GiB or more.
+        Raises ValueError for 4 GiB or more.
         """
         if not 0 <= size <= _MAX_BYTES:
             raise ValueError(f"{size} bytes cannot be inflated at once")

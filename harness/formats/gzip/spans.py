@@ -57,7 +57,7 @@ def inflate_at(compressed: bytes | memoryview, bits: int, window: bytes | memory
     """Returns the first ``size`` bytes that come out from a checkpoint on, across members.
 
     ``compressed`` starts with the byte that holds the first ``bits`` bits (if there are any). Raises FormatError when
-    the data is damaged or too short. Memory: ``size`` and a little.
+    the data is damaged or too short. It holds ``size`` bytes in memory and a little.
     """
     from isal import isal_zlib
 
@@ -140,7 +140,7 @@ class Spans:
         return start, self._ends[span] - start
 
     def span_digest(self, span: int) -> bytes:
-        """Returns the sha256 of exactly those bytes."""
+        """Returns the sha256 of exactly the stored bytes of a span."""
         return self._ztoc.digests[span]
 
     def verify(self, span: int, compressed: bytes | memoryview) -> None:

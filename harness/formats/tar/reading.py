@@ -159,7 +159,7 @@ class LayerReader:
     ) -> Action:
         """Reads the next entry, of an unpacker that has no table: its cleaned ``name``, ``kind`` and ``link`` target.
 
-        ``whiteout``: a character device 0/0; ``opaque``: a directory with that attribute.
+        ``whiteout`` says that it is a character device 0/0, ``opaque`` that it is a directory with that attribute.
         """
         number = self.count
         self._own_kinds.append(kind)

@@ -55,7 +55,7 @@ class Link:
 
     @property
     def perhaps_far(self) -> bool:
-        """Says the same by a single answer, where being wrong costs little."""
+        """Says whether requests are dear by a single answer, where being wrong costs little."""
         known = list(self._first_bytes)
         return bool(known) and min(known) >= FAR_S
 
