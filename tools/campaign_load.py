@@ -28,10 +28,11 @@ import psutil
 from harness.model.observation import Observation, PhaseUsage, Wire
 from harness.model.session import SessionHeader
 from harness.session.block_task import BlockResult
-from harness.session.campaign import RESOURCE, TOPIC, Campaign
+from harness.session.campaign import Campaign
 from harness.session.headers import new_header
 from harness.session.progress import Silent
 from harness.session.store import OBSERVATIONS, Store
+from harness.session.workers import RESOURCE, TOPIC
 
 PER_PROCESS = 100
 

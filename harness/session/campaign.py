@@ -8,24 +8,18 @@ dropped. When the scheduler itself goes away the client waits for it and hands o
 
 from __future__ import annotations
 
-import json
-import queue
 import signal
 import threading
 import time
 import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any
 
-from harness import __version__
 from harness.errors import ColdbenchError, HostUnfit, Interrupted, MissingTool, UsageError
-from harness.model.observation import Observation
-from harness.model.session import Preparation
-from harness.session import block_task, hosts
-from harness.session.inventory import DIRECTORY
+from harness.session import block_task, workers
+from harness.session.incoming import Incoming
 from harness.session.run import Outcome, outcome_of
-from harness.session.store import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,50 +28,10 @@ if TYPE_CHECKING:
     from harness.session.progress import Progress
     from harness.session.store import Store
 
-RESOURCE = "coldbench"
 #: So often is a block given to another worker before its trials count as failed.
 ATTEMPTS = 4
 #: So long the client waits for a scheduler that went away.
 SCHEDULER_WAIT_S = 300.0
-TOPIC = "coldbench"
-
-
-class Told(TypedDict):
-    """What a worker tells of a block while it runs: that it ``begins``, or the line of an observation."""
-
-    token: str
-    """Which attempt at the block this is."""
-    block: int
-    begins: NotRequired[bool]
-    line: NotRequired[str]
-
-
-def _run_on_worker(header: str, block: int, token: str, stop_name: str) -> BlockResult:
-    """The task: runs on a worker, tells the client through the scheduler's event log."""
-    from distributed import Variable, get_worker
-
-    worker = get_worker()
-    stop = Variable(stop_name)
-    looked = [0.0]
-
-    def stopped() -> bool:
-        if time.monotonic() - looked[0] < 1.0:
-            return False
-        looked[0] = time.monotonic()
-        try:
-            return bool(stop.get(timeout=1))
-        except (TimeoutError, OSError):
-            return False  # the scheduler is away; if it stays so, the worker ends and takes its block along
-
-    def say(told: Told) -> None:
-        worker.log_event(TOPIC, told)
-
-    say({"token": token, "block": block, "begins": True})
-
-    def tell(line: str) -> None:
-        say({"token": token, "block": block, "line": line})
-
-    return block_task.run_block(header, block, token, tell=tell, stopped=stopped)
 
 
 @dataclass
@@ -89,15 +43,14 @@ class Campaign:
     progress: Progress
     say: Callable[[str], None] = lambda _text: None
     wait_s: float = SCHEDULER_WAIT_S
-    task: Callable[[str, int, str, str], BlockResult] = _run_on_worker
+    task: Callable[[str, int, str, str], BlockResult] = workers.run_on_worker
     """What a worker does with header, block, token and stop variable; simulated where only the load is measured."""
-    _lock: threading.RLock = field(default_factory=threading.RLock)
-    _token: dict[int, str] = field(default_factory=dict)
-    _begun: dict[str, str] = field(default_factory=dict)
     _attempts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    _appended: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    _incoming: Incoming = field(init=False)
     _stop_name: str = field(default_factory=lambda: f"coldbench-stop-{uuid.uuid4().hex}")
-    _messages: queue.Queue[Told | None] = field(default_factory=queue.Queue)
+
+    def __post_init__(self) -> None:
+        self._incoming = Incoming(self.store, self.progress, self.say)
 
     def run(self) -> Outcome:
         """Hand out every unfinished block, and wait for all.
@@ -114,9 +67,9 @@ class Campaign:
             raise MissingTool("--scheduler needs Dask; install it with: pip install 'coldbench[dask]'") from None
         del distributed
         header = self.store.header
-        todo = self.unfinished()
+        todo = self._incoming.unfinished()
         self.progress.session(header.plan, len(self.store.finished), 0.0)
-        keeper = threading.Thread(target=self._keep_messages, daemon=True)
+        keeper = threading.Thread(target=self._incoming.keep_messages, daemon=True)
         keeper.start()
         previous = {n: signal.signal(n, _interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -129,19 +82,9 @@ class Campaign:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            self._messages.put(None)
+            self._incoming.end()
             keeper.join()
         return outcome_of(self.store.observations)
-
-    def unfinished(self) -> list[int]:
-        """Blocks that lack a trial, or whose trials are from more than one host: those are run whole."""
-        finished = self.store.finished
-        by_block: dict[int, set[str]] = defaultdict(set)
-        for o in {o.trial: o for o in self.store.observations}.values():
-            by_block[o.block].add(o.host)
-        lacking = {t.block for t in self.store.header.plan.trials if t.trial not in finished}
-        mixed = {block for block, names in by_block.items() if len(names) > 1}
-        return sorted(lacking | mixed)
 
     # -- the scheduler
 
@@ -173,20 +116,19 @@ class Campaign:
         from distributed.comm import CommClosedError
         from distributed.scheduler import KilledWorker
 
-        self._check_workers(client)
+        workers.check(client, self.address, self.say)
         Variable(self._stop_name, client=client).set(value=False)
-        client.subscribe_topic(TOPIC, self._on_event)
+        client.subscribe_topic(workers.TOPIC, self._incoming.on_event)
         text = self.store.header.model_dump_json()
         left = set(todo)
         futures: dict[Any, int] = {}
 
         def submit(block: int) -> Any:
-            token = uuid.uuid4().hex
-            self._token[block] = token
+            token = self._incoming.begin(block)
             self._attempts[block] += 1
             future = client.submit(
                 self.task, text, block, token, self._stop_name, key=f"coldbench-block-{block}-{token}",
-                resources={RESOURCE: 1}, pure=False, retries=0, priority=-block,
+                resources={workers.RESOURCE: 1}, pure=False, retries=0, priority=-block,
             )  # fmt: skip
             futures[future] = block
             return future
@@ -205,7 +147,7 @@ class Campaign:
                 if result.error and self._lost(result):
                     self._again(block, result.error, results, submit)
                     continue
-                self._take(result)
+                self._incoming.take(result)
                 left.discard(block)
         except (CommClosedError, CancelledError, TimeoutError):
             return sorted(left)
@@ -225,27 +167,6 @@ class Campaign:
         """Whether a block ended because its worker was told to, not because of the block."""
         return result.exit_code in {130, -signal.SIGTERM, -signal.SIGKILL}
 
-    def _check_workers(self, client: Any) -> None:
-        """Wait for a worker that takes blocks, and refuse another version of coldbench."""
-        said = False
-        while True:
-            workers: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
-            able = [name for name, facts in workers.items() if facts.get("resources", {}).get(RESOURCE)]
-            if able:
-                break
-            if not said:
-                self.say(f"waiting for a worker; start one with: dask worker {self.address} --resources {RESOURCE}=1 "
-                         "--nthreads 1 --no-nanny")  # fmt: skip
-                said = True
-            time.sleep(1.0)
-        versions: dict[str, str] = client.run(_version, workers=able)
-        other = {name: version for name, version in versions.items() if version != __version__}
-        if other:
-            name, version = next(iter(other.items()))
-            raise UsageError(
-                f"worker {name} has coldbench {version}, this is {__version__}; install one version everywhere"
-            )
-
     def _stop(self, client: Any, futures: list[Any]) -> None:
         """End running trials: workers see the variable within a second, end their block and take its machine away."""
         from distributed import CancelledError, Variable
@@ -263,64 +184,6 @@ class Campaign:
     @staticmethod
     def _running(client: Any) -> set[str]:
         return {str(key) for keys in client.processing().values() for key in keys}
-
-    # -- what comes back
-
-    def _on_event(self, event: tuple[float, Told]) -> None:
-        # The client's own loop calls this: waiting for the disk here would hold up results and heartbeats.
-        self._messages.put(event[1])
-
-    def _keep_messages(self) -> None:
-        """Append what workers tell, in a thread of its own, until None is told."""
-        while (message := self._messages.get()) is not None:
-            self._keep(message)
-
-    def _keep(self, message: Told) -> None:
-        with self._lock:
-            if self._token.get(message["block"]) != message["token"]:
-                return  # of an attempt that was given up
-            if message.get("begins"):
-                # The scheduler may have moved the task to another worker: what the first one sent counts no more.
-                self._appended[message["token"]].clear()
-            elif "line" in message:
-                self._append(message["token"], message["line"])
-
-    def _append(self, token: str, line: str) -> None:
-        observation = Observation.model_validate_json(line)
-        if observation.trial in self._appended[token]:
-            return
-        self._appended[token].add(observation.trial)
-        self.store.append(observation)
-        planned = next(t for t in self.store.header.plan.trials if t.trial == observation.trial)
-        self.progress.trial(planned, len(self.store.finished), 0.0)
-        self.progress.ended(observation, 0.0)
-
-    def _take(self, result: BlockResult) -> None:
-        with self._lock:
-            self._token[result.block] = ""  # what is still on its way is in the result
-            hosts.append(self.store.directory, json.loads(result.facts))
-            # The lines of the worker that finished are what counts, also where a first one had sent some of its own.
-            latest = {o.trial: o.host for o in self.store.observations}
-            for line in result.lines:
-                observation = Observation.model_validate_json(line)
-                if latest.get(observation.trial) != observation.host:
-                    self._appended[result.token].discard(observation.trial)
-                self._append(result.token, line)
-            for line in result.preparations:
-                self.store.append_preparation(Preparation.model_validate_json(line))
-            for name, content in result.inventories:
-                path = self.store.directory / DIRECTORY / name
-                path.parent.mkdir(exist_ok=True)
-                if not path.exists():
-                    write_atomically(path, content)
-        if result.error:
-            self.say(f"block {result.block} on {result.host}: {result.error}")
-            if not result.lines:
-                raise ColdbenchError(f"block {result.block} on {result.host}: {result.error}")
-
-
-def _version() -> str:
-    return __version__
 
 
 def _interrupt(number: int, _frame: object) -> None:
