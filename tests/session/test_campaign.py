@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
+import secrets
 import shutil
 import signal
 import socket
@@ -18,7 +20,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.machine import addresses, shaping
 from harness.machine.leftovers import find_leftovers
+from harness.machine.records import host_lock
 from harness.session import hosts
 from harness.session.store import OBSERVATIONS, load
 from tests.session.support import write_scenario
@@ -65,6 +69,8 @@ class Site:
     directory: Path
     port: int
     names: tuple[str, str]
+    blocks: list[addresses.Block] = field(default_factory=list)
+    """Host's and site's addresses of each link, as it is made."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     scheduler: subprocess.Popen[bytes] | None = None
 
@@ -90,7 +96,7 @@ class Site:
             "COLDBENCH_CACHE": str(self.directory / f"cache-{name}"), "COLDBENCH_HOST": name,
             "PYTHONPATH": f"{patches}:{here}",
         }  # fmt: skip
-        address = f"tcp://10.213.{number}.1:{self.port}"
+        address = f"tcp://{self.blocks[number - 1].host}:{self.port}"
         command = [DASK, "worker", address, "--resources", "coldbench=1", "--nthreads", "1", "--no-nanny"]
         command += ["--no-dashboard", "--death-timeout", "60", "--local-directory", str(self.directory / name)]
         # A host's /sys shows the interfaces of its network namespace, so this one has a /sys of its own; control groups
@@ -153,13 +159,19 @@ def rates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def site(tmp_path: Path, rates: Path) -> Iterator[Site]:
+    with a_site(tmp_path, rates) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def a_site(tmp_path: Path, rates: Path) -> Iterator[Site]:
     for number in (1, 2):
         (tmp_path / f"cache-site{number}").mkdir()
         shutil.copy(rates, tmp_path / f"cache-site{number}" / "rates.json")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    tag = os.getpid() % 10_000
+    tag = secrets.token_hex(3)
     names = (f"dtest{tag}a", f"dtest{tag}b")
     made = Site(tmp_path, port, names)
 
@@ -170,9 +182,13 @@ def site(tmp_path: Path, rates: Path) -> Iterator[Site]:
         for number, name in enumerate(names, 1):
             ip("netns", "add", name)
             ip("link", "add", f"dt{tag}h{number}", "type", "veth", "peer", "name", "up0", "netns", name)
-            ip("addr", "add", f"10.213.{number}.1/24", "dev", f"dt{tag}h{number}")
+            # Chosen and taken under the lock of whoever makes machines here, so that no two runs get the same.
+            with host_lock():
+                block = addresses.choose_block(shaping.used_addresses(), random.Random())
+                ip("addr", "add", f"{block.host}/{addresses.PREFIX_LENGTH}", "dev", f"dt{tag}h{number}")
+            made.blocks.append(block)
             ip("link", "set", f"dt{tag}h{number}", "up")
-            ip("-n", name, "addr", "add", f"10.213.{number}.2/24", "dev", "up0")
+            ip("-n", name, "addr", "add", f"{block.machine}/{addresses.PREFIX_LENGTH}", "dev", "up0")
             ip("-n", name, "link", "set", "up0", "up")
             ip("-n", name, "link", "set", "lo", "up")
         made.start_scheduler()
@@ -260,6 +276,19 @@ def test_ctrl_c_cleans_the_hosts_and_the_session_resumes(site: Site, tmp_path: P
     again = site.start_command("run", "--resume", "--out", str(tmp_path / "out"))
     finish(again)
     check_whole(tmp_path / "out")
+
+
+def test_two_sites_at_once_do_not_meet(site: Site, rates: Path, tmp_path: Path) -> None:
+    """Runs beside each other have links of their own: no address twice, and each place reaches its own scheduler."""
+    (tmp_path / "other").mkdir()
+    with a_site(tmp_path / "other", rates) as other:
+        every = [address for made in (site, other) for block in made.blocks for address in block]
+        assert len(set(every)) == 8
+        assert all(addresses.is_simulated(address) for address in every)
+        for made in (site, other):
+            for name, block in zip(made.names, made.blocks, strict=True):
+                reach = f"import socket; socket.create_connection(('{block.host}', {made.port}), 20)"
+                subprocess.run(["ip", "netns", "exec", name, sys.executable, "-c", reach], check=True)
 
 
 def test_no_scheduler_is_one_line(tmp_path: Path) -> None:
