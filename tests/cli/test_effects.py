@@ -186,6 +186,21 @@ def test_a_plan_holds_what_was_left(tmp_path: Path) -> None:
     assert not any(trial.fault for trial in header.plan.trials)
 
 
+def test_a_baseline_of_another_host_is_refused_unless_anyway(tmp_path: Path) -> None:
+    """A gate against a session that is not comparable ends in 2 and says why; --anyway goes on to the image."""
+    stored(tmp_path, "a")
+    (tmp_path / "app.toml").write_text(
+        sessions.SCENARIO.replace('ref = "docker://registry.example/app:1"', 'layout = "/none:1"')
+    )
+    refused = ask("gate", "app.toml", "--baseline", "a")
+    assert refused.code == 2
+    assert "a is no baseline for this host and scenario: " in refused.message
+    assert "cpu model: " in refused.message
+    gone_on = ask("gate", "app.toml", "--baseline", "a", "--anyway")
+    assert gone_on.code in {4, 5}  # not root, or no such image
+    assert "no baseline" not in gone_on.message
+
+
 # Images
 
 
