@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import ColdbenchError
+from harness.errors import ColdbenchError, UsageError
 from harness.gate import aa_store, counters
 from harness.gate.aa_wording import notes
 from harness.gate.comparing import excluded_trials
@@ -24,7 +24,7 @@ from harness.gate.result import GateResult
 from harness.gate.sides import Side
 from harness.gate.wording import change
 from harness.session.headers import new_header
-from harness.session.store import Store
+from harness.session.store import HEADER, Store
 from harness.stats.stopping import Stopping
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ class GateRun:
             Stopping.extended(self.blocks, self.most_blocks), self.timed,
         )  # fmt: skip
         directory = self.directory = self.out or Path("results") / header.session
+        second = _confirmation_of(directory)
+        if self.timed and gate.confirm and (second / HEADER).exists():
+            # Found after the first session it would cost all of that session's time.
+            raise UsageError(f"{second}: holds a session already; name another --out, or move it away")
         self.host = describe(header.host)
         side, failed, pairs, alone = self._session(header, directory, self._judgement.goes_on)
         excluded = excluded_trials(side)
@@ -180,9 +184,13 @@ class GateRun:
         def goes_on(block: int, _pairs: Sequence[Pair], _side: Side) -> bool:
             return block < blocks
 
-        again = directory.with_name(directory.name + "-confirmation")
-        _side, failed, pairs, _alone = self._session(header, again, goes_on)
+        _side, failed, pairs, _alone = self._session(header, _confirmation_of(directory), goes_on)
         self.blocks_run = blocks
         gate = self.scenario.gate
         lines = [line for line in time_lines(pairs, gate.margin_of) if (line.case, line.metric) in wanted]
         return judge(lines, lambda _metric: True, alpha=gate.alpha), failed
+
+
+def _confirmation_of(directory: Path) -> Path:
+    """Names the second session's directory."""
+    return directory.with_name(directory.name + "-confirmation")

@@ -15,6 +15,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from harness.gate.schemas import schema
+from harness.session.store import load
 from tests.engines.support import base_layer
 from tests.session.support import write_layout, write_scenario
 
@@ -172,3 +173,73 @@ def test_a_wrong_scenario_is_annotated(cache: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout.startswith("::error title=coldbench::")
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one cache", "two caches"])
+def test_two_gates_at_once_in_one_directory(cache: Path, tmp_path: Path, apart: bool) -> None:
+    """One of them decides and leaves its session and files whole; the other is refused, and writes over none of them.
+
+    With one cache the second waits for its turn; with two nothing but the directory keeps them apart.
+    """
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit"])
+    layout = scenario.read_text().split('layout = "')[1].split('"')[0]
+    gates = [
+        subprocess.Popen(
+            [sys.executable, "-m", "harness", "gate", str(scenario), "--baseline-image", f"oci:{layout}",
+             "--counters-only", "--out", "g", "--seed", str(seed)],
+            cwd=tmp_path, env={**os.environ, "COLDBENCH_CACHE": str(tmp_path / "own" if apart and seed else cache)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    said = [gate.communicate(timeout=300) for gate in gates]
+    codes = [gate.returncode for gate in gates]
+    assert sorted(codes) == [0, 2], said
+    seed = codes.index(0)
+    out, wrong = said[1 - seed]
+    assert "**could not be run**" in out
+    assert "holds a session already" in wrong or "another coldbench is running this session" in wrong
+    header, observations = load(tmp_path / "g")
+    assert header.seed == seed
+    assert [o.status for o in observations] == ["ok", "ok"]
+    assert {o.session for o in observations} == {header.session}
+    data = json.loads((tmp_path / "g" / "gate.json").read_text())
+    assert (data["decision"], data["failure"]) == ("pass", None)
+    for name in ("summary.md", "comment.md", "gate.json"):
+        assert f"--seed {seed}" in (tmp_path / "g" / name).read_text()
+    assert ET.parse(tmp_path / "g" / "junit.xml").getroot().get("errors") == "0"
+
+
+def test_two_gates_at_once_without_a_directory(cache: Path, tmp_path: Path) -> None:
+    """Each has a place of its own below results; the second waits for the first, and says so."""
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit"])
+    layout = scenario.read_text().split('layout = "')[1].split('"')[0]
+    command = [sys.executable, "-m", "harness", "gate", str(scenario), "--baseline-image", f"oci:{layout}"]
+    gates = [
+        subprocess.Popen(
+            [*command, "--counters-only"], cwd=tmp_path, env={**os.environ, "COLDBENCH_CACHE": str(cache)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [gate.communicate(timeout=300) for gate in gates]
+    assert [gate.returncode for gate in gates] == [0, 0], said
+    places = sorted((tmp_path / "results").iterdir())
+    assert len(places) == 2
+    for place in places:
+        assert len(load(place)[1]) == 2
+        assert json.loads((place / "gate.json").read_text())["decision"] == "pass"
+
+
+def test_a_confirmation_of_before_is_refused_at_once(cache: Path, tmp_path: Path) -> None:
+    """Where the second session's place is taken the gate ends before it measures, and leaves what is there alone."""
+    scenario = write_scenario(tmp_path, ["/bin/probe", "exit"])
+    layout = scenario.read_text().split('layout = "')[1].split('"')[0]
+    taken = tmp_path / "g-confirmation"
+    taken.mkdir()
+    (taken / "session.json").write_text("{}")
+    done = run(cache, tmp_path, "gate", str(scenario), "--baseline-image", f"oci:{layout}", "--out", "g")
+    assert done.returncode == 2
+    assert "g-confirmation: holds a session already" in done.stderr
+    assert not (tmp_path / "g" / "session.json").exists()
+    assert [path.name for path in taken.iterdir()] == ["session.json"]
