@@ -31,6 +31,13 @@ def machine(registry: TestRegistry) -> Iterator[Machine]:
 
 
 @pytest.fixture
+def machine_without_registry(registry: TestRegistry) -> Iterator[Machine]:
+    """A machine whose link lets port 1 of the registry's host through, where nobody listens: refused at once."""
+    with Machine(parse_shape("unlimited"), name="test", registry_upstream=(registry.address, 1)) as made:
+        yield made
+
+
+@pytest.fixture
 def small_machine(registry: TestRegistry) -> Iterator[Callable[..., Machine]]:
     """Makes machines of another shape or disk; all are unmade at the end of the test."""
     from contextlib import ExitStack

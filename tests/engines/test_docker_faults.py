@@ -204,10 +204,10 @@ def test_out_of_memory_in_dockerd(small_machine: Callable[..., Machine], registr
         engine.tear_down()
 
 
-def test_registry_gone(machine: Machine, registry: TestRegistry) -> None:
-    """Docker's own words about the registry, of which a machine's link lets through nothing but the real one."""
+def test_registry_gone(machine_without_registry: Machine, registry: TestRegistry) -> None:
+    """Docker's own words about a registry where nobody listens."""
     request = replace(asked(registry, "base"), registry=f"{registry.address}:1")
-    fails(machine, request, RegistryError, rf"Docker's pull failed: .*{re.escape(registry.address)}:1")
+    fails(machine_without_registry, request, RegistryError, rf"Docker's pull failed: .*{re.escape(registry.address)}:1")
 
 
 def test_image_that_is_not_there(machine: Machine, registry: TestRegistry) -> None:

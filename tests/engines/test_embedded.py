@@ -260,10 +260,10 @@ def test_unknown_image(machine: Machine, registry: TestRegistry) -> None:
     fails(machine, registry.request("nothing-of-this-name"), ImageNotFound, "no such image")
 
 
-def test_unreachable_registry(machine: Machine, registry: TestRegistry) -> None:
+def test_unreachable_registry(machine_without_registry: Machine, registry: TestRegistry) -> None:
     """Nobody listens: said after a few tries."""
     request = registry.request("base", registry=f"{registry.address}:1")
-    fails(machine, request, RegistryError, "check that the registry is up")
+    fails(machine_without_registry, request, RegistryError, "check that the registry is up")
 
 
 def test_platform_that_the_index_lacks(machine: Machine, registry: TestRegistry) -> None:

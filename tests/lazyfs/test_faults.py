@@ -262,10 +262,11 @@ def test_killed_daemon_never_gives_zeros(mode: str, tmp_path: Path) -> None:
 def test_a_reader_that_waits_for_the_registry_can_be_killed(mode: str, tmp_path: Path) -> None:
     """SIGKILL ends a process whose read the registry does not answer, and others go on."""
     source = image_for(mode, tmp_path)
-    held, going = threading.Event(), threading.Event()
+    held, asked, going = threading.Event(), threading.Event(), threading.Event()
 
     def fault(request: Request, data: bytes) -> Answer | None:
         if held.is_set() and request.path.endswith(layer_digest(source)):
+            asked.set()
             going.wait(60)
         return None
 
@@ -276,8 +277,7 @@ def test_a_reader_that_waits_for_the_registry_can_be_killed(mode: str, tmp_path:
             held.set()
             try:
                 reader = subprocess.Popen(["cat", str(root / "dir/noise")], stdout=subprocess.DEVNULL)
-                while served.count("read") < 2:
-                    pass
+                assert asked.wait(30)
                 reader.kill()
                 assert reader.wait(20) == -9
                 assert (root / "z").read_bytes() == text(9000)

@@ -287,6 +287,8 @@ def main() -> None:
         elif isinstance(received.message, Stop):
             agent.stop()
     agent.stop()
+    if launcher is not None:
+        launcher.close()
 
 
 if __name__ == "__main__":

@@ -32,12 +32,19 @@ class Launcher:
         """Moves the child into a group by its ``entry_files``. MachineError when that is refused."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
-        if os.fork() == 0:
+        self._pid = os.fork()
+        if self._pid == 0:
             _serve(theirs, entry_files, parent)
         theirs.close()
         said = self._socket.recv(_MAX_BYTES).decode()
         if said != "up":
             raise MachineError(f"cannot enter the group of confined processes: {said or 'the launcher ended'}")
+
+    def close(self) -> None:
+        """Ends the child and waits for it, so that nothing of it is left when the agent has ended."""
+        self._socket.close()
+        with contextlib.suppress(ChildProcessError):  # the agent, a subreaper, has waited for it
+            os.waitpid(self._pid, 0)
 
     def run(self, argv: Sequence[str], stdout: int, stderr: int, timeout_s: float) -> int:
         """Runs a program to its end with these outputs and returns its exit code.

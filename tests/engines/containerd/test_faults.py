@@ -251,11 +251,11 @@ def test_the_disk_runs_full(forms: TestRegistry, small_machine: Callable[..., Ma
 
 
 @pytest.mark.parametrize(("mode", "tag"), MODES)
-def test_the_registry_is_gone(forms: TestRegistry, machine: Machine, mode: str, tag: str) -> None:
+def test_the_registry_is_gone(forms: TestRegistry, machine_without_registry: Machine, mode: str, tag: str) -> None:
     """Nobody listens there any more: a registry's error, not a machine's."""
     needs(mode)
-    asked = replace(request(forms, machine, tag, mode, "default"), registry=f"{forms.address}:1")
-    fails(machine, asked, RegistryError)
+    asked = replace(request(forms, machine_without_registry, tag, mode, "default"), registry=f"{forms.address}:1")
+    fails(machine_without_registry, asked, RegistryError)
 
 
 def test_the_image_is_not_there(forms: TestRegistry, machine: Machine) -> None:
