@@ -200,7 +200,7 @@ class Session:
                 except OSError as error:
                     if error.errno in {errno.ENOENT, errno.EINTR}:  # a request taken back while it was read
                         continue
-                    if error.errno != errno.ENODEV:
+                    if error.errno not in {errno.ENODEV, errno.ECONNABORTED}:  # unmounted, or by force
                         log.exception("reading requests")
                     return
                 self._handle(message)
