@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import ColdbenchError
 from harness.oci.aside import Aside
+from harness.oci.over import Over
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from harness.oci.descriptor import Descriptor
     from harness.oci.store import BlobStore
@@ -37,13 +37,13 @@ class _Range(NamedTuple):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-class Ahead:
+class Ahead(Over):
     """This ``harness.oci.store.BlobStore`` stands over another one; it is safe from any number of threads where that
     is.
     """
 
     def __init__(self, store: BlobStore) -> None:
-        self._store = store
+        super().__init__(store)
         self._lock = threading.Lock()
         self._manifests: dict[str, Aside[tuple[bytes, str]]] = {}
         self._referrers: dict[tuple[str, str | None], Aside[list[Descriptor]]] = {}
@@ -96,14 +96,6 @@ class Ahead:
 
     # reading
 
-    @property
-    def where(self) -> str:
-        return self._store.where
-
-    @property
-    def remarks(self) -> list[str]:
-        return self._store.remarks
-
     def manifest(self, reference: str) -> tuple[bytes, str]:
         with self._lock:
             expected = self._manifests.pop(reference, None)
@@ -139,15 +131,6 @@ class Ahead:
         data = expected.result()
         sink(data)
         return len(data)
-
-    def blob_size(self, digest: str) -> int | None:
-        return self._store.blob_size(digest)
-
-    def blob_path(self, digest: str) -> Path | None:
-        return self._store.blob_path(digest)
-
-    def close(self) -> None:
-        self._store.close()
 
     # of a registry client
 

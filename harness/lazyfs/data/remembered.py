@@ -12,12 +12,12 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.oci.over import Over
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from harness.lazyfs.data.disk_cache import SparseFile
-    from harness.oci.descriptor import Descriptor
     from harness.oci.store import BlobStore
 
 
@@ -32,11 +32,11 @@ class Answer:
     checksum: int
 
 
-class Remembered:
+class Remembered(Over):
     """A BlobStore that remembers; ``answers`` are those that ``file`` has already."""
 
     def __init__(self, store: BlobStore, file: SparseFile | None, answers: Sequence[Answer] = ()) -> None:
-        self._store = store
+        super().__init__(store)
         self._file = file
         self._answers: dict[str, list[Answer]] = {}
         for answer in answers:
@@ -102,31 +102,3 @@ class Remembered:
         if self._file is not None and self._file.write(self._end, data):
             note(Answer(digest, offset, len(data), self._end, zlib.crc32(data)))
             self._end += len(data)
-
-    # What is not remembered
-
-    @property
-    def where(self) -> str:
-        return self._store.where
-
-    @property
-    def remarks(self) -> list[str]:
-        return self._store.remarks
-
-    def manifest(self, reference: str) -> tuple[bytes, str]:
-        return self._store.manifest(reference)
-
-    def blob_size(self, digest: str) -> int | None:
-        return self._store.blob_size(digest)
-
-    def stream_blob(self, digest: str, sink: Callable[[bytes], object]) -> int:
-        return self._store.stream_blob(digest, sink)
-
-    def blob_path(self, digest: str) -> Path | None:
-        return self._store.blob_path(digest)
-
-    def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
-        return self._store.referrers(digest, artifact_type)
-
-    def close(self) -> None:
-        self._store.close()

@@ -9,6 +9,7 @@ import urllib.parse
 from typing import TYPE_CHECKING, TypeVar
 
 from harness.errors import ImageNotFound, RegistryError
+from harness.oci.over import Over
 from harness.oci.registry.client import RegistryClient, address_of
 from harness.oci.registry.places import Places
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class ForeignBlobs:
+class ForeignBlobs(Over):
     """This `BlobStore` serves one blob from the first of its URLs that answers; everything else is the store's.
 
     The image's author wrote the URLs, so nothing is trusted: no login goes there, no place on this machine is asked
@@ -31,24 +32,13 @@ class ForeignBlobs:
     """
 
     def __init__(self, store: BlobStore, descriptor: Descriptor) -> None:
-        self._store = store
+        super().__init__(store)
         self._descriptor = descriptor
         home = store.host if isinstance(store, RegistryClient) else ""
         self._places = Places(home=address_of(home))
 
-    @property
-    def where(self) -> str:
-        return self._store.where
-
-    @property
-    def remarks(self) -> list[str]:
-        return self._store.remarks
-
     def close(self) -> None:
         """Does nothing: every read closes its own connection."""
-
-    def manifest(self, reference: str) -> tuple[bytes, str]:
-        return self._store.manifest(reference)
 
     def blob_size(self, digest: str) -> int | None:
         return self._descriptor.size if digest == self._descriptor.digest else self._store.blob_size(digest)
@@ -70,9 +60,6 @@ class ForeignBlobs:
     def blob_path(self, digest: str) -> Path | None:
         """Returns None: the blob is fetched."""
         return None
-
-    def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
-        return self._store.referrers(digest, artifact_type)
 
     def _first(self, read: Callable[[_Download], T], may_go_on: Callable[[], bool] = lambda: True) -> T:
         reasons = []
