@@ -5,9 +5,7 @@ image's own bytes.
 from __future__ import annotations
 
 import json
-import select
 import statistics
-import subprocess
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING
 from harness.errors import MachineError
 from harness.model.faults import Sample, SampleReads
 from harness.probes.fault_process import PULSE_S
+from harness.probes.line_process import LineProcess
 from harness.probes.workloads import entry_of
 
 if TYPE_CHECKING:
@@ -82,15 +81,8 @@ class FaultReader:
         self.pulses: list[Pulse] = []
         # A pid namespace of its own: the readers must outlive a container that the fault kills.
         entry = replace(entry_of(container, confinement), alive=False)
-        self._process = machine.exec_python(
-            "harness.probes.fault_process",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=tuple(entry.namespaces.values()),
-            devices=confinement.device_rules(),
-        )
-        self._say(entry.encode())
+        name = "the process that reads during faults"
+        self._process = LineProcess(machine, "harness.probes.fault_process", entry, confinement, name)
         self._hear("entering the container", _SLACK_S)
 
     def read(
@@ -120,40 +112,22 @@ class FaultReader:
         return Read(path, outcome, seconds, real.size if wrong and real is not None else size, began, wrong)
 
     def _ask(self, request: Request, expected_s: float) -> Answer:
-        self._say(json.dumps(request))
+        self._process.tell(json.dumps(request))
         answer = self._hear("reading during a fault", expected_s + _SLACK_S)
         self.pulses += [Pulse(*row) for row in answer["pulses"]]
         return answer
 
-    def _say(self, line: str) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the answer says why
-
     def _hear(self, what: str, timeout_s: float) -> Answer:
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
-        if not ready:
-            raise MachineError(f"the process that reads during faults did not answer within {timeout_s:.0f} s ({what})")
-        line = self._process.stdout.readline()
-        if not line:
-            assert self._process.stderr is not None
-            self._process.wait()
-            tail = self._process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise MachineError(f"the process that reads during faults ended ({what}): {' '.join(tail) or 'no output'}")
-        answer: Answer = json.loads(line)
+        try:
+            answer: Answer = self._process.hear(what, timeout_s)
+        except TimeoutError:
+            message = f"the process that reads during faults did not answer within {timeout_s:.0f} s ({what})"
+            raise MachineError(message) from None
         return answer
 
     def close(self) -> None:
         """End it. Children that the kernel holds up end when what they wait for does."""
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
-        self._process.kill()
-        self._process.wait()
+        self._process.close()
 
 
 def summary(sample: Sample, reads: Sequence[Read], deadline_s: float) -> SampleReads:

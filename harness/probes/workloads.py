@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +27,7 @@ from harness.errors import MachineError, WorkloadError
 from harness.kernel.seccomp import compile_profile
 from harness.model.observation import Failure, WorkloadResult
 from harness.probes.entering import Entry
+from harness.probes.line_process import LineProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,15 +76,8 @@ class WorkloadProcess:
     def _enter(self) -> None:
         entry = entry_of(self._container, self._confinement)
         self._alive = entry.alive
-        self._process = self._machine.exec_python(
-            "harness.probes.workload_process",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=tuple(entry.namespaces.values()),
-            devices=self._confinement.device_rules(),
-        )
-        self._tell(entry.encode())
+        name = "the process of run-time workloads"
+        self._process = LineProcess(self._machine, "harness.probes.workload_process", entry, self._confinement, name)
         self._answer("entering the container")
 
     def lost_its_place(self, answer: Answer) -> bool:
@@ -104,7 +97,7 @@ class WorkloadProcess:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.01)
-        self._tell(json.dumps({"hold": {}}))  # any request makes it put files back
+        self._process.tell(json.dumps({"hold": {}}))  # any request makes it put files back
         self._answer("putting files back")
         self.close()
         self._enter()
@@ -114,42 +107,20 @@ class WorkloadProcess:
         """Send one request and wait for its answer; raises WorkloadError when the process ends or takes too long."""
         if self._alive and "go" not in message:
             self._enter_anew_if_ended(0.0)
-        self._tell(json.dumps(message))
+        self._process.tell(json.dumps(message))
         return self._answer(what)
 
-    def _tell(self, line: str) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the answer says why
-
     def _answer(self, what: str) -> Answer:
-        import select
-
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], self._timeout_s)
-        if not ready:
-            raise WorkloadError(f"run-time workload {what} did not end within {self._timeout_s:.0f} s")
-        line = self._process.stdout.readline()
-        if not line:
-            assert self._process.stderr is not None
-            self._process.wait()
-            tail = self._process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise MachineError(
-                f"the process of run-time workloads ended during {what}: {' '.join(tail) or 'no output'}"
-            )
-        answer: Answer = json.loads(line)
+        try:
+            answer: Answer = self._process.hear(what, self._timeout_s)
+        except TimeoutError:
+            message = f"run-time workload {what} did not end within {self._timeout_s:.0f} s"
+            raise WorkloadError(message) from None
         return answer
 
     def close(self) -> None:
         """End the process."""
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
-        self._process.kill()
-        self._process.wait()
+        self._process.close()
 
 
 def entry_of(container: Container, confinement: Confinement) -> Entry:
