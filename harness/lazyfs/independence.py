@@ -67,6 +67,7 @@ class Independence:
         self._devices: tuple[tuple[str, ...], str] | None = None
         self._devices_known = trio.Event()
         self._turned = turned
+        store.counters.handed_over = turned
 
     async def use_devices(self, devices: tuple[str, ...], mounted: str) -> None:
         """These loop devices are over our file. Handed over at once where all is local and the disk is trusted."""
@@ -81,7 +82,7 @@ class Independence:
         store = self._store
         policy = store.policy
         if self._turned:
-            self.complete = store.counters.handed_over = True
+            self.complete = True
             store.counters.background_finished = True if policy.background else None
             self.done.set()
             return
@@ -145,8 +146,9 @@ class Independence:
         if why:
             self._stay(why)
             return
-        counters.handed_over = True
         self._store.residency.forget_memory()
         self._store.pages = None
         if self._handed_over is not None:
             await self._handed_over()
+        # Said only now: whoever hears it may end this daemon, and the next one must know.
+        counters.handed_over = True
