@@ -98,7 +98,8 @@ class Knocker:
             number = peer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number:
                 return False
-            self.last_answer = "a connection"
+            # The next try begins here: what the last one was answered says more.
+            self.last_answer = self.last_answer or "a connection"
             if self._status is None:
                 return True
             try:

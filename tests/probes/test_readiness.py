@@ -106,8 +106,8 @@ LATE: list[tuple[Readiness, tuple[str, ...], str]] = [
     (ExitReadiness(kind="exit", timeout_s=0.3), ("wait",), "its process to end"),
     (LineReadiness(kind="stdout", pattern="x", timeout_s=0.3), ("say", "no"), " | no"),
     (TcpReadiness(kind="tcp", port=PORT, timeout_s=0.3), ("wait",), "port 8080"),
-    (HttpReadiness(kind="http", port=PORT, timeout_s=0.3), ("http", str(PORT), "503 Later"), "last answer: status 503"),
-    (HttpReadiness(kind="http", port=PORT, timeout_s=0.3), ("listen", str(PORT)), "last answer: a connection"),
+    (HttpReadiness(kind="http", port=PORT, timeout_s=1), ("http", str(PORT), "503 Later"), "last answer: status 503"),
+    (HttpReadiness(kind="http", port=PORT, timeout_s=1), ("listen", str(PORT)), "last answer: a connection"),
 ]
 
 
