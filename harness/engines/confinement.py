@@ -8,7 +8,9 @@ Sources: the manual of ``docker run``; moby, oci/defaults.go (masked and read-on
 
 from __future__ import annotations
 
+import functools
 import glob
+import json
 import os
 import platform
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from harness.engines import system_calls
 from harness.errors import UsageError
 from harness.kernel.privileges import own_capabilities
+from harness.kernel.seccomp import compile_profile
 from harness.machine.devices import STANDARD, rule_of
 from harness.model.privileges import CAPABILITIES, DEFAULT_CAPABILITIES
 
@@ -122,6 +125,20 @@ class Confinement:
             "architectures": list(system_calls.ARCHITECTURES.get(platform.machine(), ())),
             "syscalls": rules,
         }
+
+    def seccomp_program(self) -> bytes:
+        """Returns the profile as the program that the kernel takes; empty for every system call.
+
+        Raises MissingTool without libseccomp.
+        """
+        profile = self.seccomp()
+        return b"" if profile is None else _translated(json.dumps(profile))
+
+
+@functools.cache
+def _translated(profile: str) -> bytes:
+    """A profile in JSON as a program, kept: it is the same for all trials of a session."""
+    return compile_profile(json.loads(profile))
 
 
 def _allowed(name: str, index: int, value: int, operator: str) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Literal
 
 from harness.engines.confinement import Confinement
 from harness.errors import MachineError, WorkloadError
-from harness.kernel.seccomp import compile_profile
 from harness.model.observation import Failure, WorkloadResult
 from harness.probes.entering import Entry
 from harness.probes.line_process import LineProcess
@@ -128,13 +127,12 @@ def entry_of(container: Container, confinement: Confinement) -> Entry:
     namespaces = container.namespaces
     if namespaces is None:
         raise MachineError("the container ended before its namespaces were seen; run-time workloads have no place")
-    profile = confinement.seccomp()
     return Entry(
         namespaces=dict(namespaces.descriptors),
         alive=container.exited_at_ns() is None,
         capabilities=confinement.capability_numbers,
         no_new_privileges=confinement.no_new_privileges,
-        system_calls="" if profile is None else compile_profile(profile).hex(),
+        system_calls=confinement.seccomp_program().hex(),
         masked_paths=confinement.masked_paths,
         read_only_paths=confinement.read_only_paths,
     )

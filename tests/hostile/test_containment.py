@@ -8,11 +8,14 @@ import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
 from harness.engines.confinement import Confinement
 from harness.engines.protocol import Process
+from harness.errors import MissingTool
+from harness.kernel.seccomp import compile_profile
 from harness.probes.workloads import WorkloadProcess
 from tests.engines.test_embedded import deployed
 from tests.hostile.images import CONTAINER_CAPABILITIES, PROGRAM, results
@@ -78,6 +81,30 @@ def test_the_containers_process_is_confined(machine: Machine, hostile: TestRegis
     said = run(machine, hostile, *EVERYTHING)
     check_everything(said)
     assert said["NSpid"].split()[-1] == "1"
+
+
+def test_the_runtime_takes_the_filter_that_was_made_before(
+    machine: Machine, hostile: TestRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program is in force and not the profile, which here refuses one call more: nothing is translated twice."""
+    profile = Confinement().seccomp()
+    assert profile is not None
+    profile["syscalls"][0]["names"].append("keyctl")
+    program = compile_profile(profile)
+    monkeypatch.setattr(Confinement, "seccomp_program", lambda _: program)
+    said = run(machine, hostile, *EVERYTHING)
+    assert said["keyctl"] != "EPERM"
+    assert said["mount"] == said["bpf"] == "EPERM"
+
+
+def test_without_libseccomp_the_runtime_translates_the_profile(
+    machine: Machine, hostile: TestRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container is confined as ever where the harness cannot make the program."""
+    missing = Mock(side_effect=MissingTool("libseccomp is not installed"))
+    monkeypatch.setattr(Confinement, "seccomp_program", missing)
+    check_everything(run(machine, hostile, *EVERYTHING))
+    assert missing.called
 
 
 @pytest.mark.parametrize("ended", [False, True], ids=["alive", "ended"])

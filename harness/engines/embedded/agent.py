@@ -188,7 +188,7 @@ class Agent:
         with context.span("create"):
             bundle = os.path.join(scratch, "bundle")
             cgroup = f"{self._cgroup}/container" if makes_groups(self._program) else ""
-            write_bundle(bundle, root, image.config, request.process, cgroup)
+            write_bundle(bundle, root, image.config, request.process, cgroup=cgroup, system_calls=told.system_calls)
             self._runtime = Runtime(self._program, os.path.join(scratch, "crun"), cgroup, launcher=self._launcher)
             pid = self._runtime.create(bundle, *self._output)
             for descriptor in self._output:

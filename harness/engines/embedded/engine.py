@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import errno
 import os
 import queue
@@ -82,6 +84,7 @@ class EmbeddedEngine:
         self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._reader: threading.Thread | None = None
         self._deploying = False
+        self._system_calls = ""
         self._problems: list[str] = []
         """Whatever went wrong on the side, for the log: nothing of it is swallowed."""
         self._exit_code: int | None = None
@@ -143,7 +146,10 @@ class EmbeddedEngine:
             descriptors = [theirs.fileno(), *writers]
             if parts.daemon is not None:
                 descriptors.append(agent_end.fileno())
-            devices = Confinement.of(request.process).device_rules()
+            confinement = Confinement.of(request.process)
+            with contextlib.suppress(MissingTool):  # the runtime then translates the profile at each start
+                self._system_calls = base64.b64encode(confinement.seccomp_program()).decode()
+            devices = confinement.device_rules()
             if devices is not None:
                 arguments += ["--container-groups", *machine.confine(devices)]
             self._agent = machine.exec_python(_AGENT, arguments, pass_fds=descriptors, stderr=self._log)
@@ -235,7 +241,7 @@ class EmbeddedEngine:
         scratch = self._scratch(machine)
         self._phase = "resolve"
         self._deploying = True
-        self._control.send(Deploy(request, scratch, timeline.t0_ns))
+        self._control.send(Deploy(request, scratch, timeline.t0_ns, self._system_calls))
         while True:
             message = self._events.get()
             if message is None:

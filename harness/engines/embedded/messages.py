@@ -18,11 +18,14 @@ from harness.lazyfs.messages import Span
 class Deploy:
     """Says that T0 was at ``t0_ns`` (CLOCK_MONOTONIC): bring the image to ``scratch`` on the machine's disk, and start
     it.
+
+    ``system_calls`` is the container's seccomp program in base64, made before T0; empty where there is none.
     """
 
     request: DeployRequest
     scratch: str
     t0_ns: int
+    system_calls: str = ""
 
 
 @dataclass(frozen=True, slots=True)
