@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 60.0
 PREPARE_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 20.0
+CHILDREN_TIMEOUT_S = 2.0
 LOG_TAIL_BYTES = 4000
 _AGENT = "harness.engines.embedded.agent"
 
@@ -367,6 +368,8 @@ class EmbeddedEngine:
             except OSError:
                 pass
         self._end(self._agent)
+        if self._deploying:
+            self._await_children()
         if self._observer is not None:
             try:
                 self._observer.close()
@@ -398,6 +401,13 @@ class EmbeddedEngine:
         except subprocess.TimeoutExpired:
             self._kill(process)
             process.wait()
+
+    def _await_children(self) -> None:
+        """A killed agent's children die with it, but a moment later."""
+        deadline = time.monotonic() + CHILDREN_TIMEOUT_S
+        ours = set() if self._daemon is None else {self._daemon.pid, *serving(self._daemon.pid)}
+        while self._machine is not None and set(self._machine.pids()) - ours and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     @staticmethod
     def _kill(process: subprocess.Popen[bytes]) -> None:
