@@ -111,12 +111,17 @@ def engines(session: nox.Session) -> None:
     session.run("python", "-m", "harness.engines.build", *session.posargs)
 
 
+def _newest_docker(session: nox.Session) -> dict[str, str]:
+    """The environment that names the Docker which `nox -s engines` built, where it is there and no other is named."""
+    built = str(session.run("python", "-m", "harness.engines.build", "--where", "dockerd", silent=True)).strip()
+    return {"COLDBENCH_DOCKERD": built} if built and "COLDBENCH_DOCKERD" not in os.environ else {}
+
+
 @nox.session(venv_backend=BACKEND)
 def credibility(session: nox.Session) -> None:
     """Each preset that claims to do as a real program does, beside it; writes docs/credibility.md. Root, an hour."""
     _install(session)
-    built = session.run("python", "-m", "harness.engines.build", "--where", "dockerd", silent=True).strip()
-    env = {"COLDBENCH_DOCKERD": built} if built and "COLDBENCH_DOCKERD" not in os.environ else {}
+    env = _newest_docker(session)
     found = []
     for path in sorted((ROOT / "scenarios" / "credibility").glob("*.toml")):
         out = ROOT / "results" / "credibility" / path.stem
@@ -132,7 +137,7 @@ def credibility(session: nox.Session) -> None:
 def reference(session: nox.Session) -> None:
     """Record results/reference and write the documents' figures and tables: root, an hour. `-- write`: only write."""
     _install(session)
-    session.run("python", "tools/reference.py", *(session.posargs or ["record"]))
+    session.run("python", "tools/reference.py", *(session.posargs or ["record"]), env=_newest_docker(session))
 
 
 @nox.session(venv_backend=BACKEND)
