@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import ColdbenchError
 from harness.model.modes import EMBEDDED, uses_library
+from harness.model.policy import PYFUSE3
 from harness.session import store
 from harness.stats.paired import paired_ratio
 
@@ -133,7 +134,7 @@ def section(header: SessionHeader, observations: Sequence[Observation]) -> str:
     kernel = ".".join(str(header.host.get("kernel") or "unknown").split(".")[:2])
     cores, load = header.host.get("cores"), header.host.get("load_per_core")
     host = f"{cores} cores, kernel {kernel}, load per core at the beginning {load}"
-    versions = _versions(observations)
+    versions = _versions(header, observations)
     lines.append(f"{blocks} blocks, shape {shapes}; {host}; {header.created_at[:10]}; {versions}.")
     lines += [
         "",
@@ -180,9 +181,12 @@ def _opcodes(pair: Pair) -> list[str]:
     )
 
 
-def _versions(observations: Sequence[Observation]) -> str:
+def _versions(header: SessionHeader, observations: Sequence[Observation]) -> str:
+    """Lists the real programs and libraries that were beside ours, with their versions."""
     found: dict[str, str] = {}
     for observation in observations:
+        if observation.case.preset == PYFUSE3 and PYFUSE3 in header.versions:
+            found[PYFUSE3] = header.versions[PYFUSE3]
         versions = observation.details.get("versions")
         if isinstance(versions, dict):
             found.update({str(name): str(version) for name, version in versions.items() if version})

@@ -12,6 +12,7 @@ from harness.errors import ColdbenchError, HostUnfit, Interrupted, RehearsalFail
 from harness.model.faults import parse_fault
 from harness.model.observation import Failure, Observation
 from harness.model.plan import PlannedCase, PlannedTrial, estimate_trial_s, remaining_s
+from harness.model.policy import PYFUSE3
 from harness.session.faults.course import run_fault_trial
 from harness.session.requests import settings_of_case
 from harness.session.setups import confinement_of
@@ -286,7 +287,7 @@ def versions() -> dict[str, str]:
     import platform
     from importlib import metadata
 
-    names = ("pydantic", "trio", "pycurl", "isal", "numpy", "pyroute2")
+    names = ("pydantic", "trio", "pycurl", "isal", "numpy", "pyroute2", PYFUSE3)
     found = {name: metadata.version(name) for name in names if _installed(name)}
     return {"coldbench": __version__, "python": platform.python_version(), **found}
 

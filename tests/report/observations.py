@@ -114,10 +114,10 @@ def session(blocks: int = 7) -> list[Observation]:
     return out
 
 
-def write_session(directory: Path) -> None:
-    """A session with made-up observations, written as a run writes it."""
+def header() -> SessionHeader:
+    """What a session of one block begins with."""
     scenario = load(find("python-data"))
-    header = SessionHeader(
+    return SessionHeader(
         schema_version=SCHEMA_VERSION,
         coldbench_version="0",
         session="s",
@@ -125,6 +125,10 @@ def write_session(directory: Path) -> None:
         plan=make_plan([scenario], 1, Selection()),
         scenarios={scenario.name: scenario},
     )
-    with Store.create(directory, header) as store:
+
+
+def write_session(directory: Path) -> None:
+    """A session with made-up observations, written as a run writes it."""
+    with Store.create(directory, header()) as store:
         for observation in session():
             store.append(observation)

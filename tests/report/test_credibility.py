@@ -6,7 +6,7 @@ import pytest
 
 from harness.model.observation import Case, Invalidity, Observation, Wire
 from harness.report import credibility
-from tests.report.observations import observation
+from tests.report.observations import header, observation
 
 
 def trial(engine: str, mode: str, preset: str, block: int, *moved: float) -> Observation:
@@ -54,3 +54,11 @@ def test_a_block_without_both_is_left_out() -> None:
 def test_agreement_has_a_tolerance(ours: float, theirs: float, said: str) -> None:
     """Ten per cent either way is the same policy; what was not counted is not agreed on."""
     assert credibility.verdict(ours, theirs) == said
+
+
+def test_a_library_is_named_with_its_version() -> None:
+    """A session beside pyfuse3 says of which release; one without it does not."""
+    known = header().model_copy(update={"versions": {"pyfuse3": "3.5.0", "numpy": "2"}})
+    beside = [trial("embedded", "soci", preset, block, 40, 30) for block in range(6) for preset in ("tuned", "pyfuse3")]
+    assert "; pyfuse3 3.5.0." in credibility.section(known, beside)
+    assert "pyfuse3" not in credibility.section(known, session())
