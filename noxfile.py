@@ -125,8 +125,8 @@ def credibility(session: nox.Session) -> None:
     found = []
     for path in sorted((ROOT / "scenarios" / "credibility").glob("*.toml")):
         out = ROOT / "results" / "credibility" / path.stem
-        resume = ["--resume"] if out.exists() else []
-        session.run("coldbench", "run", str(path), "--out", str(out), *resume, env=env)
+        planned = ["--resume"] if out.exists() else [str(path)]
+        session.run("coldbench", "run", *planned, "--out", str(out), env=env)
         found.append(str(out))
     page = session.run("python", "-m", "harness.report.credibility", *found, silent=True)
     page += "\n" + session.run("python", "-m", "harness.engines.build.conversions", silent=True)
