@@ -32,9 +32,7 @@ DIRECT_ALIGN = 4096
 
 
 class DiskHealth:
-    """Knows whether the disk still takes bytes; all its files share this, so that one error ends the cache, said
-    once.
-    """
+    """Knows whether the disk still takes bytes; all its files share it, so that one error ends the cache, said once."""
 
     def __init__(self) -> None:
         self.failure: OSError | None = None

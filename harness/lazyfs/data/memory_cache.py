@@ -1,6 +1,4 @@
-"""This module keeps units in memory, under one budget for all layers of the image; the least recently used leave
-first.
-"""
+"""This module keeps units in memory, under one budget for all layers of an image; the least recently used go first."""
 
 from __future__ import annotations
 

@@ -32,8 +32,7 @@ _MISS_CORE_S = 0.008
 """Says how much CPU a start takes from one miss to the next, all processes of the machine together: 1.1 to 1.4 CPU
 seconds for 150 to 190 requests (``import pandas``, an inference runtime, mode erofs)."""
 _IDLE_MISSES = 2.5
-"""Says how many times ``_MISS_CORE_S`` has to lie idle while a miss is on its way, if the start is to wait for
-misses."""
+"""Says how many times ``_MISS_CORE_S`` has to lie idle while a miss is on its way, if a start is to wait for misses."""
 _FORESEEN_S = 0.05
 """Says from which latency of a miss on waiting is foreseen: a host on which ten others worked held up each of the few
 requests before a mount for 20 ms, next to the registry."""
