@@ -27,9 +27,7 @@ OPAQUE_XATTR = {_OPAQUE: b"y"}
 
 
 class Directory:
-    """Holds one directory: ``children`` maps a name to an entry number; ``opaque`` hides what lower layers have in
-    it.
-    """
+    """Holds a directory: ``children`` maps names to entry numbers; ``opaque`` hides what lower layers have in it."""
 
     __slots__ = ("children", "opaque", "ordered", "parent", "path")
 

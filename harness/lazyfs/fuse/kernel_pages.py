@@ -38,9 +38,7 @@ class KernelPages:
     """Stores pages from a thread of its own, which waits for pages that the kernel is waiting for us to fill."""
 
     def __init__(self, store: Callable[[int, list[memoryview]], bool], starts: Sequence[int]) -> None:
-        """``store`` puts views at a place of the file, False when it is gone; ``starts`` are where layers begin in
-        it.
-        """
+        """``store`` puts views at a place of the file (False: it is gone); layers begin at ``starts`` in it."""
         self._store = store
         self._starts = starts
         self._queue: SimpleQueue[tuple[Piece, list[bytes]] | None] = SimpleQueue()

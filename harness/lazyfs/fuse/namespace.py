@@ -68,7 +68,10 @@ _new = tuple.__new__
 
 
 class Entry(NamedTuple):
-    """Holds a directory's name, and the entry ``number`` of ``subtree`` that it has; without that, an inode's."""
+    """Holds a name of a directory, and the entry that it names, ``number`` of ``subtree``.
+
+    Without a subtree ``number`` is a directory's inode.
+    """
 
     name: bytes
     subtree: Subtree | None
@@ -149,7 +152,7 @@ class Namespace:
         )
 
     def extents_of(self, files: Iterable[FileRange]) -> list[tuple[int, int, int]]:
-        """Returns (layer, begin, end) of these parts of files as the stack of layers shows them, without unknown
+        """Returns (layer, begin, end) of these parts of files as the layers together show them, without unknown
         ones.
         """
         extents = []

@@ -78,8 +78,8 @@ NOTIFY_STORE_OUT = struct.Struct("<QQII")
 DIRENT = struct.Struct("<QQII")
 """Holds inode, where the next entry begins, length of the name, type; then comes the name, padded to 8 bytes."""
 GETXATTR_IN = struct.Struct("<II")
-"""Holds room for the value, padding; then comes the name. It is also the reply when there is no room: the value's
-size."""
+"""Holds room for the value, padding; then comes the name. It also replies with the value's size when there is no
+room."""
 STATFS_OUT = struct.Struct("<QQQQQIIII24x")
 """blocks, free, available, inodes, free, block size, longest name, fragment size, padding."""
 

@@ -154,9 +154,7 @@ class Tree(pyfuse3.Operations):
 
 
 class LibrarySession:
-    """Serves one mount through pyfuse3, with those methods of ``harness.lazyfs.fuse.connection.Session`` a tree
-    needs.
-    """
+    """Serves one mount through pyfuse3, with what a tree needs of ``harness.lazyfs.fuse.connection.Session``."""
 
     def __init__(self, mountpoint: str) -> None:
         """Mount at ``mountpoint``. Raises OSError or RuntimeError."""

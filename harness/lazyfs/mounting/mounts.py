@@ -95,8 +95,9 @@ def mount_erofs(
 
 
 def _mount_loop(source: str, target: str, calls: Syscalls, parts: MetadataFile | None, exact_kib: int) -> Mounted:
-    """Mounts through loop devices. Raises OSError when there is none, MachineError when the kernel refuses the
-    image.
+    """Mounts through loop devices.
+
+    Raises OSError when there is none to be had, MachineError when the kernel refuses what is on it.
     """
     with ExitStack() as devices:  # a mounted device stays; it frees itself when that ends
         starts = parts.starts if parts is not None else (0,)
