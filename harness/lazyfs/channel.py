@@ -1,5 +1,4 @@
-"""This module is the channel of all processes of a trial: it sends frozen dataclasses as JSON lines over a stream
-socket.
+"""This module is the channel of all processes of a trial: it sends frozen dataclasses as JSON lines over a socket.
 
 A line is ``{"say": class, "id": number, "body": fields}``, of limited length; an answer repeats its request's number.
 The standard library writes the JSON, because names in it may hold bytes that are no UTF-8 (as lone surrogates), and
@@ -106,11 +105,10 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, message: object, number: int = 0, descriptors: Sequence[int] = (), *, again: bool = False) -> bool:
-        """Sends one message, with copies of open descriptors; returns False when the other end is gone (it reads no
-        more).
+        """Sends one message, with copies of open descriptors; returns False when the other end is gone.
 
-        A message that carries descriptors is short. ``again`` says that another process reads there now, which may have
-        the end of what was sent before.
+        That end reads nothing any more then. A message that carries descriptors is short. ``again`` says that another
+        process reads there now, which may have the end of what was sent before.
         """
         data = CUT + encode(message, number) if again else encode(message, number)
         with self._lock:
@@ -125,8 +123,9 @@ class Channel:
         return True
 
     def receive(self, timeout_s: float | None = None) -> Received | None:
-        """Returns the next message; None when the other end is gone. Raises TimeoutError after ``timeout_s``,
-        FormatError.
+        """Returns the next message; None when the other end is gone.
+
+        Raises TimeoutError after ``timeout_s``, and FormatError.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._messages:

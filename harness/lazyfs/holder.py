@@ -38,7 +38,7 @@ _LOOK_S = 0.5
 _EXIT_CODE = 49
 """Is the place of the exit code among the fields of /proc/PID/stat behind the name."""
 _LESS_LIKELY = -900
-"""Of the kernel's choices when memory runs out, the holder is one of the last."""
+"""Makes the holder one of the kernel's last choices when memory runs out."""
 
 
 class Holder:

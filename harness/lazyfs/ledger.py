@@ -43,9 +43,7 @@ class Ledger:
     """Keeps records in the order in which they were made. ``note`` may be called from any thread."""
 
     def __init__(self, descriptor: int | None = None) -> None:
-        """``descriptor`` is an earlier daemon's ledger, to be read and gone on with. Raises OSError when memory is
-        out.
-        """
+        """``descriptor`` is an earlier daemon's ledger, read and gone on with. Raises OSError when memory is out."""
         self.descriptor = os.memfd_create("coldbench-ledger") if descriptor is None else descriptor
 
     def note(self, kind: Kind, payload: bytes) -> None:
@@ -54,9 +52,7 @@ class Ledger:
         os.write(self.descriptor, _HEAD.pack(len(payload), _sum(kind, payload), kind) + payload)
 
     def records(self) -> Iterator[tuple[Kind, bytes]]:
-        """Yields all whole records and cuts off what follows the last. Has to be read to the end before any
-        ``note``.
-        """
+        """Yields all whole records, and cuts off what follows the last. Read them all before any ``note``."""
         size = os.fstat(self.descriptor).st_size
         data = os.pread(self.descriptor, size, 0)
         position = 0

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 EROFS_INDEX_TYPE = "application/vnd.coldbench.erofs.index.v1+json"
 """Equals ``harness.formats.erofs.index.INDEX_TYPE``, not imported as the agent does without numpy (a test compares)."""
 HEAD_ANNOTATION = "org.coldbench.erofs.head"
-"""Equals ``harness.formats.erofs.index.ANNOTATION_HEAD``: a list of referrers names the head by it, as ``digest
-size``."""
+"""Equals ``harness.formats.erofs.index.ANNOTATION_HEAD``; a list of referrers names the head by it: ``digest size``."""
 
 
 def parse_head(text: str) -> tuple[str, int] | None:

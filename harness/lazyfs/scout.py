@@ -123,9 +123,7 @@ class Scout:
         self._expect([Wanted(blob.digest, 0, blob.size, _HEAD_PARTS) for blob in blobs])
 
     def _expect_small(self) -> None:
-        """Asks for small layers without a zTOC, pulled before the mount; manifest and index say together which they
-        are.
-        """
+        """Asks for small layers without a zTOC, pulled before the mount; manifest and index together say which."""
         for layers in self._layers:
             for index in self._indexes:
                 for layer in layers:

@@ -1,6 +1,4 @@
-"""This module traces which files (tree) or which bytes (blob) a start really reads, in the order of their first
-read.
-"""
+"""This module traces which files (tree) or bytes (blob) a start really reads, in the order of their first read."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class SparseFile:
             self.health.fail(error)
 
     def sync(self) -> bool:
-        """Make the disk hold what was written; False when it does not. Blocks."""
+        """Makes the disk hold what was written; returns False when it does not. Blocks."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:
@@ -118,7 +118,7 @@ class SparseFile:
         return self.health.failure is None
 
     def write(self, offset: int, data: bytes | memoryview) -> bool:
-        """Write all of ``data``; False when the disk is full or failing, after which nothing is written any more."""
+        """Writes all of ``data``; returns False when the disk is full or failing, and writes nothing any more then."""
         if self.health.failure is not None:
             return False
         view, offset = memoryview(data), offset + self.base
@@ -135,7 +135,7 @@ class SparseFile:
         return True
 
     def _stop_bypassing(self) -> bool:
-        """Write through the page cache from now on; False when that was so already.
+        """Writes through the page cache from now on; returns False when that was so already.
 
         A write that bypasses the cache is refused where the device wants a larger alignment than ours, or after a
         write that ended inside a block.

@@ -69,7 +69,7 @@ class Remembered(Over):
         return data
 
     def go_on(self, digest: str, note: Callable[[Answer], None]) -> None:
-        """Remembers at once what is read of this blob, after ``seal``, too; ``note`` hears of it as there."""
+        """Remembers at once what is read of this blob, after ``seal``, too; ``note`` hears of it as in ``seal``."""
         self._always[digest] = note
 
     def _kept(self, digest: str, offset: int, size: int) -> bytes | None:

@@ -1,6 +1,4 @@
-"""This module serves SOCI spans as units: it verifies the stored bytes, and inflates them only as far as they are
-read.
-"""
+"""This module serves SOCI spans as units: it verifies their stored bytes, and inflates them as far as they are read."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class UnitFile:
         return iter(self._sums)
 
     def write(self, unit: int, pieces: Iterable[bytes | memoryview]) -> bool:
-        """Write a whole unit; False when the disk takes nothing any more."""
+        """Writes a whole unit; returns False when the disk takes nothing any more."""
         offset, size = self._extent(unit)
         writing = UnitSums(size)
         for piece in pieces:

@@ -1,5 +1,6 @@
-"""This module fetches layers whole and inflates them into the disk cache at start, where they cannot be read in part
-(zstd, or any without an index).
+"""This module fetches layers whole and inflates them into the disk cache at start.
+
+That serves layers that cannot be read in part (zstd, or any without an index).
 """
 
 from __future__ import annotations

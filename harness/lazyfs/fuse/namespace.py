@@ -152,9 +152,7 @@ class Namespace:
         )
 
     def extents_of(self, files: Iterable[FileRange]) -> list[tuple[int, int, int]]:
-        """Returns (layer, begin, end) of these parts of files as the layers together show them, without unknown
-        ones.
-        """
+        """Returns (layer, begin, end) of parts of files as the layers together show them; unknown ones are left out."""
         extents = []
         for file in files:
             name = os.fsencode(file.path.strip("/"))

@@ -28,7 +28,7 @@ SILENT = frozenset({FORGET, BATCH_FORGET})
 """Lists the requests without a reply."""
 
 NOTIFY_INVALIDATE, NOTIFY_STORE, NOTIFY_RESEND = 2, 4, 7
-"""Number messages that nobody asked for: a reply header with number 0 and one of these in place of the error."""
+"""Mark messages that nobody asked for: a reply header has number 0, and one of these in place of the error."""
 
 # Capabilities of INIT.
 ASYNC_READ, EXPORT_SUPPORT = 1 << 0, 1 << 4
@@ -78,10 +78,9 @@ NOTIFY_STORE_OUT = struct.Struct("<QQII")
 DIRENT = struct.Struct("<QQII")
 """Holds inode, where the next entry begins, length of the name, type; then comes the name, padded to 8 bytes."""
 GETXATTR_IN = struct.Struct("<II")
-"""Holds room for the value, padding; then comes the name. It also replies with the value's size when there is no
-room."""
+"""Holds room for the value, padding; then comes the name. Where there is no room, it is the reply: the value's size."""
 STATFS_OUT = struct.Struct("<QQQQQIIII24x")
-"""blocks, free, available, inodes, free, block size, longest name, fragment size, padding."""
+"""Holds blocks, free, available, inodes, free, block size, longest name, fragment size, padding."""
 
 NO_ENTRY = bytes(ENTRY.size + ATTRIBUTES.size)
 """Says nothing of a name, in READDIRPLUS."""
