@@ -34,7 +34,7 @@ _RECEIVE_BYTES = 1 << 18
 class Received(NamedTuple):
     """Holds a message and its number; requests and answers have one above 0.
 
-    ``descriptors`` came along, and are its reader's to close.
+    ``descriptors`` came along; who reads the message closes them.
     """
 
     number: int

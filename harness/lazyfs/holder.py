@@ -42,7 +42,7 @@ _LESS_LIKELY = -900
 
 
 class Holder:
-    """Keeps a daemon running; ``arguments`` are the daemon's, whose descriptors stay open for the next one."""
+    """Keeps a daemon running with ``arguments``; the descriptors named in them stay open for the next one."""
 
     def __init__(self, arguments: list[str]) -> None:
         self._arguments = arguments
@@ -114,9 +114,9 @@ class Holder:
     def _reap(self, pid: int) -> int:
         """Returns the status of a daemon that has ended, or whose first thread has.
 
-        A thread of a killed process may be in the kernel, storing a page; a reader waits for that page, and the thread
-        waits for the daemon. It ends, and the process with it, when the next daemon has answered: so it is not waited
-        for here. The process holds its descriptors meanwhile, and a pidfd does not tell of it: its first thread's state
+        A thread of a killed process may be in the kernel, storing a page that a reader waits for; the reader waits for
+        the daemon, so the thread ends, and the process with it, only when the next daemon has answered. Hence it is not
+        waited for here. It holds its descriptors meanwhile, and a pidfd does not tell of it: its first thread's state
         is looked at.
         """
         tries = 0

@@ -1,4 +1,4 @@
-"""This module makes all local, then turns the kernel to the local file, so that nobody needs us: that is independence.
+"""This module makes everything local and turns the kernel to the local file, so that nobody needs the daemon any more.
 
 Whatever gets in the way is said once in the log, and what can pass (the registry away, a unit that the disk lost) is
 waited for: the fetch goes on, and the handover follows.
@@ -53,8 +53,7 @@ class Independence:
         turned: bool = False,
     ) -> None:
         """``fetch_besides`` brings other blobs that reading takes. ``inflated`` is called when the cache file is
-        complete, ``handed_over`` when the kernel was turned to it. ``turned`` says that an earlier daemon has turned
-        it.
+        complete, ``handed_over`` when the kernel was turned to it. ``turned`` says that an earlier daemon did that.
         """
         self.done = trio.Event()
         """Is set when the background fetch has ended, and the handover, if one was due, has been tried."""

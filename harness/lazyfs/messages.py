@@ -196,7 +196,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Expect(Request[Done]):
-    """Tells that a mount of ``serving`` will follow and want ``blobs``, so that connections open and ask at once."""
+    """Tells that a mount of ``serving`` will follow: connections open, and ask for its ``blobs``, at once."""
 
     answer: ClassVar[type] = Done
     serving: Serving
@@ -239,7 +239,7 @@ class MarkReady(Request[Done]):
 
 @dataclass(frozen=True, slots=True)
 class BackgroundState:
-    """Tells whether the background fetch has ended with all local, and which ``spans`` ended after the mount."""
+    """``complete`` tells whether the background fetch has ended with all local; ``spans`` ended after the mount."""
 
     complete: bool
     spans: tuple[Span, ...]
@@ -255,7 +255,7 @@ class AwaitBackground(Request[BackgroundState]):
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts in ``counts[i]`` how often a time had i binary digits of 2 microseconds."""
+    """Counts times: ``counts[i]`` of them had i binary digits as a number of 2-microsecond units."""
 
     counts: tuple[int, ...]
     total_s: float

@@ -36,7 +36,7 @@ _SMALL_BYTES = 1 << 20
 """Layers up to here are asked for at once; a larger one takes longer than the round trip that this saves."""
 
 _Layers: TypeAlias = "Sequence[Descriptor] | None"
-"""Are the layers of a manifest; None while only the index that lists it is known."""
+"""Lists the layers of a manifest; None while only the index that lists it is known."""
 
 
 class Scout:

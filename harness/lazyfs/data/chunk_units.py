@@ -1,4 +1,4 @@
-"""This module serves eStargz chunks as units: a chunk is inflated whole and then checked, as digests are over that."""
+"""This module serves eStargz chunks as units, inflated whole and then checked: digests are over inflated bytes."""
 
 from __future__ import annotations
 

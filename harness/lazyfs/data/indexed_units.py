@@ -26,7 +26,7 @@ _MAX_KEPT = 512
 
 
 class IndexedUnits:
-    """Implements ``harness.lazyfs.data.units.Units`` for a layer with an EROFS index; ``windows`` is its blob."""
+    """Implements ``harness.lazyfs.data.units.Units`` with an EROFS index, whose windows blob is ``windows``."""
 
     def __init__(self, layer: IndexedLayer, windows: RangeSource | None) -> None:
         self._layer = layer

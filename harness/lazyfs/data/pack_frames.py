@@ -65,7 +65,7 @@ class PackFrames:
             return data
 
     def join(self, places: list[Place], *, decode: bool) -> bytes | memoryview | None:
-        """Returns the bytes at these places, for which frames are decoded with ``decode`` only, else None."""
+        """Returns the bytes at these places. Without ``decode`` the answer is None where a frame is not decoded yet."""
         parts = []
         for place in places:
             data = self.decode(place.frame) if decode else self.decoded(place.frame)

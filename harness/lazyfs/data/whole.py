@@ -1,6 +1,6 @@
 """This module fetches layers whole and inflates them into the disk cache at start.
 
-That serves layers that cannot be read in part (zstd, or any without an index).
+It does so for layers that cannot be read in part (zstd, or any without an index).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""This module mounts EROFS over one file: from it where the kernel can (>= 6.12), or through a loop device (>= 6.4).
+"""This module mounts EROFS over one file, directly where the kernel can (>= 6.12), or through a loop device (>= 6.4).
 
 The system calls are passed in, so that refusals can be tested on a kernel that refuses nothing. Source: kernel
 documentation, filesystems/erofs.rst; loop(4); mount(2).
