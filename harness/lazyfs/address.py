@@ -1,4 +1,4 @@
-"""Where a mount request says that the image is, as a store that can be read."""
+"""This module opens the store that a mount request names as the image's place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def connect(address: StoreAddress, policy: LazyPolicy) -> BlobStore:
-    """The store that holds the image."""
+    """Returns the store that holds the image."""
     if address.layout:
         from harness.oci.layout import LayoutStore
 

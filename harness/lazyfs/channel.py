@@ -1,8 +1,8 @@
-"""One channel for all processes of a trial: frozen dataclasses as JSON lines over a stream socket, with one limit.
+"""This module is the channel of all processes of a trial: it sends frozen dataclasses as JSON lines over a socket.
 
-A line is ``{"say": class, "id": number, "body": fields}``; an answer repeats its request's number. The standard
-library writes the JSON, because names in it may hold bytes that are no UTF-8 (as lone surrogates), and msgspec turns
-it into the class and checks every field on the way.
+A line is ``{"say": class, "id": number, "body": fields}``, of limited length; an answer repeats its request's number.
+The standard library writes the JSON, because names in it may hold bytes that are no UTF-8 (as lone surrogates), and
+msgspec turns it into the class and checks every field on the way.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 MAX_LINE_BYTES = 64 << 20
-"""A mount request with a long prefetch list, or the trace of a large image, is the largest message there is."""
+"""Limits a line: the largest message is a mount request with a long prefetch list, or the trace of a large image."""
 CUT = b"\n\n"
-"""What a process sends first on a stream that another one has written to: an empty line says that the line before it
-may have been cut off by its writer's death."""
+"""Is sent first on a stream that another process has written to: an empty line says that the line before it may have
+been cut off by its writer's death."""
 _WHERE = "control socket"
 _RECEIVE_BYTES = 1 << 18
 
 
 class Received(NamedTuple):
-    """A message and its number; requests and answers have one above 0. ``descriptors`` came along and are its
-    reader's to close."""
+    """Holds a message and its number; requests and answers have one above 0.
+
+    ``descriptors`` came along; who reads the message closes them.
+    """
 
     number: int
     message: object
@@ -41,7 +43,7 @@ class Received(NamedTuple):
 
 
 def encode(message: object, number: int = 0) -> bytes:
-    """The line that carries a message."""
+    """Returns the line that carries a message."""
     line = {"say": type(message).__name__, "id": number, "body": msgspec.to_builtins(message)}
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
@@ -54,7 +56,7 @@ class Lines:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Received]:
-        """The messages that ``data`` completes; FormatError for a line that is too long or no such message."""
+        """Returns the messages that ``data`` completes; raises FormatError for a line too long or no such message."""
         self._buffer += data
         if b"\n" not in data:
             if len(self._buffer) > MAX_LINE_BYTES:
@@ -86,11 +88,13 @@ class Lines:
 
 
 class Channel:
-    """One blocking end. ``send`` may be called from any thread, ``receive`` from one."""
+    """Sends and receives, blocking, at one end. ``send`` may be called from any thread, ``receive`` from one."""
 
     def __init__(self, end: socket.socket, types: Iterable[type], *, descriptors: int = 0) -> None:
-        """``types`` are the classes of what may arrive; with one message come ``descriptors`` at most, and what comes
-        beyond is closed by the kernel."""
+        """``types`` are the classes of what may arrive; one message brings ``descriptors`` at most.
+
+        The kernel closes what comes beyond.
+        """
         self._socket = end
         self._descriptors = descriptors
         self._lock = threading.Lock()
@@ -101,9 +105,11 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, message: object, number: int = 0, descriptors: Sequence[int] = (), *, again: bool = False) -> bool:
-        """Send one message, with copies of open descriptors; False when the other end is gone (it reads nothing any
-        more). A message that carries descriptors is short. ``again``: another process reads there now, which may have
-        the end of what was sent before."""
+        """Sends one message, with copies of open descriptors; returns False when the other end is gone.
+
+        That end reads nothing any more then. A message that carries descriptors is short. ``again`` says that another
+        process reads there now, which may have the end of what was sent before.
+        """
         data = CUT + encode(message, number) if again else encode(message, number)
         with self._lock:
             try:
@@ -117,7 +123,10 @@ class Channel:
         return True
 
     def receive(self, timeout_s: float | None = None) -> Received | None:
-        """The next message; None when the other end is gone. Raises TimeoutError after ``timeout_s``, FormatError."""
+        """Returns the next message; None when the other end is gone.
+
+        Raises TimeoutError after ``timeout_s``, and FormatError.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._messages:
             left = None if deadline is None else deadline - time.monotonic()

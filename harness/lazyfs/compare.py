@@ -1,4 +1,4 @@
-"""Compare two mounted trees: names, types, every attribute, extended attributes and content."""
+"""This module compares two mounted trees: names, types, every attribute, extended attributes and content."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What one name of a tree is; every field takes part in the comparison, under its name."""
+    """Says what one name of a tree is; every field takes part in the comparison, under its name."""
 
     mode: str
     owner: tuple[int, int]
     mtime: int
     size: int | None
-    """Of files and links; a directory's size is its file system's own affair."""
+    """Says the size of files and links; a directory's size is its file system's own affair."""
     nlink: int | None
-    """None for directories, unless asked for: stacked file systems count otherwise."""
+    """Counts links; None for directories, unless asked for: stacked file systems count otherwise."""
     device: int | None
     linked: str | None
-    """For a file of several links: the first name of the same inode."""
+    """Names, for a file of several links, the first name of the same inode."""
     target: bytes | None
     xattrs: dict[str, bytes]
     content: str | None
-    """sha256 of a regular file's bytes."""
+    """Holds the sha256 of a regular file's bytes."""
 
 
 def survey(root: str, *, directory_nlinks: bool = False, workers: int = 2) -> dict[bytes, Facts]:
-    """All of a tree by relative name (the root's is empty), every byte read once by ``workers`` threads."""
+    """Returns all of a tree by relative name (the root's is empty); ``workers`` threads read every byte once."""
     base = os.fsencode(root)
     found = list(_walk(base))
     regular = [path for path, status in found if stat.S_ISREG(status.st_mode)]
@@ -66,7 +66,7 @@ def survey(root: str, *, directory_nlinks: bool = False, workers: int = 2) -> di
 
 
 def compare(left: dict[bytes, Facts], right: dict[bytes, Facts]) -> Iterator[str]:
-    """One line for each way in which two surveyed trees differ."""
+    """Yields one line for each way in which two surveyed trees differ."""
     for path in sorted(left.keys() - right.keys()):
         yield f"{_show(path)}: only on the left"
     for path in sorted(right.keys() - left.keys()):
@@ -81,11 +81,11 @@ def compare(left: dict[bytes, Facts], right: dict[bytes, Facts]) -> Iterator[str
 
 
 def differences(left: str, right: str, *, directory_nlinks: bool = False) -> Iterator[str]:
-    """One line for each way in which the trees below two directories differ; names are relative to these.
+    """Yields one line for each way in which the trees below two directories differ; names are relative to these.
 
-    Compared: type, mode, owner, size (of files and links), nanosecond times of modification, device numbers, link
-    counts, which names are links to one inode, targets, xattrs (``trusted.overlay.*`` included), and every byte.
-    Sizes of directories, and their link counts unless asked for, are a file system's own affair.
+    It compares type, mode, owner, size (of files and links), nanosecond times of modification, device numbers, link
+    counts, which names are links to one inode, targets, xattrs (``trusted.overlay.*`` included), and every byte. Sizes
+    of directories, and their link counts unless asked for, are a file system's own affair.
     """
     return compare(survey(left, directory_nlinks=directory_nlinks), survey(right, directory_nlinks=directory_nlinks))
 

@@ -1,4 +1,4 @@
-"""The other side of the daemon's sockets: used by the agent, the harness and the command line."""
+"""This module is the other side of the daemon's sockets, used by the agent, the harness and the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ END_TIMEOUT_S = 5.0
 
 
 class DaemonClient:
-    """One end of a control socket. The daemon answers in any order; here one call at a time waits.
+    """Asks the daemon over a control socket. It answers in any order; here one call at a time waits.
 
     A daemon that took over from one that died says ``Up`` once more: what was not answered is asked again.
     """
@@ -35,10 +35,10 @@ class DaemonClient:
         self._number = 0
         self._up: Up | None = None
         self.gone = False
-        """Neither a daemon nor anybody who would start one is there any more."""
+        """Says that neither a daemon nor anybody who would start one is there any more."""
 
     def wait_up(self, timeout_s: float = 30.0) -> Up:
-        """The daemon's greeting; MachineError when it does not come."""
+        """Returns the daemon's greeting; raises MachineError when it does not come."""
         if self._up is None:
             greeting = self._receive(time.monotonic() + timeout_s).message
             if not isinstance(greeting, Up):
@@ -47,7 +47,10 @@ class DaemonClient:
         return self._up
 
     def call(self, request: Request[A], timeout_s: float = 600.0) -> A:
-        """One request and its answer. Raises what the daemon raised; MachineError when it is gone or late."""
+        """Sends one request and returns its answer.
+
+        Raises what the daemon raised; MachineError when it is gone or late.
+        """
         with self._lock:
             deadline = time.monotonic() + timeout_s
             self.wait_up(timeout_s)
@@ -106,13 +109,16 @@ def end(holder: subprocess.Popen[bytes], timeout_s: float) -> None:
 
 
 def serving(holder: int) -> tuple[int, ...]:
-    """The pid of the daemon at the moment: the holder's own while it starts another one, none when it has ended."""
+    """Returns the pid of the daemon at the moment.
+
+    That is the holder's own while it starts another one, and none when it has ended.
+    """
     found = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(pid) == holder]
     return tuple(found) or ((holder,) if _parent(holder) else ())
 
 
 def _parent(pid: int) -> int:
-    """Of a process that runs; 0 for one that has ended."""
+    """Returns the parent of a process that runs; 0 for one that has ended."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             state, parent = file.read().rpartition(")")[2].split()[:2]

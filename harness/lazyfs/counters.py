@@ -1,6 +1,6 @@
-"""What the daemon counts: FUSE requests by opcode with their times, and what the data path fetched and inflated.
+"""This module counts what the daemon does: FUSE requests by opcode with their times, and bytes fetched and inflated.
 
-Plain lists and integers, because the counting itself is paid for by the measured machine: about 0.5 us per request.
+It uses plain lists and integers, because the measured machine pays for the counting itself: about 0.5 us per request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BUCKETS = 40
 
 
 class Opcode:
-    """One FUSE opcode: how often, service time, and queueing, as log2 buckets of microseconds.
+    """Counts one FUSE opcode: how often it came, and its service and queueing times as log2 buckets of microseconds.
 
     *Service* is from the start of the handler until its answer is ready. *Queueing* is what this process can see of
     the time before: from when the event loop learnt that the request was readable (its poll returned; or, where the
@@ -46,7 +46,7 @@ class Opcode:
         self.queue_max_ns = 0
 
     def record(self, arrived_ns: int, started_ns: int) -> None:
-        """Count one request; all times of ``time.perf_counter_ns``."""
+        """Counts one request; all times are of ``time.perf_counter_ns``."""
         took = time.perf_counter_ns() - started_ns
         self.count += 1
         self.service_ns += took
@@ -68,7 +68,7 @@ class Opcode:
 
 
 def memory_peak_bytes() -> int:
-    """High-water mark of this process's resident memory (getrusage's would include the parent's before exec)."""
+    """Returns the peak of this process's resident memory (getrusage's would include the parent's before exec)."""
     with open("/proc/self/status") as file:
         for line in file:
             if line.startswith("VmHWM:"):
@@ -83,20 +83,20 @@ def _histogram(counts: list[int], total_ns: int, max_ns: int) -> Histogram:
 
 @dataclass(slots=True)
 class PackCounters:
-    """What came of a start pack (``harness.lazyfs.data.pack``)."""
+    """Counts what came of a start pack (``harness.lazyfs.data.pack``)."""
 
     frames_total: int = 0
     frames: int = 0
     bytes_pushed: int = 0
     reads: int = 0
     outside: int = 0
-    """Reads of bytes that it does not hold."""
+    """Counts reads of bytes that the pack does not hold."""
     passed_over: int = 0
-    """Reads of bytes that it holds and that took their spans, since the frame was too far off."""
+    """Counts reads of bytes that the pack holds and that took their spans, since the frame was too far off."""
     failures: int = 0
     failure: str = ""
     differs: str = ""
-    """Where it has other bytes than the layers, if it does."""
+    """Says where the pack has other bytes than the layers, if it does."""
 
     def usage(self) -> PackUsage:
         return PackUsage(
@@ -107,7 +107,7 @@ class PackCounters:
 
 @dataclass(slots=True)
 class Counters:
-    """Everything one daemon did. ``freeze`` is called at readiness and keeps what had been fetched by then."""
+    """Counts everything one daemon did. ``freeze`` is called at readiness and keeps what had been fetched by then."""
 
     opcodes: dict[str, Opcode] = field(default_factory=dict)
     layers_lazy: int = 0
@@ -123,28 +123,28 @@ class Counters:
     last_read_error: str = ""
     disk_full: bool = False
     layers_refetched: int = 0
-    """Layers fetched a second time because the index and the stream did not agree (``harness.lazyfs.data.whole``)."""
+    """Counts layers fetched twice because the index and the stream did not agree (``harness.lazyfs.data.whole``)."""
     handed_over: bool = False
     bytes_pushed: int = 0
     background_finished: bool | None = None
-    """None where no background fetch was promised."""
+    """Says whether the background fetch has finished; None where none was promised."""
     not_handed_over: str = ""
-    """Why the kernel does not read the local file, though it was to."""
+    """Says why the kernel does not read the local file, though it was to."""
     bytes_streamed: int = 0
-    """Fetched because the layers are streamed (``harness.lazyfs.data.stream``), not because anybody asked."""
+    """Counts bytes fetched because layers are streamed (``harness.lazyfs.data.stream``), not because anybody asked."""
     streamed_since_ns: int = 0
     streamed_why: str = ""
     t0_ns: int = 0
     before_ready: tuple[int, int, int] | None = None
-    """Bytes, requests and streamed bytes, of all daemons."""
+    """Holds the bytes, requests and streamed bytes before readiness, of all daemons."""
     pack: PackCounters | None = None
-    """None where the preset follows no start pack."""
+    """Is None where the preset follows no start pack."""
     earlier: Usage | None = None
-    """What the daemons before this one counted."""
+    """Holds what the daemons before this one counted."""
     restarts: int | None = None
-    """How many there were; None where nobody would take over from this one."""
+    """Counts the daemons before this one; None where nobody would take over from this one."""
     counted: Callable[[], None] | None = None
-    """Called when a request was counted."""
+    """Is called when a request was counted."""
 
     def note_read_error(self, where: str, error: ColdbenchError) -> None:
         """Count a read that could not be answered; the log says it once for each cause, not for each read."""
@@ -168,15 +168,17 @@ class Counters:
         return self.opcodes.setdefault(name, Opcode())
 
     def freeze(self) -> tuple[int, int, int]:
-        """Readiness is now; later calls change nothing. What was fetched before: bytes, requests, and
-        bytes that were streamed."""
+        """Notes that readiness is now; later calls change nothing.
+
+        Returns what was fetched before: bytes, requests, and bytes that were streamed.
+        """
         if self.before_ready is None:
             usage = self.usage()
             self.before_ready = (usage.bytes_fetched, usage.requests, usage.bytes_streamed)
         return self.before_ready
 
     def usage(self) -> Usage:
-        """What was counted so far, by all daemons of the mount, with their memory and CPU time."""
+        """Returns what was counted so far, by all daemons of the mount, with their memory and CPU time."""
         own = self._own()
         usage = own if self.earlier is None else added(self.earlier, own)
         now = (usage.bytes_fetched, usage.requests, usage.bytes_streamed)
@@ -189,7 +191,7 @@ class Counters:
         )
 
     def _own(self) -> Usage:
-        """What this daemon counted."""
+        """Returns what this daemon counted."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return Usage(
             layers_lazy=self.layers_lazy,

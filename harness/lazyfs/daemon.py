@@ -1,4 +1,4 @@
-"""The lazy-pulling daemon: ``python -m harness.lazyfs.daemon --agent-fd N --harness-fd M``.
+"""This module is the lazy-pulling daemon: ``python -m harness.lazyfs.daemon --agent-fd N --harness-fd M``.
 
 It is started before the machine is told to deploy: everything is imported, and the (still empty) FUSE session is
 mounted, before it says ``Up`` on both sockets. Then it answers the requests of ``harness.lazyfs.messages``. The end of
@@ -48,7 +48,7 @@ _RETRY_S = 5.0
 
 
 class Peer:
-    """One control socket."""
+    """Talks over one control socket."""
 
     def __init__(self, descriptor: int) -> None:
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=descriptor)))
@@ -56,7 +56,10 @@ class Peer:
         self._lines = Lines(messages.REQUESTS)
 
     async def send(self, message: object, number: int = 0, *, after_another: bool = False) -> None:
-        """Send one message; silent when the other end is gone. ``after_another`` process, whose line may be cut."""
+        """Sends one message; silent when the other end is gone.
+
+        ``after_another`` says that another process wrote there before, whose last line may be cut.
+        """
         data = CUT + encode(message, number) if after_another else encode(message, number)
         async with self._lock:
             try:
@@ -65,8 +68,10 @@ class Peer:
                 pass
 
     async def received(self) -> AsyncIterator[Received]:
-        """Requests until the other end is gone, or says what is no request. One that was asked again, because another
-        daemon died over it, comes once."""
+        """Yields requests until the other end is gone, or says what is no request.
+
+        A request that was asked again, because another daemon died over it, comes once.
+        """
         last = 0
         while True:
             try:
@@ -87,8 +92,10 @@ class Peer:
 
 
 def open_session(mountpoint: str, library: str, taken: int | None = None) -> AnySession:
-    """Mount an empty tree at ``mountpoint`` with our own session or with pyfuse3, or go on with a session of another
-    process; OSError, MachineError."""
+    """Mounts an empty tree at ``mountpoint`` with our own session or with pyfuse3.
+
+    With ``taken`` it goes on with a session of another process instead. Raises OSError or MachineError.
+    """
     if taken is not None:
         return Session(mountpoint, taken)
     if library == PYFUSE3:
@@ -135,7 +142,7 @@ class Daemon:
             self._ended.set()
 
     async def _resume(self) -> bool:
-        """Go on where the last daemon was; whether that could be done."""
+        """Goes on where the last daemon was; returns whether that could be done."""
         try:
             await self.service.resume()
         except ColdbenchError as error:
@@ -208,7 +215,7 @@ class Daemon:
 
 
 def import_formats() -> None:
-    """What the first mount would import, imported before T0."""
+    """Imports before T0 what the first mount would import."""
     from harness.formats.estargz import reader as estargz_reader
     from harness.formats.gzip import spans
     from harness.formats.soci import ztoc, ztoc_table
@@ -261,7 +268,7 @@ def main() -> None:
 
 
 def parse_held(text: str) -> dict[str, int]:
-    """Descriptors by name, as the holder writes them."""
+    """Returns descriptors by name, from the text that the holder writes."""
     pairs = (item.rpartition("=") for item in text.split(",") if item)
     return {name: int(descriptor) for name, _, descriptor in pairs}
 

@@ -1,4 +1,4 @@
-"""What a daemon leaves to the next one: descriptors in the holder, and records of what was done in the ledger.
+"""This module keeps what a daemon leaves to the next one: descriptors in the holder, and records in the ledger.
 
 Everything is handed over when it is made, since a daemon that is killed has no last word. A daemon without a holder,
 under a kernel that cannot send waiting requests again, or with the policy ``restart`` off leaves nothing: it dies with
@@ -30,33 +30,36 @@ log = logging.getLogger(__name__)
 
 LEDGER, TOTALS = "ledger", "totals"
 _UNIT = struct.Struct("<IB")
-"""Unit, length of the file's name; then the name and the checksums."""
+"""Holds unit, length of the file's name; then come the name and the checksums."""
 _READY = struct.Struct("<QQQ")
-"""Bytes, requests and streamed bytes before ready."""
+"""Holds bytes, requests and streamed bytes before ready."""
 _RANGE = struct.Struct("<QQQIB")
-"""Offset in the blob, size, place in the file, checksum, length of the digest; then the digest."""
+"""Holds offset in the blob, size, place in the file, checksum, length of the digest; then comes the digest."""
 
 
 @dataclass(slots=True)
 class Past:
-    """What earlier daemons did."""
+    """Holds what earlier daemons did."""
 
     mountpoint: str = ""
     made: bool = False
-    """The mount point was made for the daemon."""
+    """Says whether the mount point was made for the daemon."""
     request: MountTree | MountBlob | None = None
     answer: TreeMounted | BlobMounted | None = None
     devices: UseDevices | None = None
     before_ready: tuple[int, int, int] | None = None
-    """Bytes, requests and streamed bytes, if the container was ready."""
+    """Holds bytes, requests and streamed bytes, if the container was ready."""
     turned: bool = False
     units: dict[str, dict[int, array[int]]] = field(default_factory=dict)
-    """By file and unit, the checksums of what was written."""
+    """Holds, by file and unit, the checksums of what was written."""
     answers: list[Answer] = field(default_factory=list)
 
 
 class Estate(CacheFiles):
-    """``held`` are the descriptors that a holder gave, by name; ``restarts`` how many daemons died before this one."""
+    """Keeps what this daemon leaves, and what earlier ones left.
+
+    ``held`` are the descriptors that a holder gave, by name; ``restarts`` counts the daemons that died before this one.
+    """
 
     def __init__(self, holder: int | None = None, held: dict[str, int] | None = None, restarts: int = 0) -> None:
         self.restarts = restarts
@@ -71,16 +74,18 @@ class Estate(CacheFiles):
         if TOTALS in self._held:
             self.totals = Totals(self._held[TOTALS])
         self.mountpoint, self.made = self.past.mountpoint, self.past.made
-        """Where the session is mounted, and whether the directory was made for it."""
+        """Say where the session is mounted, and whether the directory was made for it."""
 
     @property
     def survives(self) -> bool:
-        """Whether another daemon will take over when this one dies."""
+        """Says whether another daemon will take over when this one dies."""
         return self._ledger is not None
 
     def begin(self, session: int | None) -> bool:
-        """From now on everything is handed over, if somebody takes it; whether that is so. ``session``: the FUSE
-        descriptor, if it can be handed over."""
+        """Hands over everything from now on, if somebody takes it; returns whether that is so.
+
+        ``session`` is the FUSE descriptor, if it can be handed over.
+        """
         if self._ledger is None and self._holder is not None and session is not None:
             ledger = Ledger()
             ledger.note(Kind.PLACE, bytes([self.made]) + self.mountpoint.encode("utf-8", "surrogateescape"))
@@ -92,7 +97,7 @@ class Estate(CacheFiles):
         return self.survives
 
     def up(self) -> None:
-        """This daemon answers the kernel."""
+        """Tells the holder that this daemon answers the kernel."""
         self._tell(UP)
 
     def keep(self, name: str, descriptor: int) -> None:
@@ -112,7 +117,7 @@ class Estate(CacheFiles):
             log.warning("the process that would start another daemon is gone; the mount now dies with this one")
 
     def taken(self, name: str) -> int | None:
-        """A descriptor that an earlier daemon handed over under this name."""
+        """Returns the descriptor that an earlier daemon handed over under this name, if one did."""
         return self._held.get(name)
 
     # Records
@@ -141,7 +146,7 @@ class Estate(CacheFiles):
     # Files
 
     def open(self, directory: str, name: str, health: DiskHealth) -> SparseFile:
-        """See ``CacheFiles``: the earlier daemon's file, where there was one."""
+        """Returns the earlier daemon's file, where there was one, else a new one."""
         taken = self._held.get(name)
         if taken is not None:
             return SparseFile.of_descriptor(os.dup(taken), health)

@@ -1,4 +1,4 @@
-"""Several things at once, of which the first error counts."""
+"""This module does several things at once, of which the first error counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that outlives the daemon: ``python -m harness.lazyfs.holder`` with the daemon's arguments.
+"""This module is the process that outlives the daemon: ``python -m harness.lazyfs.holder`` with the daemon's arguments.
 
 It starts the daemon and keeps what that hands it: the FUSE descriptor, the cache files, the ledger
 (``harness.lazyfs.estate``). While a descriptor is held, the kernel keeps the mount and the requests that nobody has
@@ -19,14 +19,14 @@ import sys
 import time
 
 FUSE = "fuse"
-"""Name of the descriptor without which there is nothing to go on with."""
+"""Names the descriptor without which there is nothing to go on with."""
 UP = "up"
-"""What a daemon says, without a descriptor, when it answers the kernel."""
+"""Is what a daemon says, without a descriptor, when it answers the kernel."""
 CRASHED_S, MOST_CRASHES = 5.0, 5
 """Daemons that die by themselves within this time of ``UP``, so often in a row, are a crash loop."""
 KILLED_S, MOST_KILLS, KILLS_TAKE_S = 0.25, 10, 60.0
-"""So are those that are killed so early and so often, for at least so long: somebody who kills now and then, or a lack
-of memory that passes, is not one."""
+"""Daemons that are killed so early and so often, for at least so long, are a crash loop, too; somebody who kills now
+and then, or a lack of memory that passes, is not one."""
 _LONGEST_PAUSE_S = 1.0
 _END_S = 3
 """A daemon that was told to end gets this long."""
@@ -34,15 +34,15 @@ _NAME_BYTES = 256
 _TRIES, _TRY_S = 20, 0.01
 """A daemon whose first thread has ended usually ends within this."""
 _LOOK_S = 0.5
-"""How often it is looked whether the daemon's first thread has ended, and others have not."""
+"""Says how often it is looked whether the daemon's first thread has ended, and others have not."""
 _EXIT_CODE = 49
-"""Among the fields of /proc/PID/stat behind the name."""
+"""Is the place of the exit code among the fields of /proc/PID/stat behind the name."""
 _LESS_LIKELY = -900
-"""Of the kernel's choices when memory runs out, the holder is one of the last."""
+"""Makes the holder one of the kernel's last choices when memory runs out."""
 
 
 class Holder:
-    """``arguments`` are the daemon's; the descriptors named in them stay open for the next one."""
+    """Keeps a daemon running with ``arguments``; the descriptors named in them stay open for the next one."""
 
     def __init__(self, arguments: list[str]) -> None:
         self._arguments = arguments
@@ -50,13 +50,13 @@ class Holder:
         self._restarts = 0
         self._ending = False
         self._child = -1
-        """Descriptor of the daemon's process, by which signals cannot reach another one."""
+        """Is a descriptor of the daemon's process, by which signals cannot reach another one."""
         self._late: list[int] = []
-        """Daemons that have not quite ended."""
+        """Lists the daemons that have not quite ended."""
         self._oom = _read_oom()
 
     def run(self) -> int:
-        """Keep a daemon running; the status of the last one, as ``os.waitpid`` gives it."""
+        """Keeps a daemon running; returns the status of the last one, as ``os.waitpid`` gives it."""
         status = self._run()
         if self._late and "--mountpoint" in self._arguments:
             # What has not quite ended keeps the session open, and readers would wait for ever.
@@ -87,7 +87,7 @@ class Holder:
                 time.sleep(min(_LONGEST_PAUSE_S, 0.05 * 2**short))
 
     def _one_life(self) -> tuple[int, float]:
-        """Start a daemon and wait for its end: its status, and how long it answered the kernel."""
+        """Starts a daemon and waits for its end; returns its status, and how long it answered the kernel."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
@@ -112,11 +112,12 @@ class Holder:
         return status, 0.0 if up_s is None else time.monotonic() - up_s
 
     def _reap(self, pid: int) -> int:
-        """The status of a daemon that has ended, or whose first thread has.
+        """Returns the status of a daemon that has ended, or whose first thread has.
 
-        A thread of a killed process may be in the kernel, storing a page that a reader waits for, who waits for the
-        daemon: it ends, and the process with it, when the next daemon has answered. So that one is not waited for. It
-        holds its descriptors meanwhile, and a pidfd does not tell of it: its first thread's state is looked at.
+        A thread of a killed process may be in the kernel, storing a page that a reader waits for; the reader waits for
+        the daemon, so the thread ends, and the process with it, only when the next daemon has answered. Hence it is not
+        waited for here. It holds its descriptors meanwhile, and a pidfd does not tell of it: its first thread's state
+        is looked at.
         """
         tries = 0
         while True:
@@ -131,7 +132,7 @@ class Holder:
         return int(_stat(pid)[_EXIT_CODE])
 
     def _become_daemon(self, end: socket.socket) -> None:
-        """Never returns."""
+        """Becomes the daemon; never returns."""
         try:
             _write_oom(self._oom)
             for descriptor in (end.fileno(), *self._held.values()):
@@ -144,7 +145,7 @@ class Holder:
             os._exit(127)
 
     def _receive(self, end: socket.socket) -> str | None:
-        """Take what the daemon hands over, and give its name; None when the daemon is gone."""
+        """Takes what the daemon hands over, and returns its name; None when the daemon is gone."""
         try:
             data, descriptors, _flags, _address = socket.recv_fds(end, _NAME_BYTES, 1)
         except ConnectionError:
@@ -170,13 +171,13 @@ class Holder:
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat behind the name."""
+    """Returns the fields of /proc/PID/stat behind the name."""
     with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
         return file.read().rpartition(")")[2].split()
 
 
 def _is_zombie(pid: int) -> bool:
-    """Whether the first thread of a child that was not reaped has ended."""
+    """Says whether the first thread of a child that was not reaped has ended."""
     return _stat(pid)[0] == "Z"
 
 
@@ -221,7 +222,7 @@ def _write_oom(value: int) -> None:
 
 
 def main() -> None:
-    """End as the last daemon did."""
+    """Ends as the last daemon did."""
     status = Holder(sys.argv[1:]).run()
     if os.WIFSIGNALED(status) and (number := os.WTERMSIG(status)) != signal.SIGTERM:
         if number != signal.SIGKILL:

@@ -1,4 +1,4 @@
-"""The way to independence: everything local, then the kernel turned to the local file, so that nobody needs us.
+"""This module makes everything local and turns the kernel to the local file, so that nobody needs the daemon any more.
 
 Whatever gets in the way is said once in the log, and what can pass (the registry away, a unit that the disk lost) is
 waited for: the fetch goes on, and the handover follows.
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DISK_ROUNDS = 3
-"""How often a disk that lost units may try to hold them again."""
+"""Says how often a disk that lost units may try to hold them again."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalImage:
-    """The blob's cache file and what completes it."""
+    """Holds the blob's cache file and what completes it."""
 
     file: SparseFile
     metadata: memoryview
@@ -40,7 +40,7 @@ class LocalImage:
 
 
 class Independence:
-    """One image's way there. ``image``: the cache file to hand over, for a blob that may be handed over."""
+    """Brings one image to independence; ``image`` is the cache file of a blob that may be handed over."""
 
     def __init__(
         self,
@@ -52,12 +52,13 @@ class Independence:
         handed_over: Callable[[], Awaitable[None]] | None = None,
         turned: bool = False,
     ) -> None:
-        """``fetch_besides``: other blobs that reading takes. ``inflated`` is called when the cache file is complete,
-        ``handed_over`` when the kernel was turned to it. ``turned``: it was, by an earlier daemon."""
+        """``fetch_besides`` brings other blobs that reading takes. ``inflated`` is called when the cache file is
+        complete, ``handed_over`` when the kernel was turned to it. ``turned`` says that an earlier daemon did that.
+        """
         self.done = trio.Event()
-        """The background fetch has ended, and the handover, if one was due, has been tried."""
+        """Is set when the background fetch has ended, and the handover, if one was due, has been tried."""
         self.complete = False
-        """Everything is local."""
+        """Says whether everything is local."""
         self.spans: list[Span] = []
         self._store = store
         self._image = image
@@ -70,7 +71,7 @@ class Independence:
         store.counters.handed_over = turned
 
     async def use_devices(self, devices: tuple[str, ...], mounted: str) -> None:
-        """These loop devices are over our file. Handed over at once where all is local and the disk is trusted."""
+        """Takes the loop devices over our file; hands over at once where all is local and the disk is trusted."""
         self._devices = (devices, mounted)
         store = self._store
         if store.policy.trust_disk and store.residency.is_whole() and not self._turned:
@@ -106,7 +107,7 @@ class Independence:
             await self._inflate_and_hand_over()
 
     async def _inflate_and_hand_over(self) -> None:
-        """Until it is done, or the disk or the kernel does not let us."""
+        """Inflates and hands over, until it is done, or the disk or the kernel does not let us."""
         store = self._store
         if self._image is None or store.counters.handed_over:
             return
@@ -133,7 +134,7 @@ class Independence:
         return any(layer.disk.failure is not None for layer in self._store.layers)
 
     def _stay(self, why: str) -> None:
-        """Reads go on through FUSE."""
+        """Notes and logs why reads go on through FUSE."""
         self._store.counters.not_handed_over = why
         log.warning("the mount stays on FUSE: %s", why)
 

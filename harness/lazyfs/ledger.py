@@ -1,4 +1,4 @@
-"""What a daemon has done, written down where its death does not reach: the next one reads it and goes on.
+"""This module writes down what a daemon has done, where its death does not reach: the next one reads it and goes on.
 
 A ledger is a file in memory (memfd) that the holder keeps open. Records are appended by single writes and carry a
 checksum; a record that the daemon was killed in the middle of is cut off, and what it stood for is done again. The
@@ -17,33 +17,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _HEAD = struct.Struct("<IIB")
-"""Size of the payload, checksum of kind and payload, kind."""
+"""Holds the size of the payload, the checksum of kind and payload, and the kind."""
 
 
 class Kind(IntEnum):
-    """What a record says."""
+    """Names what a record says."""
 
     PLACE = 1
-    """Where the session is mounted, and whether the directory was made for it."""
+    """Says where the session is mounted, and whether the directory was made for it."""
     MOUNTED = 2
-    """A mount request and its answer, two lines of the channel."""
+    """Holds a mount request and its answer, two lines of the channel."""
     DEVICES = 3
-    """The loop devices that the daemon was told of: a line of the channel."""
+    """Holds the loop devices that the daemon was told of: a line of the channel."""
     READY = 4
-    """The container is ready; what had been fetched by then."""
+    """Says that the container is ready, and what had been fetched by then."""
     TURNED = 5
-    """The kernel reads the local file."""
+    """Says that the kernel reads the local file."""
     UNIT = 6
-    """A unit is in a cache file, with its checksums."""
+    """Says that a unit is in a cache file, with its checksums."""
     ANSWER = 7
-    """A range of an index blob is in the file ``index``."""
+    """Says that a range of an index blob is in the file ``indexes``."""
 
 
 class Ledger:
-    """Records in the order in which they were made. ``note`` may be called from any thread."""
+    """Keeps records in the order in which they were made. ``note`` may be called from any thread."""
 
     def __init__(self, descriptor: int | None = None) -> None:
-        """``descriptor``: an earlier daemon's ledger, to be read and gone on with. OSError when memory is out."""
+        """``descriptor`` is an earlier daemon's ledger, read and gone on with. Raises OSError when memory is out."""
         self.descriptor = os.memfd_create("coldbench-ledger") if descriptor is None else descriptor
 
     def note(self, kind: Kind, payload: bytes) -> None:
@@ -52,7 +52,7 @@ class Ledger:
         os.write(self.descriptor, _HEAD.pack(len(payload), _sum(kind, payload), kind) + payload)
 
     def records(self) -> Iterator[tuple[Kind, bytes]]:
-        """All whole records; what follows the last of them is cut off. To be read to the end before any ``note``."""
+        """Yields all whole records, and cuts off what follows the last. Read them all before any ``note``."""
         size = os.fstat(self.descriptor).st_size
         data = os.pread(self.descriptor, size, 0)
         position = 0

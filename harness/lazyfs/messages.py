@@ -1,4 +1,4 @@
-"""What agent, daemon and harness tell each other, as frozen dataclasses.
+"""This module defines what agent, daemon and harness tell each other, as frozen dataclasses.
 
 A request names its answer's class, so that the type checker follows a call across the process boundary; an error
 comes back as ``Refused``. The dataclasses hold plain values only (numbers, strings, tuples and each other), because
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
 Option = bool | int | float | str
-"""Value of one of a mode's options."""
+"""Is the value of one of a mode's options."""
 
 A = TypeVar("A")
 
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """The daemon runs; ``root`` is where its FUSE session is mounted.
+    """Tells that the daemon runs, with its FUSE session mounted at ``root``.
 
     ``restarts`` daemons died before this one. What was asked of them and not answered has to be asked again.
     """
@@ -31,7 +31,7 @@ class Up:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The answer to a request that failed; ``harness.errors.from_kind`` rebuilds the error."""
+    """Answers a request that failed; ``harness.errors.from_kind`` rebuilds the error."""
 
     kind: str
     message: str
@@ -39,7 +39,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One span of the timeline, CLOCK_MONOTONIC in nanoseconds; ``layer`` where it belongs to one."""
+    """Holds one span of the timeline (CLOCK_MONOTONIC, in nanoseconds), with its ``layer`` where it belongs to one."""
 
     name: str
     start_ns: int
@@ -50,9 +50,9 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class StoreAddress:
-    """Where the image's blobs are: in an OCI layout on disk, or else in a repository of a registry.
+    """Says where the image's blobs are: in an OCI layout on disk, or else in a repository of a registry.
 
-    ``plain`` says whether the registry speaks HTTP without TLS (None: as its name suggests); ``routes`` how the
+    ``plain`` says whether the registry speaks HTTP without TLS (None: as its name suggests); ``routes`` say how the
     machine reaches its hosts (``harness.oci.registry.places``).
     """
 
@@ -66,7 +66,7 @@ class StoreAddress:
 
 @dataclass(frozen=True, slots=True)
 class LazyLayer:
-    """A layer to serve through its index; ``kind`` is ``ztoc`` or ``estargz``.
+    """Describes a layer to serve through its index; ``kind`` is ``ztoc`` or ``estargz``.
 
     A zTOC is a blob of its own with digest and size, an eStargz TOC lies in the layer and has a digest only.
     ``prefetch_digest`` names a SOCI prefetch artefact, where there is one.
@@ -84,7 +84,7 @@ class LazyLayer:
 
 @dataclass(frozen=True, slots=True)
 class BlobName:
-    """The part of a descriptor that tells one blob from another."""
+    """Holds the part of a descriptor that tells one blob from another."""
 
     media_type: str
     digest: str
@@ -93,7 +93,7 @@ class BlobName:
 
 @dataclass(frozen=True, slots=True)
 class ErofsIndexName:
-    """An image's EROFS index: its manifest's text, and the manifest and layers that it must be an index of."""
+    """Names an image's EROFS index: its manifest's text, and the manifest and layers that it must be an index of."""
 
     manifest: str
     image: BlobName
@@ -102,14 +102,14 @@ class ErofsIndexName:
 
 @dataclass(frozen=True, slots=True)
 class MetadataFile:
-    """The EROFS image in parts: ``path`` holds the metadata, and a device begins at each of ``starts`` in the file."""
+    """Describes the parts of an EROFS image: ``path`` holds the metadata; devices begin at ``starts`` in the file."""
 
     path: str
     starts: tuple[int, ...]
 
 
 class Request(Generic[A]):
-    """A message to the daemon whose answer is an ``A``."""
+    """Asks the daemon for something, and is answered with an ``A``."""
 
     __slots__ = ()
     answer: ClassVar[type]
@@ -117,44 +117,44 @@ class Request(Generic[A]):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The answer that holds nothing."""
+    """Answers a request, and holds nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeMounted:
-    """``layers`` are the numbers of the served layers, each a directory of that name below the FUSE mount."""
+    """Tells that each of the served layers, numbered ``layers``, is a directory of that name below the FUSE mount."""
 
     layers: tuple[int, ...]
     opaque_roots: tuple[int, ...]
-    """Layers that hide all below them."""
+    """Lists the layers that hide all below them."""
     spans: tuple[Span, ...] = ()
     asked: tuple[tuple[int, int], ...] = ()
-    """When the daemon's requests to the registry began and ended."""
+    """Says when the daemon's requests to the registry began and ended."""
     survives: bool = False
-    """When the daemon dies, another one takes over."""
+    """Says that another daemon takes over when this one dies."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlobMounted:
-    """``file`` is the image file's name below the FUSE mount; ``loop``: mount it through a loop device if possible."""
+    """Tells that the image file is ``file`` below the FUSE mount; ``loop`` asks for a loop device, if possible."""
 
     file: str
     loop: bool
     metadata: MetadataFile | None
     layers_whole: tuple[int, ...]
-    """Layers that were fetched whole before the mount."""
+    """Lists the layers that were fetched whole before the mount."""
     spans: tuple[Span, ...] = ()
     exact_read_ahead_kib: int = 0
-    """Read-ahead of the loop devices, to which the file's own then adds nothing; 0: as ever."""
+    """Sets the read-ahead of the loop devices, to which the file's own then adds nothing; 0 leaves it as ever."""
     asked: tuple[tuple[int, int], ...] = ()
-    """When the daemon's requests to the registry began and ended."""
+    """Says when the daemon's requests to the registry began and ended."""
     survives: bool = False
-    """When the daemon dies, another one takes over."""
+    """Says that another daemon takes over when this one dies."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
-    """A part of a file; ``size`` None: to its end."""
+    """Names a part of a file; with ``size`` None it goes to the file's end."""
 
     path: str
     offset: int = 0
@@ -163,7 +163,7 @@ class FileRange:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What every mount request says, whichever the presentation.
+    """Holds what every mount request says, whichever the presentation.
 
     ``options`` change single policies of the preset (``harness.lazyfs.policy``), ``scratch`` is a directory on the
     machine's disk, ``prefetch`` an ordered list of paths, ``reads`` one of recorded reads, ``latency_s`` the round trip
@@ -186,7 +186,7 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Bytes of a blob that a mount will want; at most ``parts`` requests bring them."""
+    """Names bytes of a blob that a mount will want; at most ``parts`` requests bring them."""
 
     digest: str
     offset: int
@@ -196,7 +196,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Expect(Request[Done]):
-    """A mount of ``serving`` will follow, and want ``blobs``: open connections, and ask for them at once."""
+    """Tells that a mount of ``serving`` will follow: connections open, and ask for its ``blobs``, at once."""
 
     answer: ClassVar[type] = Done
     serving: Serving
@@ -205,7 +205,7 @@ class Expect(Request[Done]):
 
 @dataclass(frozen=True, slots=True)
 class MountTree(Request[TreeMounted]):
-    """Serve each of ``layers`` (bottom first) as a directory."""
+    """Asks to serve each of ``layers`` (bottom first) as a directory."""
 
     answer: ClassVar[type] = TreeMounted
     serving: Serving
@@ -214,7 +214,7 @@ class MountTree(Request[TreeMounted]):
 
 @dataclass(frozen=True, slots=True)
 class MountBlob(Request[BlobMounted]):
-    """Serve all layers as one EROFS image file."""
+    """Asks to serve all layers as one EROFS image file."""
 
     answer: ClassVar[type] = BlobMounted
     serving: Serving
@@ -223,7 +223,7 @@ class MountBlob(Request[BlobMounted]):
 
 @dataclass(frozen=True, slots=True)
 class UseDevices(Request[Done]):
-    """``paths`` are the loop devices over the image file, ``mounted`` the device that EROFS is mounted from."""
+    """Tells that ``paths`` are the loop devices over the image file, and ``mounted`` is what EROFS is mounted from."""
 
     answer: ClassVar[type] = Done
     paths: tuple[str, ...]
@@ -232,14 +232,14 @@ class UseDevices(Request[Done]):
 
 @dataclass(frozen=True, slots=True)
 class MarkReady(Request[Done]):
-    """The container is ready: counters "before ready" are frozen, the background fetch may begin."""
+    """Tells that the container is ready: counters "before ready" are frozen, the background fetch may begin."""
 
     answer: ClassVar[type] = Done
 
 
 @dataclass(frozen=True, slots=True)
 class BackgroundState:
-    """``complete``: the background fetch has ended and everything is local. ``spans`` ended after the mount."""
+    """``complete`` tells whether the background fetch has ended with all local; ``spans`` ended after the mount."""
 
     complete: bool
     spans: tuple[Span, ...]
@@ -247,7 +247,7 @@ class BackgroundState:
 
 @dataclass(frozen=True, slots=True)
 class AwaitBackground(Request[BackgroundState]):
-    """Answered when the background fetch has ended, or after ``wait_s``."""
+    """Asks for an answer when the background fetch has ended, or after ``wait_s``."""
 
     answer: ClassVar[type] = BackgroundState
     wait_s: float = 3600.0
@@ -255,7 +255,7 @@ class AwaitBackground(Request[BackgroundState]):
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """``counts[i]`` is how often a time had i binary digits of 2 microseconds."""
+    """Counts times: ``counts[i]`` of them had i binary digits as a number of 2-microsecond units."""
 
     counts: tuple[int, ...]
     total_s: float
@@ -264,7 +264,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class OpcodeUsage:
-    """How often one kind of FUSE request came, and how long it took."""
+    """Says how often one kind of FUSE request came, and how long it took."""
 
     count: int
     service: Histogram
@@ -273,7 +273,7 @@ class OpcodeUsage:
 
 @dataclass(frozen=True, slots=True)
 class PackUsage:
-    """What came of a start pack; the fields are those of ``harness.model.observation.PackUsage``."""
+    """Says what came of a start pack; the fields are those of ``harness.model.observation.PackUsage``."""
 
     frames_total: int
     frames: int
@@ -288,7 +288,7 @@ class PackUsage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Everything the daemon counted; the fields are those of ``harness.model.observation.LazyUsage``."""
+    """Holds everything the daemon counted; the fields are those of ``harness.model.observation.LazyUsage``."""
 
     layers_lazy: int
     layers_unpacked: int
@@ -326,7 +326,7 @@ class GetUsage(Request[Usage]):
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """The part of a file that a start read, and when it read it first (seconds after T0)."""
+    """Names the part of a file that a start read, and says when it read it first (seconds after T0)."""
 
     path: str
     layer: int
@@ -334,26 +334,26 @@ class Touch:
     size: int
     t_s: float
     reads: tuple[tuple[int, int, float], ...] = ()
-    """(offset, size, seconds after T0) of what was read of it, in that order; what follows on a read belongs to it."""
+    """Lists (offset, size, seconds after T0) of its reads, in that order; what follows on a read belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Touches:
-    """In first-touch order."""
+    """Lists touches in first-touch order."""
 
     touches: tuple[Touch, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class GetTouches(Request[Touches]):
-    """The first touches so far; none unless the mount request asked for a trace."""
+    """Asks for the first touches so far; there are none unless the mount request asked for a trace."""
 
     answer: ClassVar[type] = Touches
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRange:
-    """A read of bytes [begin, end) of a layer's address space, ``t_s`` seconds after T0."""
+    """Describes a read of bytes [begin, end) of a layer's address space, ``t_s`` seconds after T0."""
 
     layer: int
     begin: int
@@ -363,21 +363,21 @@ class ReadRange:
 
 @dataclass(frozen=True, slots=True)
 class ReadRanges:
-    """In the order of the reads, each range once."""
+    """Lists ranges in the order of the reads, each range once."""
 
     ranges: tuple[ReadRange, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class GetReadRanges(Request[ReadRanges]):
-    """What the kernel asked for so far; nothing unless a mount request for a blob asked for a trace."""
+    """Asks for the kernel's reads so far; there are none unless a mount request for a blob asked for a trace."""
 
     answer: ClassVar[type] = ReadRanges
 
 
 @dataclass(frozen=True, slots=True)
 class End(Request[Done]):
-    """Unmount and end."""
+    """Asks to unmount and end."""
 
     answer: ClassVar[type] = Done
 

@@ -1,4 +1,4 @@
-"""Which layers of an image can be served lazily, and how: what a mount request says of each layer."""
+"""This module finds which layers of an image can be served lazily, and how: a mount request says it of each layer."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ if TYPE_CHECKING:
 
 
 EROFS_INDEX_TYPE = "application/vnd.coldbench.erofs.index.v1+json"
-"""``harness.formats.erofs.index.INDEX_TYPE``; not imported, since the agent does without numpy (a test compares)."""
+"""Equals ``harness.formats.erofs.index.INDEX_TYPE``, not imported as the agent does without numpy (a test compares)."""
 HEAD_ANNOTATION = "org.coldbench.erofs.head"
-"""``harness.formats.erofs.index.ANNOTATION_HEAD``: what the list of referrers says of the head, as ``digest size``."""
+"""Equals ``harness.formats.erofs.index.ANNOTATION_HEAD``; a list of referrers names the head by it: ``digest size``."""
 
 
 def parse_head(text: str) -> tuple[str, int] | None:
-    """Digest and size of an index's head as ``HEAD_ANNOTATION`` gives them; None for anything else."""
+    """Returns the digest and size of an index's head as ``HEAD_ANNOTATION`` gives them; None for anything else."""
     digest, _, size = text.partition(" ")
     return (digest, int(size)) if is_digest(digest) and size.isascii() and size.isdigit() and len(size) < 19 else None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``lazy`` are the lazily served layers, bottom first; ``unpack`` are the numbers of the others (too small for an
-    index, another media type), which are pulled and unpacked as the reference does. ``soci_index`` is the digest of
-    the SOCI index that was found."""
+    """Says which layers are served lazily, and which are not.
+
+    ``lazy`` are the lazily served layers, bottom first; ``unpack`` are the numbers of the others (too small for an
+    index, another media type), which are pulled and unpacked as the reference does. ``soci_index`` is the digest of the
+    SOCI index that was found.
+    """
 
     lazy: tuple[LazyLayer, ...]
     unpack: tuple[int, ...]
@@ -43,7 +46,7 @@ class Plan:
 
 
 def plan_blob(source: ImageSource, image: Image, digest: str = "") -> ErofsIndexName:
-    """The index of mode ``erofs`` for a mount request; ImageNotFound when there is none.
+    """Returns the index of mode ``erofs`` for a mount request; raises ImageNotFound when there is none.
 
     ``digest`` names the one to use: anybody who may push can list another. Without, the last one listed is taken.
     """
@@ -62,7 +65,7 @@ def _name(descriptor: Descriptor) -> BlobName:
 
 
 def plan_layers(source: ImageSource, image: Image, mode: str) -> Plan:
-    """Find the indexes of mode ``estargz`` or ``soci``; ContentError when the image has none at all."""
+    """Finds the indexes of mode ``estargz`` or ``soci``; raises ContentError when the image has none at all."""
     lazy: list[LazyLayer] = []
     unpack: list[int] = []
     if find(mode).form is Form.ESTARGZ:

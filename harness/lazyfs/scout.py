@@ -36,7 +36,7 @@ _SMALL_BYTES = 1 << 20
 """Layers up to here are asked for at once; a larger one takes longer than the round trip that this saves."""
 
 _Layers: TypeAlias = "Sequence[Descriptor] | None"
-"""The layers of a manifest; None while only the index that lists it is known."""
+"""Lists the layers of a manifest; None while only the index that lists it is known."""
 
 
 class Scout:
@@ -50,7 +50,7 @@ class Scout:
         expect: Callable[[Sequence[Wanted]], object],
         index: str = "",
     ) -> None:
-        """``index``: the digest of the one EROFS index to use, if only one may be."""
+        """``index`` is the digest of the one EROFS index to use, if only one may be used."""
         self._store = store
         self._platform = platform
         self._expect = expect
@@ -61,7 +61,7 @@ class Scout:
         self._look = {Form.EROFS: self._erofs, Form.SOCI: self._soci, Form.ESTARGZ: self._estargz}.get(form)
 
     def __call__(self, descriptor: Descriptor, data: bytes) -> None:
-        """A manifest or index on the way to the image. Never raises."""
+        """Takes a manifest or index on the way to the image, and asks for what follows from it. Never raises."""
         if self._look is None:
             return
         try:
@@ -79,7 +79,7 @@ class Scout:
             return
 
     def _first(self, what: str) -> bool:
-        """Whether ``what`` is followed for the first time."""
+        """Says whether ``what`` is followed for the first time."""
         new = what not in self._followed
         self._followed.add(what)
         return new
@@ -123,7 +123,7 @@ class Scout:
         self._expect([Wanted(blob.digest, 0, blob.size, _HEAD_PARTS) for blob in blobs])
 
     def _expect_small(self) -> None:
-        """Layers without a zTOC are pulled before the mount; which they are manifest and index say together."""
+        """Asks for small layers without a zTOC, pulled before the mount; manifest and index together say which."""
         for layers in self._layers:
             for index in self._indexes:
                 for layer in layers:

@@ -1,4 +1,4 @@
-"""What the daemon does with a mount request: layers opened, a presentation put up, prefetch and background run."""
+"""This module answers mount requests: it opens layers, shows a presentation, and runs prefetch and background fetch."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FIRST_CONNECTIONS = 4
-"""Opened while the image is resolved: the first requests of a mount are the parts of an index."""
+"""Counts connections opened while the image is resolved: the first requests of a mount are the parts of an index."""
 
 
 class Service:
-    """One image, mounted once. Everything runs on the event loop unless said otherwise."""
+    """Serves one image, mounted once. Everything runs on the event loop unless said otherwise."""
 
     def __init__(
         self, mountpoint: str, session: AnySession, nursery: trio.Nursery, estate: Estate | None = None
@@ -82,33 +82,33 @@ class Service:
         self.counters = Counters()
         self._succession = Succession(self._estate, self.counters, self.usage, self._take_wire_counters)
         self._spans: list[Span] = []
-        """Spans that ended after the mount."""
+        """Holds the spans that ended after the mount."""
         self._independence: Independence | None = None
         self._health = DiskHealth()
         self._session = session
         self._nursery = nursery
         self._ready = trio.Event()
         self._prefetched: trio.Event | None = None
-        """There is a prefetch list; set when it was served."""
+        """Is set when the prefetch list was served; None where there is no list."""
         self._store: Store | None = None
         self._client: Ahead | None = None
         self._name_touches: Callable[[], list[Touch]] = list
         self.read_ranges: Callable[[], list[ReadRange]] = list
-        """See ``harness.lazyfs.trace``; empty without a trace of a blob."""
+        """Returns the reads of a blob (``harness.lazyfs.trace``); empty without a trace of it."""
         self._pack: StartPack | None = None
         self._devices: tuple[str, ...] = ()
-        """Loop devices of the mount."""
+        """Holds the loop devices of the mount."""
         self._disks: list[DiskCache] = []
         self._files: list[SparseFile] = []
         self._windows: Windows | None = None
         self._windows_file: SparseFile | None = None
         self._image: SparseFile | None = None
-        """Where the blob's bytes are kept, each where the blob has it."""
+        """Keeps the blob's bytes, each where the blob has it."""
         self._pages: KernelPages | None = None
         self._scratch = ""
 
     def expect(self, request: Expect) -> None:
-        """A mount is to come: have its connections opened and the first bytes it wants asked for, in threads."""
+        """Opens the connections of a mount that is to come, and asks for the first bytes it wants, in threads."""
         serving = request.serving
         client = self._open_client(serving, lazy_policy(serving.mode, serving.preset, serving.options))
         if not request.blobs:
@@ -123,7 +123,7 @@ class Service:
 
     @property
     def _asked(self) -> tuple[tuple[int, int], ...]:
-        """When the requests to the registry so far began and ended."""
+        """Says when the requests to the registry so far began and ended."""
         return tuple(self._client.asked) if self._client is not None else ()
 
     async def resume(self) -> None:
@@ -242,7 +242,7 @@ class Service:
         return self._pack
 
     def _begin(self, serving: Serving) -> tuple[BlobStore, LazyPolicy, Store]:
-        """What both presentations begin with: the policy, the image's store and our own over it."""
+        """Makes what both presentations begin with: the policy, the image's store and our own over it."""
         if self._store is not None:
             raise UsageError("this daemon serves an image already")
         policy = lazy_policy(serving.mode, serving.preset, serving.options)
@@ -260,7 +260,7 @@ class Service:
         return client, policy, self._store
 
     def _go_on(self, store: Store, image: LocalImage | None = None) -> None:
-        """What both presentations end with: read-ahead set, background work begun."""
+        """Does what both presentations end with: sets read-ahead and begins background work."""
         if store.policy.read_ahead_kib:
             set_read_ahead(self.mountpoint, store.policy.read_ahead_kib)
         self._independence = Independence(
@@ -274,7 +274,7 @@ class Service:
         self._nursery.start_soon(self._independence.run, self._ready)
 
     def _sparse(self, name: str) -> SparseFile | None:
-        """A cache file; None when the disk does not take one."""
+        """Makes a cache file; returns None when the disk does not take one."""
         try:
             file = self._estate.open(self._scratch, name, self._health)
         except OSError as error:
@@ -292,7 +292,7 @@ class Service:
     async def _open_layers(
         self, client: BlobStore, policy: LazyPolicy, layers: Sequence[LazyLayer], spans: list[Span]
     ) -> list[OpenedLayer]:
-        """The layers with their indexes, fetched side by side, in the order given."""
+        """Returns the layers with their indexes, fetched side by side, in the order given."""
         opened: list[OpenedLayer | None] = [None] * len(layers)
 
         async def open_one(position: int, layer: LazyLayer) -> None:
@@ -307,7 +307,7 @@ class Service:
         return [layer for layer in opened if layer is not None]
 
     def _add_indexed(self, store: Store, image: BlobImage, policy: LazyPolicy) -> list[tuple[Layer, IndexedLayer]]:
-        """Add the index's layers to the store; those that have to be fetched whole before the mount."""
+        """Adds the index's layers to the store; returns those that have to be fetched whole before the mount."""
         whole: list[tuple[Layer, IndexedLayer]] = []
         if policy.disk_cache:
             self._image = self._sparse("image")
@@ -319,7 +319,7 @@ class Service:
         return whole
 
     def _separate_metadata(self, index: ErofsIndex, devices: int) -> MetadataFile | None:
-        """The metadata as a file of its own, if there are layers and room for it; blocks."""
+        """Writes the metadata to a file of its own, if there are layers and room for it; blocks."""
         if not index.layers:
             return None
         path = os.path.join(self._scratch, "metadata")
@@ -336,7 +336,7 @@ class Service:
         return MetadataFile(path, starts)
 
     async def _fill_whole(self, client: BlobStore, layer: Layer, indexed: IndexedLayer, spans: list[Span]) -> None:
-        """All of a layer into the disk cache before anything is mounted."""
+        """Brings all of a layer into the disk cache before anything is mounted."""
         start = time.monotonic_ns()
         store, sink = self._store, layer.disk.inflated
         assert store is not None
@@ -360,7 +360,7 @@ class Service:
     async def _start_prefetch(
         self, store: Store, extents: list[fetching.Extent], own: Sequence[OpenedLayer] = ()
     ) -> None:
-        """Begin, and wait as long as the policy says; ``own`` are layers whose own prefetch this is."""
+        """Begins the prefetch, and waits as long as the policy says; ``own`` are layers whose own prefetch this is."""
         if extents:
             done = self._prefetched = trio.Event()
             self._nursery.start_soon(self._run_prefetch, store, extents, own, done)
@@ -386,14 +386,14 @@ class Service:
         self._spans.append(_span("prefetch", start))
 
     async def use_devices(self, devices: tuple[str, ...], mounted: str) -> None:
-        """These loop devices are over our file; ``mounted`` is the one that EROFS is mounted from."""
+        """Takes the loop devices over our file; ``mounted`` is what EROFS is mounted from."""
         assert self._independence is not None
         self._estate.note_devices(UseDevices(devices, mounted))
         await self._independence.use_devices(devices, mounted)
         self._devices = tuple(dict.fromkeys((*devices, mounted)))
 
     async def background(self, wait_s: float) -> BackgroundState:
-        """What the background fetch has come to when it has ended, or after ``wait_s``."""
+        """Waits until the background fetch has ended, ``wait_s`` at most, and says whether all is local."""
         independence = self._independence
         if independence is None:
             raise UsageError("this daemon serves no image yet")
@@ -404,7 +404,7 @@ class Service:
         return BackgroundState(complete, (*self._spans, *packed, *independence.spans))
 
     async def _compare_pack(self) -> None:
-        """The layers are all inflated: hold what the start pack said against them."""
+        """Compares what the start pack said with the layers, which are all inflated."""
         if self._pack is not None and self._image is not None:
             await compare(self._pack, self._image, self.counters)
 
@@ -416,12 +416,12 @@ class Service:
             await trio.to_thread.run_sync(self._forget_pages, self._pages)
 
     def _forget_pages(self, pages: KernelPages) -> None:
-        """Nobody reads the FUSE file any more: what the kernel keeps of it is of no use; blocks."""
+        """Drops what the kernel keeps of the FUSE file, which nobody reads any more; blocks."""
         pages.close()
         self._session.drop_pages(IMAGE)
 
     async def _fetch_windows(self) -> bool:
-        """The blob's windows are wanted for units that were fetched but not inflated; whether they are local now.
+        """Fetches the blob's windows, for units that were fetched but not inflated; returns whether they are local.
 
         Raises ColdbenchError.
         """
@@ -437,7 +437,7 @@ class Service:
         return await trio.to_thread.run_sync(fetch, abandon_on_cancel=True)
 
     def mark_ready(self) -> None:
-        """The container is ready: freeze the counters 'before ready', let the background fetch begin."""
+        """Notes that the container is ready: freezes the counters 'before ready', lets the background fetch begin."""
         self._take_wire_counters()
         if self.counters.before_ready is None:
             self._estate.note_ready(*self.counters.freeze())
@@ -447,7 +447,7 @@ class Service:
         self._ready.set()
 
     def usage(self) -> Usage:
-        """Everything counted so far."""
+        """Returns everything counted so far."""
         self._take_wire_counters()
         if self._pages is not None:
             self.counters.bytes_pushed = self._pages.bytes_stored
@@ -456,7 +456,7 @@ class Service:
         return usage
 
     def _take_wire_counters(self) -> None:
-        """A registry client counts what crosses the wire itself: indexes, windows and tries that failed included."""
+        """Takes what a registry client counts itself: all on the wire, with indexes, windows and tries that failed."""
         wire: Any = None if self._client is None else self._client.counters
         if wire is not None:
             self.counters.retries = wire.retries
@@ -464,7 +464,7 @@ class Service:
             self.counters.bytes_fetched = wire.received_bytes
 
     def first_touches(self) -> list[Touch]:
-        """See ``harness.lazyfs.trace``; empty without a trace."""
+        """Returns the first touches (``harness.lazyfs.trace``); empty without a trace."""
         return self._name_touches()
 
     def close(self) -> None:
@@ -480,15 +480,15 @@ class Service:
 
 
 def _span(name: str, start_ns: int, layer: int | None = None, detail: str = "") -> Span:
-    """A span that ends now."""
+    """Returns a span that ends now."""
     return Span(name, start_ns, time.monotonic_ns(), layer, detail)
 
 
 def listed(serving: Serving) -> list[FileRange]:
-    """The prefetch list of a mount request: recorded reads, else whole files."""
+    """Returns the prefetch list of a mount request: recorded reads, else whole files."""
     return list(serving.reads) or [FileRange(path) for path in serving.prefetch]
 
 
 def own_prefetch(position: int, layer: OpenedLayer) -> list[fetching.Extent]:
-    """Extents of what the layer itself wants fetched first."""
+    """Returns the extents of what the layer itself wants fetched first."""
     return [(position, layer.units.starts[unit], layer.units.ends[unit]) for unit in layer.prefetch]

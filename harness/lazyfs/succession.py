@@ -26,7 +26,10 @@ _LOOK_EVERY_S = 1.0
 
 
 class Succession:
-    """``usage`` gives everything counted so far, ``take_wire`` brings what crossed the wire into ``counters``."""
+    """Leaves to the next daemon what it needs.
+
+    ``usage`` gives everything counted so far, ``take_wire`` brings what crossed the wire into ``counters``.
+    """
 
     def __init__(
         self, estate: Estate, counters: Counters, usage: Callable[[], Usage], take_wire: Callable[[], None]
@@ -38,7 +41,7 @@ class Succession:
         self._indexes: Remembered | None = None
 
     def begin(self, session: int | None) -> bool:
-        """From now on what is done is handed over; False, with words in the log, where no other daemon can take over.
+        """Hands over from now on what is done; returns False, and logs why, where no other daemon can take over.
 
         ``session`` is the FUSE descriptor, where it can be handed over.
         """
@@ -58,26 +61,26 @@ class Succession:
     # Indexes
 
     def remember(self, store: BlobStore, file: SparseFile | None) -> BlobStore:
-        """The same store, with what is read of it until the mount is there kept in ``file``."""
+        """Returns the same store, which keeps in ``file`` what is read of it until the mount is there."""
         self._indexes = Remembered(store, file, self._estate.past.answers)
         return self._indexes
 
     def remember_all_of(self, digest: str) -> None:
-        """What is read of this blob is kept later, too."""
+        """Keeps what is read of this blob later, too."""
         if self._indexes is not None:
             self._indexes.go_on(digest, self._estate.note_answer)
 
     # Requests
 
     def answered(self, request: MountTree | MountBlob, mounted: bool) -> TreeMounted | BlobMounted | None:
-        """The answer that an earlier daemon had for whoever asks again, once this one goes on from there."""
+        """Returns the answer that an earlier daemon had for whoever asks again, once this one goes on from there."""
         past = self._estate.past
         return past.answer if mounted and request == past.request else None
 
     def note_mounted(
         self, request: MountTree | MountBlob, answer: TreeMounted | BlobMounted, nursery: trio.Nursery
     ) -> None:
-        """The mount is there; what was read on the way is written out by and by."""
+        """Notes that the mount is there; what was read on the way is written out by and by."""
         if self._estate.past.answer is None:
             self._estate.note_mounted(request, answer)
         if self._indexes is not None:
@@ -86,7 +89,7 @@ class Succession:
     # Counters, and what only memory holds
 
     def save(self, usage: Usage) -> None:
-        """So much was counted."""
+        """Saves what was counted."""
         if self._estate.totals is not None:
             self._estate.totals.save(usage)
 
@@ -98,7 +101,7 @@ class Succession:
             totals.save_wire(base[0] + counters.requests, base[1] + counters.bytes_fetched, base[2] + counters.retries)
 
     async def look_after(self, store: Store, ready: trio.Event) -> None:
-        """Have counters in the totals and, once the container is ready, what memory holds on disk, too."""
+        """Keeps counters in the totals and, once the container is ready, what memory holds on disk, too."""
         kept = -1
         while True:
             self._usage()

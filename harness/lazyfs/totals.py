@@ -1,4 +1,4 @@
-"""What a daemon counted, where its death does not reach, and the sum of what all daemons of a mount counted.
+"""This module keeps what a daemon counted where its death does not reach, and adds up all daemons of a mount.
 
 Requests and bytes are written with each request that ends, everything else about once a second: a daemon that is
 killed loses no more of it. The memory is shared (memfd) and held open by the holder.
@@ -18,9 +18,9 @@ import msgspec
 from harness.lazyfs.messages import Histogram, OpcodeUsage, PackUsage, Usage
 
 _WIRE = struct.Struct("<QQQ")
-"""Requests, bytes fetched, retries."""
+"""Holds requests, bytes fetched, retries."""
 _SLOT = struct.Struct("<QII")
-"""Number of the writing, size, checksum; then the counters."""
+"""Holds the number of the writing, size, checksum; then come the counters."""
 _FIRST, _SLOT_BYTES = 4096, 64 << 10
 _SUMS = (
     "bytes_fetched", "requests", "retries", "spans_fetched", "bytes_inflated", "digest_mismatches", "bytes_pushed",
@@ -29,10 +29,10 @@ _SUMS = (
 
 
 class Totals:
-    """``descriptor`` is an earlier daemon's."""
+    """Keeps the counters in shared memory; ``descriptor`` is an earlier daemon's."""
 
     def __init__(self, descriptor: int | None = None) -> None:
-        """OSError when memory is out."""
+        """Raises OSError when memory is out."""
         size = _FIRST + 2 * _SLOT_BYTES
         fresh = descriptor is None
         self.descriptor = os.memfd_create("coldbench-totals") if descriptor is None else descriptor
@@ -42,11 +42,11 @@ class Totals:
         self._writing = 0
 
     def save_wire(self, requests: int, fetched_bytes: int, retries: int) -> None:
-        """What crossed the wire up to now, of all daemons."""
+        """Saves what crossed the wire up to now, of all daemons."""
         _WIRE.pack_into(self._memory, 0, requests, fetched_bytes, retries)
 
     def save(self, usage: Usage) -> None:
-        """All counters up to now, of all daemons."""
+        """Saves all counters up to now, of all daemons."""
         data = json.dumps(asdict(usage), separators=(",", ":")).encode()
         if len(data) > _SLOT_BYTES - _SLOT.size:
             return
@@ -57,7 +57,7 @@ class Totals:
         _SLOT.pack_into(self._memory, place, self._writing, len(data), zlib.crc32(data))
 
     def load(self) -> Usage | None:
-        """What was counted up to the last daemon's death; None when it had counted nothing yet."""
+        """Returns what was counted up to the last daemon's death; None when it had counted nothing yet."""
         found: dict[int, bytes] = {}
         for place in (_FIRST, _FIRST + _SLOT_BYTES):
             writing, size, checksum = _SLOT.unpack_from(self._memory, place)
@@ -78,7 +78,7 @@ class Totals:
 
 
 def added(before: Usage, now: Usage) -> Usage:
-    """What daemons counted one after the other, as one. What is a state (complete, full) is the last one's."""
+    """Adds up what daemons counted one after the other. A state (complete, handed over) is the last one's."""
     sums = {name: getattr(before, name) + getattr(now, name) for name in _SUMS}
     names = sorted(before.fuse.keys() | now.fuse.keys())
     return replace(
@@ -94,7 +94,7 @@ def added(before: Usage, now: Usage) -> Usage:
 
 
 def _given_up(pack: PackUsage | None, *, compared: bool) -> PackUsage | None:
-    """A start pack that nobody follows any more, since the daemon that did died."""
+    """Returns the counters of a start pack that nobody follows any more, since the daemon that did died."""
     if pack is None or compared:
         return pack
     why = pack.failure or "its daemon died: what it brought was not held against the layers"

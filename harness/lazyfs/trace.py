@@ -1,4 +1,4 @@
-"""First touches: which files (tree) or which bytes (blob) a start really reads, in the order of their first read."""
+"""This module traces which files (tree) or bytes (blob) a start really reads, in the order of their first read."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 class Trace:
-    """One record per file: its reads with their times. What continues a read is one with it."""
+    """Records the reads of each file with their times. What continues a read is one with it."""
 
     def __init__(self, t0_ns: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self.t0_ns = t0_ns
         self._clock_ns = clock_ns
         self._files: dict[tuple[int, int], list[list[int]]] = {}
-        """Of each (layer, entry): [begin, end, time] of its reads."""
+        """Holds, for each (layer, entry), [begin, end, time] of its reads."""
 
     def note(self, layer: int, entry: int, offset: int, size: int) -> None:
-        """A read of ``size`` bytes of an entry of a layer."""
+        """Notes a read of ``size`` bytes of an entry of a layer."""
         reads = self._files.setdefault((layer, entry), [])
         if reads and reads[-1][0] <= offset <= reads[-1][1]:
             reads[-1][1] = max(reads[-1][1], offset + size)
@@ -29,7 +29,7 @@ class Trace:
             reads.append([offset, offset + size, self._clock_ns()])
 
     def first_touches(self, name: Callable[[int, int], str]) -> list[Touch]:
-        """What was read, in first-touch order; ``name(layer, entry)`` gives a path."""
+        """Returns what was read, in first-touch order; ``name(layer, entry)`` gives a path."""
         return [
             touch_of(name(layer, entry), layer, [(b, e - b, (at_ns - self.t0_ns) / 1e9) for b, e, at_ns in reads])
             for (layer, entry), reads in self._files.items()
@@ -37,13 +37,13 @@ class Trace:
 
 
 def touch_of(path: str, layer: int, reads: Sequence[tuple[int, int, float]]) -> Touch:
-    """A file's touch from its reads, which are (offset, size, seconds after T0)."""
+    """Returns a file's touch, made from its reads, which are (offset, size, seconds after T0)."""
     begin, end = min(offset for offset, _, _ in reads), max(offset + size for offset, size, _ in reads)
     return Touch(path, layer, begin, end - begin, min(at_s for _, _, at_s in reads), tuple(reads))
 
 
 class BlockTrace:
-    """The blob's form: first reads of 64 KiB blocks of each layer's address space, mapped to files afterwards."""
+    """Traces a blob: first reads of 64 KiB blocks of each layer's address space, mapped to files afterwards."""
 
     BLOCK = 64 << 10
 
@@ -54,21 +54,21 @@ class BlockTrace:
         self._reads: dict[tuple[int, int, int], int] = {}
 
     def note(self, layer: int, offset: int, size: int) -> None:
-        """A read of a layer's address space."""
+        """Notes a read of a layer's address space."""
         self._reads.setdefault((layer, offset, offset + size), self._clock_ns())
         for block in range(offset // self.BLOCK, (offset + size - 1) // self.BLOCK + 1):
             if (layer, block) not in self._blocks:
                 self._blocks[layer, block] = self._clock_ns()
 
     def touched(self) -> list[tuple[int, int, int, float]]:
-        """(layer, begin, end, seconds after T0) of each touched block, in first-touch order."""
+        """Returns (layer, begin, end, seconds after T0) of each touched block, in first-touch order."""
         return [
             (layer, block * self.BLOCK, (block + 1) * self.BLOCK, (at_ns - self.t0_ns) / 1e9)
             for (layer, block), at_ns in self._blocks.items()
         ]
 
     def read_ranges(self) -> list[ReadRange]:
-        """Each read as the kernel asked for it, in order."""
+        """Returns each read as the kernel asked for it, in order."""
         return [
             ReadRange(layer, begin, end, (at_ns - self.t0_ns) / 1e9)
             for (layer, begin, end), at_ns in self._reads.items()

@@ -1,1 +1,1 @@
-"""Verified bytes: where they are, how they are fetched, and what is fetched ahead."""
+"""This package knows where verified bytes are, fetches them, and fetches ahead."""

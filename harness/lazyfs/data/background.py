@@ -25,12 +25,14 @@ log = logging.getLogger(__name__)
 
 LONGEST_PAUSE_S = 60.0
 _GIVE_UP_AFTER = 5
-"""Failed requests in a row after which a round ends."""
+"""Says after how many failed requests in a row a round ends."""
 
 
 class Background:
-    """Fetches everything to the disk cache, yielding to reads. ``besides`` is done when all units are there: it
-    returns whether it worked, or raises ColdbenchError, and is tried again in a later round."""
+    """Fetches everything to the disk cache, yielding to reads, and then does ``besides``.
+
+    That returns whether it worked, or raises ColdbenchError, and is tried again in a later round.
+    """
 
     def __init__(self, store: Store, besides: Callable[[], Awaitable[bool]] | None = None) -> None:
         self._store = store
@@ -38,7 +40,7 @@ class Background:
         self._paused = False
 
     async def run(self) -> bool:
-        """Whether everything is local at the end; False when the disk takes no more, or where the policy gives up."""
+        """Fetches until all is local; returns False when the disk takes no more, or where the policy gives up."""
         policy = self._store.policy
         await trio.sleep(policy.background_after_s)
         pause_s, missing = policy.background_retry_s, self.missing_bytes()
@@ -61,7 +63,7 @@ class Background:
         return True
 
     def missing_bytes(self) -> int:
-        """Stored bytes that are nowhere on this machine."""
+        """Counts the stored bytes that are nowhere on this machine."""
         residency = self._store.residency
         return sum(
             layer.units.extent(unit)[1]
@@ -74,13 +76,13 @@ class Background:
         return f"{self.missing_bytes() / 1e6:.1f} of {self._store.blob_bytes / 1e6:.1f} MB missing"
 
     def _disk_ended(self) -> bool:
-        """Whether nothing can be kept any more, which ends the fetch."""
+        """Says whether nothing can be kept any more, which ends the fetch."""
         store = self._store
         store.counters.disk_full |= any(layer.disk.full for layer in store.layers)
         return any(layer.disk.packed is None or layer.disk.failure is not None for layer in store.layers)
 
     async def _round(self) -> str | None:
-        """Fetch what is missing; None when everything is local, else why the round ended."""
+        """Fetches what is missing; returns None when everything is local, else why the round ended."""
         store, policy, failures = self._store, self._store.policy, 0
         for layer in store.layers:
             absent = store.residency.absent_on_disk(layer)

@@ -1,4 +1,4 @@
-"""The EROFS index behind the blob presentation: opened from the artefact, and its metadata read for paths."""
+"""This module opens the EROFS index behind the blob presentation, and reads its metadata for the paths of files."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 WINDOWS = "windows"
-"""Name of the cache file that the windows blob is brought to."""
+"""Names the cache file that the windows blob is brought to."""
 _PIECE_BYTES = 4 << 20
 
 
 class Windows:
-    """The windows blob as a RangeSource: the registry's, until ``fetch_all`` has brought it to the disk."""
+    """Reads the windows blob as a RangeSource: from the registry, until ``fetch_all`` has brought it to the disk."""
 
     def __init__(self, remote: BlobRanges, digest: str) -> None:
         self._remote = remote
@@ -41,7 +41,7 @@ class Windows:
         self._local: UnitFile | None = None
 
     def read_range(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes at ``offset``, unverified: each window has a digest of its own."""
+        """Returns exactly ``size`` bytes at ``offset``, unverified: each window has a digest of its own."""
         if self._local is not None:
             parts = []
             for piece in range(offset // _PIECE_BYTES, -(-(offset + size) // _PIECE_BYTES)):
@@ -58,8 +58,10 @@ class Windows:
         return begin, min(_PIECE_BYTES, self._remote.size - begin)
 
     def fetch_all(self, file: SparseFile, files: CacheFiles, store: BlobStore) -> bool:
-        """Bring the whole blob from ``store`` to ``file``, blocking; False when the disk is full. What an earlier
-        daemon has brought there is not fetched again. DigestMismatch, RegistryError."""
+        """Brings the whole blob from ``store`` to ``file``; returns False when the disk is full. Blocks.
+
+        What an earlier daemon has brought there is not fetched again. Raises DigestMismatch or RegistryError.
+        """
         if self._local is not None:
             return True
         remote = BlobRanges(store, self._digest, self._remote.size)
@@ -81,7 +83,7 @@ class Windows:
 
 
 class BlobImage:
-    """A loaded index with its layers' units; ``index`` has the metadata and where each layer stands."""
+    """Holds a loaded index with its layers' units; ``index`` has the metadata and says where each layer stands."""
 
     def __init__(self, store: BlobStore, index: ErofsIndex, head_digest: str) -> None:
         self.index = index
@@ -114,14 +116,14 @@ class BlobImage:
         return self._reader
 
     def _layer_extent(self, image_offset: int, size: int) -> tuple[int, int, int]:
-        """(layer, begin, end) of bytes of the image file, cut to the layer."""
+        """Returns (layer, begin, end) of bytes of the image file, cut to the layer."""
         number = bisect_right(self.index.layer_starts, image_offset) - 1
         layer = self.index.layers[number]
         begin = image_offset - layer.start
         return number, begin, min(begin + size, layer.size)
 
     def extents_of(self, files: Iterable[FileRange]) -> list[tuple[int, int, int]]:
-        """(layer, begin, end) of these parts of files in the given order; what is no file is left out."""
+        """Returns (layer, begin, end) of these parts of files in the given order, and leaves out what is no file."""
         image = self._metadata()
         extents = []
         for file in files:
@@ -141,9 +143,9 @@ class BlobImage:
         return extents
 
     def name_touches(self, trace: BlockTrace) -> list[Touch]:
-        """First touches by file: the read blocks mapped back through the metadata, in first-touch order.
+        """Returns the first touches by file, in their order: the read blocks are mapped back through the metadata.
 
-        A block may hold several small files; all of them count as touched, which is what fetching it cost.
+        A block may hold several small files: all of them count as touched, since fetching the block brought them all.
         """
         files = sorted(
             (extent.image_offset, extent.size, extent.file_offset, path)

@@ -1,4 +1,4 @@
-"""eStargz chunks as units: their digests are over the inflated bytes, so a chunk is inflated whole and then checked."""
+"""This module serves eStargz chunks as units, inflated whole and then checked: digests are over inflated bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ChunkUnits:
-    """``harness.lazyfs.data.units.Units`` of an eStargz layer."""
+    """Implements ``harness.lazyfs.data.units.Units`` for an eStargz layer."""
 
     def __init__(self, chunks: ChunkMap) -> None:
         self._chunks = chunks
@@ -27,13 +27,13 @@ class ChunkUnits:
         return True
 
     def load(self, units: Sequence[int]) -> None:
-        """Nothing: a chunk needs no side data."""
+        """Does nothing: a chunk needs no side data."""
 
     def verify(self, unit: int, packed: bytes | memoryview) -> None:
-        """Nothing yet: ``decode`` checks what comes out."""
+        """Does nothing yet: ``decode`` checks what comes out."""
 
     def decode(self, unit: int, packed: bytes | memoryview, upto: int) -> list[Decoded]:
-        """All chunks of the unit's member; a bad neighbour is left out, a bad ``unit`` raises."""
+        """Returns all chunks of the unit's member but bad neighbours; raises ContentError for a bad ``unit``."""
         decoded = []
         for chunk, data in self._chunks.inflate_member(unit, packed):
             try:

@@ -1,4 +1,4 @@
-"""The machine's disk as a cache of one layer: two sparse files, inflated bytes and stored bytes.
+"""This module caches a layer on the machine's disk in two sparse files, of inflated bytes and of stored bytes.
 
 Where nothing was written a sparse file reads as zeros, so callers never read what they have not recorded as written;
 the files hold no state of their own. Whatever the disk refuses is no error of the file system served: after the first
@@ -28,22 +28,22 @@ log = logging.getLogger(__name__)
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DIRECT_ALIGN = 4096
-"""Place in the file, size and address in memory of what bypasses the page cache; every file system takes this."""
+"""Aligns what bypasses the page cache (place in the file, size, address in memory); every file system takes this."""
 
 
 class DiskHealth:
-    """Whether the disk still takes bytes; shared by all files on it, so that one error ends the cache, said once."""
+    """Knows whether the disk still takes bytes; all its files share it, so that one error ends the cache, said once."""
 
     def __init__(self) -> None:
         self.failure: OSError | None = None
 
     @property
     def full(self) -> bool:
-        """Whether it takes nothing because it is full."""
+        """Says whether the disk takes nothing because it is full."""
         return self.failure is not None and self.failure.errno in FULL
 
     def fail(self, error: OSError) -> None:
-        """Nothing is written from now on."""
+        """Notes an error of the disk: nothing is written from now on."""
         if self.failure is None:
             self.failure = error
             log.warning(
@@ -53,7 +53,7 @@ class DiskHealth:
 
 
 class SparseFile:
-    """Positional reads and writes of a file that is unlinked at once: it goes away with the process."""
+    """Reads and writes at places of a file that is unlinked at once: it goes away with the process."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class SparseFile:
         health: DiskHealth | None = None,
         pwrite: Callable[[int, bytes | memoryview, int], int] = os.pwrite,
     ) -> None:
-        """OSError when the disk does not even take a file."""
+        """Makes the file. Raises OSError when the disk does not even take a file."""
         path = os.path.join(directory, name)
         with contextlib.suppress(FileNotFoundError):  # of a daemon that was killed between the next two lines
             os.unlink(path)
@@ -71,25 +71,25 @@ class SparseFile:
         self.health = health or DiskHealth()
         self._pwrite = pwrite
         self.base = 0
-        """Where its byte 0 is in the file that it is a part of."""
+        """Says where its byte 0 is in the file that it is a part of."""
 
     @classmethod
     def of_descriptor(cls, descriptor: int, health: DiskHealth) -> SparseFile:
-        """The open file of an earlier daemon."""
+        """Returns the open file of an earlier daemon."""
         file = cls.__new__(cls)
         file._fd, file.health, file._pwrite, file.base = descriptor, health, os.pwrite, 0
         return file
 
     def part(self, base: int) -> SparseFile:
-        """The file from ``base`` on, as a file of its own."""
+        """Returns the file from ``base`` on, as a file of its own."""
         part = copy.copy(self)
         part._fd, part.base = os.dup(self._fd), self.base + base
         return part
 
     def uncached(self) -> SparseFile:
-        """The same file for writes that bypass the page cache, aligned by DIRECT_ALIGN; itself where it has no such.
+        """Returns the file for writes that bypass the page cache, aligned by DIRECT_ALIGN, where it allows them.
 
-        For bytes written once and read in part or late: caching them would cost CPU and push out what is in use.
+        It is for bytes written once and read in part or late: caching them would cost CPU and push out what is in use.
         """
         twin = copy.copy(self)
         try:
@@ -110,7 +110,7 @@ class SparseFile:
             self.health.fail(error)
 
     def sync(self) -> bool:
-        """Make the disk hold what was written; False when it does not. Blocks."""
+        """Makes the disk hold what was written; returns False when it does not. Blocks."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:
@@ -118,7 +118,7 @@ class SparseFile:
         return self.health.failure is None
 
     def write(self, offset: int, data: bytes | memoryview) -> bool:
-        """Write all of ``data``; False when the disk is full or failing, after which nothing is written any more."""
+        """Writes all of ``data``; returns False when the disk is full or failing, and writes nothing any more then."""
         if self.health.failure is not None:
             return False
         view, offset = memoryview(data), offset + self.base
@@ -135,7 +135,7 @@ class SparseFile:
         return True
 
     def _stop_bypassing(self) -> bool:
-        """Write through the page cache from now on; False when that was so already.
+        """Writes through the page cache from now on; returns False when that was so already.
 
         A write that bypasses the cache is refused where the device wants a larger alignment than ours, or after a
         write that ended inside a block.
@@ -145,7 +145,7 @@ class SparseFile:
         return bool(flags & os.O_DIRECT)
 
     def read(self, offset: int, size: int) -> bytes | None:
-        """Exactly ``size`` bytes, None when the disk cannot give them back."""
+        """Returns exactly ``size`` bytes; None when the disk cannot give them back."""
         offset += self.base
         try:
             data = os.pread(self._fd, size, offset)
@@ -168,25 +168,28 @@ class CacheFiles:
     """Makes the cache's files, and hears what is written to them. These end with the process."""
 
     def open(self, directory: str, name: str, health: DiskHealth) -> SparseFile:
-        """A file of this name; OSError when the disk does not take one."""
+        """Returns a file of this name; raises OSError when the disk does not take one."""
         return SparseFile(directory, name, health)
 
     def written(self, name: str) -> dict[int, array[int]]:
-        """The units that the file has when it is opened, with their checksums."""
+        """Returns the units that the file has when it is opened, with their checksums."""
         return {}
 
     def note_unit(self, name: str, unit: int, sums: array[int]) -> None:
-        """The unit is in the file now; called from any thread."""
+        """Notes that the unit is in the file now; called from any thread."""
 
 
 class DiskCache:
-    """``inflated`` is addressed as the layer's address space, ``packed`` as its blob; both None without a disk."""
+    """Caches a layer in ``inflated``, addressed like its address space, and ``packed``, like its blob.
+
+    Both are None without a disk.
+    """
 
     def __init__(
         self, directory: str | None, layer: int, units: Units, inflated: SparseFile | None = None, *,
         health: DiskHealth | None = None, files: CacheFiles | None = None,
     ) -> None:  # fmt: skip
-        """``inflated``: where that is a part of another file. ``files`` makes those that are not."""
+        """``inflated`` is given where it is a part of another file; ``files`` makes those that are not."""
         self.inflated: UnitFile | None = None
         self.packed: UnitFile | None = None
         if directory is None:
@@ -208,12 +211,12 @@ class DiskCache:
 
     @property
     def failure(self) -> OSError | None:
-        """Why the disk takes nothing any more, if it does not."""
+        """Says why the disk takes nothing any more, if it does not."""
         return self.packed.file.health.failure if self.packed is not None else None
 
     @property
     def full(self) -> bool:
-        """Whether the disk takes nothing any more because it is full."""
+        """Says whether the disk takes nothing any more because it is full."""
         return self.packed is not None and self.packed.file.health.full
 
     def close(self) -> None:

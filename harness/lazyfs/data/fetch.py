@@ -1,7 +1,7 @@
-"""Work for one range request, done in a worker thread: fetch, verify, inflate, write, in one hop per request.
+"""This module does the work of one range request in a worker thread: it fetches, verifies, inflates and writes.
 
-The interpreter lock is free while receiving, hashing and inflating. Nothing here touches the store's state: results
-are values that the event loop installs.
+That is one hop per request. The interpreter lock is free while receiving, hashing and inflating. Nothing here touches
+the store's state: results are values that the event loop installs.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _side_loads = ThreadPoolExecutor(32, "side-load")
 
 
 class Sink(Enum):
-    """Where a request's units go."""
+    """Says where a request's units go."""
 
     MEMORY = auto()
     PACKED = auto()
-    """To the disk cache as they came (background fetch: no CPU for bytes that may never be read)."""
+    """Puts units into the disk cache as they came (background fetch: no CPU for bytes that may never be read)."""
 
 
 @dataclass(slots=True)
 class Fetched:
-    """What one request gave: decoded units, units left as stored bytes, and what failed and why."""
+    """Holds what one request gave: decoded units, units left as stored bytes, and what failed and why."""
 
     received_bytes: int = 0
     decoded: list[tuple[Decoded, bytes | None]] = field(default_factory=list)
-    """With the stored bytes of those that are not whole (of all, where they are to be kept)."""
+    """Lists decoded units, with the stored bytes of those that are not whole (of all, where they are to be kept)."""
     packed: list[tuple[int, bytes]] = field(default_factory=list)
     written_inflated: set[int] = field(default_factory=set)
     written_packed: set[int] = field(default_factory=set)
@@ -48,14 +48,14 @@ class Fetched:
 
 
 def union(units: Units, chosen: Sequence[int]) -> tuple[int, int]:
-    """(offset, end) of one range over all chosen units."""
+    """Returns (offset, end) of one range over all chosen units."""
     extents = [units.extent(unit) for unit in chosen]
     return min(start for start, _ in extents), max(start + size for start, size in extents)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a request needs to know of its layer."""
+    """Holds what a request needs to know of its layer."""
 
     units: Units
     source: RangeSource
@@ -71,9 +71,9 @@ def fetch(
     *,
     keep_packed: bool = False,
 ) -> Fetched:
-    """One range request for ``chosen``; units in ``upto`` are inflated to there, the others stay as stored bytes.
+    """Sends one range request for ``chosen``; units in ``upto`` are inflated to there, others stay as stored bytes.
 
-    ``keep_packed``: the stored bytes of whole units are wanted, too.
+    ``keep_packed`` asks for the stored bytes of whole units, too.
 
     A unit with bad bytes fails alone; only the request itself raises (RegistryError).
     """

@@ -1,4 +1,4 @@
-"""Spans of the EROFS index as units: like SOCI's, but each window is fetched when its span is read."""
+"""This module serves spans of the EROFS index as units, like SOCI's, but fetches each window when its span is read."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ NEIGHBOURS = 16
 python-data, ``import pandas``: 54 requests and 2.3 MB with 4, about 22 and 3.8 MB with 16."""
 _MERGE_GAP = 16 << 10
 _MAX_KEPT = 512
-"""Packed windows kept for spans that were not read yet (about 10 KB each)."""
+"""Limits the packed windows kept for spans that were not read yet (about 10 KB each)."""
 
 
 class IndexedUnits:
-    """``harness.lazyfs.data.units.Units`` of a layer with an EROFS index; ``windows`` is its windows blob."""
+    """Implements ``harness.lazyfs.data.units.Units`` with an EROFS index, whose windows blob is ``windows``."""
 
     def __init__(self, layer: IndexedLayer, windows: RangeSource | None) -> None:
         self._layer = layer

@@ -1,4 +1,4 @@
-"""Units in memory, least recently used first out, under one budget for all layers of the image."""
+"""This module keeps units in memory, under one budget for all layers of an image; the least recently used go first."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from harness.lazyfs.data.units import Rest
 
 Key = tuple[int, int]
-"""(layer, unit)."""
+"""Names a unit: (layer, unit)."""
 
 
 _REST_BYTES = 128 << 10
 
 
 class Resident:
-    """One unit's bytes in memory: stored bytes, or inflated pieces, or both.
+    """Holds one unit's bytes in memory: stored bytes, or inflated pieces, or both.
 
-    ``filled``: so much was inflated from the start; ``whole``: that is all. ``rest`` goes on from there. What was
-    ``release``d is a hole in the pieces. ``busy`` is set while a thread works on it.
+    ``filled`` counts the bytes inflated from the start, ``whole`` says that they are all, and ``rest`` goes on from
+    there. What was ``release``d is a hole in the pieces. ``busy`` is set while a thread works on it.
     """
 
     __slots__ = ("busy", "ends", "filled", "held", "packed", "pieces", "rest", "whole")
@@ -31,7 +31,7 @@ class Resident:
         self.restart()
 
     def restart(self) -> None:
-        """Back to the stored bytes alone."""
+        """Goes back to the stored bytes alone."""
         self.pieces: list[bytes] = []
         self.ends: list[int] = []
         self.filled = self.held = 0
@@ -39,8 +39,11 @@ class Resident:
         self.whole = False
 
     def append(self, pieces: list[bytes], rest: Rest | None, *, keep_packed: bool = False) -> None:
-        """More inflated bytes; without a rest the unit is whole and its stored bytes are let go, unless they are to be
-        kept so that inflated ones can be released."""
+        """Adds inflated bytes; without a rest the unit is whole.
+
+        The stored bytes of a whole unit are let go, unless ``keep_packed`` keeps them so that inflated ones can be
+        released.
+        """
         for piece in pieces:
             self.pieces.append(piece)
             self.filled += len(piece)
@@ -72,17 +75,17 @@ class Resident:
 
     @property
     def complete(self) -> bool:
-        """Whether the pieces are the whole unit."""
+        """Says whether the pieces are the whole unit."""
         return self.whole and self.held == self.filled
 
     @property
     def cost(self) -> int:
-        """Bytes of memory; a rest shares the stored bytes and has an inflater's state and window of its own."""
+        """Counts bytes of memory; a rest shares the stored bytes and has an inflater's state and window of its own."""
         packed = len(self.packed) if self.packed is not None else 0
         return self.held + packed + (_REST_BYTES if self.rest is not None else 0) + 256
 
     def slice(self, begin: int, end: int) -> bytes | memoryview | None:
-        """Inflated bytes [begin, end) of what was filled; None where some of them were released."""
+        """Returns inflated bytes [begin, end) of what was filled; None where some of them were released."""
         index = bisect_right(self.ends, begin)
         if index == len(self.ends):
             return None
@@ -107,7 +110,7 @@ class Resident:
 
 
 class MemoryCache:
-    """All residents, the coldest first. The caller pays what it adds with ``charge`` and evicts with ``victims``."""
+    """Holds all residents, the coldest first. The caller pays what it adds with ``charge``, evicts with ``victims``."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget = budget_bytes
@@ -115,15 +118,15 @@ class MemoryCache:
         self._units: OrderedDict[Key, Resident] = OrderedDict()
 
     def get(self, key: Key) -> Resident | None:
-        """The resident, whose place in the order of leaving stays."""
+        """Returns the resident, whose place in the order of leaving stays."""
         return self._units.get(key)
 
     def items(self) -> list[tuple[Key, Resident]]:
-        """All residents, the coldest first."""
+        """Returns all residents, the coldest first."""
         return list(self._units.items())
 
     def use(self, key: Key) -> Resident | None:
-        """The resident, which now leaves last."""
+        """Returns the resident, which now leaves last."""
         resident = self._units.get(key)
         if resident is not None:
             self._units.move_to_end(key)
@@ -133,7 +136,7 @@ class MemoryCache:
         return key in self._units
 
     def residents(self) -> list[Resident]:
-        """All there are, the coldest first."""
+        """Returns all residents, the coldest first."""
         return list(self._units.values())
 
     def put(self, key: Key, resident: Resident) -> None:
@@ -144,7 +147,7 @@ class MemoryCache:
         self.used += resident.cost
 
     def charge(self, key: Key, resident: Resident, before: int) -> None:
-        """A resident costs more or less than ``before`` now; one that is not in here (any more) counts for nothing."""
+        """Notes that a resident costs more or less than ``before``; one that is not in here counts for nothing."""
         if self._units.get(key) is resident:
             self.used += resident.cost - before
 
@@ -158,7 +161,7 @@ class MemoryCache:
         self.used = 0
 
     def victims(self) -> list[tuple[Key, Resident]]:
-        """What must leave to be within nine tenths of the budget again; empty while it is kept.
+        """Returns what must leave to be within nine tenths of the budget again; empty while it is kept.
 
         Half-inflated units leave last: they are kept on disk as stored bytes, and the next read inflates all again.
         """

@@ -1,4 +1,4 @@
-"""A circuit breaker around the registry: while it is away, requests fail at once instead of trying it one by one.
+"""This module is a circuit breaker around the registry: while that is away, requests fail at once instead of trying it.
 
 It opens after one exhausted series of tries. From then on one request at a time may probe the registry, first after a
 quarter of a second and then less and less often; the first that succeeds closes it. Every change of state is one line
@@ -24,7 +24,7 @@ FIRST_PROBE_S, LONGEST_PROBE_S = 0.25, 5.0
 
 
 class Outage:
-    """Whether the registry answers. Everything runs on the event loop."""
+    """Knows whether the registry answers. Everything runs on the event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -38,11 +38,11 @@ class Outage:
 
     @property
     def open(self) -> bool:
-        """Whether the registry is taken to be away."""
+        """Says whether the registry is taken to be away."""
         return self._since is not None
 
     def admit(self) -> bool:
-        """Whether a request may be sent now; while the registry is away, that makes it the probe."""
+        """Says whether a request may be sent now; while the registry is away, that request is the probe."""
         if self._since is None:
             return True
         if self._probing or self._clock() < self._next_probe:
@@ -51,7 +51,7 @@ class Outage:
         return True
 
     def note_success(self) -> None:
-        """A request was answered."""
+        """Notes that a request was answered."""
         self._probing = False
         if self._since is not None:
             log.warning("the registry answers again, after %.0f s", self._clock() - self._since)
@@ -59,7 +59,7 @@ class Outage:
             self._over.set()
 
     def note_failure(self, error: RegistryError) -> None:
-        """A request failed for good, all its tries included; the answer "there is no such blob" is an answer."""
+        """Notes that a request failed for good, all its tries included; "there is no such blob" is an answer."""
         self._probing = False
         if isinstance(error, ImageNotFound):
             return
@@ -73,11 +73,11 @@ class Outage:
         self._next_probe = now + self._pause_s
 
     def give_up_probe(self) -> None:
-        """The probe's end will not be heard of; the next request may probe again."""
+        """Gives up a probe whose end will not be heard of; the next request may probe again."""
         self._probing = False
 
     def refusal(self) -> RegistryError:
-        """Why a request is not sent: the same words for the whole outage."""
+        """Returns why a request is not sent, in the same words for the whole outage."""
         return RegistryError(f"the registry is away since {self._told} ({self._cause})")
 
     async def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""A start from its pack: what an earlier start asked for comes in one stream and is put into the page cache.
+"""This module starts an image from its pack: what an earlier start asked for comes in one stream into the page cache.
 
 Three kinds of threads share the work. One receives and checks frames, one decodes them in order and pushes their pages
 into the FUSE file's page cache, and workers decode the frames that reads wait for. They have to be apart: a push waits
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STALLED_S = 1.0
-"""A stream that brings nothing for so long is one that reads do not wait for."""
+"""Says for how long a stream may bring nothing before reads no longer wait for it."""
 LONGEST_WAIT_S = 1.5
-"""A frame that is further off, by what the stream has brought so far, is one that a read does not wait for."""
+"""Says how far off a frame may be, at the stream's rate so far, for a read to wait for it."""
 _LOOK_S = 0.1
 OUTSIDE_READS = 4
-"""So many reads of what the pack does not hold show a start that is not the recorded one: those had one in 128."""
+"""Says how many reads outside the pack show that a start is not the recorded one: the recorded ones had one in 128."""
 
 
 class StartPack:
-    """One image's pack in use. ``answer`` and ``wait`` are called on the event loop, ``store`` in a thread of ours."""
+    """Serves reads from one image's pack; the event loop calls ``answer`` and ``wait``, a thread of ours ``store``."""
 
     def __init__(
         self,
@@ -55,8 +55,9 @@ class StartPack:
         store: Callable[[int, list[bytes | memoryview]], bool],
         others_wait: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``store`` puts views at a place of the FUSE file: False when that is gone, OSError when it is refused.
-        ``others_wait``: whether reads wait for the registry, which go first where the link is slow."""
+        """``store`` puts views at a place of the FUSE file; it returns False when that is gone, and raises OSError when
+        it is refused. ``others_wait`` says whether reads wait for the registry; they go first where the link is slow.
+        """
         self.counters = counters
         self._store = store
         self._descriptor = pack
@@ -68,11 +69,11 @@ class StartPack:
         self._pusher = threading.Thread(target=self._push_all, name="pack-push", daemon=True)
         self._workers = Workers(2, "pack-decode")
         self._moved = trio.Event()
-        """Set, and replaced, whenever frames have come or no more will."""
+        """Is set, and replaced, whenever frames have come or no more will."""
         self.released = trio.Event()
-        """Set when the link is free for others: no more frames will come, or the start reads what is in none."""
+        """Is set when the link is free for others: no more frames will come, or many reads are outside the pack."""
         self._over = False
-        """No more frames will come."""
+        """Says that no more frames will come."""
         self._closed = False
         self._asked_ns = self._over_ns = 0
 
@@ -83,15 +84,15 @@ class StartPack:
         self._pusher.start()
 
     def bind(self, head_digest: str, index: ErofsIndex) -> None:
-        """The index that the pack belongs to is there."""
+        """Takes the index that the pack belongs to."""
         self._stream.bind(head_digest, index)
 
     def opened(self) -> None:
-        """The kernel has opened the file: from now on it takes pages."""
+        """Notes that the kernel has opened the file: from now on it takes pages."""
         self._opened.set()
 
     def close(self) -> None:
-        """Nobody reads the FUSE file any more: forget the frames; what is under way ends soon."""
+        """Forgets the frames, since nobody reads the FUSE file any more; what is under way ends soon."""
         self._closed = self._over = True
         self._stream.stop()
         self._opened.set()
@@ -101,12 +102,12 @@ class StartPack:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """From the request until all had come, or no more would."""
+        """Returns the span from the request until all had come, or no more would; nothing before."""
         return (Span("pack", self._asked_ns, self._over_ns),) if self._over_ns else ()
 
     @property
     def frames(self) -> PackFrames | None:
-        """What has come; None before the table has."""
+        """Returns the frames that have come; None before the table has."""
         return self._frames
 
     # In the stream's thread
@@ -152,7 +153,7 @@ class StartPack:
         self._moved = trio.Event()
 
     def answer(self, offset: int, size: int) -> bytes | memoryview | None:
-        """The bytes where that takes no waiting, else None."""
+        """Returns the bytes where that takes no waiting, else None."""
         frames = self._frames
         places = frames.pack.places(offset, size) if frames is not None else None
         if frames is None or places is None:
@@ -163,7 +164,7 @@ class StartPack:
         return data
 
     def may_have(self, offset: int, size: int) -> bool:
-        """Whether ``wait`` may have an answer: the pack holds these bytes, or its table has not come yet."""
+        """Says whether ``wait`` may have an answer: the pack holds these bytes, or its table has not come yet."""
         frames = self._frames
         if frames is None:
             return not self._over
@@ -175,7 +176,7 @@ class StartPack:
         return places is not None and (not self._over or all(frames.has(place.frame) for place in places))
 
     async def wait(self, offset: int, size: int) -> bytes | memoryview | None:
-        """The bytes once their frames are there; None where they are not the pack's, or not worth waiting for."""
+        """Returns the bytes once their frames are there; None if they are not the pack's, or not worth the wait."""
         while True:
             frames = self._frames
             places = frames.pack.places(offset, size) if frames is not None else []
@@ -197,7 +198,7 @@ class StartPack:
                 await self._moved.wait()
 
     def _worth_waiting(self, frames: PackFrames | None, places: list[Place]) -> bool:
-        """Whether what is missing will be here soon, as far as the stream tells."""
+        """Says whether what is missing will be here soon, as far as the stream tells."""
         now, stream = time.monotonic(), self._stream
         if now - stream.came_at > STALLED_S:
             return False
@@ -246,6 +247,6 @@ def _joined(frames: PackFrames, places: list[Place]) -> bytes | memoryview:
 
 
 def no_pack(counters: PackCounters) -> None:
-    """The policy follows a pack, and the index has none."""
+    """Counts and logs that the index has no pack, though the policy follows one."""
     counters.failures, counters.failure = 1, "the index has none; make one: coldbench index erofs IMAGE --record"
     log.warning("the start goes on without its pack: %s", counters.failure)

@@ -1,4 +1,4 @@
-"""Holds a start pack against the layers, once they are all inflated into the cache file.
+"""This module compares a start pack with the layers, once they are all inflated into the cache file.
 
 No layer's digest vouches for a pack's bytes, so that they are as trusted as the index's metadata until here. Where one
 differs, the start has run on other bytes than the image's: it is counted as a digest that does not match.
@@ -43,7 +43,7 @@ async def compare(pack: StartPack, image: SparseFile, counters: Counters) -> Non
 
 
 def _difference(frames: PackFrames, number: int, image: SparseFile) -> str:
-    """Where a frame has other bytes than the layers, "" where it has not; blocks."""
+    """Says where a frame has other bytes than the layers, "" where it has not; blocks."""
     frame, data = frames.pack.frames[number], memoryview(frames.decode(number))
     for begin, end, place in zip(frame.begins, frame.ends, frame.places, strict=True):
         layers = os.pread(image.descriptor, end - begin, begin)

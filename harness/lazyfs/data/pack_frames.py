@@ -1,7 +1,7 @@
-"""The frames of a start pack as they came: packed bytes kept until nobody reads here any more, decoded when wanted.
+"""This module keeps the frames of a start pack as they came until nobody reads here any more, and decodes those wanted.
 
-Safe from any thread. Decoding a frame of 1 MiB takes 2 ms, so that few are kept decoded, and one that the kernel has
-dropped again is decoded anew instead of its spans being fetched.
+It is safe from any thread. Decoding a frame of 1 MiB takes 2 ms, so that few are kept decoded, and one that the kernel
+has dropped again is decoded anew instead of its spans being fetched.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _KEPT_DECODED = 6
 
 
 class PackFrames:
-    """What has come of a pack. Frames are checked before they are ``put`` here."""
+    """Holds what has come of a pack. Frames are checked before they are ``put`` here."""
 
     def __init__(self, pack: Pack) -> None:
         self.pack = pack
@@ -31,7 +31,7 @@ class PackFrames:
         self._packed[number] = packed
 
     def has(self, number: int) -> bool:
-        """Whether the frame has come."""
+        """Says whether the frame has come."""
         return self._packed[number] is not None
 
     def forget(self) -> None:
@@ -41,12 +41,15 @@ class PackFrames:
             self._decoded.clear()
 
     def decoded(self, number: int) -> bytes | None:
-        """The frame's bytes, if they are there decoded."""
+        """Returns the frame's bytes, if they are there decoded."""
         with self._lock:
             return self._decoded.get(number)
 
     def decode(self, number: int) -> bytes:
-        """The frame's bytes. Raises FormatError for a frame that is not what its table says, KeyError for none."""
+        """Returns the frame's bytes, decoded.
+
+        Raises FormatError for a frame that is not what its table says, KeyError for one that is not here.
+        """
         with self._decoding[number]:
             known = self.decoded(number)
             if known is not None:
@@ -62,7 +65,7 @@ class PackFrames:
             return data
 
     def join(self, places: list[Place], *, decode: bool) -> bytes | memoryview | None:
-        """The bytes at these places; with ``decode`` frames are decoded where needed, else None for such."""
+        """Returns the bytes at these places. Without ``decode`` the answer is None where a frame is not decoded yet."""
         parts = []
         for place in places:
             data = self.decode(place.frame) if decode else self.decoded(place.frame)

@@ -24,19 +24,20 @@ log = logging.getLogger(__name__)
 SLOW_S = 1.0
 """A stream that will take longer than this for its rest makes way for reads that wait for the registry."""
 PAUSE_S = 0.2
-"""No longer than this for each piece of the stream, so that it goes on, slowly, whatever else happens."""
+"""Limits how long the stream makes way before each of its pieces, so that it goes on, slowly, whatever else happens."""
 _LOOK_S = 0.01
 
 
 class Stopped(Exception):
-    """Nobody wants the rest."""
+    """Says that nobody wants the rest of the stream."""
 
 
 class PackStream:
-    """``came(number, packed)`` is called for each frame in turn, ``began(pack)`` before, ``ended(error)`` at the end.
+    """Receives a start pack in a thread of its own, checks its frames and hands them on.
 
-    They are called in this thread. The table is held against the index, which ``bind`` gives when it is there; until
-    then what comes is kept.
+    In that thread it calls ``began(pack)`` when the table has come, ``came(number, packed)`` for each frame in turn,
+    and ``ended(error)`` at the end. The table is checked against the index, which ``bind`` gives when it is there;
+    until then what comes is kept.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class PackStream:
         *,
         others_wait: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``others_wait``: whether reads wait for the registry, which go first where the link is slow."""
+        """``others_wait`` says whether reads wait for the registry; they go first where the link is slow."""
         self._store = store
         self._pack = pack
         self._began, self._came, self._ended = began, came, ended
@@ -64,9 +65,9 @@ class PackStream:
         self._table: Pack | None = None
         self.received_bytes = 0
         self.begun_at = 0.0
-        """When the first byte came (``time.monotonic``); 0 before."""
+        """Says when the first byte came (``time.monotonic``); 0 before."""
         self.came_at = 0.0
-        """When the latest bytes came, or the index that they waited for."""
+        """Says when the latest bytes came, or the index that they waited for."""
         self._thread = threading.Thread(target=self._run, name="pack-stream", daemon=True)
 
     def start(self) -> None:
@@ -75,13 +76,13 @@ class PackStream:
         self._thread.start()
 
     def bind(self, head_digest: str, index: ErofsIndex) -> None:
-        """The index is there."""
+        """Takes the index, against which the pack's table is checked."""
         self.came_at = time.monotonic()
         self._index = head_digest, index
         self._bound.set()
 
     def stop(self) -> None:
-        """Nobody wants the rest; it ends with the next piece that comes."""
+        """Makes the stream end with the next piece that comes, since nobody wants the rest."""
         self._stop = True
         self._bound.set()
 

@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Extent = tuple[int, int, int]
-"""(layer, begin, end) in the layer's address space."""
+"""Names a piece of a layer: (layer, begin, end) in the layer's address space."""
 
 _WINDOW_UNITS = 48
-"""Units of a prefetch list that may be reordered among each other to merge their requests."""
+"""Counts the units of a prefetch list that may be reordered among each other to merge their requests."""
 _LEAD_BYTES = 1 << 20
 _LEAD_GROUP_BYTES = 256 << 10
-"""Far from the registry: how much is fetched in small requests, and how small they are."""
+"""Say, far from the registry, how much is fetched in small requests, and how small they are."""
 _WIDEST_GAP = 256 << 10
-"""Far from the registry: gaps up to here are fetched along where that saves a second round of requests."""
+"""Limits the gaps that are fetched along, far from the registry, where that saves a second round of requests."""
 
 
 def units_of(layer: Layer, begin: int, end: int) -> range:
-    """Units that hold a byte of [begin, end)."""
+    """Returns the units that hold a byte of [begin, end)."""
     if end <= begin:
         return range(0)
     first = max(0, bisect_right(layer.starts, begin) - 1)
@@ -45,7 +45,7 @@ def units_of(layer: Layer, begin: int, end: int) -> range:
 
 
 async def prefetch(store: Store, extents: Iterable[Extent]) -> int:
-    """Fetch and verify the units under ``extents``, about in their order, merged into large requests; units fetched.
+    """Fetches and verifies the units under ``extents``, about in their order, in large requests; returns their number.
 
     They stay as stored bytes (in memory, later on disk) until they are read: inflating is then as cheap, and what the
     list names in vain costs no CPU.
@@ -62,7 +62,7 @@ async def prefetch(store: Store, extents: Iterable[Extent]) -> int:
 
 
 def near_groups(store: Store, wanted: Sequence[Key]) -> list[tuple[Layer, list[int]]]:
-    """One list of units for each request: what comes soon after one another in ``wanted`` is merged."""
+    """Returns one list of units for each request; units that come soon after one another in ``wanted`` are merged."""
     groups: list[tuple[Layer, list[int]]] = []
     for start in range(0, len(wanted), _WINDOW_UNITS):
         groups += _merged(
@@ -72,7 +72,7 @@ def near_groups(store: Store, wanted: Sequence[Key]) -> list[tuple[Layer, list[i
 
 
 def far_groups(store: Store, wanted: Sequence[Key], pace: Pace) -> list[tuple[Layer, list[int]]]:
-    """One list of units for each request, when the registry is far and a request costs its latency.
+    """Returns one list of units for each request, when the registry is far and a request costs its latency.
 
     The units wanted first come in small requests, so that the start has something to go on with. All other units are
     merged with their neighbours in the blob, whenever they are wanted: requests grow, and bridge wider gaps, until all
@@ -132,7 +132,7 @@ async def _in_parallel(
 
 
 async def yield_to_foreground(store: Store) -> None:
-    """Wait until no read waits and none has for ``background_quiet_s``."""
+    """Waits until no read waits and none has waited for ``background_quiet_s``."""
     while store.waiting:
         await trio.sleep(0.005)
     quiet_s = store.policy.background_quiet_s

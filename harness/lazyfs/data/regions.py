@@ -1,4 +1,4 @@
-"""A blob read in regions of fixed size, each fetched once: how stargz-snapshotter keeps what it downloads.
+"""This module reads a blob in regions of fixed size, each fetched once, as stargz-snapshotter keeps what it downloads.
 
 Every read is rounded out to whole regions, and what is local already is not asked for again. A long read is done in
 steps, since the reference reads a chunk through a buffer of 2 MiB.
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class RegionSource:
-    """A RangeSource over ``source``, a blob of ``size`` bytes; ``file`` keeps the regions (None: nothing is kept).
+    """Serves a blob of ``size`` bytes as a RangeSource over ``source``; ``file``, unless None, keeps the regions.
 
-    For several threads at once; a region is fetched by one of them while the others wait.
+    Several threads may use it at once: one of them fetches a region while the others wait.
     """
 
     def __init__(self, source: RangeSource, size: int, region_bytes: int, step: int, file: SparseFile | None) -> None:
@@ -41,7 +41,7 @@ class RegionSource:
         return begin, min(self._region, self.size - begin)
 
     def read_range(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes at ``offset``; raises what ``source`` raises."""
+        """Returns exactly ``size`` bytes at ``offset``; raises what ``source`` raises."""
         end = offset + size
         if size <= 0 or offset < 0 or end > self.size:
             return self._source.read_range(offset, size)
@@ -59,7 +59,7 @@ class RegionSource:
         return b"".join(self._pieces(start, end, self._fetch(start, end)))
 
     def _pieces(self, start: int, end: int, brought: dict[int, bytes]) -> Iterator[bytes | memoryview]:
-        """The range from what just came and, around it, from the file, or anew where the disk does not give it back."""
+        """Yields the range: from what just came, else from the file, or anew where the disk does not give it back."""
         for region in range(start // self._region, -(-end // self._region)):
             low, high = max(start, region * self._region), min(end, (region + 1) * self._region)
             data = brought.get(region)
@@ -104,7 +104,7 @@ class RegionSource:
 
 
 def _runs(regions: list[int]) -> Iterator[tuple[int, int]]:
-    """(first, last) of each run of neighbours in ascending numbers."""
+    """Yields (first, last) of each run of neighbours in ascending numbers."""
     first = last = regions[0]
     for region in regions[1:]:
         if region != last + 1:

@@ -1,6 +1,6 @@
-"""Indexes kept on disk as they came, so that a daemon that takes over opens its layers without the registry.
+"""This module keeps indexes on disk as they came, so that a daemon that takes over opens layers without the registry.
 
-What is read of a store until ``seal`` is remembered: the ranges of zTOCs, TOCs and the EROFS head. They are written out
+It remembers what is read of a store until ``seal``: the ranges of zTOCs, TOCs and the EROFS head. They are written out
 when the mount is there. The ranges of one blob, the EROFS windows, are remembered for good. Whoever opens the layers
 again gets them from the file. They are verified by their digests like what a registry gives.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``size`` bytes from ``offset`` of a blob on are at ``place`` of a file."""
+    """Says that ``size`` bytes of a blob, from ``offset`` on, are at ``place`` of a file; ``checksum`` is a CRC-32."""
 
     digest: str
     offset: int
@@ -33,7 +33,7 @@ class Answer:
 
 
 class Remembered(Over):
-    """A BlobStore that remembers; ``answers`` are those that ``file`` has already."""
+    """Serves a BlobStore and remembers in ``file`` what is read of it; ``answers`` are those already in the file."""
 
     def __init__(self, store: BlobStore, file: SparseFile | None, answers: Sequence[Answer] = ()) -> None:
         super().__init__(store)
@@ -49,11 +49,11 @@ class Remembered(Over):
 
     @property
     def link(self) -> Any:
-        """See ``harness.oci.registry.link``; None where the store has none."""
+        """Returns the store's link (``harness.oci.registry.link``); None where it has none."""
         return getattr(self._store, "link", None)
 
     def get_range(self, digest: str, offset: int, size: int) -> bytes:
-        """From the file what is there, from the store the rest."""
+        """Returns the bytes from the file where it has them, else from the store."""
         wanted = (digest, offset, size)
         # Whoever asks again was given what is wrong.
         if digest in self._answers and wanted not in self._given and (kept := self._kept(*wanted)) is not None:
@@ -69,7 +69,7 @@ class Remembered(Over):
         return data
 
     def go_on(self, digest: str, note: Callable[[Answer], None]) -> None:
-        """Remember what is read of this blob at once, and after ``seal``, too; ``note`` as there."""
+        """Remembers at once what is read of this blob, after ``seal``, too; ``note`` hears of it as in ``seal``."""
         self._always[digest] = note
 
     def _kept(self, digest: str, offset: int, size: int) -> bytes | None:

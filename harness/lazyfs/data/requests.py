@@ -1,4 +1,4 @@
-"""Which units one range request fetches: neighbours in the blob are merged, because a request costs more than bytes."""
+"""This module decides which units one range request fetches: it merges neighbours, as requests cost more than bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def merge(layer: Layer, units: Sequence[int], *, gap: int, most: int, max_units: int = 0) -> list[list[int]]:
-    """Ascending units cut into lists that one range request each may fetch.
+    """Cuts ascending units into lists, each of which one range request may fetch.
 
     Units that lie at most ``gap`` bytes apart share a request, as long as it stays below ``most`` bytes and, where
     ``max_units`` is given, within so many units. A unit that alone is larger gets a request of its own.
@@ -36,9 +36,9 @@ def merge(layer: Layer, units: Sequence[int], *, gap: int, most: int, max_units:
 
 
 def with_block(residency: Residency, layer: Layer, units: list[int], block: int, straddling: int = 0) -> list[int]:
-    """``units`` and the missing ones beside them that lie in the same aligned blocks of the blob.
+    """Returns ``units`` and the missing ones beside them that lie in the same aligned blocks of the blob.
 
-    Units of at most ``straddling`` bytes may lie there in part: nothing else would bring them but one more request.
+    Units of at most ``straddling`` bytes may lie there in part, since nothing but one more request would bring them.
     """
     extent, missing = layer.units.extent, residency.missing
     if not block:

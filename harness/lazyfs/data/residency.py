@@ -1,4 +1,4 @@
-"""What is where: each unit's place on disk, in memory, and in the requests under way.
+"""This module knows where each unit is: on disk, in memory, or in a request under way.
 
 All changes go through here and happen on the event loop, so that there are no locks. A unit moves along few paths: a
 flight brings it (``install``), memory that runs out moves it to the disk cache, ``load_packed`` brings its stored
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from harness.lazyfs.data.units import Units
 
 ABSENT, PACKED, INFLATED = 0, 1, 2
-"""Where a unit is on disk: nowhere, as stored bytes, or inflated."""
+"""Say where a unit is on disk: nowhere, as stored bytes, or inflated."""
 _KEPT_AT_ONCE = 16
 
 
 class Flight:
-    """A request under way, or a thread at work on a unit; waiters get the residents it brought."""
+    """Stands for a request under way, or a thread at work on a unit; waiters get the residents it brought."""
 
     __slots__ = ("done", "failed", "residents", "streamed")
 
@@ -39,11 +39,11 @@ class Flight:
         self.residents: dict[int, Resident] = {}
         self.failed: dict[int, ColdbenchError] = {}
         self.streamed = False
-        """Nobody asked for what it brings."""
+        """Says that nobody asked for what it brings."""
 
 
 class Layer:
-    """One lazy layer: its units, where they come from and where they are kept on disk."""
+    """Holds one lazy layer: its units, where they come from and where they are kept on disk."""
 
     __slots__ = ("disk", "ends", "index", "place", "size", "starts", "units", "walked")
 
@@ -56,21 +56,21 @@ class Layer:
         self.starts = units.starts
         self.ends = units.ends
         self.walked = -2
-        """The unit read last, by which the reader notices that somebody walks through the units."""
+        """Names the unit read last, by which the reader notices that somebody walks through the units."""
 
     def __len__(self) -> int:
         return len(self.starts)
 
 
 class Installed(NamedTuple):
-    """A unit that a flight brought inflated, and that memory did not hold yet."""
+    """Names a unit that a flight brought inflated, and that memory did not hold yet."""
 
     unit: int
     resident: Resident
 
 
 class Residency:
-    """The units of all layers. ``nursery`` runs the spilling from memory to disk."""
+    """Knows where the units of all layers are. ``nursery`` runs the spilling from memory to disk."""
 
     def __init__(self, memory_bytes: int, counters: Counters, nursery: trio.Nursery) -> None:
         self.layers: list[Layer] = []
@@ -95,49 +95,49 @@ class Residency:
     # What is where
 
     def state(self, layer: Layer, unit: int) -> int:
-        """Where the unit is on disk."""
+        """Says where the unit is on disk."""
         return self._states[layer.index][unit]
 
     def resident(self, layer: Layer, unit: int) -> Resident | None:
-        """The unit in memory, if it is there."""
+        """Returns the unit in memory, if it is there."""
         return self.memory.get((layer.index, unit))
 
     def use(self, layer: Layer, unit: int) -> Resident | None:
-        """The unit in memory, if it is there, which now leaves last."""
+        """Returns the unit in memory, if it is there, and makes it leave last."""
         return self.memory.use((layer.index, unit))
 
     def flight(self, layer: Layer, unit: int) -> Flight | None:
-        """The request or thread that is at work on the unit."""
+        """Returns the request or thread that is at work on the unit."""
         return self._flights[layer.index].get(unit)
 
     def missing(self, layer: Layer, unit: int) -> bool:
-        """Whether the unit is nowhere and nobody is fetching it."""
+        """Says whether the unit is nowhere and nobody is fetching it."""
         return not self.is_local(layer, unit) and unit not in self._flights[layer.index]
 
     def is_local(self, layer: Layer, unit: int) -> bool:
-        """Whether the unit can be read without the registry, in whatever form."""
+        """Says whether the unit can be read without the registry, in whatever form."""
         return self._states[layer.index][unit] != ABSENT or (layer.index, unit) in self.memory
 
     def absent_on_disk(self, layer: Layer) -> list[int]:
-        """The layer's units that are on disk in no form, ascending."""
+        """Returns the layer's units that are on disk in no form, ascending."""
         return [unit for unit, state in enumerate(self._states[layer.index]) if state == ABSENT]
 
     def not_inflated(self, layer: Layer) -> list[int]:
-        """The layer's units that are not inflated on disk, ascending."""
+        """Returns the layer's units that are not inflated on disk, ascending."""
         return [unit for unit, state in enumerate(self._states[layer.index]) if state != INFLATED]
 
     def all_local(self) -> bool:
-        """Whether every unit can be read without the registry."""
+        """Says whether every unit can be read without the registry."""
         return all(self.is_local(layer, unit) for layer in self.layers for unit in range(len(layer)))
 
     def is_whole(self) -> bool:
-        """Whether the disk holds every unit inflated."""
+        """Says whether the disk holds every unit inflated."""
         return all(state == INFLATED for states in self._states for state in states)
 
     # Flights
 
     def take_off(self, layer: Layer, units: Sequence[int]) -> Flight:
-        """From now on somebody is at work on these units."""
+        """Notes that from now on somebody is at work on these units."""
         flight = Flight()
         flights = self._flights[layer.index]
         for unit in units:
@@ -145,7 +145,7 @@ class Residency:
         return flight
 
     def land(self, layer: Layer, units: Sequence[int], flight: Flight) -> None:
-        """The work has ended, well or not; whoever waited for it goes on."""
+        """Notes that the work has ended, well or not; whoever waited for it goes on."""
         flights = self._flights[layer.index]
         for unit in units:
             if flights.get(unit) is flight:
@@ -153,9 +153,9 @@ class Residency:
         flight.done.set()
 
     def install(self, layer: Layer, flight: Flight, fetched: Fetched, *, keep_packed: bool) -> list[Installed]:
-        """Take in what a flight brought; the units that came inflated and are new to memory.
+        """Takes in what a flight brought; returns the units that came inflated and are new to memory.
 
-        ``keep_packed``: the stored bytes of whole units stay in memory, too.
+        ``keep_packed`` keeps the stored bytes of whole units in memory, too.
         """
         states = self._states[layer.index]
         for unit in fetched.written_packed:
@@ -184,26 +184,26 @@ class Residency:
     # Single units
 
     def add_neighbour(self, layer: Layer, unit: int, pieces: list[bytes]) -> None:
-        """A whole unit that came out of another one's stored bytes; kept unless it is there already."""
+        """Keeps a whole unit that came out of another one's stored bytes, unless it is there already."""
         if (layer.index, unit) not in self.memory and self.state(layer, unit) != INFLATED:
             resident = Resident()
             resident.append(pieces, None)
             self.memory.put((layer.index, unit), resident)
 
     def charge(self, key: Key, resident: Resident, before: int) -> None:
-        """The resident costs more or less memory than ``before``."""
+        """Notes that the resident costs more or less memory than ``before``."""
         self.memory.charge(key, resident, before)
 
     def note_inflated(self, layer: Layer, unit: int) -> None:
-        """The unit was written to the disk cache, inflated."""
+        """Notes that the unit was written to the disk cache, inflated."""
         self._states[layer.index][unit] = INFLATED
 
     def note_filled(self, layer: Layer) -> None:
-        """All of the layer was written to the disk cache, inflated."""
+        """Notes that all of the layer was written to the disk cache, inflated."""
         self._states[layer.index][:] = bytes([INFLATED]) * len(layer)
 
     def lose(self, layer: Layer, unit: int) -> None:
-        """What is kept of the unit is bad or gone: forget it, so that the next read fetches it again."""
+        """Forgets the unit, as what is kept of it is bad or gone, so that the next read fetches it again."""
         self.memory.drop((layer.index, unit))
         self._states[layer.index][unit] = ABSENT
 
@@ -214,7 +214,7 @@ class Residency:
     # Disk
 
     def read_inflated(self, layer: Layer, unit: int, offset: int, size: int) -> bytes | memoryview | None:
-        """Bytes of a unit that is inflated on disk; None, and the unit is lost, when the disk does not give them."""
+        """Returns bytes of a unit that is inflated on disk; None, and the unit is lost, if the disk gives none."""
         inflated = layer.disk.inflated
         data = inflated.read(unit, offset - layer.starts[unit], size) if inflated is not None else None
         if data is None:
@@ -231,7 +231,7 @@ class Residency:
 
     @staticmethod
     def read_packed(layer: Layer, unit: int) -> bytes | None:
-        """A unit's stored bytes from disk; None when the disk does not give them. Changes no state."""
+        """Returns a unit's stored bytes from disk; None when the disk does not give them. Changes no state."""
         _, size = layer.units.extent(unit)
         packed = layer.disk.packed.read(unit, 0, size) if layer.disk.packed is not None else None
         return None if packed is None else bytes(packed)
@@ -279,7 +279,7 @@ class Residency:
         return list(self._written(victims))
 
     def _written(self, victims: list[tuple[Key, Resident]]) -> Iterator[int]:
-        """The state of each victim after it was written to disk; runs in a worker thread and changes no state."""
+        """Writes victims to disk and yields each one's state then; runs in a worker thread and changes no state."""
         for (index, unit), resident in victims:
             layer, state, packed = self.layers[index], self._states[index][unit], resident.packed
             if state == INFLATED:

@@ -25,7 +25,7 @@ _PROBED_BYTES = 10
 
 
 class BlobRanges:
-    """A RangeSource over one blob of a store (registry, or a layout on disk)."""
+    """Reads ranges of one blob of a store (registry, or a layout on disk), as a RangeSource."""
 
     def __init__(self, store: BlobStore, digest: str, size: int) -> None:
         self._store = store
@@ -33,7 +33,7 @@ class BlobRanges:
         self.size = size
 
     def read_range(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes at ``offset``; FormatError past the end."""
+        """Returns exactly ``size`` bytes at ``offset``; raises FormatError past the end."""
         if offset < 0 or offset + size > self.size:
             raise FormatError(f"blob {self._digest}", f"range {offset}+{size} leaves its {self.size} bytes")
         return self._store.get_range(self._digest, offset, size) if size else b""
@@ -41,7 +41,7 @@ class BlobRanges:
 
 @dataclass(slots=True)
 class OpenedLayer:
-    """``prefetch``: units that the image itself wants fetched first (eStargz landmark, SOCI prefetch artefact)."""
+    """Holds an opened layer; the image itself wants the units ``prefetch`` first (eStargz landmark, SOCI artefact)."""
 
     number: int
     table: LayerTable
@@ -51,7 +51,7 @@ class OpenedLayer:
 
 
 def fetch_verified(store: BlobStore, digest: str, size: int, what: str) -> bytes:
-    """A whole blob; DigestMismatch unless it is the one named."""
+    """Fetches a whole blob; raises DigestMismatch unless it is the one named."""
     data = store.get_range(digest, 0, size)
     actual = "sha256:" + hashlib.sha256(data).hexdigest()
     if actual != digest:
@@ -60,7 +60,7 @@ def fetch_verified(store: BlobStore, digest: str, size: int, what: str) -> bytes
 
 
 def probe_layer(store: BlobStore, digest: str, kind: str) -> None:
-    """What the reference daemons ask of a layer before its index, seen in a registry's log; the answers are not used.
+    """Asks what the reference daemons ask of a layer before its index, seen in a registry's log, and drops the answers.
 
     Both ask for bytes 0-1 to learn whether the blob is redirected; stargz-snapshotter then asks for the size (HEAD),
     soci-snapshotter for the ten bytes of the gzip header. Raises RegistryError.
@@ -75,7 +75,7 @@ def probe_layer(store: BlobStore, digest: str, kind: str) -> None:
 def open_layer(
     store: BlobStore, layer: LazyLayer, policy: LazyPolicy | None = None, regions: SparseFile | None = None
 ) -> OpenedLayer:
-    """Fetch and parse a layer's index (zTOC or eStargz TOC), verified; blocks, so it runs in a worker thread.
+    """Fetches, verifies and parses a layer's index (zTOC or eStargz TOC); blocks, so it runs in a worker thread.
 
     ``regions`` keeps a blob's regions where the policy has some. Raises ColdbenchError.
     """
@@ -116,7 +116,7 @@ def open_layer(
 
 
 def _prefetch_spans(store: BlobStore, layer: LazyLayer, spans: int, what: str) -> list[int]:
-    """Spans that a SOCI prefetch artefact names; one that is unreadable is left aside, as the reference does."""
+    """Returns the spans that a SOCI prefetch artefact names; an unreadable one is left aside, as the reference does."""
     from harness.formats.soci.index import parse_prefetch
 
     try:

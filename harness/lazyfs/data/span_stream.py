@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from harness.formats.erofs.spans import IndexedLayer
 
 MAX_SPAN_BYTES = 16 << 20
-"""The largest span, stored or inflated, that this way takes: both forms are held in memory."""
+"""Limits the size of a span, stored or inflated, since both forms are held in memory."""
 _BEYOND_BYTES = 4096
-"""So much of the next span is given along: libdeflate notices that the room is full only at the symbol after that."""
+"""Says how much of the next span is given along: libdeflate notices only at the symbol after that the room is full."""
 _HEADROOM_BYTES = WINDOW_BYTES + 64
 _SLACK_BYTES = 512 << 10
 _TRAILER_BYTES = 8
@@ -37,11 +37,11 @@ _SUCCESS, _FULL = 0, 3
 
 
 class Disagreement(Exception):
-    """The stream is not as the index says, or it has a form that this module does not know."""
+    """Says that the stream is not as the index says, or has a form that this module does not know."""
 
 
 def fits(layer: IndexedLayer) -> bool:
-    """Whether the layer looks like one gzip member with spans of a size to hold."""
+    """Says whether the layer looks like one gzip member with spans of a size to hold."""
     if not available or layer.kind != "gzip" or not len(layer):
         return False
     # No window: a span after 32 KiB of zeros, which is rare, or a member's first, of which some blobs are full.
@@ -51,7 +51,7 @@ def fits(layer: IndexedLayer) -> bool:
 
 
 def _largest(layer: IndexedLayer) -> tuple[int, int]:
-    """Bytes of the largest span, stored and inflated."""
+    """Returns the bytes of the largest span, stored and inflated."""
     stored = max(layer.span_compressed_extent(span)[1] for span in range(len(layer)))
     return stored, max(end - start for start, end in zip(layer.starts, layer.ends, strict=True))
 
@@ -60,9 +60,10 @@ class SpanStream:
     """Takes the blob piece by piece, and calls ``write`` with the inflated bytes in order. Raises Disagreement."""
 
     def __init__(self, layer: IndexedLayer, write: Callable[[int, memoryview], None]) -> None:
-        """``write`` gets (place in the layer, bytes to be used up before it returns), as one may write past the cache.
+        """``write`` gets a place in the layer and bytes, which it has to use up before it returns.
 
-        Place, size and address are multiples of DIRECT_ALIGN; zeros stand behind the layer's last byte.
+        Place, size and address are multiples of DIRECT_ALIGN, so that it may write past the page cache; zeros stand
+        behind the layer's last byte.
         """
         self._layer = layer
         self._write = write
@@ -74,16 +75,16 @@ class SpanStream:
         self._in_place = ctypes.addressof(ctypes.c_char.from_buffer(self._in))
         self._out_place = ctypes.addressof(ctypes.c_char.from_buffer(self._out))
         self._tail = _HEADROOM_BYTES
-        """End of what the buffer holds."""
+        """Says where in the buffer its content ends."""
         self._shift = _HEADROOM_BYTES
-        """Place in the buffer of the blob's byte 0, were it there."""
+        """Says where in the buffer the blob's byte 0 would be, were it there."""
         self._span = 0
         self._window = b""
         self._crc = 0
         self._decompressor = _library.libdeflate_alloc_decompressor()
 
     def feed(self, data: bytes) -> None:
-        """More of the blob."""
+        """Takes more of the blob."""
         fed = 0
         while fed < len(data):
             if self._tail == len(self._in):
@@ -116,14 +117,14 @@ class SpanStream:
         self._shift -= moved
 
     def finish(self) -> None:
-        """The blob has ended: everything must have come out, and be what the member says of itself."""
+        """Checks, at the blob's end, that all came out and is what the member says of itself. Raises Disagreement."""
         trailer = bytes(self._in_view[self._tail - _TRAILER_BYTES : self._tail])
         proof = self._crc.to_bytes(4, "little") + (self._layer.size & 0xFFFFFFFF).to_bytes(4, "little")
         if self._span != len(self._layer) or trailer != proof:
             raise Disagreement("the gzip member's own checksum or size is another")
 
     def _inflate(self, begin: int, size: int) -> None:
-        """The next span, whose first byte is at ``begin`` in the buffer; ``size`` bytes may be read."""
+        """Inflates the next span, whose first byte is at ``begin`` in the buffer; ``size`` bytes may be read."""
         layer, span = self._layer, self._span
         plain = layer.ends[span] - layer.starts[span]
         if not plain:
@@ -188,4 +189,4 @@ def _load() -> Any:
 
 _library: Any = _load()
 available = _library is not None
-"""Whether ``SpanStream`` can be used."""
+"""Says whether ``SpanStream`` can be used."""

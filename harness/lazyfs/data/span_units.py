@@ -1,4 +1,4 @@
-"""SOCI spans as units: verified by the digest of their stored bytes, inflated only as far as they are read."""
+"""This module serves SOCI spans as units: it verifies their stored bytes, and inflates them as far as they are read."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 _TRAILER_BYTES = 8
 _PIECE_BYTES = 128 << 10
-"""Stored bytes given to the inflater at a time: what it does not consume it copies."""
+"""Says how many stored bytes the inflater gets at a time: what it does not consume it copies."""
 _MEMBER_PIECE_BYTES = 16 << 10
 
 
 class SpanInflater:
     """Inflates from a checkpoint on, across gzip members, in as many steps as the caller likes.
 
-    ``compressed`` begins with the byte that holds the checkpoint's first bits. Not for two threads at once.
+    ``compressed`` begins with the byte that holds the checkpoint's first bits. Only one thread at a time may use it.
     """
 
     def __init__(self, compressed: bytes | memoryview, bits: int, window: bytes | memoryview, where: str) -> None:
@@ -55,7 +55,7 @@ class SpanInflater:
             self._position = 1
 
     def inflate(self, size: int) -> list[bytes]:
-        """The next ``size`` bytes, in pieces since joining would copy them; FormatError when the data is damaged."""
+        """Returns the next ``size`` bytes, in pieces since joining would copy them. Raises FormatError for damage."""
         if self._fast is not None:
             whole = self._fast.inflate(size)
             if whole is not None:
@@ -101,7 +101,7 @@ class SpanInflater:
 
 
 class SpanUnits:
-    """``harness.lazyfs.data.units.Units`` of a layer with a zTOC; the windows are in the zTOC's own buffer."""
+    """Implements ``harness.lazyfs.data.units.Units`` for a layer with a zTOC, whose buffer holds the windows."""
 
     def __init__(self, ztoc: Ztoc) -> None:
         self._ztoc = ztoc
@@ -118,7 +118,7 @@ class SpanUnits:
         return True
 
     def load(self, units: Sequence[int]) -> None:
-        """Nothing: the windows came with the zTOC."""
+        """Does nothing: the windows came with the zTOC."""
 
     def decode(self, unit: int, packed: bytes | memoryview, upto: int) -> list[Decoded]:
         size = self.ends[unit] - self.starts[unit]

@@ -1,8 +1,8 @@
-"""Reading: the one data path of all lazy modes, from a range of a layer to verified bytes, whoever asks.
+"""This module is the one data path of all lazy modes: it turns a range of a layer into verified bytes, whoever asks.
 
 Everything here runs on the event loop; what takes long (the network, big inflates, the disk's writes) runs in worker
 threads and is installed when it is done. A unit is fetched by at most one request at a time, and nobody sees a byte of
-it before its digest was checked. Where a unit is at the moment ``harness.lazyfs.data.residency`` knows.
+it before its digest was checked. ``harness.lazyfs.data.residency`` knows where each unit is at the moment.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ INLINE_BYTES = 512 << 10
 """Inflating up to this much happens on the event loop: at 1 GB/s it takes as long as two hops to a thread."""
 
 _AROUND_PERCENT = 60
-"""Once this much of the stored bytes has come, a miss brings no more than near: a start that is lazy stays so."""
+"""Says after how much of the stored bytes a miss brings no more than near: a start that is lazy stays so."""
 
 
 class Store:
-    """Reads of layers. ``nursery`` holds what outlives a read: read-ahead and eviction."""
+    """Reads layers. ``nursery`` runs what outlives a read: read-ahead and eviction."""
 
     def __init__(self, policy: LazyPolicy, counters: Counters, nursery: trio.Nursery, link: Link | None = None) -> None:
         self.policy = policy
@@ -57,12 +57,12 @@ class Store:
         self.counters = counters
         self.residency = Residency(policy.memory_bytes, counters, nursery)
         self.waiting = 0
-        """Foreground fetches under way; background work yields to them."""
+        """Counts foreground fetches under way; background work yields to them."""
         self.last_foreground = -1e9
         self.blob_bytes = 0
-        """Stored bytes of all layers."""
+        """Counts the stored bytes of all layers."""
         self.pages: KernelPages | None = None
-        """Where inflated bytes go besides, if anywhere."""
+        """Takes inflated bytes to the kernel's page cache, too; None where nothing does."""
         self.outage = Outage()
         self._nursery = nursery
         self._foreground = Workers(max(1, policy.in_flight), "foreground")
@@ -81,7 +81,7 @@ class Store:
     # Reading
 
     def read_now(self, layer: Layer, offset: int, size: int, limit: int) -> bytes | memoryview | None:
-        """The bytes where that takes no waiting, else None. ``limit`` is where read-ahead must end."""
+        """Returns the bytes where that takes no waiting, else None. ``limit`` is where read-ahead must end."""
         unit = bisect_right(layer.starts, offset) - 1
         if unit < 0 or offset + size > layer.ends[unit]:
             return None
@@ -99,7 +99,10 @@ class Store:
         return resident.slice(begin, end)  # None as well where it was released
 
     async def read(self, layer: Layer, offset: int, size: int, limit: int) -> bytes | memoryview:
-        """Bytes at ``offset``, zeros in gaps between units; raises ColdbenchError when they cannot be had intact."""
+        """Returns the bytes at ``offset``, with zeros in gaps between units.
+
+        Raises ColdbenchError when they cannot be had intact.
+        """
         data = self.read_now(layer, offset, size, limit)
         if data is not None:
             return data
@@ -130,7 +133,7 @@ class Store:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _unit(self, layer: Layer, unit: int, begin: int, upto: int, end: int) -> bytes | memoryview:
-        """Bytes [begin, upto) of one unit; when it has to be fetched, the missing others before ``end`` come along."""
+        """Returns bytes [begin, upto) of one unit; a fetch for it brings the missing others before ``end`` along."""
         residency = self.residency
         while True:
             resident = residency.resident(layer, unit)
@@ -169,7 +172,7 @@ class Store:
                 self._restart(layer, unit, resident)
 
     def _restart(self, layer: Layer, unit: int, resident: Resident) -> None:
-        """The kernel has dropped what was released to it: inflate from the stored bytes once more."""
+        """Goes back to the stored bytes, to inflate them once more: the kernel has dropped what was released to it."""
         before = resident.cost
         resident.restart()
         self.residency.charge((layer.index, unit), resident, before)
@@ -177,13 +180,13 @@ class Store:
     # Fetching
 
     def pace(self) -> Pace:
-        """How much to ask for at once, as far as the registry is now."""
+        """Says how much to ask for at once, as far as the registry is now."""
         return pace_of(self.policy, self.link)
 
     def group(
         self, layer: Layer, units: Sequence[int], max_units: int = 0, *, gap: int | None = None, most: int | None = None
     ) -> list[list[int]]:
-        """Ascending units cut into lists that one range request each may fetch (``requests.merge``).
+        """Cuts ascending units into lists that one range request each may fetch (``requests.merge``).
 
         ``gap`` and ``most`` stand in for the policy's ``merge_gap`` and ``merge_bytes``.
         """
@@ -212,7 +215,7 @@ class Store:
         return flight.residents.get(unit)
 
     def step(self, layer: Layer, unit: int, upto: int) -> int:
-        """How far to inflate when ``upto`` is needed: whole steps, and all of a small remainder.
+        """Returns how far to inflate when ``upto`` is needed: whole steps, and all of a small remainder.
 
         Steps end at multiples in the layer, so that pages end there, too.
         """
@@ -234,10 +237,10 @@ class Store:
         *,
         streamed: bool = False,
     ) -> Flight:
-        """One request for units that are missing; never raises for a unit's sake (see ``Flight.failed``).
+        """Fetches missing units in one request; never raises for a unit's sake (see ``Flight.failed``).
 
-        ``streamed``: nobody asked for them (``harness.lazyfs.data.stream``), and they are counted as such.
-        Cancelled, the request goes on, and what it brings is taken in when it comes.
+        ``streamed`` says that nobody asked for them (``harness.lazyfs.data.stream``); they are counted as such. After a
+        cancel the request goes on, and what it brings is taken in when it comes.
         """
         flight = self.residency.take_off(layer, chosen)
         flight.streamed = streamed
@@ -296,7 +299,7 @@ class Store:
         log.error("layer %d, unit %d: %s", layer.index, unit, error)
 
     def _walk(self, layer: Layer, unit: int, limit: int) -> None:
-        """A reader came to another unit; fetch ahead when it came from the one before."""
+        """Notes that a reader came to another unit, and fetches ahead when it came from the one before."""
         sequential = unit == layer.walked + 1
         layer.walked = unit
         ahead = self.policy.readahead_units
@@ -312,7 +315,7 @@ class Store:
     # Inflating
 
     def _inflate_inline(self, layer: Layer, unit: int, resident: Resident, upto: int) -> bool:
-        """Inflate on the event loop when it is little; whether ``upto`` is there now."""
+        """Inflates on the event loop when it is little; returns whether ``upto`` is there now."""
         if resident.busy or resident.whole:
             return False
         target = self.step(layer, unit, upto)
@@ -326,7 +329,7 @@ class Store:
         return resident.filled >= upto
 
     async def _inflate_in_thread(self, layer: Layer, unit: int, resident: Resident, upto: int) -> None:
-        """The same off the event loop, or wait for who is at it; the caller looks again how far the unit is."""
+        """Inflates off the event loop, or waits for who is at it; the caller looks again how far the unit is."""
         if resident.busy:
             await self._until_idle(layer, unit)
             return
@@ -357,7 +360,7 @@ class Store:
 
     @staticmethod
     def _work(layer: Layer, unit: int, resident: Resident, target: int) -> list[Decoded]:
-        """Pure computation (and the loading of side data), on whichever thread; changes nothing of the store."""
+        """Inflates up to ``target`` (and loads side data), on whichever thread; changes nothing of the store."""
         if resident.rest is not None:
             missing = target - resident.filled
             more = resident.rest.inflate(missing)
@@ -387,7 +390,7 @@ class Store:
         self.residency.lose(layer, unit)
 
     def _push(self, layer: Layer, unit: int, resident: Resident, begin: int) -> None:
-        """What was inflated from ``begin`` on goes to the kernel; what went there before is let go of here."""
+        """Hands what was inflated from ``begin`` on to the kernel, and lets go of what went there before."""
         pages = self.pages
         if pages is None:
             return

@@ -29,29 +29,32 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.1
 _MISS_CORE_S = 0.008
-"""CPU that a start takes from one miss to the next, all processes of the machine together: 1.1 to 1.4 CPU seconds for
-150 to 190 requests (``import pandas``, an inference runtime, mode erofs)."""
+"""Says how much CPU a start takes from one miss to the next, all processes of the machine together: 1.1 to 1.4 CPU
+seconds for 150 to 190 requests (``import pandas``, an inference runtime, mode erofs)."""
 _IDLE_MISSES = 2.5
-"""Where so many times that CPU would lie idle while a miss is on its way, misses are what the start will wait for."""
+"""Says how many times ``_MISS_CORE_S`` has to lie idle while a miss is on its way, if a start is to wait for misses."""
 _FORESEEN_S = 0.05
-"""A host on which ten others worked held up each of the few requests before a mount for 20 ms, next to the registry."""
+"""Says from which latency of a miss on waiting is foreseen: a host on which ten others worked held up each of the few
+requests before a mount for 20 ms, next to the registry."""
 _DELAYED_SHARE = 0.2
-"""Who waited for a core for more than this part of the time has no idle CPU, whatever was used."""
+"""Says for which part of the time a start may wait for a core; beyond it, there is no idle CPU, whatever was used."""
 _WAITING_SHARE, _IDLE_SHARE = 0.5, 0.6
-"""Else it is looked at: reads were waiting for this part of the time, and this part of the CPU was left. An inference
-runtime at 0.25 cores and 31 ms a round left 41 to 53 %, and streaming (1.2 CPU ms per MB) took 1.14 times as long there
-in mode erofs, 0.94 and 0.95 in the others."""
+"""Say for which part of the time reads must wait, and which part of the CPU must be left, for it to count as idle. An
+inference runtime at 0.25 cores and 31 ms a round left 41 to 53 %, and streaming (1.2 CPU ms per MB) took 1.14 times as
+long there in mode erofs, 0.94 and 0.95 in the others."""
 _WATCHED_S = 0.5
 _FIRST_WIDTH, _FULL_WIDTH, _SHARED_WIDTH = 4, 8, 2
-"""Requests at a time: at first, where more of them bring more, and where the link carries no more than that."""
+"""Count the requests at a time: at first, where more of them bring more, and where the link carries no more."""
 _SLOWER = 0.7
-"""A request that gets less than this part of the rate shares the link with others that would do without it."""
+"""Says below which part of the earlier rate a request only shares the link with others that would do without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Idleness:
-    """What made the layers be streamed: seconds of a round, cores that may be used, the part of them that was idle
-    (None: it was foreseen, before anything was read)."""
+    """Says why the layers are streamed: seconds of a round, cores that may be used, and the part of them that was idle.
+
+    That part is None where it was foreseen, before anything was read.
+    """
 
     latency_s: float
     cores: float
@@ -63,12 +66,12 @@ class Idleness:
 
 
 def foreseen(latency_s: float, cores: float) -> bool:
-    """Whether misses of this latency leave so much CPU idle that the start will wait for them, whatever it reads."""
+    """Says whether misses of this latency leave so much CPU idle that a start waits for them, whatever it reads."""
     return latency_s >= _FORESEEN_S and latency_s * cores >= _IDLE_MISSES * _MISS_CORE_S
 
 
 def seen(before: CpuReading, after: CpuReading, wall_s: float, waiting_s: float) -> float | None:
-    """The idle part of the CPU where reads waited for the registry meanwhile; None where the CPU was the limit."""
+    """Returns the part of the CPU that was idle while reads waited for the registry; None where that was too little."""
     if after.delayed_s - before.delayed_s > _DELAYED_SHARE * wall_s:
         return None
     idle = 1.0 - (after.used_s - before.used_s) / (wall_s * after.cores)
@@ -76,7 +79,10 @@ def seen(before: CpuReading, after: CpuReading, wall_s: float, waiting_s: float)
 
 
 class Width:
-    """How many requests are under way at a time. Doubled once; where that only slows each of them, few."""
+    """Says how many requests may be under way at a time.
+
+    The number doubles once; where that only slows each of them, it becomes small.
+    """
 
     def __init__(self) -> None:
         self.now = _FIRST_WIDTH
@@ -84,7 +90,7 @@ class Width:
         self._before: float | None = None
 
     def note(self, width: int, size: int, seconds: float) -> None:
-        """A request that began while ``width`` were allowed brought ``size`` bytes in ``seconds``."""
+        """Notes that a request that began while ``width`` were allowed brought ``size`` bytes in ``seconds``."""
         if width != self.now or self.now == _SHARED_WIDTH or seconds <= 0:
             return
         self._rates.append(size / seconds)
@@ -99,7 +105,7 @@ class Width:
 
 
 class Stream:
-    """One image's stream. ``besides`` brings what reading takes beside the layers, and may raise ColdbenchError."""
+    """Streams one image; ``besides`` brings what reading takes beside the layers, and may raise ColdbenchError."""
 
     def __init__(
         self,
@@ -186,7 +192,7 @@ class Stream:
                 requests.start_soon(bring, *groups.popleft())
 
     async def _bring(self, layer: Layer, group: list[int]) -> int:
-        """What is missing of a group; the bytes that came."""
+        """Fetches what is missing of a group; returns the bytes that came."""
         store = self._store
         size = 0
         missing = [unit for unit in group if store.residency.missing(layer, unit)]
@@ -196,7 +202,7 @@ class Stream:
         return size
 
     def _ended(self) -> bool:
-        """The disk takes no more, or the registry is away: the background fetch will see to the rest."""
+        """Says whether the disk takes no more, or the registry is away: the background fetch will see to the rest."""
         store = self._store
         return store.outage.open or any(layer.disk.failure is not None for layer in store.layers)
 

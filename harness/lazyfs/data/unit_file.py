@@ -1,4 +1,4 @@
-"""Units kept in a file on the machine's disk, and checked when they are read back.
+"""This module keeps units in a file on the machine's disk, and checks them when they are read back.
 
 A disk may lose or change what was written to it, and say nothing. So a checksum of each 64 KiB of a unit is kept in
 memory, and whatever is read back is held against it: the caller then fetches the unit again instead of serving a wrong
@@ -28,7 +28,7 @@ _DIRECT_BYTES = 1 << 20
 
 
 class UnitFile:
-    """``extent(i)`` is where unit i lies in ``file``: (offset, size). What was not written here is never given out."""
+    """Keeps units in ``file``, unit i at ``extent(i)``, (offset, size); what was not written is never given out."""
 
     def __init__(
         self,
@@ -37,18 +37,18 @@ class UnitFile:
         written: dict[int, array[int]] | None = None,
         note: Callable[[int, array[int]], None] | None = None,
     ) -> None:
-        """``written``: the units that are in the file already, with their checksums; ``note`` hears of each new one."""
+        """``written`` holds the checksums of units that are in the file already; ``note`` hears of each new one."""
         self.file = file
         self._extent = extent
         self._sums: dict[int, array[int]] = written or {}
         self._note = note
 
     def __iter__(self) -> Iterator[int]:
-        """The units that were written."""
+        """Returns an iterator over the units that were written."""
         return iter(self._sums)
 
     def write(self, unit: int, pieces: Iterable[bytes | memoryview]) -> bool:
-        """Write a whole unit; False when the disk takes nothing any more."""
+        """Writes a whole unit; returns False when the disk takes nothing any more."""
         offset, size = self._extent(unit)
         writing = UnitSums(size)
         for piece in pieces:
@@ -60,13 +60,13 @@ class UnitFile:
         return True
 
     def note_written(self, unit: int, sums: array[int]) -> None:
-        """The unit is in the file, with these checksums."""
+        """Notes that the unit is in the file, with these checksums."""
         self._sums[unit] = sums
         if self._note is not None:
             self._note(unit, sums)
 
     def read(self, unit: int, begin: int, size: int) -> bytes | memoryview | None:
-        """Bytes of a unit from its byte ``begin`` on; None when the disk gives none, or others than were written."""
+        """Returns ``size`` bytes of a unit from ``begin`` on; None when the disk does not give what was written."""
         sums = self._sums.get(unit)
         if sums is None:
             return None
@@ -82,7 +82,7 @@ class UnitFile:
         return memoryview(data)[begin - low : begin - low + size]
 
     def bad_on_disk(self, units: Iterable[int]) -> list[int]:
-        """Which of these units the disk itself does not hold, whatever the page cache says. Blocks.
+        """Returns those of the units that the disk itself does not hold, whatever the page cache says. Blocks.
 
         The file has to be synced before. Where the file system cannot be read past the page cache, its pages are
         dropped first.
@@ -125,14 +125,14 @@ class UnitFile:
 
 
 class UnitSums:
-    """Checksums of a unit of ``size`` bytes, computed as its bytes go by."""
+    """Computes the checksums of a unit of ``size`` bytes as its bytes go by."""
 
     def __init__(self, size: int) -> None:
         self.sums = array("I", bytes(4 * max(1, -(-size // BLOCK_BYTES))))
         self._position = 0
 
     def feed(self, data: bytes | memoryview) -> None:
-        """The next bytes of the unit."""
+        """Takes the next bytes of the unit."""
         done = 0
         view = memoryview(data)
         while done < len(data):
@@ -144,7 +144,7 @@ class UnitSums:
 
 
 class LayerSums:
-    """Checksums of all units of a layer, computed as the layer goes by from its first byte to its last."""
+    """Computes the checksums of all units of a layer as it goes by from its first byte to its last."""
 
     def __init__(self, starts: Sequence[int], ends: Sequence[int]) -> None:
         self._starts = starts
@@ -153,7 +153,7 @@ class LayerSums:
         self._unit = 0
 
     def feed(self, position: int, data: bytes | memoryview) -> None:
-        """Bytes at ``position``, none of them before what was fed last."""
+        """Takes bytes at ``position``, none of which are before what was fed last."""
         view = memoryview(data)
         while self._unit < len(self._units) and self._starts[self._unit] < position + len(view):
             low, high = self._starts[self._unit], self._ends[self._unit]
@@ -168,7 +168,7 @@ class LayerSums:
 
 
 def _fits(data: bytes | memoryview, sums: array[int], first: int) -> bool:
-    """Whether ``data``, which begins with block ``first``, is what the checksums are of."""
+    """Says whether ``data``, which begins with block ``first``, is what the checksums are of."""
     view = memoryview(data)
     return all(
         isal_zlib.crc32(view[at : at + BLOCK_BYTES]) == sums[first + number]

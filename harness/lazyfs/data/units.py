@@ -1,4 +1,4 @@
-"""The unit seam: how one lazy layer is cut into pieces that are fetched, verified and inflated on their own.
+"""This module defines units: the pieces of a lazy layer that are fetched, verified and inflated on their own.
 
 A *unit* is a SOCI span, an eStargz chunk, or a block of an uncompressed blob. Units are numbered in address order and
 do not overlap; addresses between them (eStargz's alignment gaps) read as zeros. The store knows nothing else of a
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class Rest(Protocol):
-    """The part of a unit that is not inflated yet."""
+    """Inflates the part of a unit that is not inflated yet."""
 
     def inflate(self, size: int) -> list[bytes]:
-        """The next ``size`` bytes (fewer only at the unit's end), in pieces as they came; raises FormatError."""
+        """Returns the next ``size`` bytes (fewer only at the end), in pieces as they came. Raises FormatError."""
         ...
 
 
 class Decoded(NamedTuple):
-    """A unit's bytes from its start, in pieces; ``rest`` is None when they are all of it."""
+    """Holds a unit's bytes from its start, in pieces; ``rest`` is None when they are all of it."""
 
     unit: int
     pieces: list[bytes]
@@ -30,22 +30,25 @@ class Decoded(NamedTuple):
 
 
 class Units(Protocol):
-    """One layer's units; ``starts[i]`` and ``ends[i]`` are unit i's place in the address space of ``size`` bytes."""
+    """Describes one layer's units; unit i lies from ``starts[i]`` to ``ends[i]`` in the ``size`` bytes of addresses."""
 
     size: int
     starts: Sequence[int]
     ends: Sequence[int]
 
     def extent(self, unit: int) -> tuple[int, int]:
-        """(offset, size) in the blob of the bytes that hold the unit."""
+        """Returns (offset, size), in the blob, of the bytes that hold the unit."""
         ...
 
     def ready(self, unit: int) -> bool:
-        """Whether ``decode`` has all it takes without ``load``."""
+        """Says whether ``decode`` has all it takes without ``load``."""
         ...
 
     def load(self, units: Sequence[int]) -> None:
-        """Get what else decoding these units takes (windows kept apart), verified; may block on the network."""
+        """Gets what else decoding these units takes (windows kept apart); may block on the network.
+
+        What came is verified here, or by ``decode``.
+        """
         ...
 
     def verify(self, unit: int, packed: bytes | memoryview) -> None:

@@ -1,4 +1,7 @@
-"""Layers without a way in (zstd, or any without an index): fetched whole and inflated into the disk cache at start."""
+"""This module fetches layers whole and inflates them into the disk cache at start.
+
+It does so for layers that cannot be read in part (zstd, or any without an index).
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ _PIECE_BYTES = 256 << 10
 
 
 class WholeLayer(NamedTuple):
-    """What fetching a layer whole cost; ``refetched`` says why it was fetched a second time, if it was."""
+    """Says what fetching a layer whole cost; ``refetched`` says why it was fetched a second time, if it was."""
 
     received_bytes: int
     sums: list[array[int]]
-    """Checksums of the index's spans as they were written (``harness.lazyfs.data.unit_file``)."""
+    """Holds the checksums of the index's spans as they were written (``harness.lazyfs.data.unit_file``)."""
     requests: int = 1
     refetched: str = ""
 
@@ -57,7 +60,7 @@ def fetch_whole(
 
 
 class _Filling:
-    """One attempt."""
+    """Fills the sink in one attempt."""
 
     def __init__(self, store: BlobStore, digest: str, size: int, sink: SparseFile, layer: IndexedLayer | None) -> None:
         self._store = store
@@ -121,7 +124,10 @@ class _Filling:
 
 
 class _Inflater:
-    """As ``Pusher``, but gzip by ISA-L's own interface if there is one: one buffer, no CRC (the input is hashed)."""
+    """Inflates as ``Pusher`` does, but gzip by ISA-L's own interface if there is one.
+
+    That one takes one buffer and no CRC (the input is hashed).
+    """
 
     def __init__(self, write: Callable[[bytes | memoryview], None], where: str) -> None:
         self._write = write

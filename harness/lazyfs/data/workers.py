@@ -1,7 +1,7 @@
-"""Threads that work for the event loop.
+"""This module runs functions in threads for the event loop.
 
-What ``trio.to_thread.run_sync`` does, without what the data path has no use for: context variables, thread names, a
-limiter that is a checkpoint. A miss passes through here once or twice, and that was a tenth of what it costs.
+It does what ``trio.to_thread.run_sync`` does, without what the data path has no use for: context variables, thread
+names, a limiter that is a checkpoint. A miss passes through here once or twice, and that was a tenth of what it costs.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class _Job:
         self.late = late
 
     def abandon(self, _: object) -> trio.lowlevel.Abort:
-        """The task was cancelled: whatever the thread gives, it does not hear of it."""
+        """Forgets the task, which was cancelled: it does not hear of what the thread gives."""
         self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
     def finish(self, result: outcome.Outcome[Any]) -> None:
-        """Back on the event loop."""
+        """Hands over what the thread gave, back on the event loop."""
         if self.task is not None:
             trio.lowlevel.reschedule(self.task, outcome.Value(result))
         elif self.late is not None:
@@ -46,7 +46,7 @@ class _Job:
 
 
 class Workers:
-    """At most ``most`` threads, started when they are needed; what is asked for besides waits its turn."""
+    """Runs functions in at most ``most`` threads, started when needed; what else is asked for waits its turn."""
 
     def __init__(self, most: int, name: str) -> None:
         self._most = most
@@ -57,15 +57,18 @@ class Workers:
         self._token = trio.lowlevel.current_trio_token()
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """What ``function`` returns or raises, called in a thread. Cancelled, it goes on, and nobody hears of it."""
+        """Calls ``function`` in a thread, and returns or raises what it does.
+
+        After a cancel it goes on, and nobody hears of it.
+        """
         return (await self.attempt(function, *arguments)).unwrap()
 
     async def attempt(
         self, function: Callable[..., T], *arguments: Any, late: Late | None = None
     ) -> outcome.Outcome[T]:
-        """What ``function`` returned or raised, called in a thread, as a value.
+        """Calls ``function`` in a thread, and returns what it returned or raised, as a value.
 
-        Cancelled, the thread goes on, and ``late`` is called on the event loop with what it gave.
+        After a cancel the thread goes on, and ``late`` is called on the event loop with what it gave.
         """
         job = _Job(function, arguments, trio.lowlevel.current_task(), late)
         self._unfinished += 1

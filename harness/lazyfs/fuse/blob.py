@@ -1,4 +1,4 @@
-"""The blob presentation: one file, ``image``: EROFS metadata from memory, then each layer's address space.
+"""This module presents an image as one file, ``image``: EROFS metadata from memory, then each layer's address space.
 
 The kernel's EROFS is mounted over it (``harness.lazyfs.mounting.mounts``), so names, attributes and the page cache
 are the kernel's; the only requests that ever come here are reads of bytes that nobody has read yet. Parts start at
@@ -40,16 +40,16 @@ _read_in = fuse.READ_IN.unpack_from
 
 
 class BlobPresentation:
-    """Read-only; ``parts`` are (start in the file, layer), ascending, behind the metadata."""
+    """Presents the image file, read-only: its parts are the metadata and then the layers, each from its start on."""
 
     def __init__(self, policy: LazyPolicy, counters: Counters, trace: BlockTrace | None = None) -> None:
         self._policy = policy
         self._counters = counters
         self._trace = trace
         self.cached = not policy.direct_io and trace is None
-        """Whether the kernel keeps the file's pages; a trace must see every read."""
+        """Says whether the kernel keeps the file's pages; a trace must see every read."""
         self.pack: StartPack | None = None
-        """Asked before the layers, where a start has one."""
+        """Is asked before the layers, where a start has a pack."""
         self.metadata = memoryview(b"")
         self._starts: list[int] = []
         self._layers: list[Layer | None] = []
@@ -57,7 +57,7 @@ class BlobPresentation:
         self.size = 0
 
     def handlers(self) -> dict[int, Handler]:
-        """See ``harness.lazyfs.fuse.connection.Presentation``."""
+        """Returns the handlers of ``harness.lazyfs.fuse.connection.Presentation``."""
         flags = fuse.KEEP_CACHE | (0 if self.cached else fuse.DIRECT_IO)
         opened = fuse.OPEN_OUT.pack(0, flags, 0)
 
@@ -77,9 +77,9 @@ class BlobPresentation:
         }
 
     def present(self, store: Store, metadata: bytes, starts: list[int], size: int) -> None:
-        """Show the file: ``starts[i]`` is where layer i's address space begins in it, ``size`` the whole's.
+        """Shows the file: ``starts[i]`` is where layer i's address space begins in it, ``size`` the whole's.
 
-        ValueError when parts overlap or leave the file.
+        Raises ValueError when parts overlap or leave the file.
         """
         position = len(metadata)
         for start, layer in zip(starts, store.layers, strict=True):
@@ -139,7 +139,7 @@ class BlobPresentation:
         return self._read_layers(part, layer, off, size)
 
     async def _read_packed(self, pack: StartPack, off: int, size: int) -> bytes | memoryview | int:
-        """A read that the start pack may answer soon; else it takes the layers' own bytes."""
+        """Answers a read from the start pack if that has the bytes soon, else from the layers' own bytes."""
         data = await pack.wait(off, size)
         if data is not None:
             return data
@@ -150,7 +150,7 @@ class BlobPresentation:
         return reply if isinstance(reply, (bytes, memoryview, int)) else await reply
 
     def _read_layers(self, part: int, layer: Layer, off: int, size: int) -> Reply:
-        """A read that begins in a layer."""
+        """Answers a read that begins in a layer."""
         offset = off - self._starts[part]
         if offset + size > layer.size:
             return self._read_later(None, off, size)
@@ -165,7 +165,7 @@ class BlobPresentation:
         return self._read_later(layer, off, size) if data is None else data
 
     async def _read_later(self, layer: Layer | None, off: int, size: int) -> bytes | memoryview | int:
-        """A read that has to wait, of one layer, or else one that touches padding or several parts."""
+        """Answers a read that has to wait, of one layer, or else one that touches padding or several parts."""
         try:
             if layer is None:
                 return await self._across(off, size)
@@ -179,7 +179,7 @@ class BlobPresentation:
         return -errno.EIO
 
     async def _across(self, off: int, size: int) -> bytes:
-        """A read that touches padding or several parts."""
+        """Answers a read that touches padding or several parts."""
         parts: list[bytes | memoryview] = []
         end = off + size
         while off < end:

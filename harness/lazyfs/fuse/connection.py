@@ -1,6 +1,6 @@
-"""The FUSE session: the kernel's requests read from /dev/fuse and answered, on trio.
+"""This module is the FUSE session: it reads the kernel's requests from /dev/fuse and answers them, on trio.
 
-Why not pyfuse3's: it hands ``read`` and ``readdir`` only a handle and ``opendir`` no flags, so that the kernel can
+pyfuse3's would not do: it hands ``read`` and ``readdir`` only a handle and ``opendir`` no flags, so that the kernel can
 neither skip opens nor cache directories; and its loop costs more than most of these answers do. Here a handler is a
 plain function from message to reply; only what has to wait becomes a task. docs/performance.md has both side by side.
 """
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
     from harness.lazyfs.fuse.namespace import Namespace
 
     Reply = bytes | memoryview | int | Coroutine[Any, Any, "bytes | memoryview | int"]
-    """Payload, negative errno, or a coroutine that gives one of them."""
+    """Is a payload, a negative errno, or a coroutine that gives one of them."""
     Handler = Callable[[int, bytes], Reply]
-    """(inode, message) -> reply; the message's arguments begin at ``fuse_protocol.ARGUMENTS``."""
+    """Takes (inode, message) and gives a reply; the message's arguments begin at ``fuse.ARGUMENTS``."""
 
 log = logging.getLogger(__name__)
 
 ROOT = 1
 IN_A_ROW = 64
-"""Requests answered before other tasks get a turn, when more are always there."""
+"""Counts the requests answered before other tasks get a turn, when more are always there."""
 _BUFFER_BYTES = 16 << 10
-"""Above the protocol's least (8 KiB); nobody writes to us, so no request is large."""
+"""Exceeds the protocol's least (8 KiB); nobody writes to us, so no request is large."""
 _MAX_PAGES = 256
 _MAX_BACKGROUND = 64
 _CONTAINED = 1 | MS_NOSUID | MS_NODEV
-"""Read-only, no set-user-ID programs, no device nodes: whose image it is nobody knows."""
+"""Allows no writes, set-user-ID programs or device nodes: whose image it is nobody knows."""
 _INIT_WAIT_S = 30.0
 _WANTED = (
     fuse.ASYNC_READ | fuse.EXPORT_SUPPORT | fuse.DO_READDIRPLUS | fuse.ASYNC_DIO | fuse.PARALLEL_DIROPS
@@ -55,19 +55,19 @@ _WANTED = (
 
 
 class Presentation(Protocol):
-    """What a session shows."""
+    """Answers for what a session shows."""
 
     def handlers(self) -> Mapping[int, Handler]:
-        """Opcode -> handler; opcodes without one are answered with ENOSYS, so that the kernel stops asking."""
+        """Returns a handler for each opcode; others are answered with ENOSYS, so that the kernel stops asking."""
         ...
 
 
 class AnySession(Protocol):
-    """A mount that answers the kernel: ours, or the library's (``harness.lazyfs.fuse.pyfuse3_tree``)."""
+    """Answers the kernel for a mount: this is ours, or the library's (``harness.lazyfs.fuse.pyfuse3_tree``)."""
 
     @property
     def survivor(self) -> int | None:
-        """The descriptor with which another process can take the mount over; None where none can."""
+        """Returns the descriptor with which another process can take the mount over; None where none can."""
         ...
 
     def resend(self) -> None: ...
@@ -86,7 +86,7 @@ class AnySession(Protocol):
 
 
 class Empty:
-    """An empty directory: what is shown until the image is there."""
+    """Shows an empty directory, until the image is there."""
 
     def handlers(self) -> Mapping[int, Handler]:
         attributes = fuse.ATTRIBUTES.pack(ROOT, 0, 0, 0, 0, 0, 0, 0, 0, stat.S_IFDIR | 0o755, 2, 0, 0, 0, 4096, 0)
@@ -111,13 +111,14 @@ class Failing:
 
 
 class Session:
-    """One mount. Everything after construction runs on the event loop."""
+    """Serves one mount. Everything after construction runs on the event loop."""
 
     def __init__(self, mountpoint: str, taken: int | None = None) -> None:
-        """Mount at ``mountpoint`` and agree with the kernel on the protocol. Raises OSError, MachineError.
+        """Mounts at ``mountpoint`` and agrees with the kernel on the protocol. Raises OSError or MachineError.
 
         ``taken`` is the descriptor of a session that another process has made, and that this one goes on with: the
-        kernel is agreed with, and nothing is mounted. ``resend`` then, once there is somebody to answer.
+        kernel is agreed with, and nothing is mounted. ``resend`` has to be called then, once there is somebody to
+        answer.
         """
         self._resends = taken is not None
         self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK) if taken is None else taken
@@ -134,7 +135,7 @@ class Session:
         self._read_ns = time.perf_counter_ns()
         self._handlers: dict[int, tuple[Handler, Opcode]] = {}
         self._waiting: dict[int, trio.CancelScope] = {}
-        """Requests that have to wait, by their number, so that a killed reader can take its own back."""
+        """Holds the requests that have to wait, by their number, so that a killed reader can take its own back."""
         self.present(Empty(), Counters())
 
     def _initialise(self) -> None:
@@ -159,7 +160,7 @@ class Session:
 
     @property
     def survivor(self) -> int | None:
-        """See ``AnySession``: the kernel has to send again what a dead process has read."""
+        """Returns the descriptor as ``AnySession`` says: the kernel must send again what a dead process has read."""
         return self._fd if self._resends else None
 
     def resend(self) -> None:
@@ -167,14 +168,14 @@ class Session:
         self._notify(fuse.NOTIFY_RESEND, [])
 
     def present(self, presentation: Presentation, counters: Counters) -> None:
-        """From now on ``presentation`` answers, and each request is counted and timed in ``counters``."""
+        """Makes ``presentation`` answer from now on; each request is counted and timed in ``counters``."""
         given = presentation.handlers()
         self._handlers = {
             opcode: (given.get(opcode, _not_supported), counters.opcode(name)) for opcode, name in fuse.NAMES.items()
         }
 
     def show_tree(self, namespace: Namespace, counters: Counters) -> None:
-        """From now on this tree answers."""
+        """Makes this tree answer from now on."""
         self.present(TreePresentation(namespace), counters)
 
     async def serve(self) -> None:
@@ -279,15 +280,15 @@ class Session:
                 raise
 
     def store_pages(self, inode: int, offset: int, data: Sequence[bytes | memoryview]) -> bool:
-        """Put ``data`` into the kernel's cache of a file it knows; False when that is gone. Raises OSError.
+        """Puts ``data`` into the kernel's cache of a file it knows; returns False when that is gone. Raises OSError.
 
-        Blocks while the kernel waits for a reply about these pages: never to be called on the event loop.
+        It blocks while the kernel waits for a reply about these pages: never call it on the event loop.
         """
         size = sum(map(len, data))
         return self._notify(fuse.NOTIFY_STORE, [fuse.NOTIFY_STORE_OUT.pack(inode, offset, size, 0), *data])
 
     def drop_pages(self, inode: int) -> bool:
-        """Make the kernel forget what it keeps of a file; as ``store_pages``."""
+        """Makes the kernel forget what it keeps of a file; blocks, returns and raises as ``store_pages`` does."""
         return self._notify(fuse.NOTIFY_INVALIDATE, [fuse.NOTIFY_INVALIDATE_OUT.pack(inode, 0, 0)])
 
     def _notify(self, code: int, payload: Sequence[bytes | memoryview]) -> bool:

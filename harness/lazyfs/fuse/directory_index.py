@@ -1,6 +1,6 @@
-"""Names of one layer as directories, numbered for inodes: what a FUSE tree answers from.
+"""This module shows the names of one layer as directories, numbered for inodes, from which a FUSE tree answers.
 
-Which entry has which name, and what the layer hides, is said by ``harness.formats.tar.reading``. Whiteouts and opaque
+``harness.formats.tar.reading`` says which entry has which name, and what the layer hides. Whiteouts and opaque
 directories are turned into OverlayFS's form here (a character device 0/0 of the hidden name; an attribute of the
 directory; see kernel documentation, filesystems/overlayfs.rst).
 """
@@ -27,7 +27,7 @@ OPAQUE_XATTR = {_OPAQUE: b"y"}
 
 
 class Directory:
-    """One directory: ``children`` maps a name to an entry number; ``opaque`` hides what lower layers have in it."""
+    """Holds a directory: ``children`` maps names to entry numbers; ``opaque`` hides what lower layers have in it."""
 
     __slots__ = ("children", "opaque", "ordered", "parent", "path")
 
@@ -37,13 +37,14 @@ class Directory:
         self.children = children
         self.opaque = opaque
         self.ordered: list[Any] | None = None
-        """For who lists it: kept between the parts of a listing."""
+        """Holds the entries in order, for who lists it: they are kept between the parts of a listing."""
 
 
 class DirectoryIndex:
-    """Entry numbers are the table's; numbers from ``len(table)`` on are directories that have no entry of their own.
+    """Finds the names and directories of one layer by their entry numbers.
 
-    A name's number is that of its inode: all names of a hard-linked file have one. ``root`` is the entry number of the
+    Entry numbers are the table's; numbers from ``len(table)`` on are directories that have no entry of their own. A
+    name's number is that of its inode: all names of a hard-linked file have one. ``root`` is the entry number of the
     layer's root directory. Raises FormatError for a table that no unpacker could make.
     """
 
@@ -51,7 +52,7 @@ class DirectoryIndex:
         self.table = table
         self.reading = reading = read_table(table, where)
         self.nlinks = dict(reading.nlinks)
-        """Entries with more than one name."""
+        """Counts the names of entries with more than one."""
         self._names = table.names
         self._kinds: Any = memoryview(np.ascontiguousarray(table.kinds).data)
         self._synthetic: list[bytes] = []
@@ -66,7 +67,7 @@ class DirectoryIndex:
                 for base, number in reading.directories[path].items()
             }
         self.whiteouts = frozenset(reading.whiteouts.values())
-        """Markers of removed names."""
+        """Holds the markers of removed names."""
         hidden: dict[bytes, dict[bytes, int]] = {}
         for path, marker in reading.whiteouts.items():
             parent, _, base = path.rpartition(b"/")
@@ -82,11 +83,11 @@ class DirectoryIndex:
         return len(self._names) + len(self._synthetic)
 
     def kind(self, number: int) -> int:
-        """``Kind`` of an entry; directories without an entry are directories."""
+        """Returns the ``Kind`` of an entry; directories without an entry are directories."""
         return int(self._kinds[number]) if number < len(self._names) else Kind.DIR
 
     def name(self, number: int) -> bytes:
-        """A path of the entry within the layer (of a file with several names, one)."""
+        """Returns a path of the entry within the layer (of a file with several names, one)."""
         count = len(self._names)
         if number >= count:
             return self._synthetic[number - count]
@@ -97,7 +98,7 @@ class DirectoryIndex:
         return name
 
     def find(self, path: bytes) -> int:
-        """The entry shown at this path, -1 if none (whiteouts too)."""
+        """Returns the entry shown at this path, -1 if there is none (whiteouts too)."""
         if not path:
             return self.root
         parent, _, base = path.rpartition(b"/")
@@ -105,7 +106,7 @@ class DirectoryIndex:
         return -1 if number in self.whiteouts else number
 
     def directory(self, number: int) -> Directory:
-        """The directory with this entry number."""
+        """Returns the directory with this entry number."""
         known = self._known.get(number)
         if known is None:
             path = self._path_of(number)
@@ -115,7 +116,7 @@ class DirectoryIndex:
         return known
 
     def _path_of(self, number: int) -> bytes:
-        """Path of a directory, which has only one."""
+        """Returns the path of a directory, which has only one."""
         if number >= len(self._names):
             return self._synthetic[number - len(self._names)]
         path = self._names[number]
@@ -126,11 +127,11 @@ class DirectoryIndex:
         return path
 
     def is_whiteout(self, number: int) -> bool:
-        """Whether this entry is the marker of a removed name."""
+        """Says whether this entry is the marker of a removed name."""
         return number in self.whiteouts
 
     def subdirectories(self, number: int) -> int:
-        """How many directories a directory holds (its link count is two more)."""
+        """Counts the directories that a directory holds (its link count is two more)."""
         kinds, known = self._kinds, len(self._names)
         whiteouts = self.whiteouts
         return sum(
@@ -139,14 +140,15 @@ class DirectoryIndex:
         )
 
     def has_opaque(self) -> bool:
-        """Whether any directory of the layer is opaque."""
+        """Says whether any directory of the layer is opaque."""
         return bool(self.reading.opaque)
 
 
 def link_layers(indexes: Sequence[DirectoryIndex], numbers: Sequence[int]) -> dict[tuple[int, int], tuple[int, int]]:
-    """Hard links into lower layers: (layer, entry) -> (layer, entry) of the inode, whose link count grows.
+    """Returns hard links into lower layers: (layer, entry) -> (layer, entry) of the inode, whose link count grows.
 
-    Layers are counted as in ``indexes``, bottom first; ``numbers`` are the image's. FormatError for one to nothing.
+    Layers are counted as in ``indexes``, bottom first; ``numbers`` are the image's. Raises FormatError for a link to
+    nothing.
     """
     found: dict[tuple[int, int], tuple[int, int]] = {}
     try:

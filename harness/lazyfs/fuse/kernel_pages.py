@@ -1,4 +1,4 @@
-"""Inflated bytes handed to the page cache of the served file before the kernel asks for them (FUSE_NOTIFY_STORE).
+"""This module hands inflated bytes to the page cache of the served file before the kernel asks (FUSE_NOTIFY_STORE).
 
 A unit is inflated in larger steps than it is read in. What is in the kernel then is read without a request, and need
 not be kept here: the unit's stored bytes are a third of it, and whatever the kernel drops is inflated from them again.
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 PAGE_BYTES = 4096
 _LATEST = 4
-"""Of what was handed over last, this much is still kept here: whoever waited for it reads it from here."""
+"""Counts the pieces handed over last that are still kept here: whoever waited for one reads it from here."""
 
 
 class Piece(NamedTuple):
-    """Bytes [begin, end) of a layer's address space, of the unit that ``resident`` holds."""
+    """Names bytes [begin, end) of a layer's address space, of the unit that ``resident`` holds."""
 
     key: Key
     resident: Resident
@@ -35,10 +35,10 @@ class Piece(NamedTuple):
 
 
 class KernelPages:
-    """A thread of its own does the storing: it waits for pages that the kernel is waiting for us to fill."""
+    """Stores pages from a thread of its own, which waits for pages that the kernel is waiting for us to fill."""
 
     def __init__(self, store: Callable[[int, list[memoryview]], bool], starts: Sequence[int]) -> None:
-        """``store`` puts views at a place of the file, False when it is gone; ``starts``: where layers begin in it."""
+        """``store`` puts views at a place of the file (False: it is gone); layers begin at ``starts`` in it."""
         self._store = store
         self._starts = starts
         self._queue: SimpleQueue[tuple[Piece, list[bytes]] | None] = SimpleQueue()
@@ -53,7 +53,7 @@ class KernelPages:
         self._queue.put((piece, data))
 
     def stored(self) -> list[Piece]:
-        """What the kernel has got since the last call, whole pages only and without the latest few."""
+        """Returns what the kernel has got since the last call, whole pages only and without the latest few."""
         found = list[Piece]()
         while len(self._stored) > _LATEST:
             found.append(self._stored.popleft())
@@ -86,7 +86,7 @@ class KernelPages:
 
 
 def cut(pieces: Sequence[bytes], begin: int, end: int) -> list[memoryview]:
-    """Bytes [begin, end) of what ``pieces`` make together, without copying."""
+    """Returns bytes [begin, end) of what ``pieces`` make together, without copying."""
     views, position = list[memoryview](), 0
     for piece in pieces:
         low, high = max(begin, position), min(end, position + len(piece))

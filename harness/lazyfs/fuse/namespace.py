@@ -1,6 +1,6 @@
-"""The tree as values: one directory for each layer, with names, attributes, entries and reads.
+"""This module gives the tree as values: one directory for each layer, with names, attributes, entries and reads.
 
-How these values go to the kernel is an encoder's affair: our own session's (``harness.lazyfs.fuse.tree``) or pyfuse3's
+An encoder brings these values to the kernel: our own session's (``harness.lazyfs.fuse.tree``) or pyfuse3's
 (``harness.lazyfs.fuse.pyfuse3_tree``). Inode numbers are given once and never change: 1 is the root, then each layer's
 entries follow as a block. Nothing is allocated per entry until it is looked up, and nothing is kept afterwards.
 """
@@ -42,12 +42,12 @@ _DOTS = frozenset({b".", b".."})
 
 
 class Attributes(NamedTuple):
-    """What stat(2) says of an inode, in the order of struct fuse_attr."""
+    """Holds what stat(2) says of an inode, in the order of struct fuse_attr."""
 
     inode: int
     size: int
     blocks: int
-    """Of 512 bytes."""
+    """Counts blocks of 512 bytes."""
     atime_s: int
     mtime_s: int
     ctime_s: int
@@ -62,13 +62,16 @@ class Attributes(NamedTuple):
 
 
 _REG, _DIR, _SYMLINK = int(Kind.REG), int(Kind.DIR), int(Kind.SYMLINK)
-"""Plain numbers: looking members up takes a third of the time of a lookup."""
+"""Are plain numbers: looking members up takes a third of the time of a lookup."""
 _new = tuple.__new__
 """Makes the tuple without its class's own constructor, which takes twice as long (0.2 us of 2 us per lookup)."""
 
 
 class Entry(NamedTuple):
-    """A name of a directory, with whose entry it is; without a subtree ``number`` is a directory's inode."""
+    """Holds a name of a directory, and the entry that it names, ``number`` of ``subtree``.
+
+    Without a subtree ``number`` is a directory's inode.
+    """
 
     name: bytes
     subtree: Subtree | None
@@ -76,12 +79,12 @@ class Entry(NamedTuple):
 
 
 def _cells(column: Any) -> memoryview:
-    """A column whose single cells are cheap to read (40 ns; a numpy scalar takes three times that)."""
+    """Returns a column whose single cells are cheap to read (40 ns; a numpy scalar takes three times that)."""
     return memoryview(np.ascontiguousarray(column).data)
 
 
 class Subtree:
-    """One layer in the tree: its table's columns as plain memory views."""
+    """Holds one layer in the tree: its table's columns as plain memory views."""
 
     __slots__ = (
         "base", "end", "gids", "index", "kinds", "layer", "links", "modes", "mtimes", "mtimes_ns", "nlinks", "number",
@@ -91,7 +94,7 @@ class Subtree:
     def __init__(self, number: int, base: int, table: LayerTable, layer: Layer) -> None:
         self.number = number
         self.base = base
-        """Inode number of entry 0."""
+        """Says the inode number of entry 0."""
         self.table = table = held_table(table)
         self.index = DirectoryIndex(table, f"layer {number}")
         self.nlinks = self.index.nlinks
@@ -112,17 +115,20 @@ class Subtree:
 
 
 class Namespace:
-    """All layers, each below the root under its number. Whiteouts and opaque directories have OverlayFS's form."""
+    """Shows all layers, each below the root under its number.
+
+    Whiteouts and opaque directories have OverlayFS's form.
+    """
 
     def __init__(self, policy: LazyPolicy, counters: Counters, trace: Trace | None = None) -> None:
         self.policy = policy
         self.subtrees: list[Subtree] = []
         self.has_xattrs = True
-        """Whether any file has extended attributes, or the policy says that they are answered anyway."""
+        """Says whether any file has extended attributes, or the policy says that they are answered anyway."""
         self._store: Store | None = None
         self._names: dict[bytes, Subtree] = {}
         self._foreign: dict[int, tuple[Subtree, int]] = {}
-        """Hard links whose target is in a lower layer: inode -> that layer's entry."""
+        """Maps the inodes of hard links whose target is in a lower layer to that layer's entry."""
         self._bases: list[int] = []
         self._trace = trace
         self._counters = counters
@@ -146,7 +152,7 @@ class Namespace:
         )
 
     def extents_of(self, files: Iterable[FileRange]) -> list[tuple[int, int, int]]:
-        """(layer, begin, end) of these parts of files as the stack of layers shows them; unknown ones are left out."""
+        """Returns (layer, begin, end) of parts of files as the layers together show them; unknown ones are left out."""
         extents = []
         for file in files:
             name = os.fsencode(file.path.strip("/"))
@@ -162,7 +168,7 @@ class Namespace:
         return extents
 
     def name_touches(self, trace: Trace) -> list[Touch]:
-        """The trace with paths as the container sees them and the image's layer numbers."""
+        """Returns the trace with paths as the container sees them and the image's layer numbers."""
 
         def name(layer: int, entry: int) -> str:
             return "/" + os.fsdecode(self.subtrees[layer].index.name(entry))
@@ -174,14 +180,17 @@ class Namespace:
     # Attributes
 
     def _subtree(self, inode: int) -> Subtree:
-        """Whose inode it is; the kernel knows only what it was told, so another is its error or a stale handle's."""
+        """Returns whose inode it is.
+
+        Raises LookupError for others: the kernel knows only what it was told, so that is its error or a stale handle's.
+        """
         position = bisect_right(self._bases, inode) - 1
         if position < 0 or inode >= self.subtrees[position].end:
             raise LookupError(f"inode {inode} was never given out")
         return self.subtrees[position]
 
     def attributes_of(self, subtree: Subtree, number: int) -> Attributes:
-        """Attributes of an entry."""
+        """Returns the attributes of an entry."""
         if number >= len(subtree.kinds):
             return _plain(subtree.base + number, stat.S_IFDIR | 0o755, 2 + subtree.index.subdirectories(number))
         kind = subtree.kinds[number]
@@ -207,7 +216,7 @@ class Namespace:
         ))  # fmt: skip
 
     def attributes(self, inode: int) -> Attributes:
-        """Attributes of an inode; LookupError for one that was never given out."""
+        """Returns the attributes of an inode; raises LookupError for one that was never given out."""
         if inode == ROOT:
             return _plain(ROOT, stat.S_IFDIR | 0o755, 2 + len(self.subtrees))
         subtree = self._subtree(inode)
@@ -216,7 +225,7 @@ class Namespace:
     # Names
 
     def lookup(self, parent: int, name: bytes) -> Attributes | None:
-        """Attributes of what a directory has under this name, None for nothing."""
+        """Returns the attributes of what a directory has under this name, None for nothing."""
         if parent == ROOT:
             layer = self._names.get(name)
             if layer is not None:
@@ -233,11 +242,11 @@ class Namespace:
 
     @staticmethod
     def _parent(subtree: Subtree, number: int) -> int:
-        """Inode of the directory above this one."""
+        """Returns the inode of the directory above this one."""
         return ROOT if number == subtree.index.root else subtree.base + subtree.index.directory(number).parent
 
     def entries(self, inode: int) -> Sequence[Entry]:
-        """All names of a directory, dots first, always in the same order."""
+        """Returns all names of a directory, dots first, always in the same order."""
         if inode == ROOT:
             return [
                 Entry(b".", None, ROOT),
@@ -256,7 +265,7 @@ class Namespace:
         return directory.ordered
 
     def readlink(self, inode: int) -> bytes | None:
-        """Where a symbolic link leads, None for what is none."""
+        """Returns where a symbolic link leads, None for what is none."""
         subtree = self._subtree(inode)
         number = inode - subtree.base
         if number >= len(subtree.kinds) or subtree.kinds[number] != Kind.SYMLINK:
@@ -264,7 +273,7 @@ class Namespace:
         return subtree.links.get(number)
 
     def xattrs(self, inode: int) -> dict[bytes, bytes]:
-        """Extended attributes of an inode."""
+        """Returns the extended attributes of an inode."""
         if inode == ROOT:
             return {}
         subtree = self._subtree(inode)
@@ -278,7 +287,7 @@ class Namespace:
 
     @property
     def blocks(self) -> int:
-        """Size of everything, in blocks of BLOCK_BYTES."""
+        """Returns the size of everything, in blocks of BLOCK_BYTES."""
         return sum(-(-subtree.table.address_space_bytes // BLOCK_BYTES) for subtree in self.subtrees)
 
     @property
@@ -288,7 +297,7 @@ class Namespace:
     # Reading
 
     def read_now(self, inode: int, offset: int, size: int) -> bytes | memoryview | int | None:
-        """Bytes of a file where that takes no waiting; a negative errno, or None where ``read`` has to wait."""
+        """Returns bytes of a file where that takes no waiting, a negative errno, or None where ``read`` has to wait."""
         subtree = self._subtree(inode)
         number = inode - subtree.base
         length = subtree.sizes[number]
@@ -306,7 +315,7 @@ class Namespace:
             return self._failed(subtree, number, offset, error)
 
     async def read(self, inode: int, offset: int, size: int) -> bytes | memoryview | int:
-        """The bytes that ``read_now`` did not have; a negative errno when they cannot be had."""
+        """Returns the bytes that ``read_now`` did not have; a negative errno when they cannot be had."""
         subtree = self._subtree(inode)
         number = inode - subtree.base
         start, length, store = subtree.offsets[number], subtree.sizes[number], self._store
@@ -322,6 +331,6 @@ class Namespace:
 
 
 def _plain(inode: int, mode: int, links: int) -> Attributes:
-    """Attributes of what has no entry in any layer."""
+    """Returns the attributes of what has no entry in any layer."""
     size = BLOCK_BYTES if stat.S_ISDIR(mode) else 0
     return Attributes(inode, size, size >> 9, 0, 0, 0, 0, 0, 0, mode, links, 0, 0, 0)

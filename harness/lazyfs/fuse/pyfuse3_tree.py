@@ -1,4 +1,4 @@
-"""The tree on pyfuse3: the same namespace and policies through the library that many file systems are written with.
+"""This module serves the same namespace and policies through pyfuse3, with which many file systems are written.
 
 It is there to be compared with our own session. The library gives ``read`` and ``readdir`` a handle and no inode, so
 the kernel cannot leave out opens, releases and listings. The row of preset ``pyfuse3`` shows what they cost.
@@ -34,7 +34,7 @@ _OPTIONS = frozenset(
 
 
 def _counted(name: str) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
-    """A method whose calls are counted and timed; the time in the library's own queue is not visible from here."""
+    """Counts and times the calls of a method; the time in the library's own queue is not visible from here."""
 
     def wrap(method: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
         @wraps(method)
@@ -154,7 +154,7 @@ class Tree(pyfuse3.Operations):
 
 
 class LibrarySession:
-    """One mount through pyfuse3, with the methods of ``harness.lazyfs.fuse.connection.Session`` that a tree needs."""
+    """Serves one mount through pyfuse3, with what a tree needs of ``harness.lazyfs.fuse.connection.Session``."""
 
     def __init__(self, mountpoint: str) -> None:
         """Mount at ``mountpoint``. Raises OSError or RuntimeError."""
@@ -165,11 +165,11 @@ class LibrarySession:
 
     @property
     def survivor(self) -> int | None:
-        """None: the library keeps its descriptor to itself."""
+        """Returns None: the library keeps its descriptor to itself."""
         return None
 
     def resend(self) -> None:
-        """Nothing was taken over."""
+        """Does nothing: nothing was taken over."""
 
     async def serve(self) -> None:
         """Answer requests until unmounted or ``close``d."""
@@ -181,7 +181,7 @@ class LibrarySession:
             pyfuse3.close(unmount=False)
 
     def show_tree(self, namespace: Namespace, counters: Counters) -> None:
-        """From now on ``namespace`` answers."""
+        """Makes ``namespace`` answer from now on."""
         self._tree.counters = counters
         self._tree.namespace = namespace
 
@@ -190,11 +190,11 @@ class LibrarySession:
         raise NotImplementedError("pyfuse3 serves trees")
 
     def store_pages(self, inode: int, offset: int, data: Sequence[bytes | memoryview]) -> bool:
-        """Nothing is pushed through the library."""
+        """Returns False: nothing is pushed through the library."""
         return False
 
     def drop_pages(self, inode: int) -> bool:
-        """Nothing was pushed."""
+        """Returns False: nothing was pushed."""
         return False
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""The tree on our own session: the namespace's values as messages of the FUSE protocol, for OverlayFS to stack.
+"""This module serves the tree on our own session: it turns the namespace's values into messages of the FUSE protocol.
 
-Without handlers for open and opendir the kernel opens files and directories by itself, keeps what was read and what
-was listed, and never asks again (FUSE_NO_OPEN_SUPPORT, FUSE_NO_OPENDIR_SUPPORT).
+OverlayFS stacks what it shows. Without handlers for open and opendir the kernel opens files and directories by itself,
+keeps what was read and what was listed, and never asks again (FUSE_NO_OPEN_SUPPORT, FUSE_NO_OPENDIR_SUPPORT).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _read_in = fuse.READ_IN.unpack_from
 
 
 class TreePresentation:
-    """Read-only; anything else is refused by the mount's own ``ro`` first."""
+    """Presents the tree, read-only; the mount's own ``ro`` refuses anything else first."""
 
     def __init__(self, namespace: Namespace) -> None:
         policy = namespace.policy
@@ -36,7 +36,7 @@ class TreePresentation:
             self._negative = fuse.entry(0, policy.negative_timeout_s, 0, bytes(fuse.ATTRIBUTES.size))
 
     def handlers(self) -> dict[int, Handler]:
-        """See ``harness.lazyfs.fuse.connection.Presentation``."""
+        """Returns the handlers of ``harness.lazyfs.fuse.connection.Presentation``."""
         found: dict[int, Handler] = {
             fuse.LOOKUP: self.lookup,
             fuse.GETATTR: self.getattr,

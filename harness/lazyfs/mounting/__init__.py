@@ -1,1 +1,1 @@
-"""From served bytes to a mounted root file system, and the handover to the kernel."""
+"""This package turns served bytes into a mounted root file system, and hands over to the kernel."""

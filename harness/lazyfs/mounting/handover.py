@@ -1,4 +1,4 @@
-"""Getting FUSE out of the way: everything inflated into the cache file, and the kernel turned to that file.
+"""This module gets FUSE out of the way: it inflates everything into the cache file, and turns the kernel to that file.
 
 The cache file has each byte where the served file has it, so that it is the same EROFS image once nothing is missing.
 From then on no read comes here any more, and the end of the daemon harms nobody. No checksum of ours is held against
@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CHECKED_UNITS = 16
-"""Units read back from the disk between two looks at whether somebody waits for a read."""
+"""Counts the units read back from the disk between two looks at whether somebody waits for a read."""
 
 
 async def inflate_all(store: Store) -> str:
-    """Inflate into the cache file what is local but packed, unit by unit, yielding to reads; "" when all is there.
+    """Inflates into the cache file what is local but packed, unit by unit, yielding to reads.
 
-    Takes at most ``inflate_share`` of the time. What was stored packed is given back layer by layer, once the disk
-    holds the layer. Else the answer says what is in the way; units that turned out bad are lost, to be fetched again.
+    Returns "" when all is there, else what is in the way; units that turned out bad are lost, to be fetched again. It
+    takes at most ``inflate_share`` of the time. What was stored packed is given back layer by layer, once the disk
+    holds the layer.
     """
     for layer in store.layers:
         for unit in store.residency.not_inflated(layer):
@@ -69,7 +70,7 @@ async def _rest(store: Store, started: float) -> None:
 
 
 async def _check(store: Store, layer: Layer) -> str:
-    """Sync the layer and read it back from the disk; "" when the disk holds what was written to it."""
+    """Syncs the layer and reads it back from the disk; returns "" when the disk holds what was written to it."""
     inflated = layer.disk.inflated
     if inflated is None:
         return "there is no disk cache"
@@ -94,7 +95,7 @@ def _slices(units: int) -> Iterator[range]:
 
 
 def _inflate(store: Store, layer: Layer, unit: int) -> bool:
-    """One unit, in a worker thread; the store's own copy, if a reader is at work on it, is left alone."""
+    """Inflates one unit, in a worker thread; the store's own copy is left alone if a reader is at work on it."""
     inflated = layer.disk.inflated
     if inflated is None:
         return False
@@ -117,7 +118,7 @@ def _inflate(store: Store, layer: Layer, unit: int) -> bool:
 
 
 def hand_over(devices: Sequence[str], mounted: str, file: SparseFile, metadata: memoryview, size: int) -> str:
-    """Complete ``file``, sync it and turn ``devices`` to it; "", or why disk or kernel refuse. Blocks.
+    """Completes ``file``, syncs it and turns ``devices`` to it; returns "", or why disk or kernel refuse. Blocks.
 
     ``mounted`` is the device that EROFS is mounted from, one of these or another. A device that is not turned goes on
     reading the same bytes through FUSE.

@@ -1,4 +1,4 @@
-"""A loop device over the lazy file, whose backing can be changed while it is mounted.
+"""This module makes a loop device over the lazy file, whose backing can be changed while it is mounted.
 
 EROFS keeps the file it was mounted from for as long as it is mounted. A read-only loop device in between does not:
 once all bytes are local, it is turned from the FUSE file to the cache file (LOOP_CHANGE_FD), and FUSE is out of the
@@ -17,20 +17,20 @@ OWNER_VARIABLE = "COLDBENCH_MACHINE"
 
 _BLOCK_BYTES = 512
 LAZY_READ_AHEAD_KIB = 128
-"""While bytes come over the network; the kernel's 2.5 MB for loop devices would fetch what nobody reads."""
+"""Sets read-ahead while bytes come over the network: the kernel's 2.5 MB for loop devices would fetch too much."""
 _LOCAL_READ_AHEAD_KIB = 2560
-"""What Linux gives a loop device by itself (two requests of 1 280 KiB)."""
+"""Says what Linux gives a loop device by itself (two requests of 1 280 KiB)."""
 
 
 class LoopDevice:
-    """A free device attached to ``path``, read-only. It frees itself after its last use, so it is held open here."""
+    """Attaches a free device to ``path``, read-only, and holds it open, since it frees itself after its last use."""
 
     def __init__(
         self, path: str, offset: int = 0, *, read_ahead_kib: int = LAZY_READ_AHEAD_KIB, exact: bool = False
     ) -> None:
-        """``offset``: the device begins there. ``exact``: the file's own read-ahead adds nothing to the device's.
+        """``offset`` is where the device begins. With ``exact`` the file's own read-ahead adds nothing to the device's.
 
-        OSError when there is no free device or none may be used.
+        Raises OSError when there is no free device or none may be used.
         """
         backing = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -48,7 +48,7 @@ class LoopDevice:
         _set_read_ahead(self.path, read_ahead_kib)
 
     def close(self) -> None:
-        """Let go: free when nothing is mounted from it, else when that is unmounted."""
+        """Lets go of the device: it becomes free when nothing is mounted from it, else when that is unmounted."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -71,12 +71,12 @@ def change_backing(device: str, backing: int) -> None:
 
 
 def read_ahead_as_lazy(device: str) -> None:
-    """The device's read-ahead is the usual one of a device over a lazy file."""
+    """Sets the device's read-ahead to the usual one of a device over a lazy file."""
     _set_read_ahead(device, LAZY_READ_AHEAD_KIB)
 
 
 def read_ahead_as_local(device: str) -> None:
-    """The device's bytes are near now: its read-ahead is the usual one again."""
+    """Sets the device's read-ahead to the usual one again, since its bytes are near now."""
     _set_read_ahead(device, _LOCAL_READ_AHEAD_KIB)
 
 
@@ -85,7 +85,7 @@ def _set_read_ahead(device: str, kib: int) -> None:
 
 
 def write_read_ahead(file: str, kib: int) -> bool:
-    """Set a device's read-ahead by its file in sysfs; whether sysfs let us."""
+    """Sets a device's read-ahead by its file in sysfs; returns whether sysfs let us."""
     try:
         with open(file, "w") as opened:
             opened.write(str(kib))

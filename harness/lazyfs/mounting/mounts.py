@@ -1,4 +1,4 @@
-"""EROFS over the one file: file-backed where the kernel can (>= 6.12), or through a loop device (>= 6.4).
+"""This module mounts EROFS over one file, directly where the kernel can (>= 6.12), or through a loop device (>= 6.4).
 
 The system calls are passed in, so that refusals can be tested on a kernel that refuses nothing. Source: kernel
 documentation, filesystems/erofs.rst; loop(4); mount(2).
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from harness.lazyfs.messages import MetadataFile
 
 CONTAINED = 1 | MS_NOSUID | MS_NODEV
-"""Flags of every mount of an image: read-only, no set-user-ID programs, no device nodes."""
+"""Holds the flags of every mount of an image: read-only, no set-user-ID programs, no device nodes."""
 _ADVICE = "use --mode soci, which needs nothing but FUSE"
 
 
 @dataclass(frozen=True)
 class Syscalls:
-    """What mounting needs of the kernel."""
+    """Holds what mounting needs of the kernel."""
 
     mount: Callable[[str, str, str | None, int, str | None], None] = _mount
     umount: Callable[[str, int], None] = _umount
     filesystems: Callable[[], str] = lambda: _read("/proc/filesystems")
     attach_loop: Callable[..., LoopDevice] = LoopDevice
-    """(path, offset); ``read_ahead_kib`` and ``exact`` where they are not the usual ones."""
+    """Takes (path, offset), and ``read_ahead_kib`` and ``exact`` where they are not the usual ones."""
 
 
 @dataclass(frozen=True)
 class Mounted:
-    """``way``: ``file``, ``loop``, or ``loops`` where the metadata has a device of its own.
+    """Says how an image was mounted: ``way`` is ``file``, ``loop``, or ``loops`` if metadata has a device of its own.
 
     ``devices`` are the loop devices over the image file, ``mounted`` the one mounted. ``refused`` says of each way that
     was tried before why it failed.
@@ -62,11 +62,11 @@ def mount_erofs(
     exact_kib: int = 0,
     syscalls: Syscalls | None = None,
 ) -> Mounted:
-    """Mount the image file ``source`` on ``target``, from the file itself or through loop devices.
+    """Mounts the image file ``source`` on ``target``, from the file itself or through loop devices.
 
-    ``loop``: rather through loop devices, where there are any, the metadata from a device of its own where ``parts``
-    says how. ``exact_kib``: the read-ahead of the devices, to which the lazy file's own adds nothing. HostUnfit when
-    the kernel has no EROFS or is too old for both ways, MachineError when it refuses the image.
+    ``loop`` prefers loop devices, where there are any, with the metadata on a device of its own where ``parts`` says
+    how. ``exact_kib`` is the read-ahead of the devices, to which the lazy file's own adds nothing. Raises HostUnfit
+    when the kernel has no EROFS or is too old for both ways, MachineError when it refuses the image.
     """
     calls = syscalls or Syscalls()
     refused: list[str] = []
@@ -95,7 +95,10 @@ def mount_erofs(
 
 
 def _mount_loop(source: str, target: str, calls: Syscalls, parts: MetadataFile | None, exact_kib: int) -> Mounted:
-    """OSError when no device is to be had, MachineError when the kernel refuses what is on it."""
+    """Mounts through loop devices.
+
+    Raises OSError when there is none to be had, MachineError when the kernel refuses what is on it.
+    """
     with ExitStack() as devices:  # a mounted device stays; it frees itself when that ends
         starts = parts.starts if parts is not None else (0,)
         ahead = {"read_ahead_kib": exact_kib} if exact_kib else {}
@@ -114,7 +117,7 @@ def _mount_loop(source: str, target: str, calls: Syscalls, parts: MetadataFile |
 
 
 def unmount(target: str, syscalls: Syscalls | None = None) -> bool:
-    """Detach whatever is mounted on ``target``, open files or not; False when nothing was."""
+    """Detaches whatever is mounted on ``target``, open files or not; returns False when nothing was."""
     calls = syscalls or Syscalls()
     try:
         calls.umount(target, MNT_DETACH)
@@ -128,7 +131,7 @@ def unmount(target: str, syscalls: Syscalls | None = None) -> bool:
 
 
 def set_read_ahead(mountpoint: str, kib: int) -> bool:
-    """Read-ahead of the mount's backing device; whether sysfs let us. Touches no file of the mount."""
+    """Sets the read-ahead of the mount's backing device; returns whether sysfs let us. Touches no file of the mount."""
     device = mount_device(mountpoint)
     if device is None:
         return False
@@ -136,7 +139,7 @@ def set_read_ahead(mountpoint: str, kib: int) -> bool:
 
 
 def mount_device(mountpoint: str) -> str | None:
-    """``major:minor`` of what is mounted there, from mountinfo (a stat would be a request to our own daemon)."""
+    """Returns ``major:minor`` of what is mounted there, from mountinfo (a stat would be a request to our daemon)."""
     found = None
     for line in _read("/proc/self/mountinfo").splitlines():
         fields = line.split(" ")

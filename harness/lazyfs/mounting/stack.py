@@ -1,4 +1,4 @@
-"""Read-only stacks of lazily mounted directories, for looking at them without a container.
+"""This module stacks lazily mounted directories, read-only, for looking at them without a container.
 
 The image is anybody's: no set-user-ID program of it gains anything and none of its device nodes opens, on any of the
 mounts (``CONTAINED``). Who may look is decided by the root directory's mode, which OverlayFS takes from the topmost
@@ -22,8 +22,10 @@ _MS_BIND, _MS_REMOUNT = 4096, 32
 
 @contextmanager
 def stacked(lowerdirs: Sequence[str], target: str, source: str = "overlay") -> Iterator[str]:
-    """``lowerdirs`` (topmost first) on ``target`` while the context is open; two or more show ``source`` as where the
-    mount is from. Raises OSError."""
+    """Mounts ``lowerdirs`` (topmost first) on ``target`` while the context is open. Raises OSError.
+
+    Two or more show ``source`` as where the mount is from.
+    """
     if len(lowerdirs) == 1:
         mount(lowerdirs[0], target, None, _MS_BIND)
         mount("none", target, None, _MS_REMOUNT | _MS_BIND | CONTAINED)
