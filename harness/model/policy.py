@@ -1,4 +1,4 @@
-"""A policy says what a preset has its mode do; each of its fields that a scenario may change is an option.
+"""This module holds policies, which say what a preset has its mode do; a field that a scenario may change is an option.
 
 A full pull's policy says how layers are fetched and unpacked. A lazy mode's policy says what the daemon promises the
 kernel, fetches, keeps and prefetches. Which preset has which values is in ``harness.model.modes``. The agent and the
@@ -16,14 +16,14 @@ from harness.errors import UsageError
 from harness.model.forms import Form, Presentation
 
 FOREVER_S = float(1 << 31)
-"""A timeout the kernel turns into "until evicted" (68 years; it saturates far above this)."""
+"""The kernel turns this timeout into "until evicted" (68 years; it saturates far above this)."""
 
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
 PYFUSE3 = "pyfuse3"
-"""The library of that name, and the presets that serve through it."""
+"""It names the library, and the presets that serve through it."""
 
 
 T = TypeVar("T")
@@ -32,13 +32,15 @@ P = TypeVar("P", "PullPolicy", "LazyPolicy")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What values an option takes, and in which modes it does anything."""
+    """Says what values an option takes, and in which modes it does anything."""
 
     least: float = 0.0
     most: float = FOREVER_S
     choices: tuple[str, ...] = ()
     only: tuple[Form | Presentation, ...] = ()
-    """Modes of these forms or presentations; empty: every mode that has this kind of policy."""
+    """Lists forms or presentations: only their modes take the option; empty: every mode that has this kind of
+    policy.
+    """
 
 
 def option(
@@ -49,23 +51,23 @@ def option(
     choices: tuple[str, ...] = (),
     only: tuple[Form | Presentation, ...] = (),
 ) -> T:
-    """A field of a policy that a scenario may change, within limits."""
+    """Makes a field of a policy that a scenario may change, within limits."""
     return field(default=default, metadata={"limits": Limits(least, most, choices, only)})
 
 
 def fixed(default: T) -> T:
-    """A field of a policy that makes a preset what it is: no scenario may change it."""
+    """Makes a field of a policy that no scenario may change: it makes a preset what it is."""
     return field(default=default, metadata={"fixed": True})
 
 
 def key(default: T) -> T:
-    """A field of a policy that a scenario changes by a key of its own, and not among ``options``."""
+    """Makes a field of a policy that a scenario changes by a key of its own, and not among ``options``."""
     return field(default=default, metadata={"key": True})
 
 
 @dataclass(frozen=True, slots=True)
 class PullPolicy:
-    """Policies of a full pull, with the values of ``tuned``."""
+    """Holds the policies of a full pull, with the values of ``tuned``."""
 
     overlapped: bool = fixed(True)
     """Decode a layer while it is fetched, and unpack all layers at once; else one step and one layer after the other,
@@ -79,7 +81,7 @@ class PullPolicy:
 
 
 class Snapshotter(StrEnum):
-    """containerd's snapshotters, by its own names for them."""
+    """Lists containerd's snapshotters, by its own names for them."""
 
     OVERLAYFS = "overlayfs"
     EROFS = "erofs"
@@ -89,20 +91,20 @@ class Snapshotter(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotterPolicy:
-    """How containerd and one of its snapshotters are set up; their own policies are their own."""
+    """Says how containerd and one of its snapshotters are set up; the policies beyond that are their own."""
 
     snapshotter: Snapshotter
     lazy: bool = False
-    """Whether the container starts before its image is there."""
+    """Says whether the container starts before its image is there."""
     parallel: bool = False
-    """containerd fetches layers in chunks and unpacks several at once (keys of its transfer service)."""
+    """Says whether containerd fetches layers in chunks and unpacks several at once (keys of its transfer service)."""
     parallel_pull: bool = False
-    """SOCI fetches and unpacks whole layers itself, in parallel, and serves nothing lazily."""
+    """Says whether SOCI fetches and unpacks whole layers itself, in parallel, and serves nothing lazily."""
 
 
 @dataclass(frozen=True, slots=True)
 class LazyPolicy:
-    """Every option of the lazy modes by name, with the value of ``tuned``. Times in seconds, sizes in bytes."""
+    """Holds every option of the lazy modes by name, with the value of ``tuned``. Times in seconds, sizes in bytes."""
 
     entry_timeout_s: float = FOREVER_S
     """How long the kernel believes that a name is what it was."""
@@ -223,7 +225,7 @@ STARGZ = LazyPolicy(
     background_in_flight=2, background_from_mount=True, background_resumes=False, read_ahead_kib=0, attempts=6,
     retry_first_s=0.03, adaptive=False, stream=False, restart=False,
 )  # fmt: skip
-"""The published defaults of stargz-snapshotter 0.19 (its configuration structures)."""
+"""It holds the published defaults of stargz-snapshotter 0.19 (its configuration structures)."""
 SOCI = LazyPolicy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=1.0, skip_xattrs=False, skip_open=False,
     partial_inflate=False,
@@ -232,21 +234,21 @@ SOCI = LazyPolicy(
     background_from_mount=True, background_resumes=False, attempts=9, retry_first_s=0.03, read_ahead_kib=0,
     adaptive=False, stream=False, restart=False,
 )  # fmt: skip
-"""The published defaults of soci-snapshotter 0.16 (its configuration structures)."""
+"""It holds the published defaults of soci-snapshotter 0.16 (its configuration structures)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option as a scenario sees it."""
+    """Describes one option as a scenario sees it."""
 
     name: str
     kind: str
-    """``bool``, ``int``, ``float`` or ``str``."""
+    """Is ``bool``, ``int``, ``float`` or ``str``."""
     limits: Limits
 
     @property
     def takes(self) -> str:
-        """The values it takes, in words."""
+        """Returns the values it takes, in words."""
         if self.kind == "bool":
             return "true or false"
         if self.kind == "str":
@@ -256,7 +258,7 @@ class Option:
         return f"{number} from {self.limits.least:.12g}{most}"
 
     def value(self, given: object) -> bool | int | float | str:
-        """``given`` as this option's type. Raises UsageError, which says what it takes."""
+        """Returns ``given`` as this option's type. Raises UsageError, which says what it takes."""
         if self.kind == "str":
             fits = isinstance(given, str) and given in self.limits.choices
         elif self.kind == "bool":
@@ -277,7 +279,7 @@ class Option:
 
 
 def options_of(policy: type[PullPolicy] | type[LazyPolicy]) -> dict[str, Option]:
-    """The options of a kind of policy, by name."""
+    """Returns the options of a kind of policy, by name."""
     return {
         item.name: Option(item.name, str(item.type), item.metadata.get("limits", Limits()))
         for item in dataclasses.fields(policy)
@@ -286,7 +288,7 @@ def options_of(policy: type[PullPolicy] | type[LazyPolicy]) -> dict[str, Option]
 
 
 def keys_of(policy: type[PullPolicy] | type[LazyPolicy]) -> tuple[str, ...]:
-    """The fields of a kind of policy that a scenario changes by keys of their own."""
+    """Returns the fields of a kind of policy that a scenario changes by keys of their own."""
     return tuple(item.name for item in dataclasses.fields(policy) if "key" in item.metadata)
 
 
