@@ -51,7 +51,7 @@ class EstargzToc:
 
     @classmethod
     def from_member(cls, member: bytes, footer: Footer, expected_digest: str | None) -> EstargzToc:
-        """Parse the TOC's stored bytes, blob[toc_offset:toc_end]; ``expected_digest`` None skips that check.
+        """Parses the TOC's stored bytes, blob[toc_offset:toc_end]; ``expected_digest`` None skips that check.
 
         Raises FormatError, UnsafePath or DigestMismatch.
         """
@@ -69,7 +69,7 @@ class EstargzToc:
 
     @classmethod
     def from_document(cls, document: bytes, footer: Footer) -> EstargzToc:
-        """Build from the TOC JSON itself (already verified); ``footer`` says where the payload ends."""
+        """Builds it from the TOC JSON itself (already verified); ``footer`` says where the payload ends."""
         layer = build_layer(decode_toc(document), footer.toc_offset, zstd=footer.kind is FooterKind.ZSTD_CHUNKED)
         return cls(layer.table, layer.chunks, layer.file_digests, layer.prefetch_bytes, footer)
 

@@ -96,7 +96,7 @@ def _load_zlib() -> ctypes.CDLL:
 
 
 class _Pass:
-    """The inflating thread: reads the stream, finds checkpoints, posts events to the caller's thread."""
+    """Inflates in a thread: reads the stream, finds checkpoints, posts events to the caller's thread."""
 
     def __init__(self, stream: Iterable[bytes], span_size: int, sink: Callable[[Checkpoint, bytes], object]) -> None:
         self.events: SimpleQueue[tuple[bytes, list[Checkpoint]] | tuple[int, int] | BaseException | None] = (
