@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What the merged session holds; ``torn`` are files whose last line was cut and is left out."""
+    """Says what the merged session holds; ``torn`` are files whose last line was cut and is left out."""
 
     header: SessionHeader
     trials: int

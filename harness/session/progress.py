@@ -1,4 +1,4 @@
-"""A run tells its progress to whoever watches: the command line draws it, tests record it, ``Silent`` drops it."""
+"""This module says how a run tells its progress: the command line draws it, tests record it, ``Silent`` drops it."""
 
 from __future__ import annotations
 

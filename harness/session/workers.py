@@ -23,7 +23,7 @@ TOPIC = "coldbench"
 
 
 class Told(TypedDict):
-    """What a worker tells of a block while it runs: that it ``begins``, or the line of an observation."""
+    """Holds what a worker tells of a block while it runs: that it ``begins``, or the line of an observation."""
 
     token: str
     """Names the attempt at the block."""

@@ -42,7 +42,7 @@ _BUDGETS = {"untouched": 0.6, "mapped": 0.1, "touched": 0.1, "evicted": 0.2}
 def run_fault_trial(
     setup: TrialSetup, fault: PlannedFault, table: Faults, samples: Samples, confinement: Confinement
 ) -> FaultObservation:
-    """Run one fault trial; one that fails is an observation with its failure.
+    """Runs one fault trial; one that fails gives an observation with its failure.
 
     Raises:
         HostUnfit, UsageError: nothing of this kind can run here, so the session ends.
