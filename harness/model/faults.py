@@ -133,7 +133,7 @@ class SampleReads(Frozen):
     """Counts files that were read to the end in time."""
     failed: int = 0
     hung: int = 0
-    """Counts files that were not answered within the deadline, so their time to an error is censored there."""
+    """Counts files whose read was not answered within the deadline; their time to an error is censored there."""
     untried: int = 0
     """Counts files never begun, since the readers were all held up; neither a success nor a failure."""
     errors: dict[str, int] = Field(default_factory=dict)
@@ -206,11 +206,11 @@ class FaultObservation(Frozen):
     image_bytes: int = 0
     """Counts the stored bytes of the image's layers."""
     unhealthy_s: float = 0.0
-    """Counts from the first read that failed or hung until reads worked again, or until the trial's end."""
+    """Says how long it took from the first read that failed or hung until reads worked again, or the trial ended."""
     falsely_healthy_s: float = 0.0
     """Says how long of ``unhealthy_s`` a process in the container that answers from memory said that all is well."""
     listing_healthy_s: float = 0.0
-    """Says how long of ``unhealthy_s`` a process said so that lists the root directory before it answers."""
+    """Says how long of ``unhealthy_s`` a process that lists the root directory first said that all is well."""
     leftovers: tuple[str, ...] = ()
     details: dict[str, str | int | float | bool] = Field(default_factory=dict)
 

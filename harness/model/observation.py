@@ -44,8 +44,8 @@ class Case(Frozen):
     machines: int | None = None
     """Counts machines that are started at the same moment; None where a trial has one."""
     limits: Limits = "machine"
-    """Is ``container`` where the engine's daemon runs outside, unlimited and uncounted. Never compared with
-    ``machine``.
+    """Is ``container`` where the engine's daemon runs outside, unlimited and uncounted; such a case is never compared
+    with one of ``machine``.
     """
 
     @property
@@ -141,21 +141,22 @@ class PackUsage(Frozen):
     """Says what the start pack did that a preset follows."""
 
     frames_total: int = 0
-    """Counts its frames; 0 where none came: the index has no pack, or its table was of no use."""
+    """Counts the pack's frames; 0 where none came: the index has no pack, or its table was of no use."""
     frames: int = 0
     bytes_pushed: int = 0
     """Counts unpacked bytes handed to the kernel's page cache."""
     reads: int = 0
-    """Counts reads answered from it, beside those that the page cache answered."""
+    """Counts reads answered from the pack, beside those that the page cache answered."""
     outside: int = 0
-    """Counts reads of bytes that it does not hold."""
+    """Counts reads of bytes that the pack does not hold."""
     passed_over: int = 0
-    """Counts reads of bytes that it holds but that took their spans, since the frame was too far off."""
+    """Counts reads of bytes that the pack holds but that took their spans, since the frame was too far off."""
     failures: int = 0
     failure: str = ""
-    """Holds the first failure of the pack."""
+    """Says how the pack failed first; empty where it never did."""
     differs: str = ""
-    """Says where it has other bytes than the layers, if it does: compared when the rest of the image was inflated."""
+    """Says where the pack has other bytes than the layers, if it has; they are compared once the whole image is inflated.
+    """
 
 
 class LazyUsage(Frozen):
@@ -176,7 +177,7 @@ class LazyUsage(Frozen):
     memory_peak_bytes: int | None = 0
     cpu_s: float | None = 0.0
     handed_over: bool = False
-    """Says that from then on the kernel reads the local file, and FUSE is out of the way (mode erofs)."""
+    """Says whether the kernel reads the local file in the end, and FUSE is out of the way (mode erofs)."""
     bytes_pushed: int = 0
     """Counts inflated bytes handed to the kernel's page cache without a request for them (mode erofs)."""
     read_errors: int | None = None
@@ -199,7 +200,7 @@ class LazyUsage(Frozen):
     streamed_since_s: float | None = None
     """Says how many seconds after T0 the daemon began to stream the layers; None where it did not."""
     streamed_why: str = ""
-    """Says what the daemon saw then: the latency of a round, the cores it may use, how idle they were."""
+    """Says what made the daemon stream: the latency of a round, the cores it may use, how idle they were."""
     pack: PackUsage | None = None
     """Says what the start pack did; None where the preset follows none."""
 
@@ -290,11 +291,11 @@ class Observation(Frozen):
     memory_ready_bytes: int | None = None
     """Counts bytes that the machine held when it was seen to be ready; None in sessions from before 2027."""
     memory_ready_cache_bytes: int | None = None
-    """Counts the part of them that is page cache, which the kernel gives back when programs want the memory."""
-    disk_written_bytes: int | None = 0
-    """Counts bytes of the machine; None where only the container's limits hold, since the daemon's are not known
-    then.
+    """Counts the page cache that the machine held when ready; the kernel gives it back when programs want the
+    memory.
     """
+    disk_written_bytes: int | None = 0
+    """Counts bytes that reached the machine's disk; None where limits hold for the container only."""
     wire: Wire = Wire()
     wire_before_ready: Wire = Wire()
     lazy: LazyUsage | None = None

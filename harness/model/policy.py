@@ -106,7 +106,7 @@ class SnapshotterPolicy:
 
 @dataclass(frozen=True, slots=True)
 class LazyPolicy:
-    """Holds every option of the lazy modes by name, with the value of ``tuned``. Times in seconds, sizes in bytes."""
+    """Holds every option of the lazy modes, with the value of ``tuned``. Times are in seconds, sizes in bytes."""
 
     entry_timeout_s: float = FOREVER_S
     """Says how long the kernel believes that a name is what it was."""

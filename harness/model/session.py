@@ -14,7 +14,7 @@ from harness.model.scenario import Scenario
 
 
 class SessionHeader(Frozen):
-    """Holds the content of ``session.json``. Written once; what happens later goes to files that only grow."""
+    """Holds the content of ``session.json``. It is written once; what happens later goes to files that only grow."""
 
     schema_version: int = SCHEMA_VERSION
     coldbench_version: str

@@ -8,23 +8,23 @@ An invalid trial is kept with its reasons. The rules:
     (images below ``SMALL_IMAGE_BYTES`` are exempt: a handful of requests is all of them) at least ``NOT_LAZY_SHARE`` of
     the image's stored bytes had come before its root file system was there, as the machine's network interface
     counts them; or by readiness, without what it says to have streamed (a start whose work is to read a share of the
-    image is exempt from that: the bytes that this moves are the finding).
+    image is exempt from that: the bytes that it moves are the finding).
 ``stream-unfounded``
     A lazy start says that it streamed layers while it waited for a far registry, and its policy has no such thing, the
     registry is near, or the machine has not received as much. A start whose stream is founded is lazy: its container
     began before its image was there. How much was streamed stands beside its figures.
 ``fuse-in-full-pull``
-    A full pull whose root file system was served by FUSE, of a mode that needs none.
+    FUSE served the root file system of a full pull, of a mode that needs none.
 ``cache-not-cold``
-    A full pull that received less than ``COLD_SHARE`` of the image's stored bytes before readiness, a lazy start
-    that received nothing, or a page cache that could not be dropped before T0.
+    A full pull received less than ``COLD_SHARE`` of the image's stored bytes before readiness, a lazy start
+    received nothing, or a page cache could not be dropped before T0.
 ``host-stolen``
     The hypervisor took more than ``STEAL_SHARE`` of the host's CPU time during the trial.
 ``limits-not-as-asked``
     A limit read back from the kernel at the end of the trial was not the shape's, could not be set, or the machine used
     more CPU than the shape's ceiling allows (``CPU_TOLERANCE``, ``CPU_TOLERANCE_S``).
 ``below-bound``
-    Ready sooner than physics allows for this image, shape and host: something was measured wrongly.
+    The trial was ready sooner than physics allows for this image, shape and host: something was measured wrongly.
 ``daemon-died``
     A daemon that serves the root file system ended before tear-down.
 ``reads-failed``
@@ -32,7 +32,7 @@ An invalid trial is kept with its reasons. The rules:
 ``not-independent``
     A lazy start promised to fetch the rest of the image in the background, and had not when the wait for it ended.
 ``pack-not-used``
-    A preset that follows a start pack, and not one frame of it came.
+    A preset follows a start pack, and not one frame of it came.
 ``pack-differs``
     The start pack has other bytes than the layers, so that the container ran on another image.
 ``out-of-memory``

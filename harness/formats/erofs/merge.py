@@ -58,7 +58,7 @@ class MergedTree:
     ``entry_inodes``, sorted by name, ``.`` and ``..`` among them. An inode's number is its place in a depth-first
     walk in which a directory's other children follow it at once, before its subdirectories: what is looked up
     together is stored together. ``layers`` is -1 where the inode has no data; ``offsets`` are in the address space
-    of that layer. Units as in ``LayerTable``.
+    of that layer. Units are those of ``LayerTable``.
     """
 
     kinds: npt.NDArray[np.uint8]

@@ -119,7 +119,7 @@ class EstargzByteSource:
     """Gives verified random access to the layer's flat address space (``harness.formats.table.ByteSource``).
 
     Keeps the few members read last inflated, because a file is read in pieces smaller than a chunk and neighbours may
-    share a member. Not for use by two threads at once; the ChunkMap under it is.
+    share a member. Two threads must not use it at once; they may share the ChunkMap under it.
     """
 
     def __init__(self, source: RangeSource, chunks: ChunkMap, *, cached_members: int = 2) -> None:

@@ -226,7 +226,7 @@ def index_gzip(
 
     ``sink`` gets every checkpoint with its 32 KiB window (from the inflating thread, in order); ``on_output`` the
     decompressed bytes (the view is valid only during the call), ``on_input`` the compressed pieces, both in the
-    caller's thread. Memory: a dozen pieces and 4 MiB, whatever the stream's size. Raises FormatError.
+    caller's thread. It holds a dozen pieces and 4 MiB, whatever the stream's size. Raises FormatError.
     """
     if span_size < 1:
         raise ValueError("span_size must be positive")
