@@ -155,7 +155,8 @@ class PackUsage(Frozen):
     failure: str = ""
     """Says how the pack failed first; empty where it never did."""
     differs: str = ""
-    """Says where the pack has other bytes than the layers, if it has; they are compared once the whole image is inflated.
+    """Says where the pack has other bytes than the layers, if it has; it is compared once the whole image is
+    inflated.
     """
 
 

@@ -36,7 +36,7 @@ _QUIET_BYTES = 20_000
 _WHOLE_SHARE = 0.95
 """This share of the image's stored bytes counts as all: what is fetched more than once makes up for little."""
 _BUDGETS = {"untouched": 0.6, "mapped": 0.1, "touched": 0.1, "evicted": 0.2}
-"""These shares of the fault's duration say in how much of it reads of a sample may begin."""
+"""Reads of a sample may begin in these shares of the fault's duration."""
 
 
 def run_fault_trial(
