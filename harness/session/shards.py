@@ -1,7 +1,7 @@
 """This module cuts one plan into shards of whole blocks, so that several machines each run a part of one session.
 
-The same scenarios, selection and seed give the same plan everywhere. Shard k of n runs the blocks whose number leaves k
-- 1 when divided by n: a block stays whole on one host, since its trials are compared with each other.
+The same scenarios, selection and seed give the same plan everywhere. Shard k of n runs the blocks whose number leaves
+k - 1 when divided by n: a block stays whole on one host, since its trials are compared with each other.
 """
 
 from __future__ import annotations
