@@ -15,7 +15,7 @@ __all__ = ["Sessions", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``load`` and ``Sessions`` when they are first asked for: the processes in a machine need no pandas."""
+    """Imports ``load`` and ``Sessions`` when they are first asked for: the processes in a machine need no pandas."""
     if name in {"load", "Sessions"}:
         from harness.report import sessions
 

@@ -166,7 +166,7 @@ def _guess_workloads(paths: Collection[str], guesses: list[str]) -> tuple[str | 
 
 
 def _toml(value: str | int | Mapping[str, Any] | Sequence[Any]) -> str:
-    """A value as TOML on one line; JSON's strings are TOML's basic strings."""
+    """Writes a value as TOML on one line; JSON's strings are TOML's basic strings."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, int):

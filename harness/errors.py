@@ -159,7 +159,7 @@ BY_KIND: dict[str, type[ColdbenchError]] = {
 
 
 def from_kind(kind: str, message: str) -> ColdbenchError:
-    """Rebuild an error that crossed a process boundary as its kind and message."""
+    """Rebuilds an error that crossed a process boundary as its kind and message."""
     if kind in {"FormatError", "UnsafePath"}:
         where, _, what = message.partition(": ")
         return (UnsafePath if kind == "UnsafePath" else FormatError)(where, what)

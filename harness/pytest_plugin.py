@@ -39,7 +39,7 @@ CLOCK = ReadyClock()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests that use both fixtures the clock; a timer the test names itself stays."""
+    """Gives tests that use both fixtures the clock; a timer the test names itself stays."""
     for item in items:
         used = getattr(item, "fixturenames", ())
         if "cold_start" in used and "benchmark" in used:
@@ -56,7 +56,7 @@ class ColdStart:
         self.observations: list[Observation] = []
 
     def __call__(self, scenario: str | Path, *, mode: str, shape: str = "", distance: str = "") -> Observation:
-        """Start the scenario's image cold in ``mode`` (``MODE:PRESET``), on its first shape if none is named.
+        """Starts the scenario's image cold in ``mode`` (``MODE:PRESET``), on its first shape if none is named.
 
         The test fails when the trial does, or when it is invalid.
         """

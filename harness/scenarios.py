@@ -1,4 +1,7 @@
-"""Finds, loads and checks scenario files; every problem becomes ``file:line: key.path: what was expected, got …``."""
+"""This module finds, loads and checks scenario files.
+
+Every problem becomes ``file:line: key.path: what was expected, got …``.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,7 @@ def find(name: str) -> Path:
 
 
 def load(name: str | Path) -> Scenario:
-    """Read and check one scenario file.
+    """Reads and checks one scenario file.
 
     Raises:
         UsageError: no such file.
@@ -104,7 +107,7 @@ def load(name: str | Path) -> Scenario:
 
 
 def load_one(name: str | Path, purpose: str) -> Scenario:
-    """Read a scenario for what takes one and no axes, which ``purpose`` names.
+    """Reads a scenario without axes; ``purpose`` names what takes only such a one.
 
     Raises:
         UsageError: no such file, or it has axes.
@@ -121,7 +124,7 @@ def load_one(name: str | Path, purpose: str) -> Scenario:
 
 
 def parse(text: str, file: str) -> Scenario:
-    """Check a scenario's text; ``file`` is what messages call it."""
+    """Checks a scenario's text; ``file`` is what messages call it."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -145,7 +148,7 @@ def parse(text: str, file: str) -> Scenario:
 
 
 def _line_of(path: tuple[str | int, ...], lines: Mapping[tuple[str | int, ...], int]) -> int:
-    """The line of a key, or of the nearest table around it that the text spells out."""
+    """Returns the line of a key, or of the nearest table around it that the text spells out."""
     return next(lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in lines)
 
 
@@ -173,7 +176,7 @@ def _messages(error: ValidationError, data: dict[str, Any], text: str, file: str
 
 
 def _either(expectations: list[str]) -> str:
-    """Several members of a union refused a value: one of what they expected would do."""
+    """Joins what several members of a union expected, where each refused a value: any of it would do."""
     return " or ".join([expectations[0], *(text.removeprefix("expected ") for text in expectations[1:])])
 
 

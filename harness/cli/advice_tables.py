@@ -1,4 +1,4 @@
-"""Shows advice as tables on a terminal."""
+"""This module shows advice as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def show(out: Console, advice: Advice, starts: float, builds: float, rows: int) -> None:
-    """Print one scenario's advice, ``rows`` lines of each list, for so many starts and builds a day."""
+    """Prints one scenario's advice, ``rows`` lines of each list, for so many starts and builds a day."""
     out.print(f"[bold]{advice.scenario}[/bold]", highlight=False)
     out.print(advice.price, markup=False)
     _print_choices(out, advice.choices)

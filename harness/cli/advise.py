@@ -84,7 +84,7 @@ def _check(directory: Path, valid: Sequence[bool]) -> None:
 
 
 def _session(target: str) -> Path:
-    """The session to advise from; of a scenario two blocks are measured."""
+    """Returns the session to advise from; of a scenario it measures two blocks."""
     from harness.cli.run import run_session, typed
     from harness.model.plan import Selection
     from harness.session.opening import RESULTS, RunOptions
@@ -107,7 +107,7 @@ def _session(target: str) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What is known of an image and of what was read of it."""
+    """Holds what is known of an image and of what was read of it."""
 
     contents: Contents | None
     read_in: str
@@ -116,7 +116,7 @@ class _Seen:
 
 
 def _look(directory: Path, header: SessionHeader, scenario: Scenario, *, trace: bool) -> _Seen:
-    """The image as it lies in the cache; without it, what the session itself keeps."""
+    """Looks at the image as it lies in the cache; without it, at what the session itself keeps."""
     from harness.errors import ColdbenchError
     from harness.images.catalog import obtain
     from harness.images.layer_packing import light_growth
@@ -167,7 +167,9 @@ def _variants(unpacked: float, light: float) -> tuple[Variant, ...]:
 
 
 def _reads(scenario: Scenario, *, trace: bool, notes: list[str]) -> tuple[tuple[str, ...] | None, str]:
-    """What a start and the scenario's commands read: run once as root, or kept from then."""
+    """Returns what a start and the scenario's commands read: they are run once as root, or the result is kept from
+    then.
+    """
     from harness.cli.progress import make_progress
     from harness.errors import ColdbenchError, Interrupted
     from harness.model.modes import tracer
@@ -191,7 +193,7 @@ def _reads(scenario: Scenario, *, trace: bool, notes: list[str]) -> tuple[tuple[
 
 
 def _plain(value: Any) -> Any:
-    """For JSON, which has neither infinity nor NaN."""
+    """Turns a value into what JSON can hold, which has neither infinity nor NaN."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

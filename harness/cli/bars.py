@@ -1,4 +1,6 @@
-"""Holds what the image commands share: images by name, sizes, progress bars (on a terminal, not with ``--json``)."""
+"""This module holds what the image commands share: images by name, sizes, progress bars (on a terminal, not with
+``--json``).
+"""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def bench(
 
 
 def _with(scenarios: list[str], further: list[str]) -> list[str]:
-    """All engines to run where some are asked for: those that the scenarios must have, and then these."""
+    """Returns all engines to run where some are asked for: those that the scenarios must have, and then these."""
     if not further:
         return []
     from harness.model.engine import is_optional

@@ -58,7 +58,7 @@ def estargz(
 
 
 def _names(path: str) -> tuple[str, ...]:
-    """The names in a priority file (``-`` is standard input), blank lines and comments left out."""
+    """Returns the names in a priority file (``-`` is standard input), blank lines and comments left out."""
     from harness.errors import UsageError
 
     if not path:

@@ -122,7 +122,7 @@ def gate(
 
 
 def _lines(file: Path, scenario: Scenario) -> dict[str, int]:
-    """Where the scenario file speaks of each metric; the empty key: of the gate, else of the image."""
+    """Returns where the scenario file speaks of each metric; the empty key: of the gate, else of the image."""
     from harness.model.keylines import key_lines
 
     lines = key_lines(file.read_text("utf-8"))
@@ -138,7 +138,7 @@ def _lines(file: Path, scenario: Scenario) -> dict[str, int]:
 
 
 def _tell(result: GateResult) -> None:
-    """Print the summary and GitHub's annotations, and write the files."""
+    """Prints the summary and GitHub's annotations, and writes the files."""
     from harness.gate import outputs
 
     print(outputs.summary(result))

@@ -1,4 +1,6 @@
-"""Makes the command groups that several command modules share: ``coldbench image``, ``convert``, ``index``."""
+"""This module makes the command groups that several command modules share: ``coldbench image``, ``convert``,
+``index``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ index = typer.Typer(no_args_is_help=True, help="Write an index beside an unchang
 
 
 def register(app: typer.Typer) -> None:
-    """Attach the groups; their commands attach themselves when their modules are imported."""
+    """Attaches the groups; their commands attach themselves when their modules are imported."""
     app.add_typer(image, name="image")
     app.add_typer(convert, name="convert")
     app.add_typer(index, name="index")

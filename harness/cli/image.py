@@ -172,7 +172,7 @@ def _print_inspection(name: str, facts: dict[str, Any]) -> None:
 
 
 def _lazy_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
-    """What each lazy form has: (form, layer, entries, pieces, bytes that it adds)."""
+    """Yields what each lazy form has: (form, layer, entries, pieces, bytes that it adds)."""
     for number, layer in enumerate(facts["layers"]):
         toc = layer.get("estargz")
         if toc is not None and "error" in toc:
@@ -199,7 +199,7 @@ def _lazy_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]
 
 
 def _pack_rows(pack: dict[str, Any] | None) -> Iterator[tuple[str, str, str, str, str]]:
-    """What a start pack holds: in all, and of the package directories that it holds most of."""
+    """Yields what a start pack holds: in all, and of the package directories that it holds most of."""
     from harness.session.reads import package_of
 
     if pack is None:

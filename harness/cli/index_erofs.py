@@ -104,7 +104,7 @@ def erofs(
 
 
 def _read(files: list[Path]) -> list[Recording]:
-    """The recordings of these files. Raises UsageError."""
+    """Returns the recordings of these files. Raises UsageError."""
     from harness.errors import FormatError, UsageError
     from harness.formats.erofs.recording import Recording
 
@@ -120,7 +120,7 @@ def _read(files: list[Path]) -> list[Recording]:
 
 
 def _record(source: str, scenarios: list[str], command: tuple[str, ...]) -> list[Recording]:
-    """Recordings of a start of each scenario, and of the command in the image itself. Raises ColdbenchError."""
+    """Records a start of each scenario, and of the command in the image itself. Raises ColdbenchError."""
     from harness import scenarios as files
     from harness.cli.progress import make_progress
     from harness.drafting import Wish
@@ -143,7 +143,7 @@ def _record(source: str, scenarios: list[str], command: tuple[str, ...]) -> list
 
 
 def _kept(source: str, platform: Platform | None) -> tuple[Recording, ...]:
-    """What the pack of the image's present index holds; nothing where it has none, or none that can be read."""
+    """Returns what the pack of the image's present index holds; nothing where it has none, or none that can be read."""
     from harness.cli.bars import open_named
     from harness.errors import ContentError, ImageNotFound
     from harness.formats.erofs.image import find_erofs_index
@@ -166,7 +166,7 @@ def _kept(source: str, platform: Platform | None) -> tuple[Recording, ...]:
 
 
 def _beside(source: str) -> str:
-    """The place of the image itself, for writing."""
+    """Returns the place of the image itself, for writing."""
     from dataclasses import replace
 
     from harness.errors import UsageError

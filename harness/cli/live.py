@@ -1,4 +1,6 @@
-"""Draws a run live on a terminal: what runs now, how long it has taken and will take, and results by case."""
+"""This module draws a run live on a terminal: what runs now, how long it has taken and will take, and results by
+case.
+"""
 
 from __future__ import annotations
 

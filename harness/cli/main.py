@@ -41,7 +41,7 @@ def _root(
 
 
 def load_commands() -> None:
-    """Register every module of this package that has a ``register(app)``; heavy imports belong inside the commands."""
+    """Registers every module of this package that has a ``register(app)``; heavy imports belong inside the commands."""
     for info in pkgutil.iter_modules(cli.__path__):
         if info.name == "main":
             continue

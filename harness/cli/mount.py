@@ -111,7 +111,7 @@ def mount(
 
 @contextmanager
 def _recorded(image: str, directory: str) -> Iterator[Record]:
-    """A record of all this makes outside of itself, written before the first of it; then gone with it.
+    """Keeps a record of all this makes outside of itself, written before the first of it; then gone with it.
 
     Its one file is a scratch directory on disk, its directory has room for the daemon's mount.
     """
@@ -139,8 +139,9 @@ def _recorded(image: str, directory: str) -> Iterator[Record]:
 
 
 def _guarded(lowerdirs: Sequence[str], scratch: str, allow_other: bool) -> list[str]:
-    """What to stack: with an empty directory on top that is root's alone, or, for all, at the bottom: OverlayFS takes
-    no single directory."""
+    """Returns what to stack: an empty directory that is root's alone goes on top, or, for all users, at the bottom,
+    since OverlayFS takes no single directory.
+    """
     empty = os.path.join(scratch, "guard")
     os.mkdir(empty)
     os.chmod(empty, 0o700)
@@ -148,7 +149,7 @@ def _guarded(lowerdirs: Sequence[str], scratch: str, allow_other: bool) -> list[
 
 
 def _watch(process: subprocess.Popen[bytes], client: DaemonClient) -> None:
-    """Say what changes, until interrupted. The daemon's end matters only while something still comes through it."""
+    """Says what changes, until interrupted. The daemon's end matters only while something still comes through it."""
     from harness.errors import MachineError
     from harness.lazyfs.messages import GetUsage
 
@@ -177,7 +178,7 @@ def _watch(process: subprocess.Popen[bytes], client: DaemonClient) -> None:
 
 
 def _state(usage: Usage) -> str:
-    """What somebody who looks at the mount should know of it."""
+    """Says what somebody who looks at the mount should know of it."""
     if usage.handed_over:
         return "complete: the daemon is no longer needed"
     if usage.not_handed_over:
@@ -190,7 +191,7 @@ def _state(usage: Usage) -> str:
 
 
 def _address(source: ImageSource) -> StoreAddress:
-    """Where the daemon finds what ``source`` reads."""
+    """Returns where the daemon finds what ``source`` reads."""
     from harness.errors import UsageError
     from harness.lazyfs.messages import StoreAddress
     from harness.oci.layout import LayoutStore

@@ -1,4 +1,4 @@
-"""Draws a run's progress: one live display on a terminal, a line per trial elsewhere (logs, CI)."""
+"""This module draws a run's progress: one live display on a terminal, a line per trial elsewhere (logs, CI)."""
 
 from __future__ import annotations
 

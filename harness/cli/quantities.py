@@ -1,4 +1,4 @@
-"""Reads the quantities that options take: shares as percentages or fractions."""
+"""This module reads the quantities that options take: shares as percentages or fractions."""
 
 from __future__ import annotations
 

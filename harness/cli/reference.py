@@ -1,4 +1,6 @@
-"""Writes the reference of all commands as Markdown, out of the program itself, for the documentation site."""
+"""This module writes the reference of all commands as Markdown, out of the program itself, for the documentation
+site.
+"""
 
 from __future__ import annotations
 

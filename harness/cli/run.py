@@ -88,8 +88,8 @@ def run(
 
 
 def run_session(options: RunOptions) -> tuple[Path, Outcome, int]:
-    """Open the session and run it, with progress on stderr; returns its directory, what came of it, and the trials of
-    its plan.
+    """Opens the session and runs it, with progress on stderr; returns its directory, its counts, and the trials of its
+    plan.
     """
     from harness.cli.progress import make_progress
     from harness.session.opening import open_session
@@ -103,7 +103,7 @@ def run_session(options: RunOptions) -> tuple[Path, Outcome, int]:
 
 
 def run_campaign(options: RunOptions, scheduler: str) -> tuple[Path, Outcome, int]:
-    """Run the session's blocks on a scheduler's workers; this process keeps the session and needs no root."""
+    """Runs the session's blocks on a scheduler's workers; this process keeps the session and needs no root."""
     from harness.cli.progress import make_progress
     from harness.errors import UsageError
     from harness.session.campaign import Campaign
@@ -121,7 +121,7 @@ def run_campaign(options: RunOptions, scheduler: str) -> tuple[Path, Outcome, in
 
 
 def counted(outcome: Outcome) -> str:
-    """Says what came of the trials, in one line."""
+    """Says in one line how the trials ended."""
     recorded = outcome.ok + outcome.invalid + outcome.failed
     return f"{recorded} trials: {outcome.ok} ok, {outcome.invalid} invalid, {outcome.failed} failed"
 

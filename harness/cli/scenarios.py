@@ -52,7 +52,7 @@ def _list(
 
 
 def _image_label(image: ImageSpec) -> str:
-    """Where the image comes from, in a few words."""
+    """Says where the image comes from, in a few words."""
     if image.recipe is not None:
         return "recipe: " + " + ".join(dict.fromkeys(layer.kind for layer in image.recipe.layers))
     if image.layout is not None:

@@ -1,4 +1,4 @@
-"""Makes the consoles that text is printed on; a tag ``:new`` stays text on them and becomes no picture."""
+"""This module makes the consoles that text is printed on; a tag ``:new`` stays text on them and becomes no picture."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Prints the report on a terminal, the answer in a frame and tables in columns; into a pipe it
-prints Markdown instead.
+"""This module prints the report on a terminal, the answer in a frame and tables in columns; into a pipe it prints
+Markdown instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_report(published: Published, out: Console | None = None) -> None:
-    """Print a published report: laid out for reading on a terminal, as Markdown elsewhere."""
+    """Prints a published report: laid out for reading on a terminal, as Markdown elsewhere."""
     from harness.cli.tables import console
 
     if out is None and not sys.stdout.isatty():
@@ -55,7 +55,7 @@ def _print(published: Published, out: Console) -> None:
 
 
 def _table(out: Console, made: Table, title: str) -> None:
-    """One table; a ratio that is not proven is dim."""
+    """Prints one table; a ratio that is not proven is dim."""
     from rich.table import Table as Drawn
     from rich.text import Text
 

@@ -170,7 +170,7 @@ def _table(console: Any, title: str, parts: Sequence[Part], rows: int, *, read: 
 
 
 def _sum_of(parts: Sequence[Part]) -> list[Part]:
-    """All of them as one line, none if there are none."""
+    """Returns all parts summed up in one line; no line where there are no parts."""
     from harness.session.reads import Part
 
     if not parts:

@@ -69,7 +69,7 @@ def try_image(
 
 
 def _say_so_far(seen: Sequence[Observation]) -> None:
-    """After each block: what the answer would be now."""
+    """Prints after each block what the answer would be now."""
     from harness.report.answer import answer
     from harness.report.comparison import compare
 
@@ -89,7 +89,7 @@ def _finish(directory: Path, file: Path) -> None:
 
 
 def _said_once() -> Callable[[str, int, int], None]:
-    """A report of preparation that prints each step once."""
+    """Returns a report of preparation that prints each step once."""
     said: list[str] = []
 
     def report(what: str, _done: int, _total: int) -> None:
@@ -101,7 +101,7 @@ def _said_once() -> Callable[[str, int, int], None]:
 
 
 def _draft(wish: Wish, cache: Cache) -> Draft:
-    """The scenario for the image, which is copied here unless it is there already."""
+    """Drafts the scenario for the image, which is copied here unless it is there already."""
     from harness.drafting import draft, image_source, parse_ready
     from harness.images.catalog import materialise, refuse_foreign
     from harness.model.image import ImageSpec

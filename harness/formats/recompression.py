@@ -78,13 +78,13 @@ class ImageRecompression:
 
 
 class _Packer(Protocol):
-    """A writer that is done when it is left."""
+    """Writes a layer; it is done when it is left."""
 
     def write(self, data: bytes, /) -> object: ...
 
 
 class _Sink:
-    """A file that counts and hashes what is written to it."""
+    """Writes a file, and counts and hashes what is written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -142,7 +142,7 @@ def convert_layers(
 
 
 def _numbered(number: int) -> bytes:
-    """The entry that tells a copy's tars from another's; empty for 0.
+    """Returns the entry that tells a copy's tars from another's; empty for 0.
 
     A comment in a global header would do for the tars, but converters to eStargz drop it.
     """
@@ -161,12 +161,12 @@ class _Job:
     destination: ImageDestination
     compression: Compression
     before: bytes
-    """What every tar begins with, before its own first header."""
+    """Holds what every tar begins with, before its own first header."""
     scratch: Path
     progress: Callable[[int, int], None]
 
     def layer(self, number: int) -> LayerRecompression:
-        """The layer written anew, its tar held against the diff ID."""
+        """Writes the layer anew, its tar held against the diff ID."""
         layer, diff_id = self.image.layers[number], self.image.diff_ids[number]
         where = f"layer {number} ({layer.digest})"
         if "nondistributable" in layer.media_type or "foreign" in layer.media_type:

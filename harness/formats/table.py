@@ -43,9 +43,9 @@ class LayerTable:
     (``.wh.NAME``) and opaque (``.wh..wh..opq``) markers are kept as they stand, for whoever merges or presents layers.
     Names may repeat (the later entry wins) and parents may be missing (they exist with mode 0755, owner 0:0, time 0).
 
-    Units: ``sizes`` and ``offsets`` in bytes of the layer's address space (offset -1 where there is no payload),
-    ``mtimes_s`` seconds since the epoch (may be negative), ``mtimes_ns`` 0..999 999 999. ``modes`` are the 07777 bits.
-    ``links`` maps an entry to its symlink target (raw) or hard-link target (cleaned path). ``rdevs`` maps device
+    ``sizes`` and ``offsets`` are in bytes of the layer's address space (offset -1 where there is no payload),
+    ``mtimes_s`` in seconds since the epoch (may be negative), ``mtimes_ns`` 0..999 999 999. ``modes`` are the 07777
+    bits. ``links`` maps an entry to its symlink target (raw) or hard-link target (cleaned path). ``rdevs`` maps device
     entries to (major, minor). ``xattrs`` maps an entry to {full name: value}.
     """
 

@@ -24,9 +24,9 @@ class FrameWalk:
     def __init__(self, where: str) -> None:
         self._where = where
         self._skip = 0
-        """Bytes to pass over before the next header."""
+        """Counts bytes to pass over before the next header."""
         self._head = b""
-        """The beginning of a header that is not complete yet."""
+        """Holds the beginning of a header that is not complete yet."""
         self._inside = False
         self._checksum_bytes = 0
         self._frames = 0
@@ -54,7 +54,7 @@ class FrameWalk:
             raise FormatError(self._where, "the zstd stream ends early")
 
     def _block(self, data: bytes, position: int) -> int:
-        """Bytes of the block header at ``position``; 0 when it is not complete."""
+        """Counts the bytes of the block header at ``position``; 0 when it is not complete."""
         if len(data) - position < _BLOCK_HEADER_BYTES:
             return 0
         header = int.from_bytes(data[position : position + _BLOCK_HEADER_BYTES], "little")
@@ -69,7 +69,7 @@ class FrameWalk:
         return _BLOCK_HEADER_BYTES
 
     def _header(self, data: bytes, position: int) -> int:
-        """Bytes of the frame header at ``position``; 0 when it is not complete."""
+        """Counts the bytes of the frame header at ``position``; 0 when it is not complete."""
         magic = data[position : position + _MAGIC_BYTES]
         left = len(data) - position
         skippable = magic[1:] == SKIPPABLE_MAGIC[: len(magic) - 1] and 0x50 <= magic[0] <= 0x5F

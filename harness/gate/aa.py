@@ -101,7 +101,7 @@ class AaRecord(Frozen):
 
     @property
     def steady(self) -> tuple[str, ...]:
-        """Lists the counters that never differed. counters that never differed."""
+        """Lists the counters that never differed."""
         return tuple(sorted(name for name, apart in self.scatter.items() if apart == 0))
 
     @property
@@ -113,7 +113,7 @@ class AaRecord(Frozen):
 
 
 def scatter(pairs: Sequence[Pair]) -> dict[str, float]:
-    """Returns largest relative difference of each counter inside a block of equal sides."""
+    """Returns the largest relative difference of each counter inside a block of equal sides."""
     apart: dict[str, float] = defaultdict(float)
     for pair in pairs:
         theirs = {(o.host, o.block): of_trial(o) for o in pair.baseline if o.valid}
@@ -189,7 +189,7 @@ class Drawer:
 
 
 def _both(pair: Pair) -> dict[str, dict[tuple[str, int], tuple[float, float]]]:
-    """Values of both sides by metric and block."""
+    """Returns the values of both sides by metric and block."""
     theirs = {(o.host, o.block): of_trial(o) for o in pair.baseline if o.valid}
     found: dict[str, dict[tuple[str, int], tuple[float, float]]] = defaultdict(dict)
     for o in pair.candidate:

@@ -1,8 +1,7 @@
-"""Runs an A/A session and draws its conclusions; with an injected slowdown, the power instead of false alarms.
+"""This module runs an A/A session and draws its conclusions: false alarms, or the power where a slowdown is injected.
 
-The slowdown is exact in what it takes: the candidate's CPU limit is divided by 1 + the share, while the container
-runs as before. A start that is bound by the CPU takes longer by about that share; the measured ratio is printed
-beside it.
+The slowdown is exact in what it takes: the candidate's CPU limit is divided by 1 + the share, while the container runs
+as before. A start that is bound by the CPU takes longer by about that share; the measured ratio is printed beside it.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def header_of(
 
 
 def run(launcher: Launcher, header: SessionHeader, directory: Path, *, gate_blocks: int, inject: float) -> AaResult:
-    """Run the session, analyse it and keep the record. Raises NothingToCompare without a complete block."""
+    """Runs the session, analyses it and keeps the record. Raises NothingToCompare without a complete block."""
     with Store.create(directory, header) as store:
         launcher.run(store)
         side = Side(str(directory), header, tuple(store.observations), {}, directory)

@@ -22,7 +22,7 @@ def directory(cache: Cache, host_class: str) -> Path:
 
 
 def keep(cache: Cache, record: AaRecord) -> Path:
-    """Write a record; older ones of the same scenario stay, since together they show how days differ."""
+    """Writes a record; older ones of the same scenario stay, since together they show how days differ."""
     folder = directory(cache, record.host_class)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record.scenario}-{record.session}.json"

@@ -37,7 +37,7 @@ class Compared:
 def compare_sides(
     candidate: Side, baseline: Side, *, margin: float, alpha: float = 0.05, anyway: bool = False
 ) -> Compared:
-    """Compare every time metric; all ratios shown are corrected together.
+    """Compares every time metric; all ratios shown are corrected together.
 
     Raises:
         UsageError: decisive differences, without ``anyway``.

@@ -102,7 +102,7 @@ def _scenario(side: Side) -> Scenario | None:
 
 
 def _shapes(candidate: Side, baseline: Side) -> Iterator[Difference]:
-    """Sizes of the same name that are not the same size."""
+    """Names sizes of the same name that are not the same size."""
     mine = {case.shape.label: case for case in candidate.header.plan.cases}
     theirs: dict[str, PlannedCase] = {case.shape.label: case for case in baseline.header.plan.cases}
     for label in mine.keys() & theirs.keys():

@@ -1,4 +1,6 @@
-"""A gate that ended in an error leaves the same files as one that came to a verdict, and says that there is none."""
+"""This module makes a gate that ended in an error leave the same files as one with a verdict, and say that there is
+none.
+"""
 
 from __future__ import annotations
 

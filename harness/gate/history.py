@@ -121,7 +121,7 @@ def _points(
 
 
 def _changes(points: Sequence[Point], p_value: float) -> tuple[ChangePoint, ...]:
-    """Change points of a line; a line of fewer than four sessions has none."""
+    """Returns the change points of a line; a line of fewer than four sessions has none."""
     if len(points) < 4:
         return ()
     try:

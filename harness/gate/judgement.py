@@ -1,4 +1,6 @@
-"""The judgement of a gate: which lines and counters decide, what they say, and why a regression is one."""
+"""This module makes the judgement of a gate: which lines and counters decide, what they say, and why a regression is
+one.
+"""
 
 from __future__ import annotations
 

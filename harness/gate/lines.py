@@ -65,7 +65,7 @@ def _of_pair(pair: Pair, margin_of: Callable[[str], float]) -> Iterable[Line]:
 
 
 def _values(observations: Iterable[Observation]) -> dict[str, dict[tuple[str, int], float]]:
-    """Values above zero by metric, then by host and block."""
+    """Returns the values above zero by metric, then by host and block."""
     found: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
     for o in observations:
         if o.valid:
@@ -131,8 +131,8 @@ def judge(
 
 
 def primary(metrics: Sequence[str]) -> Callable[[str], bool]:
-    """Says whether whether a metric decides: it is named, or its family is and that is not one
-    whose parts only inform.
+    """Returns a function that says whether a metric decides: it is named, or its family is and that is not one whose
+    parts only inform.
     """
     named = set(metrics)
     return lambda metric: metric in named or (family(metric) in named and family(metric) not in INFORMATIVE)

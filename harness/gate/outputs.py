@@ -217,7 +217,7 @@ def junit(result: GateResult) -> str:
 
 
 def write(result: GateResult, environment: Mapping[str, str] = os.environ) -> list[Path]:
-    """Write summary.md, comment.md, junit.xml and gate.json beside the session; append to GitHub's step summary.
+    """Writes summary.md, comment.md, junit.xml and gate.json beside the session; appends to GitHub's step summary.
 
     A result without a directory is appended only.
     """

@@ -40,7 +40,9 @@ def phases(pair: Pair) -> list[str]:
 
 
 def _durations(observations: Iterable[Observation]) -> dict[str, list[float]]:
-    """Seconds that each phase covered before ready, by trial: the union of its spans, since layers overlap."""
+    """Returns the seconds that each phase covered before ready, by trial: the union of its spans, since layers
+    overlap.
+    """
     found: dict[str, list[float]] = defaultdict(list)
     for o in observations:
         if not o.valid or o.time_to_ready_s is None:

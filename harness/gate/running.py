@@ -75,7 +75,7 @@ class GateRun:
     """Holds what the first session found, while a second one is to confirm it."""
 
     def run(self) -> GateResult:
-        """Run one session, or two, and say what was found. Raises ColdbenchError where a session cannot be run."""
+        """Runs one session, or two, and says what was found. Raises ColdbenchError where a session cannot be run."""
         gate = self.scenario.gate
         header = self._header(self.seed, "gate")
         known = aa_store.latest(self.launcher.cache, host_class(header.host), self.scenario.name)
@@ -176,7 +176,7 @@ class GateRun:
         return side, outcome.failed, pairs, alone
 
     def _confirm(self, first: Sequence[Line], directory: Path) -> tuple[list[Line], int]:
-        """Run a second session and judge only what regressed in the first."""
+        """Runs a second session and judges only what regressed in the first."""
         header = self._header(self.seed + 1, "confirmation")
         wanted = {(line.case, line.metric) for line in first}
         blocks = self.blocks_run

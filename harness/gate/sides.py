@@ -105,7 +105,9 @@ def select(side: Side, selection: Mapping[str, str], name: str) -> Side:
 
 
 def _matches(at: Mapping[str, str], selection: Mapping[str, str]) -> bool:
-    """A mode may be named without its preset, an image by the beginning of its digest."""
+    """Says whether a case is selected; a mode may be named without its preset, an image by the beginning of its
+    digest.
+    """
     open_ended = {"mode": (":",), "image": ("",)}
     for key, value in selection.items():
         wanted = f"sha256:{value}" if key == "image" and not value.startswith("sha256:") else value
@@ -134,8 +136,10 @@ def pairs(candidate: Side, baseline: Side) -> tuple[list[Pair], list[str]]:
 
 
 def _refuse_mixed_limits(pair: Pair, candidate: str, baseline: str) -> None:
-    """A Docker that runs already is outside of the shape's limits: no ratio with a machine's start means anything, so
-    nothing overrules this. Raises UsageError."""
+    """Raises UsageError where the shape's limits held for other things on the two sides, and nothing overrules this.
+
+    A Docker that runs already is outside of the shape's limits: no ratio with a machine's start means anything.
+    """
     cases = [o.case for o in (*pair.candidate, *pair.baseline)]
     held = {case.limits: f"{case.mode}:{case.variant} ({case.engine})" for case in cases}
     if len(held) > 1:
@@ -163,6 +167,6 @@ def _cases(side: Side, varied: set[str]) -> dict[str, list[Observation]]:
 
 
 def _name(at: Mapping[str, str]) -> str:
-    """A case's name in tables; what is as usual is not said."""
+    """Returns a case's name in tables; what is as usual is not said."""
     usual = {"engine": "embedded", "distance": "none"}
     return " ".join(value for key, value in at.items() if usual.get(key) != value)

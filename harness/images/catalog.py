@@ -1,4 +1,5 @@
-"""Finds the place behind an image's name; a scenario's ``image`` table is built, copied or found first, once.
+"""This module finds the place behind an image's name; a scenario's ``image`` table is built, copied or found first,
+once.
 
 It knows scenarios, so that ``harness.oci`` need not: imports run one way (tests/test_rooms.py).
 """
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def _silent(what: str, done: int, total: int) -> None:
-    """No progress wanted."""
+    """Does nothing: no progress is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _obtain(
     pinned: str,
     called: str,
 ) -> Obtained:
-    """The image as its source has it."""
+    """Returns the image as its source has it."""
     if spec.recipe is not None:
         there = cache.has(recipe_place(spec.recipe, cache))
         if offline and not there:
@@ -140,7 +141,7 @@ def _recompressed(
     cache: Cache,
     report: Callable[[str, int, int], object],
 ) -> Obtained:
-    """The same image, or a numbered copy of it, with its layers compressed so; each is made once."""
+    """Returns the same image, or a numbered copy of it, with its layers compressed so; each is made once."""
     from harness.formats.recompression import RECOMPRESSION_VERSION, convert_layers
     from harness.oci.layout import LayoutStore
 

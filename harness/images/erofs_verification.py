@@ -76,7 +76,7 @@ def index_checks(source: ImageSource, image: Image, manifest: bytes) -> tuple[Er
 
 
 class _Nothing:
-    """The byte source of a layer that was compared already."""
+    """Stands for the byte source of a layer that was compared already."""
 
     size = 0
 

@@ -74,7 +74,9 @@ def inspect_image(
 
 
 def _remarks(source: ImageSource, image: Image) -> Iterator[str]:
-    """Where the image says one thing and is another: it works all the same, and surprises whoever trusts the labels."""
+    """Says where the image claims one thing and is another: it works all the same, and surprises whoever trusts the
+    labels.
+    """
     stated = image.descriptor.platform
     if stated is not None and str(stated) and not image.platform.accepts(stated):
         yield f"the index says {stated}, its configuration says {image.platform or 'nothing'}"
@@ -89,7 +91,9 @@ def _remarks(source: ImageSource, image: Image) -> Iterator[str]:
 
 
 def _compression(source: ImageSource, layer: Descriptor) -> str:
-    """What the layer is compressed with by its first bytes, as engines look at it; its media type may be wrong."""
+    """Returns what the layer is compressed with by its first bytes, as engines look at it; its media type may be
+    wrong.
+    """
     from harness.formats.sniff import SNIFFED_BYTES, compression_of
 
     try:
@@ -144,7 +148,7 @@ def _read_layer(
 
 
 def _estargz(source: ImageSource, layer: Descriptor) -> dict[str, Any] | None:
-    """The layer's own TOC, where its descriptor announces one or it ends in a footer."""
+    """Describes the layer's own TOC, where its descriptor announces one or it ends in a footer."""
     from harness.errors import DigestMismatch
     from harness.formats.estargz.footer import FOOTER_BYTES, is_estargz
     from harness.formats.estargz.reader import EstargzToc, read_toc_member
@@ -180,7 +184,7 @@ def _estargz(source: ImageSource, layer: Descriptor) -> dict[str, Any] | None:
 
 
 def _artefacts(source: ImageSource, image: Image) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Artefacts about the image, and what they say of each layer by its digest (``ztoc``, ``erofs``)."""
+    """Returns the artefacts about the image, and what they say of each layer by its digest (``ztoc``, ``erofs``)."""
     from harness.formats.erofs.index import INDEX_TYPE
     from harness.formats.soci.index import V1, V2
     from harness.oci.descriptor import Descriptor
@@ -241,7 +245,7 @@ def _spans(source: ImageSource, ztoc: Descriptor) -> dict[str, Any]:
 
 
 def _pack(source: ImageSource, image: Image, manifest: bytes, index: ErofsIndex) -> dict[str, Any]:
-    """What the index's start pack adds and holds; empty where it has none."""
+    """Describes what the index's start pack adds and holds; empty where it has none."""
     from harness.formats.erofs.index import index_pack
     from harness.formats.erofs.packing import load_pack
     from harness.images.pack_contents import files_in

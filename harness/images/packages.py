@@ -84,7 +84,7 @@ def _counted(pieces: Iterator[bytes], progress: Callable[[int], None]) -> Iterat
 
 
 def _metadata(pieces: Iterator[bytes]) -> dict[str, str]:
-    """The wanted files of one layer's tar, by absolute path, as text."""
+    """Returns the wanted files of one layer's tar, by absolute path, as text."""
     stream = _Pieces(pieces)
     scanner = TarScanner()
     found: dict[str, str] = {}
@@ -147,12 +147,12 @@ def _dpkg(texts: dict[str, str], shown: Collection[str]) -> Iterator[Package]:
 
 
 def _shown(path: str, shown: Collection[str]) -> str:
-    """Where the image shows a path of a list: dpkg names /bin/ls where /bin leads to /usr/bin. Empty: nowhere."""
+    """Says where the image shows a path of a list: dpkg names /bin/ls where /bin leads to /usr/bin. Empty: nowhere."""
     return path if path in shown else f"/usr{path}" if f"/usr{path}" in shown else ""
 
 
 def _stanzas(status: str) -> Iterator[tuple[str, _Status]]:
-    """Packages of a status file (deb-control(5)), with what they need and provide."""
+    """Yields the packages of a status file (deb-control(5)), with what they need and provide."""
     for stanza in status.split("\n\n"):
         fields = {}
         for line in re.sub(r"\n[ \t]+", " ", stanza).splitlines():
@@ -168,7 +168,9 @@ def _stanzas(status: str) -> Iterator[tuple[str, _Status]]:
 
 
 def _names(relation: str) -> list[str]:
-    """Package names of a relation field: ``libc6 (>= 2.36), python3:any | python`` gives libc6, python3, python."""
+    """Returns the package names of a relation field: ``libc6 (>= 2.36), python3:any | python`` gives libc6, python3,
+    python.
+    """
     words = re.split(r"[,|]", relation)
     return [name for word in words if (name := word.strip().partition(" ")[0].partition(":")[0])]
 
@@ -177,7 +179,7 @@ def _names(relation: str) -> list[str]:
 
 
 def _normal(name: str) -> str:
-    """A distribution's name as comparisons take it (PEP 503)."""
+    """Returns a distribution's name as comparisons take it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -203,7 +205,7 @@ def _pip(texts: dict[str, str], shown: Collection[str]) -> Iterator[Package]:
 
 
 def _joined(place: str, relative: str) -> str:
-    """An absolute path; RECORD names scripts as ``../../../bin/pip``."""
+    """Returns an absolute path; RECORD names scripts as ``../../../bin/pip``."""
     parts: list[str] = []
     for part in f"{place}/{relative}".split("/"):
         if part == "..":

@@ -156,7 +156,7 @@ def _memory(reference: Reference, cache: Cache) -> Path:
 
 
 def _last(reference: Reference, cache: Cache) -> Lookup | None:
-    """The lookup before this one; None when there was none, or its record cannot be read."""
+    """Returns the lookup before this one; None when there was none, or its record cannot be read."""
     try:
         stored = json.loads(_memory(reference, cache).read_bytes())
         found = Lookup(str(reference), str(stored["digest"]), str(stored["looked_up_at"]))

@@ -40,7 +40,7 @@ def shown_by_layers(tables: Sequence[LayerTable], *, places: bool) -> dict[bytes
 
 
 def _stacked(indexes: Sequence[DirectoryIndex]) -> Iterator[tuple[bytes, Place]]:
-    """Every name and what is shown there: the uppermost layer's, directories merged down to an opaque one."""
+    """Yields every name and what is shown there: the uppermost layer's, directories merged down to an opaque one."""
     roots = [(layer, index.root) for layer, index in reversed(list(enumerate(indexes)))]
     waiting: list[tuple[bytes, list[Place]]] = [(b"", roots)]
     while waiting:

@@ -77,7 +77,7 @@ class Together:
 
 
 def _differences(truth: dict[bytes, Shown], shown: dict[bytes, Shown], *, whole_seconds: bool = False) -> Iterator[str]:
-    """One line for each name that is shown otherwise than unpacking shows it."""
+    """Yields one line for each name that is shown otherwise than unpacking shows it."""
     for path in sorted(truth.keys() | shown.keys()):
         name = repr("/" + path.decode("utf-8", "backslashreplace"))
         if path not in shown:

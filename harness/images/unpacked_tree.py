@@ -120,7 +120,7 @@ def _directory(entry: TarEntry | None, layer: int) -> Node:
 
 
 def _unpack(entries: Sequence[TarEntry], layer: int) -> tuple[Node, list[Node]]:
-    """One layer's tree, and its hard links into lower layers."""
+    """Returns one layer's tree, and its hard links into lower layers."""
     root = _directory(None, layer)
     waiting: list[tuple[Node, bytes, bytes, Node]] = []
     for entry in entries:
@@ -176,7 +176,7 @@ def _make_directory(parent: Node, base: bytes, entry: TarEntry, layer: int) -> N
 
 
 def _link_late(root: Node, waiting: list[tuple[Node, bytes, bytes, Node]], layer: int) -> list[Node]:
-    """Make the links whose targets came later; what is left leads into lower layers."""
+    """Makes the links whose targets came later; what is left leads into lower layers."""
     open_places = {(id(late[0]), late[1]): late for late in waiting if late[1] not in (late[0].children or {})}
     waiting = list(open_places.values())  # the last entry of a name counts
     while waiting:
@@ -220,7 +220,9 @@ def _says_opaque(entry: TarEntry) -> bool:
 
 
 def _reach(root: Node, path: bytes, layer: int, *, make: bool) -> Node | None:
-    """The directory that ``path`` leads to inside the root, symbolic links followed; None where it is missing."""
+    """Returns the directory that ``path`` leads to inside the root, symbolic links followed; None where it is
+    missing.
+    """
     above: list[tuple[bytes, Node | None]] = [(b"", root)]
     parts = path.split(b"/")[::-1]
     hops = 0
@@ -259,7 +261,7 @@ def _find(root: Node, path: bytes, layer: int) -> Node | None:
 
 
 def _lookup(root: Node, path: bytes) -> Node | None:
-    """What a merged tree has at a path; no link is followed."""
+    """Returns what a merged tree has at a path; no link is followed."""
     node: Node | None = root
     for part in path.split(b"/"):
         if node is None or node.children is None:
@@ -269,7 +271,7 @@ def _lookup(root: Node, path: bytes) -> Node | None:
 
 
 def _over(lower: Node, upper: Node) -> Node:
-    """The directory ``upper`` over the directory ``lower``."""
+    """Returns the directory ``upper`` over the directory ``lower``."""
     result = _directory(upper.entry, upper.layer)
     waiting: list[tuple[Node, Node | None, Node]] = [(result, lower, upper)]
     while waiting:
@@ -288,6 +290,6 @@ def _over(lower: Node, upper: Node) -> Node:
 
 
 def _count(root: Node) -> None:
-    """Count the names that one layer gives."""
+    """Counts the names that one layer gives."""
     for _, node in _walk(root):
         (node.stands_for or node).names += 1

@@ -1,9 +1,9 @@
-"""Check an image to the last byte: every digest, and that its lazy forms give what unpacking it gives.
+"""This module checks an image to the last byte: every digest, and that its lazy forms give what unpacking it gives.
 
-Each layer is read once in full (its digest and its diff ID are checked on the way) and its tar kept beside; every
-lazy form the image has for that layer is then read through the same table and byte source that a mount uses, and
-compared entry by entry and byte by byte. At the end what each form shows of all layers together is compared with what
-unpacking them shows (``together``). A new lazy form is one more function in ``FINDERS``.
+Each layer is read once in full (its digest and its diff ID are checked on the way) and its tar kept beside; every lazy
+form the image has for that layer is then read through the same table and byte source that a mount uses, and compared
+entry by entry and byte by byte. At the end what each form shows of all layers together is compared with what unpacking
+them shows (``together``). A new lazy form is one more function in ``FINDERS``.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def verify_image(
     scratch: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] = lambda _layer, _count: None,
 ) -> Verification:
-    """Check everything of ``image``, whose manifest and config ``source`` verified when it resolved them.
+    """Checks everything of ``image``, whose manifest and config ``source`` verified when it resolved them.
 
     What does not hold is in the result, not raised; RegistryError, ImageNotFound and DiskFull are raised.
     ``progress(layer, count)`` is told stored bytes read.
@@ -104,7 +104,7 @@ def verify_image(
 
 
 def _few(problems: Iterable[str]) -> tuple[str, ...]:
-    """The first problems, and that there may be more."""
+    """Returns the first problems, and says that there may be more."""
     found = tuple(islice(problems, MAX_PROBLEMS_PER_CHECK + 1))
     return found if len(found) <= MAX_PROBLEMS_PER_CHECK else (*found[:-1], "and perhaps more")
 
@@ -211,7 +211,7 @@ def find_soci(source: ImageSource, image: Image) -> Iterator[LazyForm]:
 
 
 def read_parts(source: ImageSource, manifest: str, leave: frozenset[str]) -> None:
-    """Read every blob that an artefact's manifest names, but those of media types to ``leave``; all are verified."""
+    """Reads every blob that an artefact's manifest names, but those of media types to ``leave``; all are verified."""
     document = parse_json(source.manifest(manifest)[0], f"{source.where}: {manifest}")
     where = f"{source.where}: {manifest}"
     parts = Descriptor.list_from_json(document.get("layers"), where)

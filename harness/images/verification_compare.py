@@ -1,4 +1,4 @@
-"""Compare a lazy layer with the tar it stands for: the same names, the same metadata, the same bytes."""
+"""This module compares a lazy layer with the tar it stands for: the same names, the same metadata, the same bytes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def differences(tar: SpooledTar, lazy: LazyLayer) -> Iterator[str]:
 
 
 def _metadata(lazy: LazyLayer, row: int, entry: TarEntry) -> str:
-    """What differs between a row and the tar's entry ("" for nothing)."""
+    """Says what differs between a row and the tar's entry ("" for nothing)."""
     table, kind = lazy.table, entry.kind
     device = kind in (Kind.CHAR, Kind.BLOCK)
     link = None
@@ -114,7 +114,7 @@ def _content(tar: SpooledTar, lazy: LazyLayer, row: int, entry: TarEntry) -> str
 
 
 def _tar_bytes(tar: SpooledTar, entry: TarEntry, at: int, size: int) -> bytes:
-    """Bytes of a file as unpacking gives them, holes of sparse files as zeros."""
+    """Returns the bytes of a file as unpacking gives them, holes of sparse files as zeros."""
     if entry.sparse is None:
         return os.pread(tar.descriptor, size, entry.payload_offset + at)
     out = bytearray(size)

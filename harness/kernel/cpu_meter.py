@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _IDLE_FIELDS = (3, 4)
-"""``idle`` and ``iowait`` among the numbers of a line of /proc/stat."""
+"""They are ``idle`` and ``iowait`` among the numbers of a line of /proc/stat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class CpuReading:
 
 
 class CpuMeter:
-    """Reads usage and limit; ``proc`` is where the kernel shows them. Never raises: what is not seen is None."""
+    """Reads usage and limit; ``proc`` is where the kernel shows them. It never raises: what is not seen is None."""
 
     def __init__(self, proc: str = "/proc") -> None:
         self._stat = os.path.join(proc, "stat")
@@ -102,7 +102,7 @@ def _text(path: str) -> str:
 
 
 def _groups(proc: str) -> Iterator[_GroupV1 | _GroupV2]:
-    """The groups of this process that can have a quota, innermost first."""
+    """Yields the groups of this process that can have a quota, innermost first."""
     mounts: dict[str, tuple[str, str]] = {}
     with open(os.path.join(proc, "self", "mountinfo"), encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
@@ -132,7 +132,7 @@ def _groups(proc: str) -> Iterator[_GroupV1 | _GroupV2]:
 
 
 def _upwards(mount: tuple[str, str], path: str) -> Iterator[str]:
-    """Directories of the group ``path`` and of those above it, as far as the mount shows them."""
+    """Yields the directories of the group ``path`` and of those above it, as far as the mount shows them."""
     root, point = mount
     relative = os.path.relpath(path, root) if path.startswith(root) else path.lstrip("/")
     parts = [part for part in relative.split("/") if part not in {"", "."}]

@@ -19,7 +19,7 @@ _BUSY_WAIT_S = 10.0
 
 
 class _LoopInfo64(ctypes.Structure):
-    """struct loop_info64 of linux/loop.h."""
+    """Holds struct loop_info64 of linux/loop.h."""
 
     _fields_ = (
         ("lo_device", ctypes.c_uint64),
@@ -39,7 +39,7 @@ class _LoopInfo64(ctypes.Structure):
 
 
 class _LoopConfig(ctypes.Structure):
-    """struct loop_config of linux/loop.h."""
+    """Holds struct loop_config of linux/loop.h."""
 
     _fields_ = (
         ("fd", ctypes.c_uint32),

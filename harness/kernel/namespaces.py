@@ -39,7 +39,9 @@ class Namespaces:
     """
 
     def __init__(self, descriptors: Sequence[int]) -> None:
-        """Take over open descriptors, one of each of ``KINDS`` in its order. Raises ValueError for any other number."""
+        """Takes over open descriptors, one of each of ``KINDS`` in its order. Raises ValueError for any other
+        number.
+        """
         self.descriptors = dict(zip(KINDS, descriptors, strict=True))
 
     @classmethod
@@ -58,15 +60,14 @@ class Namespaces:
         return cls(opened)
 
     def close(self) -> None:
-        """Let go of them; idempotent."""
+        """Lets go of them; idempotent."""
         for descriptor in self.descriptors.values():
             os.close(descriptor)
         self.descriptors.clear()
 
 
 def owned_by_our_user_namespace(namespace: int) -> bool:
-    """Says whether whether an open namespace (``/proc/PID/ns/…``) was made with rights in this process's own user
-    namespace.
+    """Says whether an open namespace (``/proc/PID/ns/…``) was made with rights in this process's own user namespace.
 
     One that belongs to another user namespace was made by somebody who need not be root here: it is his to shape.
     """

@@ -37,9 +37,9 @@ def unmount(target: str) -> None:
 
 
 def mount_overlay(scratch: str, lowerdirs: Sequence[str], target: str, flags: int = 0) -> None:
-    """Stack ``lowerdirs`` (topmost first) with a fresh writable upper below ``scratch`` and mount it on ``target``.
+    """Stacks ``lowerdirs`` (topmost first) with a fresh writable upper below ``scratch`` and mounts it on ``target``.
 
-    ``flags`` are mount(2)'s: with MS_NODEV no device node of a layer can be opened. Changes the working directory to
+    ``flags`` are mount(2)'s: with MS_NODEV no device node of a layer can be opened. It changes the working directory to
     ``scratch`` and names layers by short symlinks relative to it, as Docker does, so that hundreds fit into the one
     page that mount(2) takes. HostUnfit without OverlayFS, MachineError when refused.
     """

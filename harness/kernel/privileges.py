@@ -57,7 +57,7 @@ def own_capabilities() -> frozenset[int]:
 
 
 def keep_capabilities(numbers: Collection[int], last: int) -> None:
-    """Have these capabilities and no others, now and after any exec. ``last`` is ``last_capability()``."""
+    """Keeps these capabilities and no others, now and after any exec. ``last`` is ``last_capability()``."""
     for number in range(last + 1):
         if number not in numbers:
             _prctl(_PR_CAPBSET_DROP, number, "prctl(PR_CAPBSET_DROP)")
@@ -81,7 +81,7 @@ def hide_from_others() -> None:
 
 
 def filter_system_calls(program: bytes) -> None:
-    """Put a seccomp filter in force, for this process and all that it starts (``harness.kernel.seccomp``)."""
+    """Puts a seccomp filter in force, for this process and all that it starts (``harness.kernel.seccomp``)."""
     instructions = ctypes.create_string_buffer(program, len(program))
     described = _FilterProgram(len(program) // 8, ctypes.cast(instructions, ctypes.c_void_p).value)
     address = ctypes.cast(ctypes.byref(described), ctypes.c_void_p).value or 0

@@ -150,11 +150,11 @@ class CgroupDriver(Protocol):
         ...
 
     def reset_peak(self) -> None:
-        """Start the memory peak anew, where the kernel can."""
+        """Starts the memory peak anew, where the kernel can."""
         ...
 
     def drop_cache(self) -> None:
-        """Give back the page cache charged to the group, where the kernel can."""
+        """Gives back the page cache charged to the group, where the kernel can."""
         ...
 
     def pids(self) -> list[int]:
@@ -162,11 +162,11 @@ class CgroupDriver(Protocol):
         ...
 
     def kill(self) -> None:
-        """Kill all of them and wait until they are gone."""
+        """Kills all of them and waits until they are gone."""
         ...
 
     def remove(self) -> None:
-        """Remove the group and all below it; it must be empty. Nothing happens if it is not there."""
+        """Removes the group and all below it; it must be empty. Nothing happens if it is not there."""
         ...
 
 
@@ -227,7 +227,7 @@ def find_mounts(mountinfo: str | None = None) -> CgroupMounts:
 
 
 def remove_strays(name: str, mounts: CgroupMounts | None = None) -> None:
-    """Remove groups of this name in every hierarchy: a runtime that was killed may have left empty ones."""
+    """Removes groups of this name in every hierarchy: a runtime that was killed may have left empty ones."""
     for root in (mounts or find_mounts()).roots:
         if (root / name).is_dir():
             remove_tree(root / name)
@@ -270,7 +270,7 @@ def read_pairs(path: Path) -> dict[str, int]:
 
 
 def write_value(path: Path, value: str) -> None:
-    """Write one value in one write(2); ``MachineError`` names the file and the value."""
+    """Writes one value in one write(2); ``MachineError`` names the file and the value."""
     try:
         with open(path, "w", encoding="ascii") as file:
             file.write(value)
@@ -293,7 +293,7 @@ def list_pids(top: Path) -> list[int]:
 
 
 def remove_tree(top: Path) -> None:
-    """Remove a group and all below it; a group stays busy for a moment after its last process has gone."""
+    """Removes a group and all below it; a group stays busy for a moment after its last process has gone."""
     deadline = time.monotonic() + 5.0
     for group in group_dirs(top):
         while True:

@@ -42,7 +42,7 @@ class CgroupV1:
 
     @property
     def _tops(self) -> list[Path]:
-        """One directory per hierarchy; cpu and cpuacct often share one."""
+        """Returns one directory per hierarchy; cpu and cpuacct often share one."""
         return list(dict.fromkeys(self._dirs.values()))
 
     def create(self) -> None:
@@ -142,10 +142,10 @@ class CgroupV1:
         )
 
     def _user_share(self) -> float:
-        """User mode's part of the CPU time.
+        """Returns user mode's part of the CPU time.
 
-        cpuacct.usage is exact, its split is sampled by the timer tick (and cpuacct.stat's is rounded to jiffies of
-        10 ms beside), so the parts may sum to something else: only their ratio is used, as version 2 does itself.
+        cpuacct.usage is exact, its split is sampled by the timer tick (and cpuacct.stat's is rounded to jiffies of 10
+        ms beside), so the parts may sum to something else: only their ratio is used, as version 2 does itself.
         """
         accounting = self._dirs["cpuacct"]
         user, system = (int(read_text(accounting / f"cpuacct.usage_{part}") or 0) for part in ("user", "sys"))

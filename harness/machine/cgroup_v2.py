@@ -153,7 +153,9 @@ class CgroupV2:
         return read_pairs(self._top / "cpu.stat")["usage_usec"] / 1e6
 
     def reset_peak(self) -> None:
-        """The kernel's own peak can be reset per open file only (Linux 6.12); it counts from the start."""
+        """Does nothing: the kernel's own peak can be reset per open file only (Linux 6.12), so it counts from the
+        start.
+        """
         self._peak_bytes = 0
 
     def drop_cache(self) -> None:

@@ -58,7 +58,7 @@ def run_checks(facts: host.HostFacts) -> list[Check]:
 
 
 def _surroundings() -> list[Check]:
-    """What is different in a container; nothing on a host."""
+    """Checks what is different in a container; there is nothing on a host."""
     kind = surroundings.container()
     if not kind:
         return []
@@ -117,7 +117,7 @@ def _cgroups(root: bool) -> Check:
 
 
 def _disk() -> Path:
-    """Where machines' disks lie, too: what an overlay refuses must not be tried on one."""
+    """Returns where machines' disks lie; mounts are tried there, since an overlay would refuse some of them."""
     place = default_directory()
     place.mkdir(parents=True, exist_ok=True)
     return place
@@ -221,7 +221,7 @@ def _tools() -> list[Check]:
 
 
 def _runtime(name: str) -> Check:
-    """crun and runc do not start everywhere where they are installed: ask, and say what is done about it."""
+    """Checks that crun or runc runs, since not every installed one does, and says what is hidden from crun."""
     found = host.tool_version(name)
     if found in ("", "does not run"):
         return Check("container runtime", "fail", f"{name} does not run", f"apt-get install --reinstall {name}")

@@ -59,7 +59,7 @@ class Decision:
 
 
 class CreditPolicy:
-    """Decides the quota from the balance. Pure: time and usage come in, a decision comes out."""
+    """Decides the quota from the balance. It is pure: time and usage come in, a decision comes out."""
 
     def __init__(self, terms: Credits, baseline_cores: float, burst_cores: float) -> None:
         self.balance = CreditBalance(terms)
@@ -98,8 +98,8 @@ class Sample:
 class Governor:
     """Holds a machine's quota to its credits from ``start`` to ``stop``, in a thread of its own.
 
-    ``cpu_used_s`` reads the control group's CPU time, ``set_cpu`` moves its quota. Samples: one per change of quota,
-    and at most ten a second between.
+    ``cpu_used_s`` reads the control group's CPU time, ``set_cpu`` moves its quota. It takes a sample at each change of
+    quota, and at most ten a second between.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Governor:
         self._step()
 
     def _step(self) -> float:
-        """Look once; seconds until the next look."""
+        """Looks once; returns the seconds until the next look."""
         now, used = self._clock(), self._cpu_used_s()
         decision = self._policy.decide(now - self._last_t, used - self._last_used)
         self._last_t, self._last_used = now, used
@@ -164,7 +164,7 @@ class Governor:
                 return
 
     def stop(self) -> None:
-        """End the thread; the quota stays as it is."""
+        """Ends the thread; the quota stays as it is."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

@@ -79,7 +79,7 @@ class Gate:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def become(self, state: str) -> None:
-        """Go over to another state; connections that are open see it with their next request."""
+        """Goes over to another state; connections that are open see it with their next request."""
         self.state = state
         if state == "401":
             self._generation += 1
@@ -119,7 +119,7 @@ class Gate:
                         one.close()
 
     async def _pass_answer(self, request: Head, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> bool:
-        """Pass one answer on; False when its connection ends with it."""
+        """Passes one answer on; False when its connection ends with it."""
         message = await read_head(source)
         if message is None:
             return False

@@ -17,7 +17,9 @@ class GateProcess(SideProcess):
     """Runs ``gate.py`` on ``address``; it ends when this object is stopped or the harness dies."""
 
     def __init__(self, address: str, upstream: tuple[str, int], *, tokens: bool = False) -> None:
-        """With ``tokens`` requests need one, which the gate's own token server gives. Raises MachineError."""
+        """Starts the gate. With ``tokens`` requests need one, which the gate's own token server gives. Raises
+        MachineError.
+        """
         arguments = [address, upstream[0], str(upstream[1]), "tokens" if tokens else "open"]
         super().__init__(_GATE, arguments, what=f"the gate in front of {upstream[0]}:{upstream[1]}")
 

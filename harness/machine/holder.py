@@ -49,7 +49,7 @@ def _pids(groups: list[str]) -> list[int]:
 
 
 def _reap(groups: list[str]) -> None:
-    """Kill what is in the groups, then remove them; bounded, because nobody watches any more."""
+    """Kills what is in the groups, then removes them; it waits only so long, because nobody watches any more."""
     deadline = time.monotonic() + 20.0
     for top in groups:
         for name, value in (("cpu.cfs_quota_us", "-1"), ("cpu.max", "max"), ("pids.max", "0"), ("cgroup.kill", "1")):

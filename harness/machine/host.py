@@ -49,7 +49,7 @@ class HostFacts(BaseModel):
     virtualised: bool
     cgroup_version: int
     file_systems: tuple[str, ...]
-    """Lists those that matter here: ext4, overlay, fuse, erofs, xfs, btrfs."""
+    """Lists the file systems that matter here: ext4, overlay, fuse, erofs, xfs, btrfs."""
     tools: dict[str, str]
     steal_share: float
     """This is the part of the CPU time that the hypervisor kept for others, over the time of the look."""
@@ -61,7 +61,7 @@ class HostFacts(BaseModel):
 
 
 def collect(look_s: float = 0.3) -> HostFacts:
-    """Look at this host for ``look_s`` seconds (steal is a rate)."""
+    """Looks at this host for ``look_s`` seconds (steal is a rate)."""
     before = cpu_ticks()
     commit = git_commit()
     tools = {name: version for name in TOOLS if (version := tool_version(name))}
@@ -114,7 +114,7 @@ def _cpuinfo(key: str) -> str:
 
 
 def file_systems() -> tuple[str, ...]:
-    """Lists those known to the running kernel (a module that is not loaded yet is not)."""
+    """Lists the file systems known to the running kernel (one whose module is not loaded yet is not)."""
     known = {line.split("\t")[-1] for line in _read("/proc/filesystems").splitlines()}
     return tuple(name for name in ("ext4", "overlay", "fuse", "erofs", "xfs", "btrfs") if name in known)
 

@@ -1,4 +1,4 @@
-"""Finds and removes what killed runs left.
+"""This module finds and removes what killed runs left.
 
 A thing is ours when a record vouches for it: by the ID in its name, by the name a loop device was given, by a path the
 record lists. What only looks like ours, and whatever belongs to a live run, is never touched. Records are read after a
@@ -130,7 +130,7 @@ def _processes(dead: list[Record], titles: Titles) -> Iterator[Leftover]:
 
 
 def _is_roots(pid: int) -> bool:
-    """Whether a process is root's in every respect: anybody may give his own the environment he likes."""
+    """Says whether a process is root's in every respect: anybody may give his own the environment he likes."""
     for line in cgroup.read_text(Path(f"/proc/{pid}/status")).splitlines():
         if line.startswith("Uid:"):
             return set(line.split()[1:]) == {"0"}
@@ -234,7 +234,7 @@ def _records(dead: list[Record], busy: set[str]) -> Iterator[Leftover]:
 
 
 def _half_written() -> Iterator[Leftover]:
-    """Records that were never finished: nothing had been made for them yet."""
+    """Finds records that were never finished: nothing had been made for them yet."""
     if not records.is_trusted(records.RUN_DIR):
         return
     for path in sorted(records.RUN_DIR.glob("*.tmp")):

@@ -1,7 +1,8 @@
 """This module makes the machine: one simulated VM, made on entry and unmade on exit, whatever happens in between.
 
-A control group, a network namespace behind a shaped veth pair, a private mount namespace and a scratch disk. The
-harness and the registry stay outside; every process of the engine and the container lives inside and is charged to it.
+A machine is a control group, a network namespace behind a shaped veth pair, a private mount namespace and a scratch
+disk. The harness and the registry stay outside; every process of the engine and the container lives inside and is
+charged to it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _ENVIRONMENT = {
 }
 
 _TRUST_VARIABLES = ("SSL_CERT_FILE", "CURL_CA_BUNDLE")
-"""Which certificates the user trusts holds inside, too."""
+"""They say which certificates the user trusts; that holds inside, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,14 @@ class Machine:
         further_upstreams: Sequence[tuple[str, int]] = (),
         gated: Gated = "",
     ) -> None:
-        """``distance`` gives way to an inline shape's own, ``scratch_bytes`` stands in the place of the shape's disk
-        size. ``registry_upstream`` is where the registry really listens:
-        an address of ``SimulatedNetwork``, or any host (then a relay stands in front of it); ``further_upstreams`` are
-        other hosts that are reached in the same way, at the same distance (token server, blob store). ``gated``: the
-        registry can be made to fail (``ways``)."""
+        """Takes what the machine is like; nothing is made before it is entered.
+
+        An inline shape's own distance goes before ``distance``; ``scratch_bytes`` stands in the place of the shape's
+        disk size. ``registry_upstream`` is where the registry really listens: an address of ``SimulatedNetwork``, or
+        any host (then a relay stands in front of it). ``further_upstreams`` are other hosts that are reached in the
+        same way, at the same distance (token server, blob store). ``gated``: the registry can be made to fail
+        (``ways``).
+        """
         self.shape = shape
         self.distance = shape.distance or distance or Distance()
         self.label = name
@@ -121,7 +125,9 @@ class Machine:
     # -- making and unmaking
 
     def __enter__(self) -> Machine:
-        """Raises ``NotRoot``, ``HostUnfit``, ``MissingTool``, ``DiskFull``, ``MachineError``; then nothing is left."""
+        """Makes the machine. Raises ``NotRoot``, ``HostUnfit``, ``MissingTool``, ``DiskFull``, ``MachineError``; then
+        nothing is left.
+        """
         require_root("a simulated machine")
         leftovers.sweep()
         try:
@@ -143,7 +149,7 @@ class Machine:
         self._stack.close()
 
     def _undo(self, action: Callable[..., object], *arguments: Any) -> None:
-        """Have ``action`` done at the end, also when others fail; what fails is kept as a problem."""
+        """Has ``action`` done at the end, also when others fail; what fails is kept as a problem."""
 
         def act() -> None:
             try:
@@ -224,7 +230,7 @@ class Machine:
         shaping.add_routes(self._holder.pid, reached, self.host_address)
 
     def _discard_scratch(self) -> None:
-        """Forget what was not written yet: unmounting would write it all out, for nobody (ext4's shutdown ioctl)."""
+        """Forgets what was not written yet: unmounting would write it all out, for nobody (ext4's shutdown ioctl)."""
         import fcntl
 
         with contextlib.suppress(OSError):
@@ -247,7 +253,9 @@ class Machine:
             self._holder.wait()
 
     def _await_loop_release(self) -> None:
-        """The device clears itself when the last mount goes, a moment after the namespace's last process."""
+        """Waits for the device: it clears itself when the last mount goes, a moment after the namespace's last
+        process.
+        """
         backing = Path(f"/sys/block/{Path(self._disk.device).name}/loop/backing_file")
         deadline = time.monotonic() + HOLDER_TIMEOUT_S
         while self._record.name in cgroup.read_text(backing):
@@ -261,7 +269,7 @@ class Machine:
                 path.rmdir()
 
     def _forget(self) -> None:
-        """The record goes last, and only if nothing is left for ``coldbench clean``."""
+        """Removes the record last of all, and only if nothing is left for ``coldbench clean``."""
         if not self._problems:
             self._record.remove()
 
@@ -317,11 +325,11 @@ class Machine:
         cwd: str | Path = "/",
         devices: Sequence[DeviceRule] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start a process inside: control group, network and mounts. ``env`` is all it gets (a plain one if None).
+        """Starts a process inside: control group, network and mounts. ``env`` is all it gets (a plain one if None).
 
         With ``devices`` it and all that it starts can use these only; the list holds for every process of the machine
-        that was started with one. Without, nothing but the kernel's own rules for root limit it.
-        It dies with the harness. ``argv[0]`` is looked up on the PATH of ``env``. Raises ``MachineError``.
+        that was started with one. Without, nothing but the kernel's own rules for root limit it. It dies with the
+        harness. ``argv[0]`` is looked up on the PATH of ``env``. Raises ``MachineError``.
         """
         trusted = {name: os.environ[name] for name in _TRUST_VARIABLES if name in os.environ}
         environment = dict(_ENVIRONMENT | trusted if env is None else env)
@@ -482,7 +490,7 @@ class Machine:
         self._cgroup.reset_peak()
 
     def drop_caches(self) -> None:
-        """Write out the scratch disk and drop clean page cache, dentries and inodes of the whole host."""
+        """Writes out the scratch disk and drops clean page cache, dentries and inodes of the whole host."""
         descriptor = os.open(self.outside(self.scratch), os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""Tries mounts in a mount namespace of its own and prints what worked; nothing of it outlives the process.
+"""This program tries mounts in a mount namespace of its own and prints what worked; nothing of it outlives the process.
 
-Run as a plain script: ``mount_probe.py EMPTY-DIRECTORY [EROFS-IMAGE]``. Prints the names of what works, of: namespaces,
-overlay, erofs-file (a mount of an EROFS image straight from its file, without a loop device), fuse-resend (a FUSE mount
-whose waiting requests another process can ask for again).
+Run as a plain script: ``mount_probe.py EMPTY-DIRECTORY [EROFS-IMAGE]``. It prints the names of what works, of:
+namespaces, overlay, erofs-file (a mount of an EROFS image straight from its file, without a loop device), fuse-resend
+(a FUSE mount whose waiting requests another process can ask for again).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ _GREETING_S = 5000
 
 
 def _resends(target: str) -> bool:
-    """Whether the kernel offers FUSE_HAS_RESEND (bit 39 of INIT's flags, in the second word, which INIT_EXT says is
-    there). Source: Linux, include/uapi/linux/fuse.h. Raises OSError where there is no FUSE."""
+    """Says whether the kernel offers FUSE_HAS_RESEND (bit 39 of INIT's flags, in the second word, which INIT_EXT says
+    is there). Source: Linux, include/uapi/linux/fuse.h. Raises OSError where there is no FUSE.
+    """
     from harness.kernel.syscalls import mount
 
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)

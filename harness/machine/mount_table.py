@@ -93,7 +93,7 @@ def find_mounts(dead: Sequence[Record]) -> Iterator[FoundMount]:
 
 
 def _mounts_of(process: int) -> list[Mount]:
-    """The table of a process, empty for one whose namespace is not ours to enter."""
+    """Returns the mounts of a process; none for one whose namespace is not ours to enter."""
     namespace = os.open("ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
     try:
         if not owned_by_our_user_namespace(namespace):
@@ -115,5 +115,5 @@ def _below(path: str, directory: Path | str) -> bool:
 
 
 def _unescaped(text: str) -> str:
-    """mountinfo writes blanks, newlines and backslashes as octal numbers, byte by byte."""
+    """Undoes mountinfo's octal numbers for blanks, newlines and backslashes, byte by byte."""
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text)

@@ -29,7 +29,7 @@ class SimulatedNetwork:
         self.address = ""
 
     def __enter__(self) -> SimulatedNetwork:
-        """Raises ``NotRoot`` or ``MachineError``."""
+        """Adds the address to this host. Raises ``NotRoot`` or ``MachineError``."""
         require_root("the simulated network")
         leftovers.sweep()
         record = Record.new("network", self._label)
@@ -53,7 +53,7 @@ class SimulatedNetwork:
         return made
 
     def add_process(self, pid: int) -> None:
-        """Note a server of this session (the registry), so that ``coldbench clean`` ends it after a kill."""
+        """Notes a server of this session (the registry), so that ``coldbench clean`` ends it after a kill."""
         if self._record is not None:
             self._record.add_process(pid)
 

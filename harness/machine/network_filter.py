@@ -32,7 +32,7 @@ _PASS, _DROP = 0, 2
 
 _INGRESS = 0xFFFFFFF2
 _CUT_PRIORITY = 1
-"""Before the filter that is always there, which has the kernel's default priority (49152)."""
+"""This filter comes before the one that is always there, which has the kernel's default priority (49152)."""
 
 _ARP, _IPV4, _TCP = 0x0806, 0x0800, 6
 _ETHERNET_BYTES = 14
@@ -82,7 +82,7 @@ def attach(record: Record, places: Sequence[Place]) -> Way:
 
 
 def cut(record: Record) -> None:
-    """Drop whatever comes out of a machine's link, without a word, until ``mend``. Raises OSError."""
+    """Drops whatever comes out of a machine's link, without a word, until ``mend``. Raises OSError."""
     if _table(record).removeprefix(_TABLE) in tables():
         _run_nft(f"insert rule netdev {_table(record)} out ether type ip drop")
         return
@@ -90,7 +90,7 @@ def cut(record: Record) -> None:
 
 
 def mend(record: Record, places: Sequence[Place]) -> None:
-    """Undo ``cut``: these places are reached again. Raises OSError."""
+    """Undoes ``cut``: these places are reached again. Raises OSError."""
     from pyroute2 import IPRoute
 
     if _table(record).removeprefix(_TABLE) in tables():
@@ -103,7 +103,7 @@ def mend(record: Record, places: Sequence[Place]) -> None:
 
 
 def _attach_program(interface: str, places: Sequence[Place], further: dict[str, Any] | None = None) -> None:
-    """Raises OSError."""
+    """Attaches the BPF program to the interface. Raises OSError."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
@@ -144,7 +144,7 @@ def way() -> Way:
 
 
 def detach(record: Record) -> None:
-    """Remove the nftables table, if there is one; a BPF program goes with its interface."""
+    """Removes the nftables table, if there is one; a BPF program goes with its interface."""
     if _table(record).removeprefix(_TABLE) in tables():
         _run_nft(f"delete table netdev {_table(record)}")
 
@@ -166,7 +166,7 @@ def _table(record: Record) -> str:
 
 
 def _run_nft(commands: str) -> str:
-    """What nft prints. Raises OSError with its first line."""
+    """Returns what nft prints. Raises OSError with its first line."""
     done = subprocess.run(["nft", "-f", "-"], input=commands, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(done.returncode, (done.stderr.strip().splitlines() or ["nft says nothing"])[0])

@@ -1,7 +1,7 @@
 """This module measures the rates for the lower bound, on this host once, and keeps them in the cache directory.
 
-Each is the best of several short runs in CPU seconds of this process, with the fastest code there is: a bound has to
-lie below every honest result. They hold for one CPU model and kernel, and are measured anew on another.
+Each rate is the best of several short runs in CPU seconds of this process, with the fastest code there is: a bound has
+to lie below every honest result. They hold for one CPU model and kernel, and are measured anew on another.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _better(old: Rates, new: Rates) -> Rates:
 
 
 def _best(action: Callable[[], object], runs: int = _RUNS) -> float:
-    """CPU seconds of the cheapest run, with the safety margin."""
+    """Returns the CPU seconds of the cheapest run, with the safety margin."""
     costs = []
     for _run in range(runs):
         start = time.thread_time()
@@ -103,7 +103,7 @@ def _best(action: Callable[[], object], runs: int = _RUNS) -> float:
 
 
 def _sample() -> bytes:
-    """Bytes that compress about three to one, as layers do: the standard library's own text."""
+    """Returns bytes that compress about three to one, as layers do: the standard library's own text."""
     pieces: list[bytes] = []
     size = 0
     for path in sorted(Path(os.__file__).parent.rglob("*.py")):
@@ -138,7 +138,7 @@ def _inflate_zstd_core_s(sample: bytes) -> float:
 
 
 def _receive_core_s(sample: bytes) -> float:
-    """What the receiving side of a loopback connection spends."""
+    """Returns the CPU seconds that the receiving side of a loopback connection spends."""
     buffer = bytearray(1 << 20)
 
     def receive() -> float:
@@ -164,7 +164,7 @@ def _send(sender: socket.socket, data: bytes) -> None:
 
 
 def _write_core_s(sample: bytes) -> float:
-    """Into a fresh file each time."""
+    """Returns the CPU seconds of writing ``sample`` into a fresh file each time."""
     with recorded_directory("rates") as directory:
         names = iter(range(_RUNS))
 
@@ -178,7 +178,7 @@ def _write_core_s(sample: bytes) -> float:
 
 
 def _create_core_s() -> float:
-    """Per file, in a directory that is open already."""
+    """Returns the CPU seconds of making one file, in a directory that is open already."""
     with recorded_directory("rates") as directory:
         top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         rounds = iter(range(_RUNS))
@@ -197,7 +197,7 @@ def _create_core_s() -> float:
 
 
 def _system_calls() -> None:
-    """A thousand pairs of read and write."""
+    """Makes a thousand pairs of read and write."""
     source = os.open("/dev/zero", os.O_RDWR)
     try:
         for _pair in range(1000):

@@ -35,7 +35,7 @@ RUN_DIR = Path(os.environ.get("COLDBENCH_RUN_DIR", "/run/coldbench"))
 """Records lie on a tmpfs on most systems, so that a reboot, which ends every run, takes them with it."""
 
 _MOUNTS = "mounts"
-"""Directory of symlinks to mount points."""
+"""It names the directory of symlinks to mount points."""
 
 FORMAT = 1
 """The format is kept as long as it can be: a version that does not know a record's form takes a live run for a dead
@@ -108,14 +108,14 @@ class Record:
         return f"{INTERFACE_PREFIX}{self.id}{letter}"
 
     def add_process(self, pid: int) -> None:
-        """Note a helper process that must not outlive this record."""
+        """Notes a helper process that must not outlive this record."""
         process = ProcessId.of(pid)
         if process is not None:
             self.processes.append(process)
             self.save()
 
     def add_mount(self, target: str) -> None:
-        """Note a mount point outside of ``directory``, before anything is mounted there."""
+        """Notes a mount point outside of ``directory``, before anything is mounted there."""
         noted = self.directory / _MOUNTS
         noted.mkdir(mode=0o755, parents=True, exist_ok=True)
         (noted / str(len(self.mounts()))).symlink_to(os.path.abspath(target))
@@ -129,7 +129,7 @@ class Record:
             return []
 
     def save(self) -> None:
-        """Write the record so that a reader sees the old or the new state, never half of one."""
+        """Writes the record so that a reader sees the old or the new state, never half of one."""
         make_run_directory()
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         # One writer at a time, so an older one of this name is a killed writer's whose pid came round again.
@@ -164,12 +164,12 @@ class Record:
 
 
 def _is_ours(status: os.stat_result) -> bool:
-    """Whether only root, or this very user where that is not root, can have changed a file."""
+    """Says whether only root, or this very user where that is not root, can have changed a file."""
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def make_run_directory() -> None:
-    """Make ``RUN_DIR`` if it is not there; MachineError when it is open to other users."""
+    """Makes ``RUN_DIR`` if it is not there; MachineError when it is open to other users."""
     RUN_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not is_trusted(RUN_DIR):
         raise MachineError(
@@ -215,7 +215,7 @@ def recorded_directory(kind: str, parent: Path = Path("/var/tmp")) -> Iterator[P
 
 
 def remove_directory(path: Path) -> None:
-    """Remove a directory of ours with all in it, however deep; what cannot be removed stays, and nothing is raised.
+    """Removes a directory of ours with all in it, however deep; what cannot be removed stays, and nothing is raised.
 
     An image may hold a tree of any depth: ``shutil.rmtree`` calls itself for each level and gives up at a thousand.
     """

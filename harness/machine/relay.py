@@ -108,7 +108,7 @@ class Pipe:
         self.queued += len(data)
 
     def flush(self, now_s: float) -> None:
-        """Send what is due; ``blocked`` says that the sink takes no more at present."""
+        """Sends what is due; ``blocked`` says that the sink takes no more at present."""
         self.blocked = False
         while self.queue and self.queue[0][0] <= now_s:
             due_s, data = self.queue.popleft()
@@ -155,7 +155,7 @@ class Connection:
         self._not_before_s = 0.0
 
     def receive(self, source: socket.socket, now_s: float) -> None:
-        """Take what a side sent and decide when it may go on."""
+        """Takes what a side sent and decides when it may go on."""
         pipe = self.up if source is self.client else self.down
         try:
             data = source.recv(_CHUNK_BYTES)

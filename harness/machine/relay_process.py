@@ -19,7 +19,7 @@ class RelayProcess(SideProcess):
     def __init__(
         self, address: str, upstream: tuple[str, int], distance: Distance, *, uplink_bytes_s: int | None = None
     ) -> None:
-        """``uplink_bytes_s`` is what all connections together get. Raises MachineError."""
+        """Takes ``uplink_bytes_s``, which is what all connections together get. Raises MachineError."""
         arguments = [
             address, upstream[0], str(upstream[1]), str(distance.rtt_ms / 1e3), str(distance.first_byte_ms / 1e3),
             str(distance.per_connection_bytes_s or 0), str(uplink_bytes_s or 0),

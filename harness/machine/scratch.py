@@ -51,7 +51,7 @@ class ScratchDisk:
     """
 
     def __init__(self, name: str, size_bytes: int, directory: Path) -> None:
-        """Make the file and the device; ``DiskFull``, ``MissingTool`` or ``MachineError`` if that fails."""
+        """Makes the file and the device; ``DiskFull``, ``MissingTool`` or ``MachineError`` if that fails."""
         mkfs = shutil.which("mkfs.ext4") or shutil.which("mkfs.ext4", path="/usr/sbin:/sbin")
         if mkfs is None:
             raise MissingTool("mkfs.ext4 is not installed; install the package e2fsprogs")
@@ -85,7 +85,7 @@ class ScratchDisk:
         return DiskUse(int(text[2]) * SECTOR_BYTES, int(text[6]) * SECTOR_BYTES)
 
     def close(self) -> None:
-        """Let go; the device clears itself once it is mounted nowhere."""
+        """Lets go; the device clears itself once it is mounted nowhere."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -28,7 +28,7 @@ INNER_INTERFACE = "eth0"
 _QUEUE_S = 0.020
 _MIN_QUEUE_BYTES = 192 << 10
 _MAX_TBF_S = 250.0
-"""tbf holds its bucket as time at its rate, in 32 bits of 64 ns: 274 s."""
+"""tbf holds its bucket as time at its rate, in 32 bits of 64 ns: 274 s at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def add_routes(namespace_pid: int, hosts: Sequence[str], gateway: str) -> None:
 
 
 def shape_link(record: Record, namespace_pid: int, chain: list[Filter], delay_us: int = 0) -> None:
-    """Shape both directions: the host's end sends what the machine receives, the machine's end what it sends."""
+    """Shapes both directions: the host's end sends what the machine receives, the machine's end what it sends."""
     with _netlink() as ipr:
         _shape(ipr, ipr.link_lookup(ifname=record.interface("h"))[0], chain, delay_us)
     with _netlink(f"/proc/{namespace_pid}/ns/net") as inside:
@@ -150,14 +150,14 @@ def _rates(ipr: Any, index: int) -> list[int]:
 
 
 def remove_interface(name: str) -> None:
-    """Remove an interface of this namespace, if it is there."""
+    """Removes an interface of this namespace, if it is there."""
     with _netlink() as ipr:
         for index in ipr.link_lookup(ifname=name):
             ipr.link("del", index=index)
 
 
 def add_loopback_address(address: str, label: str) -> None:
-    """Give this host one more address, on the loopback interface, which every kernel has."""
+    """Gives this host one more address, on the loopback interface, which every kernel has."""
     with _netlink() as ipr:
         ipr.addr("add", index=ipr.link_lookup(ifname="lo")[0], address=address, prefixlen=32, label=f"lo:{label}")
 
@@ -174,7 +174,7 @@ def loopback_addresses() -> dict[str, str]:
 
 
 def remove_loopback_address(address: str) -> None:
-    """Take such an address away, if it is there."""
+    """Takes such an address away, if it is there."""
     with _netlink() as ipr:
         index = ipr.link_lookup(ifname="lo")[0]
         if any(entry.get("address") == address for entry in ipr.get_addr(family=2, index=index)):
@@ -197,7 +197,7 @@ def has_tbf() -> bool:
 
 
 def _takes(kind: str, **parameters: int) -> bool:
-    """Whether a queueing discipline can be had: tried on a pair made for that."""
+    """Says whether a queueing discipline can be had; it is tried on a pair made for that."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 

@@ -25,7 +25,7 @@ class SideProcess:
     """
 
     def __init__(self, program: Path, arguments: list[str], *, what: str) -> None:
-        """``what`` names the program in errors. Raises MachineError when it does not start."""
+        """Takes ``what``, which names the program in errors. Raises MachineError when it does not start."""
         self._what = what
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-E", str(program), *arguments],

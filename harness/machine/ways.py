@@ -70,7 +70,7 @@ class Ways:
         return self._gate
 
     def cut(self, on: bool) -> None:
-        """Drop all that the machine sends, silently, or let it through again. Raises MachineError."""
+        """Drops all that the machine sends, silently, or lets it through again. Raises MachineError."""
         try:
             if on:
                 network_filter.cut(self._record)

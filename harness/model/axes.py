@@ -1,4 +1,4 @@
-"""An axis of a scenario is a value that its trials differ in beside mode, engine, shape and distance.
+"""This module describes a scenario's axes: values that its trials differ in beside mode, engine, shape and distance.
 
 A scenario with axes stands for one scenario for each combination of their values: its *points*. Each has a name of its
 own, an image or a workload of its own, and cases of its own; all points are trials of the same blocks, so that they can
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Axes(Table):
-    """Values that each make a point of the scenario; an axis that is left out has none."""
+    """Lists values that each make a point of the scenario; an axis that is left out has none."""
 
     compression: Many[CompressionName] = Field(
         default=(), description="The image with its layers compressed so: gzip, zstd or none, perhaps as zstd:19."
@@ -43,14 +43,14 @@ class Axes(Table):
 
 
 def suffix(compression: str, read_percent: int | None, machines: int | None) -> str:
-    """What a point's name has after the scenario's own, empty where it is on no axis."""
+    """Returns what a point's name has after the scenario's own, empty where it is on no axis."""
     packed = f".{compression.replace(':', '-')}" if compression else ""
     share = "" if read_percent is None else f".{read_percent}pct"
     return packed + share + ("" if machines is None else f".{machines}x")
 
 
 def family(name: str, compression: str, read_percent: int | None, machines: int | None) -> str:
-    """The name of the scenario that a point, or a case of it, belongs to.
+    """Returns the name of the scenario that a point, or a case of it, belongs to.
 
     A value may also stand in the scenario itself, and then not in its name: the longest ending that fits is taken off.
     """
@@ -60,7 +60,7 @@ def family(name: str, compression: str, read_percent: int | None, machines: int 
 
 
 def axis_values(scenario: Scenario) -> dict[str, Any]:
-    """What a case of a scenario says of the axes, whether one put it there or the file itself."""
+    """Returns what a case of a scenario says of the axes, whether an axis put it there or the file itself."""
     reads = scenario.workload.reads
     return {
         "compression": scenario.image.compression or "",
@@ -70,7 +70,7 @@ def axis_values(scenario: Scenario) -> dict[str, Any]:
 
 
 def points(scenario: Scenario) -> tuple[Scenario, ...]:
-    """The scenarios that one with axes stands for, in the order of its values; itself where it has none."""
+    """Returns the scenarios that one with axes stands for, in the order of its values; itself where it has none."""
     axes = scenario.axes
     if axes == Axes():
         return (scenario,)

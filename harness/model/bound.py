@@ -1,4 +1,4 @@
-"""The physical lower bound of a cold start is the time before which no engine, however good, is ready.
+"""This module computes a cold start's physical lower bound: the time before which no engine, however good, is ready.
 
 A result below its bound is a measuring error. So every term errs downwards: rates are the best ever seen on this host,
 work is what *has* to be done (each compressed byte received and hashed once, each decompressed byte inflated and
@@ -20,47 +20,47 @@ if TYPE_CHECKING:
     from harness.model.shape import Distance, Network, Shape
 
 GOVERNOR_TICK_S = 0.1
-"""Longest time for which a governor may leave the burst quota in force after the credits have run out."""
+"""A governor may leave the burst quota in force for so long after the credits have run out."""
 
 
 class Rates(BaseModel):
-    """What one core of this host does at its best; measured once (``coldbench doctor --rates``)."""
+    """Says what one core of this host does at its best; measured once (``coldbench doctor --rates``)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     inflate_bytes_s: float = Field(gt=0)
-    """Decompressed bytes per core-second out of gzip."""
+    """Counts decompressed bytes per core-second out of gzip."""
     inflate_zstd_bytes_s: float = Field(gt=0)
     hash_bytes_s: float = Field(gt=0)
-    """SHA-256."""
+    """Counts bytes per core-second through SHA-256."""
     receive_core_s_per_byte: float = Field(ge=0)
-    """From a socket into memory."""
+    """Says what it costs to receive a byte from a socket into memory."""
     write_core_s_per_byte: float = Field(ge=0)
-    """From memory into a file (page cache)."""
+    """Says what it costs to write a byte from memory into a file (page cache)."""
     create_core_s: float = Field(ge=0)
-    """One small file: create, write, close, owner and time."""
+    """Says what one small file costs: create, write, close, owner and time."""
     fuse_request_core_s: float = Field(default=0.0, ge=0)
     measured_at: str = ""
     host: str = ""
-    """CPU model and kernel for which they hold."""
+    """Names the CPU model and kernel for which the rates hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """An image in figures: S, S' and N of the formulas."""
+    """Holds an image in figures: S, S' and N of the formulas."""
 
     compressed_bytes: int
     uncompressed_bytes: int
     files: int
     compression: str = "gzip"
-    """``gzip``, ``zstd`` or ``none``."""
+    """Is ``gzip``, ``zstd`` or ``none``."""
 
 
 class CpuBudget:
-    """Core-seconds a shape can have given by a time: burst while credits last, then the baseline.
+    """Says how many core-seconds a shape can have given by a time: burst while credits last, then the baseline.
 
-    With burst b, baseline c and Q core-seconds of credit, spent only above the baseline, X core-seconds take
-    X/b if X <= b Q/(b-c), else Q/(b-c) + (X - b Q/(b-c))/c.
+    With burst b, baseline c and Q core-seconds of credit, spent only above the baseline, X core-seconds take X/b if X
+    <= b Q/(b-c), else Q/(b-c) + (X - b Q/(b-c))/c.
     """
 
     def __init__(self, shape: Shape, host_cores: int) -> None:
@@ -82,7 +82,7 @@ class CpuBudget:
         self.ahead_at_base = 2 * self.base * shape.period_us / 1e6 if self.base < self.burst else 0.0
 
     def seconds(self, core_s: float, credit: float | None = None) -> float:
-        """Least time for so many core-seconds with so much credit (what the shape has at boot if None)."""
+        """Returns the least time for so many core-seconds with so much credit (what the shape has at boot if None)."""
         work = max(0.0, core_s)
         left = self.credit if credit is None else credit
         above = self.burst - self.base
@@ -99,7 +99,7 @@ class CpuBudget:
         return max(work / self.host, limited_s)
 
     def credit_after(self, elapsed_s: float, used_core_s: float) -> float:
-        """The most credit that can be left after so much time and use."""
+        """Returns the most credit that can be left after so much time and use."""
         if math.isinf(self.credit):
             return self.credit
         balance = self.credit + self.base * elapsed_s - used_core_s
@@ -107,7 +107,7 @@ class CpuBudget:
 
 
 def transfer_seconds(size_bytes: float, network: Network | None, total_bytes_s: int | None = None) -> float:
-    """Least time for so many bytes over the machine's link, with its bucket full."""
+    """Returns the least time for so many bytes over the machine's link, with its bucket full."""
     limits = [] if total_bytes_s is None else [float(total_bytes_s)]
     if network is None:
         if not limits:
@@ -128,28 +128,30 @@ def transfer_seconds(size_bytes: float, network: Network | None, total_bytes_s: 
 
 
 def burst_bytes(rate_bytes_s: float) -> int:
-    """Bytes the simulated link lets pass at once: two milliseconds' worth, and above one GSO packet of 64 KiB."""
+    """Returns the bytes that the simulated link lets pass at once: two milliseconds' worth, and above one GSO packet of
+    64 KiB.
+    """
     return max(128 << 10, int(rate_bytes_s * 0.002))
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a trial runs under, beside its image."""
+    """Says what a trial runs under, beside its image."""
 
     shape: Shape
     distance: Distance
     rates: Rates
     host_cores: int
     control_rounds: int = 1
-    """Requests that must answer before the first data request can be sent (m); each takes L."""
+    """Counts requests that must answer before the first data request can be sent (m); each takes L."""
     application_core_s: float = 0.0
-    """CPU the workload needs until ready (A); 0 where it is not known."""
+    """Counts CPU seconds that the workload needs until ready (A); 0 where it is not known."""
     disk_limited: bool = False
-    """Whether the shape's disk limit holds for buffered writes, too."""
+    """Says whether the shape's disk limit holds for buffered writes, too."""
 
     @property
     def latency_s(self) -> float:
-        """L: one request, from sending it to the first byte of its answer."""
+        """Returns L: the seconds from sending one request to the first byte of its answer."""
         return self.distance.latency_s
 
 
@@ -160,7 +162,7 @@ def _inflate_core_s(size_bytes: float, compression: str, rates: Rates) -> float:
 
 
 def full_pull(setting: Setting, image: ImageSize) -> Bound:
-    """T >= m L + L + max(S/B, S'/disk, T_cpu(S v + S/H + S'/D + S' w + N f)) + T_cpu(A with the credit left).
+    """Returns T >= m L + L + max(S/B, S'/disk, T_cpu(S v + S/H + S'/D + S' w + N f)) + T_cpu(A with the credit left).
 
     The image's bytes cannot arrive sooner than one latency after they were asked for, nor the application start before
     all of it is there. Of the disk only what exceeds the machine's memory counts: the rest may still be in the cache.
@@ -201,12 +203,12 @@ def full_pull(setting: Setting, image: ImageSize) -> Bound:
 
 @dataclass(frozen=True, slots=True)
 class LazyWork:
-    """What a lazy start has to move before ready: W, W', I, k, n of the formulas; 0 where it is not known."""
+    """Says what a lazy start has to move before ready: W, W', I, k, n of the formulas; 0 where it is not known."""
 
     compressed_bytes: int
     uncompressed_bytes: int
     unpacked_bytes: int = 0
-    """Out of the zstd frames of a start pack."""
+    """Counts bytes out of the zstd frames of a start pack."""
     index_bytes: int = 0
     dependent_rounds: int = 1
     fuse_requests: int = 0
@@ -214,7 +216,7 @@ class LazyWork:
 
 
 def lazy(setting: Setting, work: LazyWork) -> Bound:
-    """T >= m L + max((W+I)/B, k L + W/B, T_cpu((W+I) v + W/H + W'/D + P/Z + n phi + A)).
+    """Returns T >= m L + max((W+I)/B, k L + W/B, T_cpu((W+I) v + W/H + W'/D + P/Z + n phi + A)).
 
     Fetching, inflating and the application overlap, so the largest term counts. Inflating more than is used (a > 1) is
     an engine's choice and no bound.

@@ -1,4 +1,4 @@
-"""Engines as a scenario names them: which one, and which of the programs found on this host it is to use.
+"""This module describes engines as a scenario names them: which one, and which of this host's programs it uses.
 
 ``engines = ["docker", "embedded"]`` takes each as it is found; tables name programs: ``[engines.docker]`` with
 ``dockerd = "/opt/docker/dockerd"``. Both become the same list of choices on the way in.
@@ -17,7 +17,7 @@ from harness.model.workload import Table
 
 
 def engine_name(name: str) -> str:
-    """Refuse an engine that nothing implements, as pydantic wants it (ValueError)."""
+    """Refuses an engine that nothing implements, as pydantic wants it (ValueError)."""
     try:
         modes.engine_modes(name)
     except UsageError as error:
@@ -29,24 +29,24 @@ EngineName = Annotated[str, AfterValidator(engine_name), Field(json_schema_extra
 
 
 class _OtherEngine(Table):
-    """What choices of engines that are not ours have in common."""
+    """Holds what choices of engines that are not ours have in common."""
 
     own_registry_only: ClassVar[bool] = False
-    """Whether its daemon cannot be led through the relays that stand for a registry elsewhere."""
+    """Says whether its daemon cannot be led through the relays that stand for a registry elsewhere."""
     optional: bool = Field(
         default=False, description="Leave this engine out, and say so, where it cannot run, instead of refusing to run."
     )
 
 
 class EmbeddedChoice(Table):
-    """Our own engine: it needs nothing but crun or runc."""
+    """Chooses our own engine: it needs nothing but crun or runc."""
 
     own_registry_only: ClassVar[bool] = False
     engine: Literal["embedded"] = "embedded"
 
 
 class DockerChoice(_OtherEngine):
-    """Docker: a dockerd of the harness's own inside the machine, or, by ``host``, one that runs already."""
+    """Chooses Docker: a dockerd of the harness's own inside the machine, or, by ``host``, one that runs already."""
 
     own_registry_only: ClassVar[bool] = True
     engine: Literal["docker"] = "docker"
@@ -77,7 +77,7 @@ class DockerChoice(_OtherEngine):
 
 
 class ContainerdChoice(_OtherEngine):
-    """containerd with its snapshotters, inside the machine."""
+    """Chooses containerd with its snapshotters, inside the machine."""
 
     engine: Literal["containerd"] = "containerd"
     containerd: str = Field(
@@ -95,7 +95,7 @@ EngineChoice = Annotated[EmbeddedChoice | DockerChoice | ContainerdChoice, Field
 
 
 class EngineTables(Table):
-    """``[engines.NAME]`` as a file may say it, for editors; ``expand_engines`` makes a list of it."""
+    """Describes ``[engines.NAME]`` as a file may say it, for editors; ``expand_engines`` makes a list of it."""
 
     embedded: EmbeddedChoice | None = None
     docker: DockerChoice | None = None
@@ -108,29 +108,29 @@ _CHOICES: dict[str, type[EmbeddedChoice | DockerChoice | ContainerdChoice]] = {
 
 
 def default_choice(name: str) -> EngineChoice:
-    """An engine as it is found on this host."""
+    """Returns an engine as it is found on this host."""
     return _CHOICES[name]()
 
 
 def limits_of(choice: EngineChoice) -> Limits:
-    """What a shape's limits hold for, and what is charged, under this engine."""
+    """Says what a shape's limits hold for, and what is charged, under this engine."""
     return "container" if isinstance(choice, DockerChoice) and choice.host else "machine"
 
 
 def is_optional(choice: EngineChoice) -> bool:
-    """Whether a session goes on without this engine where it cannot run."""
+    """Says whether a session goes on without this engine where it cannot run."""
     return not isinstance(choice, EmbeddedChoice) and choice.optional
 
 
 def wanted_now(choice: EngineChoice) -> EngineChoice:
-    """The same engine for a user who named it: not to be left out in silence."""
+    """Returns the same engine for a user who named it: it is not left out in silence."""
     if isinstance(choice, EmbeddedChoice):
         return choice
     return choice.model_copy(update={"optional": False})
 
 
 def expand_engines(value: object) -> object:
-    """A list of names or tables, or a table of tables by name, as the list of tables it stands for.
+    """Turns a list of names or tables, or a table of tables by name, into the list of tables it stands for.
 
     Raises:
         ValueError: an engine that there is not (the message names the nearest).

@@ -1,4 +1,4 @@
-"""What can fail after a start, when, and what came of it: the scenario's table and the record of one fault trial.
+"""This module describes what can fail after a start: the scenario's table, and the record of one fault trial.
 
 A fault trial starts a case like any other, and then something that supplies its files fails: the daemon, the registry
 or the disk below the cache. It is a kind of trial of its own, with a record of its own (``faults.jsonl``), so that
@@ -44,7 +44,7 @@ def _which(text: str) -> str:
 
 
 class PlannedFault(Frozen):
-    """One fault of one trial; ``nothing`` makes the same reads with all in order.
+    """Names one fault of one trial; ``nothing`` makes the same reads with all in order.
 
     ``quiet``: nobody reads while it lasts, so that only the background fetch meets it.
     """
@@ -55,7 +55,7 @@ class PlannedFault(Frozen):
 
     @property
     def key(self) -> str:
-        """``FAULT@ONSET[+quiet]``, unique among a case's faults."""
+        """Returns ``FAULT@ONSET[+quiet]``, unique among a case's faults."""
         return f"{self.fault}@{self.onset}{QUIET if self.quiet else ''}"
 
     @property
@@ -68,12 +68,12 @@ class PlannedFault(Frozen):
 
     @property
     def mended(self) -> bool:
-        """Whether the fault ends: nobody but the engine itself brings back a daemon that was killed."""
+        """Says whether the fault ends: nobody but the engine itself brings back a daemon that was killed."""
         return self.fault != "daemon-killed"
 
 
 class Faults(Table):
-    """What fails after ready, and what is looked at then."""
+    """Says what fails after ready, and what is looked at then."""
 
     which: Many[Annotated[str, AfterValidator(_which)]] = Field(
         min_length=1,
@@ -96,7 +96,9 @@ class Faults(Table):
     blocks: int = Field(default=1, ge=1, le=1000, description="The first so many blocks hold a trial of every fault.")
 
     def planned(self, *, lazy: bool) -> tuple[PlannedFault, ...]:
-        """Every fault of a case. What is there before ready has one onset: nothing comes after it."""
+        """Returns every fault of a case. A case whose image is there before ready has one onset: nothing comes after
+        it.
+        """
         found: dict[str, PlannedFault] = {}
         for text in self.which:
             name, _, onset = text.removesuffix(QUIET).partition("@")
@@ -109,7 +111,7 @@ class Faults(Table):
 
 
 def parse_fault(key: str) -> PlannedFault:
-    """The fault of a planned trial by its key. Raises ValueError for what is none."""
+    """Returns the fault of a planned trial by its key. Raises ValueError for a key that names none."""
     _which(key)
     name, _, onset = key.removesuffix(QUIET).partition("@")
     return PlannedFault.model_validate({"fault": name, "onset": onset, "quiet": key.endswith(QUIET)})
@@ -119,7 +121,7 @@ Sample = Literal["touched", "untouched", "mapped", "evicted", "later"]
 
 
 class SampleReads(Frozen):
-    """What became of the reads of one sample of files; every file is in one of ``ok`` to ``untried``.
+    """Counts how the reads of one sample of files ended; every file is in one of ``ok`` to ``untried``.
 
     ``touched``: the start had read them; ``untouched``: it had not; ``mapped``: untouched, read through mmap;
     ``evicted``: touched, then dropped from the page cache; ``later``: untouched, read after the fault.
@@ -128,22 +130,22 @@ class SampleReads(Frozen):
     sample: Sample
     files: int
     ok: int = 0
-    """Read to the end in time."""
+    """Counts files that were read to the end in time."""
     failed: int = 0
     hung: int = 0
-    """Not answered within the deadline, so their time to an error is censored there."""
+    """Counts files whose read was not answered within the deadline; their time to an error is censored there."""
     untried: int = 0
-    """Never begun, since the readers were all held up; neither a success nor a failure."""
+    """Counts files never begun, since the readers were all held up; neither a success nor a failure."""
     errors: dict[str, int] = Field(default_factory=dict)
-    """Failed reads by the error's name (``EIO``), or the signal's (``SIGBUS``)."""
+    """Counts failed reads by the error's name (``EIO``), or the signal's (``SIGBUS``)."""
     error_s: float | None = None
-    """Median seconds from open to the error, of those that failed."""
+    """Holds the median seconds from open to the error, over the reads that failed."""
     error_max_s: float | None = None
     deadline_s: float = 0.0
     wrong: int = 0
-    """Files read without an error whose bytes are not the image's (sha256)."""
+    """Counts files read without an error whose bytes are not the image's (sha256)."""
     wrong_bytes: int = 0
-    """Their sizes together."""
+    """Sums up the sizes of the files in ``wrong``."""
 
     @property
     def tried(self) -> int:
@@ -151,12 +153,12 @@ class SampleReads(Frozen):
 
     @property
     def share(self) -> float | None:
-        """Share of the files tried that failed or hung; None where none was tried."""
+        """Returns the share of the files tried that failed or hung; None where none was tried."""
         return (self.failed + self.hung) / self.tried if self.tried else None
 
 
 class FaultObservation(Frozen):
-    """One fault trial: a start, a fault, and what reads of the image's files came to. Times are in seconds."""
+    """Records one fault trial: a start, a fault, and how reads of the image's files ended. Times are in seconds."""
 
     schema_version: int = SCHEMA_VERSION
     coldbench_version: str
@@ -166,55 +168,57 @@ class FaultObservation(Frozen):
     case: Case
     fault: PlannedFault
     started_at: str
-    """UTC, ISO 8601."""
+    """Says when it started: UTC, ISO 8601."""
     host: str = ""
     image_digest: str = ""
     status: Literal["ok", "failed"]
-    """``failed`` where the trial itself did, or a wrong byte was read: either makes the run fail."""
+    """Is ``failed`` where the trial itself failed, or a wrong byte was read: either makes the run fail."""
     failure: Failure | None = None
     invalid: tuple[Invalidity, ...] = ()
     onset_s: float | None = None
-    """When the fault began, after ready."""
+    """Says when the fault began, after ready."""
     background_s: float | None = None
-    """When the background fetch had ended, after ready; None where it had not when the fault began."""
+    """Says when the background fetch had ended, after ready; None where it had not when the fault began."""
     background_limit_s: float | None = None
-    """How long was waited for it, after ready, where it did not end."""
+    """Says how long the background fetch was waited for, after ready, where it did not end."""
     fault_s: float | None = None
-    """How long the fault lasted."""
+    """Says how long the fault lasted."""
     hit: tuple[str, ...] = ()
-    """What was hit, as ``registry``, ``disk`` or ``daemon NAME``; empty where the case has no such thing."""
+    """Lists what was hit, as ``registry``, ``disk`` or ``daemon NAME``; empty where the case has no such thing."""
     reads: tuple[SampleReads, ...] = ()
     recovered_s: float | None = None
-    """From the fault's end until what had failed could be read again; 0 where nothing had; None: not in the time."""
+    """Counts from the fault's end until what had failed could be read again; 0 where nothing had; None: not in the
+    time.
+    """
     recovery_limit_s: float = 0.0
     background_resumed: bool | None = None
-    """Whether the background fetch ended after all; None where it had before, or none was promised."""
+    """Says whether the background fetch ended after all; None where it had ended before, or none was promised."""
     resumed_s: float | None = None
     handed_over: bool | None = None
-    """Whether the kernel read local data without a daemon when the fault began, as far as the engine tells."""
+    """Says whether the kernel read local data without a daemon when the fault began, as far as the engine tells."""
     wrong_bytes: int = 0
-    """Bytes of the files that were read without an error, at any time, and were not the image's (sha256)."""
+    """Counts bytes of the files that were read without an error, at any time, and were not the image's (sha256)."""
     received_bytes: int = 0
-    """From T0 to the end of the trial."""
+    """Counts bytes from T0 to the end of the trial."""
     received_before_bytes: int = 0
-    """From T0 until the fault began: what was there already is not at risk."""
+    """Counts bytes from T0 until the fault began: what was there already is not at risk."""
     received_in_fault_bytes: int = 0
     image_bytes: int = 0
     """Counts the stored bytes of the image's layers."""
     unhealthy_s: float = 0.0
-    """From the first read that failed or hung until reads worked again, or the trial's end."""
+    """Says how long it took from the first read that failed or hung until reads worked again, or the trial ended."""
     falsely_healthy_s: float = 0.0
-    """Of them, how long a process in the container that answers from memory said that all is well."""
+    """Says how long of ``unhealthy_s`` a process in the container that answers from memory said that all is well."""
     listing_healthy_s: float = 0.0
-    """The same of one that lists the root directory before it answers."""
+    """Says how long of ``unhealthy_s`` a process that lists the root directory first said that all is well."""
     leftovers: tuple[str, ...] = ()
     details: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
     @property
     def valid(self) -> bool:
-        """Whether its figures may be shown: the trial did what was asked."""
+        """Says whether its figures may be shown: the trial did what was asked."""
         return self.onset_s is not None and not self.invalid and (self.status == "ok" or self.wrong_bytes > 0)
 
     def sample(self, name: Sample) -> SampleReads | None:
-        """The reads of one sample, None where it was not read."""
+        """Returns the reads of one sample, None where it was not read."""
         return next((reads for reads in self.reads if reads.sample == name), None)

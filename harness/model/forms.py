@@ -1,4 +1,6 @@
-"""Forms name what the registry holds for a mode; presentations name how served bytes become a file system."""
+"""This module names forms (what the registry holds for a mode) and presentations (how served bytes become a file
+system).
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,17 @@ from enum import StrEnum
 
 
 class Form(StrEnum):
-    """What the registry must hold for a mode."""
+    """Says what the registry must hold for a mode."""
 
     IMAGE = "image"
-    """The image as it is."""
+    """It is the image as it is."""
     ESTARGZ = "estargz"
     ESTARGZ_OPTIMIZED = "estargz-optimized"
-    """Written for one workload: what its start reads comes first, up to a landmark that is fetched ahead."""
+    """It is written for one workload: what its start reads comes first, up to a landmark that is fetched ahead."""
     SOCI = "soci"
     EROFS = "erofs"
     EROFS_PACKED = "erofs-packed"
-    """With a start pack, recorded for one workload."""
+    """It has a start pack, recorded for one workload."""
 
 
 _NO_WAY_INTO = {
@@ -27,12 +29,14 @@ _NO_WAY_INTO = {
 
 
 def no_way_into(form: Form, compression: str) -> str:
-    """Why layers of this compression (``gzip``, ``zstd``, ``none``) cannot be read in part; empty where they can."""
+    """Says why layers of this compression (``gzip``, ``zstd``, ``none``) cannot be read in part; empty where they
+    can.
+    """
     return _NO_WAY_INTO.get((form, compression), "")
 
 
 class Presentation(StrEnum):
-    """How lazily served bytes become a file system."""
+    """Says how lazily served bytes become a file system."""
 
     NONE = "none"
     """They do not: layers are unpacked into directories."""

@@ -1,4 +1,4 @@
-"""A scenario's image comes from a recipe to build, a registry reference, an OCI layout, or an archive."""
+"""This module describes a scenario's image: a recipe to build, a registry reference, an OCI layout, or an archive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model
 from harness.model.near_miss import near_miss
 
 DEFAULT_EPOCH_S = 1_767_225_600
-"""2026-01-01: no file of an image built from a recipe is younger, so that builds repeat (SOURCE_DATE_EPOCH)."""
+"""It is 2026-01-01: no file of an image built from a recipe is younger, so that builds repeat (SOURCE_DATE_EPOCH)."""
 
 Strings = Annotated[tuple[str, ...], Strict(False)]
 
@@ -30,20 +30,22 @@ _LEVELS = {"gzip": (1, 9, 6), "zstd": (1, 19, 3)}
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """How layers are compressed: ``gzip``, ``zstd`` or ``none``, and at which level (0 for none)."""
+    """Says how layers are compressed: ``gzip``, ``zstd`` or ``none``, and at which level (0 for none)."""
 
     kind: str
     level: int
 
     @property
     def name(self) -> str:
-        """``KIND``, with ``:LEVEL`` where that is not the usual one."""
+        """Returns ``KIND``, with ``:LEVEL`` where that is not the usual one."""
         usual = _LEVELS[self.kind][2] if self.kind in _LEVELS else 0
         return self.kind if self.level == usual else f"{self.kind}:{self.level}"
 
 
 def parse_compression(text: str) -> Compression:
-    """``gzip``, ``zstd`` or ``none``, perhaps with a level as ``zstd:19``. Raises ValueError with what it takes."""
+    """Reads ``gzip``, ``zstd`` or ``none``, perhaps with a level as ``zstd:19``. Raises ValueError with what it
+    takes.
+    """
     kind, colon, level = text.partition(":")
     if kind not in {*_LEVELS, "none"}:
         kinds = (*_LEVELS, "none")
@@ -68,7 +70,7 @@ class _Table(BaseModel):
 
 
 class DebianLayer(_Table):
-    """Packages of a Debian suite, with all they depend on; as the first layer it is the base system."""
+    """Installs packages of a Debian suite, with all they depend on; as the first layer it is the base system."""
 
     kind: Literal["debian"]
     suite: str = Field(default="bookworm", pattern=r"^[a-z][a-z0-9-]*$", description="As apt knows it.")
@@ -82,7 +84,7 @@ class DebianLayer(_Table):
 
 
 class PipLayer(_Table):
-    """Python packages for the image's own python3, as ``pip install`` leaves them."""
+    """Installs Python packages for the image's own python3, as ``pip install`` leaves them."""
 
     kind: Literal["pip"]
     requirements: Annotated[Strings, Field(min_length=1)] = Field(description="Requirement specifiers, pinned.")
@@ -90,7 +92,7 @@ class PipLayer(_Table):
 
 
 class NpmLayer(_Table):
-    """Node packages, as ``npm install`` leaves them in a directory."""
+    """Installs Node packages, as ``npm install`` leaves them in a directory."""
 
     kind: Literal["npm"]
     packages: Annotated[Strings, Field(min_length=1)] = Field(description="name@version.")
@@ -98,7 +100,7 @@ class NpmLayer(_Table):
 
 
 class InlineFile(_Table):
-    """One file whose text stands in the scenario."""
+    """Holds one file whose text stands in the scenario."""
 
     path: AbsolutePath
     text: str = ""
@@ -108,7 +110,7 @@ class InlineFile(_Table):
 
 
 class FilesLayer(_Table):
-    """Files given in the scenario itself."""
+    """Adds files given in the scenario itself."""
 
     kind: Literal["files"]
     files: Annotated[tuple[InlineFile, ...], Strict(False), Field(min_length=1)]
@@ -118,7 +120,7 @@ Layer = Annotated[DebianLayer | PipLayer | NpmLayer | FilesLayer, Field(discrimi
 
 
 class ImageConfig(_Table):
-    """The image's own configuration (OCI image spec, config.md)."""
+    """Holds the image's own configuration (OCI image spec, config.md)."""
 
     entrypoint: Strings = ()
     command: Strings = ()
@@ -129,7 +131,7 @@ class ImageConfig(_Table):
 
 
 class Recipe(_Table):
-    """An image built here: its layers, bottom first, and its configuration."""
+    """Describes an image built here: its layers, bottom first, and its configuration."""
 
     layers: Annotated[tuple[Layer, ...], Strict(False), Field(min_length=1)]
     config: ImageConfig = ImageConfig()
@@ -144,7 +146,7 @@ class Recipe(_Table):
 
 
 class ImageSpec(_Table):
-    """Exactly one source."""
+    """Names the image by exactly one source."""
 
     recipe: Recipe | None = None
     ref: str | None = Field(default=None, description="A registry reference, docker://HOST/NAME:TAG or HOST/NAME:TAG.")

@@ -11,7 +11,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 
 
 class _Scanner:
-    """One pass over a text that ``tomllib`` has accepted; it does not check anything itself."""
+    """Passes once over a text that ``tomllib`` has accepted; it does not check anything itself."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -43,7 +43,7 @@ class _Scanner:
         return self.lines
 
     def _resolve(self, parts: list[str], *, last: bool) -> Path:
-        """Put the index of the newest element after every array of tables on the way."""
+        """Puts the index of the newest element after every array of tables on the way."""
         path: Path = ()
         for position, part in enumerate(parts):
             path = (*path, part)
@@ -73,7 +73,7 @@ class _Scanner:
         return False
 
     def _key(self, stop: str) -> list[str]:
-        """A dotted key up to ``stop``, which is consumed."""
+        """Reads a dotted key up to ``stop``, which is consumed."""
         parts: list[str] = []
         while self._skip_blank(newlines=False):
             char = self.text[self.at]
@@ -91,7 +91,7 @@ class _Scanner:
         return parts
 
     def _string(self) -> str:
-        """A string of any of the four kinds, consumed; escapes are undone as far as key names need."""
+        """Reads a string of any of the four kinds; escapes are undone as far as key names need."""
         quote = self.text[self.at]
         mark = quote * 3 if self._peek(quote * 3) else quote
         self.at += len(mark)
@@ -142,5 +142,7 @@ class _Scanner:
 
 
 def key_lines(text: str) -> dict[Path, int]:
-    """Lines (from 1) of all keys and array elements of a TOML text that ``tomllib`` accepts; ``()`` is line 1."""
+    """Returns the lines (from 1) of all keys and array elements of a TOML text that ``tomllib`` accepts; ``()`` is line
+    1.
+    """
     return _Scanner(text).scan()

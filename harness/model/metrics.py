@@ -1,9 +1,9 @@
-"""The metrics of a comparison: their names, and what a trial shows of them; pure.
+"""This module names the metrics of a comparison, and takes their values from a trial; pure.
 
-Three kinds. *Image* metrics describe what was built and do not scatter at all. *Counters* describe what a start does
-and scatter little or much, which an A/A run of this host says. *Times* (CPU seconds included) scatter always and are
-compared with intervals. A metric's key may name a part after a slash: ``fuse/LOOKUP``, ``runtime/import/warm``; a
-threshold for ``fuse`` speaks of all its parts.
+There are three kinds. *Image* metrics describe what was built and do not scatter at all. *Counters* describe what a
+start does and scatter little or much, which an A/A run of this host says. *Times* (CPU seconds included) scatter always
+and are compared with intervals. A metric's key may name a part after a slash: ``fuse/LOOKUP``, ``runtime/import/warm``;
+a threshold for ``fuse`` speaks of all its parts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ Unit = Literal["s", "bytes", ""]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. ``tolerance`` is the relative change that is let pass where neither scenario nor A/A says more."""
+    """Describes one metric. ``tolerance`` is the relative change that is let pass where neither scenario nor A/A says
+    more.
+    """
 
     name: str
     kind: Kind
@@ -70,12 +72,12 @@ INFORMATIVE = frozenset({"runtime", "reference-job"})
 
 
 def family(key: str) -> str:
-    """The metric of a key: its part before the first slash."""
+    """Returns the metric of a key: its part before the first slash."""
     return key.partition("/")[0]
 
 
 def check_name(key: str) -> str:
-    """The key itself. Raises ValueError, with the nearest name, for a metric that is not there."""
+    """Returns the key itself. Raises ValueError, with the nearest name, for a metric that is not there."""
     if family(key) not in METRICS:
         hint = near_miss(family(key), METRICS) or f"; expected one of {', '.join(METRICS)}"
         raise ValueError(f"no metric called {key!r}{hint}")
@@ -83,7 +85,7 @@ def check_name(key: str) -> str:
 
 
 def setting(key: str, values: Mapping[str, float]) -> float | None:
-    """What a table says of a key: of itself, else of the nearest family above it."""
+    """Returns what a table says of a key: its own value, else that of the nearest family above it."""
     while key:
         if key in values:
             return values[key]
@@ -92,7 +94,7 @@ def setting(key: str, values: Mapping[str, float]) -> float | None:
 
 
 def of_trial(o: Observation) -> dict[str, float]:
-    """Every counter and time that a valid trial shows; what was not seen is not there."""
+    """Returns every counter and time that a valid trial shows; what was not seen is not there."""
     return {key: float(value) for key, value in _seen(o) if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""The one table of modes and presets: whoever wants to know something about a mode asks here.
+"""This module holds the one table of modes and presets: whoever wants to know something about a mode asks here.
 
 Nobody else compares names of modes or presets (a test looks). A mode says how the root file system gets onto the
 machine. Modes and presets belong to an engine, since each engine offers its own. A new preset is one line in this table
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Role(StrEnum):
-    """What a preset is compared for."""
+    """Says what a preset is compared for."""
 
     OFFER = "offer"
     """It is a way to start containers that the answer may recommend."""
@@ -39,45 +39,45 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A named set of policies of one mode."""
+    """Names a set of policies of one mode."""
 
     name: str
     does: str
-    """What it does, in a few words: for help and tables."""
+    """Says what it does, in a few words: for help and tables."""
     policy: PullPolicy | LazyPolicy | None
-    """None where the engine is not ours and has policies of its own."""
+    """Holds its policy; None where the engine is not ours and has policies of its own."""
     pull_core_s_per_gb: float = 0.0
-    """Core-seconds of a full pull per compressed GB, for first guesses; measured trials replace them."""
+    """Guesses the core-seconds of a full pull per compressed GB; measured trials replace the guess."""
     baseline: bool = False
-    """Whether others are compared with it."""
+    """Says whether others are compared with it."""
     unpacks: bool = True
-    """Whether a full pull makes every file of the image."""
+    """Says whether a full pull makes every file of the image."""
     only_options: tuple[str, ...] | None = None
-    """The options it takes, where these are not all that its mode has."""
+    """Lists the options it takes, where these are not all that its mode has."""
     line: str = "-"
-    """How figures draw it: a line style of matplotlib."""
+    """Says how figures draw it: a line style of matplotlib."""
     hollow: bool = False
-    """Whether its markers are outlines only."""
+    """Says whether its markers are outlines only."""
     role: Role = Role.OFFER
     shipped_lazy: bool = False
-    """Whether an engine that is not ours starts the container before its image is there."""
+    """Says whether an engine that is not ours starts the container before its image is there."""
     form: Form | None = None
-    """What the registry must hold, where that is not its mode's form."""
+    """Says what the registry must hold, where that is not its mode's form."""
     snapshotter: SnapshotterPolicy | None = None
-    """Engine containerd: how it and its snapshotter are set up."""
+    """Says how containerd and its snapshotter are set up; only engine containerd has it."""
 
     @property
     def lazy(self) -> bool:
-        """Whether the container starts before its image is there."""
+        """Says whether the container starts before its image is there."""
         return self.takes_prefetch or self.shipped_lazy
 
     @property
     def takes_prefetch(self) -> bool:
-        """Whether a scenario's prefetch list and background fetch mean anything to it."""
+        """Says whether a scenario's prefetch list and background fetch mean anything to it."""
         return isinstance(self.policy, LazyPolicy) and not self.policy.eager
 
     def streams(self, options: Mapping[str, object]) -> bool:
-        """Whether, with these options, a lazy start may bring layers that nothing asked for, before it is ready."""
+        """Says whether, with these options, a lazy start may bring layers before it is ready that nothing asked for."""
         policies = self.policy
         if not isinstance(policies, LazyPolicy) or not self.takes_prefetch:
             return False
@@ -85,40 +85,40 @@ class Preset:
 
     @property
     def follows_pack(self) -> bool:
-        """Whether a start streams what a recorded one asked for."""
+        """Says whether a start streams what a recorded one asked for."""
         return isinstance(self.policy, LazyPolicy) and self.policy.pack
 
     @property
     def before_t0(self) -> bool:
-        """Whether the image is on the machine before T0."""
+        """Says whether the image is on the machine before T0."""
         return isinstance(self.policy, PullPolicy) and self.policy.before_t0
 
     @property
     def keeps_pages(self) -> bool:
-        """Whether the page cache is left as it is before T0."""
+        """Says whether the page cache is left as it is before T0."""
         return isinstance(self.policy, PullPolicy) and self.policy.keep_pages
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """One mode of one engine; its first preset is the default."""
+    """Describes one mode of one engine; its first preset is the default."""
 
     name: str
     form: Form
     presentation: Presentation
     presets: tuple[Preset, ...]
     marker: str
-    """How figures mark it (matplotlib)."""
+    """Says how figures mark it (matplotlib)."""
     colour: str
     tracer: bool = False
-    """Whether a start's reads are recorded through it."""
+    """Says whether a start's reads are recorded through it."""
     program: str = ""
-    """What people call the program that it is, where the engine is not ours."""
+    """Says what people call the program behind it, where the engine is not ours."""
     told_as: tuple[str, ...] = ()
-    """The names under which observations tell that program's version, the first that is there."""
+    """Lists the names under which observations tell that program's version; the first one found counts."""
 
     def preset(self, name: str) -> Preset:
-        """The preset called ``name``, the default one for an empty name. Raises UsageError."""
+        """Returns the preset called ``name``, the default one for an empty name. Raises UsageError."""
         for preset in self.presets:
             if preset.name == name:
                 return preset
@@ -127,7 +127,7 @@ class Mode:
         raise UsageError(unknown_preset(self.name, name, [preset.name for preset in self.presets]))
 
     def options(self, preset: Preset) -> dict[str, Option]:
-        """The options that do something in this mode and preset, by name; none where the engine is not ours."""
+        """Returns the options that do something in this mode and preset, by name; none where the engine is not ours."""
         if preset.policy is None:
             return {}
         about = {*Form, *Presentation} - {self.form, self.presentation}
@@ -140,17 +140,17 @@ class Mode:
 
     @property
     def best(self) -> Preset:
-        """The preset with the best policies this project knows."""
+        """Returns the preset with the best policies this project knows."""
         return self.preset("tuned")
 
     @property
     def through_fuse(self) -> bool:
-        """Whether bytes of the root file system come over FUSE, also where a preset fetches all of them first."""
+        """Says whether bytes of the root file system come over FUSE, also where a preset fetches all of them first."""
         return self.presentation is not Presentation.NONE
 
 
 EMBEDDED = "embedded"
-"""The engine of our own."""
+"""It names our own engine."""
 
 _SEQUENTIAL = Preset(
     "sequential", "one step and one layer after the other", PullPolicy(False, "zlib"),
@@ -209,7 +209,9 @@ _SOCI = LazyPolicy(readahead_units=0, memory_bytes=52 * MIB)
 """A span of 4 MiB is read-ahead enough: fetching the next one too costs 1 % more bytes and no less time."""
 
 _EROFS = LazyPolicy(inflate_step=512 * KIB, readahead_units=4)
-"""What is inflated costs no request any more, and a smaller step no less CPU; spans of 1 MiB: a quarter of SOCI's."""
+"""Here what is inflated costs no request any more, and a smaller step costs no less CPU; spans have 1 MiB, a quarter of
+SOCI's.
+"""
 
 OVERLAY2 = Mode("overlay2", Form.IMAGE, Presentation.NONE, (_SEQUENTIAL, _TUNED_PULL, _LOCAL, _WARM), "s", "#666666")
 ESTARGZ = Mode(
@@ -236,7 +238,7 @@ EROFS = Mode(
 )  # fmt: skip
 
 DOCKER = "docker"
-"""Docker as it is."""
+"""It names Docker as it is."""
 
 _CONTAINERD_STORE = Preset(
     "containerd-store", "Docker with its images in containerd's store", None, pull_core_s_per_gb=65.0, line="--"
@@ -251,7 +253,7 @@ DOCKER_OVERLAY2 = Mode(
 )  # fmt: skip
 
 CONTAINERD = "containerd"
-"""containerd with the real snapshotters."""
+"""It names containerd with the real snapshotters."""
 
 
 def _containerd(name: str, does: str, setup: SnapshotterPolicy, **more: Any) -> Preset:
@@ -324,20 +326,20 @@ RENAMED = {(OVERLAY2.name, "docker-like"): "sequential"}
 
 
 def renamed(mode: str, preset: str) -> str:
-    """``; it is called 'x' now`` for a name that a preset had, else nothing."""
+    """Returns ``; it is called 'x' now`` for a name that a preset had, else nothing."""
     now = RENAMED.get((mode, preset))
     return f"; it is called {now!r} now" if now else ""
 
 
 def unknown_preset(mode: str, name: str, known: Iterable[str]) -> str:
-    """What is said of a preset that a mode does not have: the known ones, and which one was probably meant."""
+    """Returns the message for a preset that a mode does not have: the known ones, and which one was probably meant."""
     names = list(known)
     hint = renamed(mode, name) or near_miss(name, names)
     return f"expected a preset of mode {mode} ({', '.join(names)}), got {name!r}{hint}"
 
 
 def engine_modes(engine: str) -> tuple[Mode, ...]:
-    """The modes of an engine. Raises UsageError for an engine that nothing implements."""
+    """Returns the modes of an engine. Raises UsageError for an engine that nothing implements."""
     if engine not in ENGINES:
         hint = near_miss(engine, ENGINES) or f"; expected {_either(ENGINES)}"
         raise UsageError(f"no engine called {engine!r}{hint}")
@@ -345,7 +347,7 @@ def engine_modes(engine: str) -> tuple[Mode, ...]:
 
 
 def find(mode: str, engine: str = EMBEDDED) -> Mode:
-    """The mode of that name. Raises UsageError, which names the nearest."""
+    """Returns the mode of that name. Raises UsageError, which names the nearest."""
     modes = {known.name: known for known in engine_modes(engine)}
     if mode not in modes:
         whose = "a mode" if engine == EMBEDDED else f"a mode of engine {engine}"
@@ -354,7 +356,7 @@ def find(mode: str, engine: str = EMBEDDED) -> Mode:
 
 
 def offers(engine: str, mode: str, preset: str = "") -> Preset | None:
-    """The preset an engine runs for these names (its default for none), or None where it has no such thing."""
+    """Returns the preset an engine runs for these names (its default for none); None where it has no such thing."""
     for known in engine_modes(engine):
         if known.name == mode:
             return next((p for p in known.presets if preset in {"", p.name}), None)
@@ -362,44 +364,44 @@ def offers(engine: str, mode: str, preset: str = "") -> Preset | None:
 
 
 def mode_names() -> tuple[str, ...]:
-    """The names of all engines' modes, each once."""
+    """Returns the names of all engines' modes, each once."""
     return tuple(dict.fromkeys(mode.name for modes in ENGINES.values() for mode in modes))
 
 
 def preset_names(mode: str) -> tuple[str, ...]:
-    """The names of the presets that any engine has for a mode, each once."""
+    """Returns the names of the presets that any engine has for a mode, each once."""
     having = [known for modes in ENGINES.values() for known in modes if known.name == mode]
     return tuple(dict.fromkeys(preset.name for known in having for preset in known.presets))
 
 
 def default_preset(mode: str) -> str:
-    """What an entry without a preset is called: the default of the first engine that has the mode."""
+    """Returns the preset of an entry that names none: the default of the first engine that has the mode."""
     return preset_names(mode)[0]
 
 
 def lazy_modes() -> tuple[Mode, ...]:
-    """The embedded engine's modes whose bytes come over FUSE."""
+    """Returns the embedded engine's modes whose bytes come over FUSE."""
     return tuple(mode for mode in ENGINES[EMBEDDED] if mode.through_fuse)
 
 
 def tracer() -> Mode:
-    """The mode a start's reads are recorded through."""
+    """Returns the mode a start's reads are recorded through."""
     return next(mode for mode in ENGINES[EMBEDDED] if mode.tracer)
 
 
 def recorder() -> Mode:
-    """The mode whose starts are recorded for start packs."""
+    """Returns the mode whose starts are recorded for start packs."""
     return EROFS
 
 
 def recorder_options() -> dict[str, bool | int | float | str]:
-    """The options of the best preset with which a start asks for what it will ask for when it has a pack."""
+    """Returns the options with which a recorded start asks for the same bytes as one that follows a pack."""
     packed = next(p.policy for p in EROFS.presets if isinstance(p.policy, LazyPolicy) and p.policy.pack)
     return {"exact_read_ahead_kib": packed.exact_read_ahead_kib}
 
 
 def policy_of(mode: str, preset: str, options: Mapping[str, object] | None = None) -> PullPolicy | LazyPolicy:
-    """The policy of an embedded preset with single options replaced.
+    """Returns the policy of an embedded preset with single options replaced.
 
     Raises:
         UsageError: an unknown mode, preset or option, or a value that an option does not take.
@@ -415,7 +417,7 @@ def policy_of(mode: str, preset: str, options: Mapping[str, object] | None = Non
 
 
 def checked_options(mode: Mode, preset: Preset, options: Mapping[str, object]) -> dict[str, bool | int | float | str]:
-    """The options a scenario gives, each as the type it has. Raises UsageError for the first that is wrong."""
+    """Returns the options a scenario gives, each as the type it has. Raises UsageError for the first that is wrong."""
     known = mode.options(preset)
     for name in options:
         if name not in known:
@@ -437,7 +439,7 @@ def _unknown_option(mode: Mode, preset: Preset, name: str, known: Mapping[str, O
 
 
 def lazy_policy(mode: str, preset: str, options: Mapping[str, object] | None = None) -> LazyPolicy:
-    """``policy_of`` for what the daemon serves. Raises UsageError for a mode it does not serve, too."""
+    """Returns ``policy_of`` for what the daemon serves. Raises UsageError for a mode it does not serve, too."""
     policies = policy_of(mode, preset, options)
     if not isinstance(policies, LazyPolicy):
         names = ", ".join(known.name for known in lazy_modes())
@@ -446,19 +448,19 @@ def lazy_policy(mode: str, preset: str, options: Mapping[str, object] | None = N
 
 
 def containerd_store(preset: str) -> bool:
-    """Whether this preset of Docker keeps images in containerd's store."""
+    """Says whether this preset of Docker keeps images in containerd's store."""
     return DOCKER_OVERLAY2.preset(preset) is _CONTAINERD_STORE
 
 
 def uses_library(mode: str, preset: str) -> bool:
-    """Whether an embedded preset serves through a library that has to be installed."""
+    """Says whether an embedded preset serves through a library that has to be installed."""
     policies = find(mode).preset(preset).policy
     return isinstance(policies, LazyPolicy) and bool(policies.library)
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How figures draw a case, in matplotlib's words."""
+    """Says how figures draw a case, in matplotlib's words."""
 
     colour: str = "#999999"
     marker: str = "o"
@@ -467,7 +469,7 @@ class Style:
 
 
 def style(engine: str, mode: str, preset: str) -> Style:
-    """How figures draw a case; what is not listed here (a stored session of later days) looks plain."""
+    """Returns how figures draw a case; one that is not listed here (a stored session of later days) looks plain."""
     for known in ENGINES.get(engine, ()):
         if known.name == mode:
             found = next((p for p in known.presets if p.name == preset), None)
@@ -476,32 +478,38 @@ def style(engine: str, mode: str, preset: str) -> Style:
 
 
 def is_lazy(engine: str, mode: str, preset: str) -> bool:
-    """Whether a stored case's container started before its image was there."""
+    """Says whether a stored case's container started before its image was there."""
     found = offers(engine, mode, preset) if engine in ENGINES else None
     return found is not None and found.lazy
 
 
 def role(engine: str, mode: str, preset: str) -> Role:
-    """What a stored case was compared for; what is not listed here is a yardstick: nobody is told to use it."""
+    """Returns what a stored case was compared for; one that is not listed here is a yardstick: nobody is told to use
+    it.
+    """
     found = offers(engine, mode, preset) if engine in ENGINES else None
     return found.role if found is not None else Role.YARDSTICK
 
 
 def program_of(engine: str, mode: str) -> tuple[str, tuple[str, ...]]:
-    """What people call a stored case's program, and the names under which observations tell its version; empty for our
-    own engine and for what is not listed here."""
+    """Returns what people call a stored case's program, and the names under which observations tell its version.
+
+    Both are empty for our own engine and for what is not listed here.
+    """
     found = next((known for known in ENGINES.get(engine, ()) if known.name == mode), None)
     return (found.program, found.told_as) if found is not None else ("", ())
 
 
 def is_baseline(engine: str, mode: str, preset: str) -> bool:
-    """Whether others are compared with a case of these names."""
+    """Says whether others are compared with a case of these names."""
     found = offers(engine, mode, preset) if engine in ENGINES else None
     return found is not None and found.baseline
 
 
 def place(engine: str, mode: str, preset: str) -> tuple[int, int, int]:
-    """Where a case stands in tables: by engine, mode and preset as listed here; what is not listed comes last."""
+    """Returns where a case stands in tables: by mode, engine and preset as listed here; what is not listed comes
+    last.
+    """
     rows = [(e, m.name, p.name) for e, modes in ENGINES.items() for m in modes for p in m.presets]
 
     def rank(names: Iterator[str], name: str) -> int:

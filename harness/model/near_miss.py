@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` when a known word is close to this one, else nothing."""
+    """Returns ``; did you mean 'x'?`` when a known word is close to this one, else nothing."""
     import difflib  # imported here: the agent and the daemon never need it and should stay light
 
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

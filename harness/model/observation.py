@@ -1,7 +1,7 @@
-"""An observation is what one trial recorded; a session is stored as lines of them.
+"""This module describes an observation: what one trial recorded. A session is stored as lines of them.
 
-Status and values are separate fields: a failed or invalid trial keeps what was seen and why, and never becomes a
-number (architecture: rules of measurement, 4). Every field states its unit in its name.
+Status and values are separate fields: a failed or invalid trial keeps what was seen and why, and never becomes a number
+(architecture: rules of measurement, 4). Every field states its unit in its name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCHEMA_VERSION = 2
 
 
 class Frozen(BaseModel):
-    """Base of all stored models: immutable, unknown keys refused."""
+    """Is the base of all stored models: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,7 +27,7 @@ Limits = Literal["machine", "container"]
 
 
 class Case(Frozen):
-    """What is compared: scenario x mode (with its preset) x engine x shape (with the registry's distance)."""
+    """Names what is compared: scenario x mode (with its preset) x engine x shape (with the registry's distance)."""
 
     scenario: str
     mode: str
@@ -36,31 +36,36 @@ class Case(Frozen):
     shape: str
     distance: str = "none"
     label: str = ""
-    """What the scenario calls this entry, to tell it from others of the same mode and preset."""
+    """Says what the scenario calls this entry, to tell it from others of the same mode and preset."""
     compression: str = ""
-    """How the scenario has the image's layers compressed; empty where it leaves them as they are."""
+    """Says how the scenario has the image's layers compressed; empty where it leaves them as they are."""
     read_percent: int | None = None
-    """Share of the image's bytes that the start reads, where that is what it does."""
+    """Says what share of the image's bytes the start reads; None where its work is another one."""
     machines: int | None = None
-    """Machines that are started at the same moment; None where a trial has one."""
+    """Counts machines that are started at the same moment; None where a trial has one."""
     limits: Limits = "machine"
-    """``container``: the engine's daemon runs outside, unlimited and uncounted. Never compared with ``machine``."""
+    """Is ``container`` where the engine's daemon runs outside, unlimited and uncounted; such a case is never compared
+    with one of ``machine``.
+    """
 
     @property
     def variant(self) -> str:
-        """Preset, and label after a ``+``: what tells this case from others of its mode."""
+        """Returns the preset, and the label after a ``+``; it tells this case from others of its mode."""
         return f"{self.preset}+{self.label}" if self.label else self.preset
 
     @property
     def key(self) -> str:
-        """Stable text form, unique within a session: ``scenario/mode:preset[+label]/engine/shape@distance``, the engine
-        with ``[container]`` where limits hold for the container alone."""
+        """Returns a stable text, unique within a session: ``scenario/mode:preset[+label]/engine/shape@distance``, the
+        engine with ``[container]`` where limits hold for the container alone.
+        """
         engine = self.engine if self.limits == "machine" else f"{self.engine}[{self.limits}]"
         return f"{self.scenario}/{self.mode}:{self.variant}/{engine}/{self.shape}@{self.distance}"
 
 
 class Failure(Frozen):
-    """Why a trial failed: the error's class name (``harness.errors``), its one-line message, and the phase it hit."""
+    """Says why a trial failed: the error's class name (``harness.errors``), its one-line message, and the phase it
+    hit.
+    """
 
     kind: str
     message: str
@@ -68,12 +73,13 @@ class Failure(Frozen):
 
 
 class Invalidity(Frozen):
-    """A rule, stated before the run, that this trial broke."""
+    """Names a rule, stated before the run, that this trial broke."""
 
     rule: str
-    """One of the rules of ``harness.session.validity``: ``not-lazy``, ``stream-unfounded``, ``fuse-in-full-pull``,
+    """Is one of the rules of ``harness.session.validity``: ``not-lazy``, ``stream-unfounded``, ``fuse-in-full-pull``,
     ``cache-not-cold``, ``host-stolen``, ``limits-not-as-asked``, ``below-bound``, ``daemon-died``, ``reads-failed``,
-    ``not-independent``, ``pack-not-used``, ``pack-differs``, ``out-of-memory``."""
+    ``not-independent``, ``pack-not-used``, ``pack-differs``, ``out-of-memory``.
+    """
     reason: str
 
 
@@ -83,11 +89,12 @@ BEFORE_READY: tuple[Phase, ...] = ("pull", "create", "start")
 
 
 class PhaseUsage(Frozen):
-    """CPU charged to the machine within one phase (cgroup counters at its two ends)."""
+    """Counts CPU charged to the machine within one phase (cgroup counters at its two ends)."""
 
     phase: Literal[Phase, "background", "workloads"]
-    """``pull``: T0 until the root file system is there; ``create``: until the container exists; ``start``: until ready;
-    then background and workloads. Sessions from before 2027 count ``create`` to ``start``."""
+    """Is ``pull`` from T0 until the root file system is there, ``create`` until the container exists, ``start`` until
+    ready; then background and workloads follow. Sessions from before 2027 count ``create`` to ``start``.
+    """
     wall_s: float
     cpu_user_s: float
     cpu_system_s: float
@@ -101,7 +108,9 @@ class PhaseUsage(Frozen):
 
 
 class Wire(Frozen):
-    """Traffic of the machine's network interface (bytes, both directions) and registry requests (None: not known)."""
+    """Counts traffic of the machine's network interface (bytes, both directions) and registry requests (None: not
+    known).
+    """
 
     received_bytes: int | None = 0
     sent_bytes: int | None = 0
@@ -109,7 +118,9 @@ class Wire(Frozen):
 
 
 class Histogram(Frozen):
-    """Log-bucketed durations: ``counts[i]`` of durations in [2^i, 2^(i+1)) microseconds (bucket 0 also below 1 us)."""
+    """Counts log-bucketed durations: ``counts[i]`` of those in [2^i, 2^(i+1)) microseconds (bucket 0 also below 1
+    us).
+    """
 
     counts: tuple[int, ...] = ()
     total_s: float = 0.0
@@ -117,7 +128,9 @@ class Histogram(Frozen):
 
 
 class FuseOpcode(Frozen):
-    """One FUSE opcode as the daemon saw it: how often, how long the service took, how long requests queued."""
+    """Describes one FUSE opcode as the daemon saw it: how often, how long the service took, how long requests
+    queued.
+    """
 
     count: int
     service: Histogram = Histogram()
@@ -125,28 +138,30 @@ class FuseOpcode(Frozen):
 
 
 class PackUsage(Frozen):
-    """What came of the start pack that a preset follows."""
+    """Says what the start pack did that a preset follows."""
 
     frames_total: int = 0
-    """0 where none came: the index has no pack, or its table was of no use."""
+    """Counts the pack's frames; 0 where none came: the index has no pack, or its table was of no use."""
     frames: int = 0
     bytes_pushed: int = 0
-    """Unpacked bytes handed to the kernel's page cache."""
+    """Counts unpacked bytes handed to the kernel's page cache."""
     reads: int = 0
-    """Reads answered from it, beside those that the page cache answered."""
+    """Counts reads answered from the pack, beside those that the page cache answered."""
     outside: int = 0
-    """Reads of bytes that it does not hold."""
+    """Counts reads of bytes that the pack does not hold."""
     passed_over: int = 0
-    """Reads of bytes that it holds and that took their spans, since the frame was too far off."""
+    """Counts reads of bytes that the pack holds but that took their spans, since the frame was too far off."""
     failures: int = 0
     failure: str = ""
-    """The first of them."""
+    """Says how the pack failed first; empty where it never did."""
     differs: str = ""
-    """Where it has other bytes than the layers, if it does: compared when the rest of the image was inflated."""
+    """Says where the pack has other bytes than the layers, if it has; it is compared once the whole image is
+    inflated.
+    """
 
 
 class LazyUsage(Frozen):
-    """What the lazy-pulling daemon did, up to ready and in all. None stands for what its engine cannot know."""
+    """Says what the lazy-pulling daemon did, up to ready and in all. None stands for what its engine cannot know."""
 
     layers_lazy: int | None = None
     layers_unpacked: int | None = None
@@ -163,40 +178,41 @@ class LazyUsage(Frozen):
     memory_peak_bytes: int | None = 0
     cpu_s: float | None = 0.0
     handed_over: bool = False
-    """Mode erofs: from then on the kernel reads the local file, and FUSE is out of the way."""
+    """Says whether the kernel reads the local file in the end, and FUSE is out of the way (mode erofs)."""
     bytes_pushed: int = 0
-    """Mode erofs: inflated bytes handed to the kernel's page cache without a request for them."""
+    """Counts inflated bytes handed to the kernel's page cache without a request for them (mode erofs)."""
     read_errors: int | None = None
-    """Reads that the daemon could not answer, and that failed with an I/O error."""
+    """Counts reads that the daemon could not answer, and that failed with an I/O error."""
     disk_full: bool | None = None
-    """The machine's disk took no more bytes into the cache."""
+    """Says whether the machine's disk took no more bytes into the cache."""
     background_finished: bool | None = None
-    """The rest of the image is local; None where that was not promised, or is not known."""
+    """Says whether the rest of the image is local; None where that was not promised, or is not known."""
     not_handed_over: str = ""
-    """Mode erofs: why the kernel does not read the local file, though it was to."""
+    """Says why the kernel does not read the local file, though it was to (mode erofs)."""
     restarts: int | None = None
-    """Daemons that died, each of which another one took the place of; None where nobody would."""
+    """Counts daemons that died and were replaced; None where nobody would replace one."""
     layers_refetched: int = 0
-    """Layers fetched a second time in timed work, because index and stream did not agree."""
+    """Counts layers fetched a second time in timed work, because index and stream did not agree."""
     bytes_streamed_before_ready: int = 0
-    """Of the bytes fetched before readiness: those that no read, list or index had asked for, because the layers were
-    streamed while a far registry left the CPU idle."""
+    """Counts bytes fetched before readiness that no read, list or index had asked for: the layers were streamed while a
+    far registry left the CPU idle.
+    """
     bytes_streamed: int = 0
     streamed_since_s: float | None = None
-    """Seconds after T0 when the daemon began to stream the layers; None where it did not."""
+    """Says how many seconds after T0 the daemon began to stream the layers; None where it did not."""
     streamed_why: str = ""
-    """What the daemon saw then: the latency of a round, the cores it may use, how idle they were."""
+    """Says what made the daemon stream: the latency of a round, the cores it may use, how idle they were."""
     pack: PackUsage | None = None
-    """None where the preset follows no start pack."""
+    """Says what the start pack did; None where the preset follows none."""
 
     @property
     def fuse_requests(self) -> int | None:
-        """FUSE requests of all opcodes; None where they were not counted."""
+        """Counts FUSE requests of all opcodes; None where they were not counted."""
         return None if self.fuse is None else sum(opcode.count for opcode in self.fuse.values())
 
 
 class CreditSample(Frozen):
-    """State of the CPU-credit governor at a time after T0."""
+    """Holds the state of the CPU-credit governor at a time after T0."""
 
     t_s: float
     balance_core_s: float
@@ -204,7 +220,7 @@ class CreditSample(Frozen):
 
 
 class WorkloadResult(Frozen):
-    """One run-time workload at one temperature: one number per trial (rules of measurement, 6).
+    """Holds one run-time workload at one temperature: one number per trial (rules of measurement, 6).
 
     Where short warm passes were repeated, ``wall_s`` is the median pass and the other figures are means of one.
     """
@@ -217,27 +233,31 @@ class WorkloadResult(Frozen):
     cpu_workload_s: float = 0.0
     cpu_daemon_s: float = 0.0
     fuse_requests: int | None = 0
-    """Of one pass, rounded up, so that 0 means that there was none in any; None where they were not counted."""
+    """Counts requests of one pass, rounded up, so that 0 means that there was none in any; None where they were not
+    counted.
+    """
     passes: int = 1
     reference_wall_s: float = 0.0
-    """Median pass of the reference job right before this workload; 0 where it did not run."""
+    """Holds the median pass of the reference job right before this workload; 0 where it did not run."""
     reference_cpu_s: float = 0.0
     failure: Failure | None = None
 
 
 class Bound(Frozen):
-    """Physical lower bound of this trial and the terms it was computed from."""
+    """Holds the physical lower bound of this trial and the terms it was computed from."""
 
     seconds: float
     terms: dict[str, float] = Field(default_factory=dict)
 
 
 class StormMachine(Frozen):
-    """One machine of a storm; bytes and CPU are until it was ready, what it wrote to its disk is of the whole trial."""
+    """Describes one machine of a storm; bytes and CPU are until it was ready, what it wrote to its disk is of the whole
+    trial.
+    """
 
     image_digest: str = ""
     ready_s: float | None
-    """None where it never was, or does not count."""
+    """Says when it was ready; None where it never was, or does not count."""
     cpu_s: float
     received_bytes: int
     disk_written_bytes: int
@@ -245,7 +265,7 @@ class StormMachine(Frozen):
 
 
 class Observation(Frozen):
-    """One trial. ``time_to_ready_s`` is there only when ``status`` is ``ok``; use ``valid`` before comparing."""
+    """Holds one trial. ``time_to_ready_s`` is there only when ``status`` is ``ok``; use ``valid`` before comparing."""
 
     schema_version: int = SCHEMA_VERSION
     coldbench_version: str
@@ -254,14 +274,14 @@ class Observation(Frozen):
     block: int
     case: Case
     started_at: str
-    """UTC, ISO 8601."""
+    """Says when it started: UTC, ISO 8601."""
     host: str = ""
-    """Which of a campaign's hosts ran it; empty where the session has only one."""
+    """Says which of a campaign's hosts ran it; empty where the session has only one."""
     image_digest: str = ""
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """What differed from the preset's own policy, as the engine was told."""
+    """Holds what differed from the preset's own policy, as the engine was told."""
     prefetch: str = "none"
-    """What was fetched before it was asked for: ``image``, ``trace``, ``list`` or ``none``."""
+    """Says what was fetched before it was asked for: ``image``, ``trace``, ``list`` or ``none``."""
     status: Literal["ok", "failed"]
     failure: Failure | None = None
     invalid: tuple[Invalidity, ...] = ()
@@ -270,11 +290,13 @@ class Observation(Frozen):
     phases: tuple[PhaseUsage, ...] = ()
     memory_peak_bytes: int | None = 0
     memory_ready_bytes: int | None = None
-    """What the machine held when it was seen to be ready; None in sessions from before 2027."""
+    """Counts bytes that the machine held when it was seen to be ready; None in sessions from before 2027."""
     memory_ready_cache_bytes: int | None = None
-    """What of that is page cache, which the kernel gives back when programs want the memory."""
+    """Counts the page cache that the machine held when ready; the kernel gives it back when programs want the
+    memory.
+    """
     disk_written_bytes: int | None = 0
-    """Of the machine; None where only the container's limits hold, since the daemon's are not known then."""
+    """Counts bytes that reached the machine's disk; None where limits hold for the container only."""
     wire: Wire = Wire()
     wire_before_ready: Wire = Wire()
     lazy: LazyUsage | None = None
@@ -282,18 +304,22 @@ class Observation(Frozen):
     workloads: tuple[WorkloadResult, ...] = ()
     bound: Bound | None = None
     storm: tuple[StormMachine, ...] = ()
-    """Where a trial has several machines: each of them. The times are the last one's, bytes and CPU everybody's."""
+    """Holds each machine of a trial that has several. The trial's times are the last one's, bytes and CPU
+    everybody's.
+    """
     output_tail: str = ""
     details: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def valid(self) -> bool:
-        """Whether this trial may enter a comparison."""
+        """Says whether this trial may enter a comparison."""
         return self.status == "ok" and not self.invalid and self.time_to_ready_s is not None
 
     @property
     def cpu_to_ready_s(self) -> float | None:
-        """CPU seconds charged to the machine from T0 until ready; None where the daemon is outside of it."""
+        """Returns the CPU seconds charged to the machine from T0 until ready; None where the daemon is outside of
+        it.
+        """
         if self.case.limits == "container":
             return None
         return sum(p.cpu_s for p in self.phases if p.phase in BEFORE_READY)

@@ -1,4 +1,4 @@
-"""The table of options holds what docs/options.md and ``coldbench scenarios options`` show.
+"""This module makes the table of options that docs/options.md and ``coldbench scenarios options`` show.
 
 What an option means is said once, below its field in ``harness.model.policy``; here it is read from there.
 """
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One option: what it takes, its value in each preset that it does something in, and what it means."""
+    """Describes one option: what it takes, its value in each preset that it does something in, and what it means."""
 
     name: str
     takes: str
     defaults: dict[str, str]
-    """By ``mode:preset``, as a scenario writes it."""
+    """Holds the values by ``mode:preset``, as a scenario writes it."""
     meaning: str
 
 
 def meanings(policy: type[LazyPolicy] | type[PullPolicy]) -> dict[str, str]:
-    """What the text below each field of a policy says, in one line without markup for docstrings."""
+    """Returns the text below each field of a policy, in one line without the markup of docstrings."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(policy))).body
     assert isinstance(body, ast.ClassDef)
     found: dict[str, str] = {}
@@ -45,7 +45,7 @@ def meanings(policy: type[LazyPolicy] | type[PullPolicy]) -> dict[str, str]:
 
 
 def rows(policy: type[LazyPolicy] | type[PullPolicy]) -> list[Row]:
-    """The options of one kind of policy."""
+    """Returns the options of one kind of policy."""
     having = [(mode, preset) for mode in ENGINES[EMBEDDED] for preset in mode.presets]
     mine = [(mode, preset) for mode, preset in having if isinstance(preset.policy, policy)]
     said = meanings(policy)
@@ -61,13 +61,13 @@ def rows(policy: type[LazyPolicy] | type[PullPolicy]) -> list[Row]:
 
 
 def rows_of(mode: Mode, preset: Preset) -> list[Row]:
-    """The options that one preset takes."""
+    """Returns the options that one preset takes."""
     name = f"{mode.name}:{preset.name}"
     return [row for policy in (PullPolicy, LazyPolicy) for row in rows(policy) if name in row.defaults]
 
 
 def default_of(preset: Preset, option: Option) -> str:
-    """A preset's own value of an option, as a scenario writes it."""
+    """Returns a preset's own value of an option, as a scenario writes it."""
     value = getattr(preset.policy, option.name)
     if isinstance(value, bool):
         return str(value).lower()
@@ -77,7 +77,7 @@ def default_of(preset: Preset, option: Option) -> str:
 
 
 def markdown() -> str:
-    """docs/options.md as a whole."""
+    """Returns docs/options.md as a whole."""
     out = [
         "# Options of modes and presets",
         "",

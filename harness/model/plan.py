@@ -1,4 +1,4 @@
-"""A plan holds every trial of a session in the order it will run, drawn from a recorded seed.
+"""This module makes a plan: every trial of a session in the order it will run, drawn from a recorded seed.
 
 A block holds one trial of every case, in an order of its own, so that whatever drifts on the host during a session
 falls on all cases alike and comparisons can be paired inside a block.
@@ -37,22 +37,22 @@ _FAULT_S = 60.0
 
 
 class Selection(Frozen):
-    """What the command line takes of the scenarios: empty means "as the scenario says"."""
+    """Says what the command line takes of the scenarios: empty means "as the scenario says"."""
 
     modes: tuple[str, ...] = ()
-    """``mode[:preset[+label]]``"""
+    """Lists entries as ``mode[:preset[+label]]``."""
     presets: tuple[str, ...] = ()
     engines: tuple[EngineName, ...] = ()
     shapes: tuple[Shape, ...] = ()
     distances: tuple[Distance, ...] = ()
     blocks: int | None = Field(default=None, ge=1)
     workloads: tuple[str, ...] = ()
-    """Run-time workloads by name."""
+    """Lists run-time workloads by name."""
     temperatures: tuple[Temperature, ...] = ()
 
 
 class PlannedCase(Frozen):
-    """A case and everything its trials are made from, names resolved."""
+    """Holds a case and everything its trials are made from, names resolved."""
 
     case: Case
     choice: ModeChoice
@@ -74,17 +74,19 @@ class PlannedCase(Frozen):
 
     @property
     def outside(self) -> bool:
-        """Whether the engine's daemon runs outside of the machine, whose counters then are the container's alone."""
+        """Says whether the engine's daemon runs outside of the machine, whose counters then are the container's
+        alone.
+        """
         return self.case.limits == "container"
 
     @property
     def form(self) -> mode_table.Form:
-        """What the registry must hold for it."""
+        """Returns what the registry must hold for it."""
         return self.preset.form or self.mode.form
 
 
 class PlannedTrial(Frozen):
-    """One trial: ``trial`` counts from 0 over the whole session and is its id; ``case`` is a case's key.
+    """Names one trial: ``trial`` counts from 0 over the whole session and is its id; ``case`` is a case's key.
 
     ``fault`` is the key of what fails after ready (``harness.model.faults``), empty for a trial that measures a start.
     """
@@ -96,30 +98,32 @@ class PlannedTrial(Frozen):
 
     @property
     def kind(self) -> str:
-        """What trials that take equally long have in common: the case, and the fault."""
+        """Returns what trials that take equally long have in common: the case, and the fault."""
         return f"{self.case}!{self.fault}" if self.fault else self.case
 
 
 class Plan(Frozen):
-    """All cases, and all trials in the order they run."""
+    """Holds all cases, and all trials in the order they run."""
 
     seed: int
     cases: tuple[PlannedCase, ...]
     trials: tuple[PlannedTrial, ...]
     left_out: tuple[str, ...] = ()
-    """Optional engines that cannot run on this host, modes that cannot serve a scenario's compression, and why."""
+    """Names optional engines that cannot run on this host, modes that cannot serve a scenario's compression, and
+    why.
+    """
 
     def case_of(self, trial: PlannedTrial) -> PlannedCase:
-        """The case a trial belongs to."""
+        """Returns the case a trial belongs to."""
         return next(c for c in self.cases if c.case.key == trial.case)
 
 
 def choose_modes(
     scenario: Scenario, modes: Sequence[str], presets: Sequence[str], *, option: str = "--mode"
 ) -> tuple[ModeChoice, ...]:
-    """The scenario's mode entries that a selection names; a mode it does not name is taken with its default preset.
+    """Returns the mode entries that a selection names; a mode that the scenario lacks is taken with its default preset.
 
-    ``option`` is what errors call the place that names the modes.
+    Errors call the place that names the modes ``option``.
 
     Raises:
         UsageError: unknown mode, preset or label.
@@ -154,7 +158,7 @@ def choose_modes(
 
 
 def _fits(entry: ModeChoice, wanted: Mapping[str, str]) -> bool:
-    """Whether a scenario's entry is one that a selection's ``mode[:preset[+label]]`` names."""
+    """Says whether a scenario's entry is one that a selection's ``mode[:preset[+label]]`` names."""
     preset = wanted.get("preset", "")
     return (
         entry.mode == wanted["mode"]
@@ -164,19 +168,19 @@ def _fits(entry: ModeChoice, wanted: Mapping[str, str]) -> bool:
 
 
 def _default_of(mode: str, preset: str) -> bool:
-    """Whether some engine runs this preset where none is named."""
+    """Says whether some engine runs this preset where none is named."""
     return any((p := mode_table.offers(engine, mode)) is not None and p.name == preset for engine in mode_table.ENGINES)
 
 
 def _entry(entries: Sequence[ModeChoice], mode: str, preset: str) -> ModeChoice:
-    """The first entry of this mode and preset, with what it changes; else the plain preset."""
+    """Returns the first entry of this mode and preset, with what it changes; else the plain preset."""
     wanted = {"mode": mode, "preset": preset}
     found = next((entry for entry in entries if _fits(entry, wanted)), ModeChoice(mode=mode))
     return found.model_copy(update={"preset": preset})
 
 
 def choose_workloads(scenario: Scenario, selection: Selection) -> Scenario:
-    """The scenario with only the run-time workloads and temperatures that a selection names, in its own order.
+    """Returns the scenario with only the run-time workloads and temperatures that a selection names, in its own order.
 
     Raises:
         UsageError: the scenario has no workload of such a name, or none is left.
@@ -202,9 +206,9 @@ def choose_workloads(scenario: Scenario, selection: Selection) -> Scenario:
 
 
 def choose_engines(scenario: Scenario, names: Sequence[str]) -> tuple[EngineChoice, ...]:
-    """The scenario's engine entries that a selection names; one the scenario does not name is taken as it is found.
+    """Returns the engine entries that a selection names; one that the scenario lacks is taken as it is found.
 
-    What is named is wanted: it is not optional any more.
+    An engine that is named is wanted: it is not optional any more.
     """
     own: dict[str, EngineChoice] = {entry.engine: entry for entry in scenario.engines}
     named = [own.get(name) or default_choice(name) for name in dict.fromkeys(names)]
@@ -219,7 +223,7 @@ def make_plan(
     *,
     faults: bool = False,
 ) -> Plan:
-    """Lay out a session: blocks x cases, each block shuffled by a generator seeded with ``seed`` and its number.
+    """Lays out a session: blocks x cases, each block shuffled by a generator seeded with ``seed`` and its number.
 
     ``left_out`` holds keys of cases that cannot run here and need not. With ``faults`` the first blocks of a scenario
     that names faults also hold a trial of each, in the same shuffled order.
@@ -260,7 +264,9 @@ def make_plan(
 
 
 def _unserved(scenario: Scenario, case: PlannedCase) -> str:
-    """Why a case cannot be what it says: lazy on layers that it would pull whole, or made for another image."""
+    """Says why a case cannot be what it says: it is lazy on layers that it would pull whole, or made for another
+    image.
+    """
     storm = scenario.storm
     if storm is not None and storm.images == "distinct" and case.form is mode_table.Form.EROFS_PACKED:
         return f"{scenario.name}, mode {case.choice.key}: a pack is recorded for one image, and these are distinct"
@@ -305,7 +311,7 @@ def _cases(scenario: Scenario, selection: Selection) -> list[PlannedCase]:
 
 
 def _check(scenario: Scenario, choice: ModeChoice, engine: str) -> None:
-    """Refuse what would be dropped, now and not in the first trial: the selection may add entries to a scenario's."""
+    """Refuses what would be dropped, now and not in the first trial: the selection may add entries to a scenario's."""
     try:
         settings_of(scenario, choice, engine)
     except UsageError as error:
@@ -313,8 +319,11 @@ def _check(scenario: Scenario, choice: ModeChoice, engine: str) -> None:
 
 
 def _choices(scenario: Scenario, selection: Selection, engine: str) -> list[ModeChoice]:
-    """What an engine runs of a scenario: the entries it has a preset for; for want of any, and of a selection that asks
-    for particular ones, its own full pull, so that an engine can be added without naming its presets."""
+    """Returns what an engine runs of a scenario: the entries it has a preset for.
+
+    Where it has none, and the selection asks for no particular ones, it runs its own full pull, so that an engine can
+    be added without naming its presets.
+    """
     entries = choose_modes(scenario, selection.modes, selection.presets)
     choices = [choice for entry in entries if (choice := entry.on(engine)) is not None]
     if not choices and not selection.modes and not selection.presets:
@@ -324,10 +333,10 @@ def _choices(scenario: Scenario, selection: Selection, engine: str) -> list[Mode
 
 
 def estimate_trial_s(case: PlannedCase, compressed_bytes: int, workloads: int = 0) -> float:
-    """A first guess at how long one trial takes: CPU at the sustained rate and the wire, whichever is slower.
+    """Guesses how long one trial takes: CPU at the sustained rate or the wire, whichever is slower.
 
-    ``workloads`` counts workloads times temperatures. Good enough to tell minutes from hours; measured trials of the
-    same case replace it.
+    ``workloads`` counts workloads times temperatures. The guess is good enough to tell minutes from hours; measured
+    trials of the same case replace it.
     """
     shape = case.shape
     cores = shape.baseline_cores or 2.0
@@ -344,7 +353,8 @@ def estimate_trial_s(case: PlannedCase, compressed_bytes: int, workloads: int = 
 def remaining_s(
     plan: Plan, done: Mapping[str, Sequence[float]], finished: frozenset[int], guesses: Mapping[str, float]
 ) -> float:
-    """Seconds the trials not yet finished will take: by their case's measured trials, else scaled first guesses.
+    """Returns the seconds that unfinished trials will take, by their case's measured trials, else by scaled first
+    guesses.
 
     ``done`` holds measured seconds by kind of trial; ``guesses`` a first guess for every case key.
     """

@@ -1,4 +1,4 @@
-"""A policy says what a preset has its mode do; each of its fields that a scenario may change is an option.
+"""This module holds policies, which say what a preset has its mode do; a field that a scenario may change is an option.
 
 A full pull's policy says how layers are fetched and unpacked. A lazy mode's policy says what the daemon promises the
 kernel, fetches, keeps and prefetches. Which preset has which values is in ``harness.model.modes``. The agent and the
@@ -16,14 +16,14 @@ from harness.errors import UsageError
 from harness.model.forms import Form, Presentation
 
 FOREVER_S = float(1 << 31)
-"""A timeout the kernel turns into "until evicted" (68 years; it saturates far above this)."""
+"""The kernel turns this timeout into "until evicted" (68 years; it saturates far above this)."""
 
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
 PYFUSE3 = "pyfuse3"
-"""The library of that name, and the presets that serve through it."""
+"""It names the library, and the presets that serve through it."""
 
 
 T = TypeVar("T")
@@ -32,13 +32,15 @@ P = TypeVar("P", "PullPolicy", "LazyPolicy")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What values an option takes, and in which modes it does anything."""
+    """Says what values an option takes, and in which modes it does anything."""
 
     least: float = 0.0
     most: float = FOREVER_S
     choices: tuple[str, ...] = ()
     only: tuple[Form | Presentation, ...] = ()
-    """Modes of these forms or presentations; empty: every mode that has this kind of policy."""
+    """Lists forms or presentations: only their modes take the option; empty: every mode that has this kind of
+    policy.
+    """
 
 
 def option(
@@ -49,37 +51,39 @@ def option(
     choices: tuple[str, ...] = (),
     only: tuple[Form | Presentation, ...] = (),
 ) -> T:
-    """A field of a policy that a scenario may change, within limits."""
+    """Makes a field of a policy that a scenario may change, within limits."""
     return field(default=default, metadata={"limits": Limits(least, most, choices, only)})
 
 
 def fixed(default: T) -> T:
-    """A field of a policy that makes a preset what it is: no scenario may change it."""
+    """Makes a field of a policy that no scenario may change: it makes a preset what it is."""
     return field(default=default, metadata={"fixed": True})
 
 
 def key(default: T) -> T:
-    """A field of a policy that a scenario changes by a key of its own, and not among ``options``."""
+    """Makes a field of a policy that a scenario changes by a key of its own, and not among ``options``."""
     return field(default=default, metadata={"key": True})
 
 
 @dataclass(frozen=True, slots=True)
 class PullPolicy:
-    """Policies of a full pull, with the values of ``tuned``."""
+    """Holds the policies of a full pull, with the values of ``tuned``."""
 
     overlapped: bool = fixed(True)
     """Decode a layer while it is fetched, and unpack all layers at once; else one step and one layer after the other,
     as Docker does."""
     decoder: str = option("isal", choices=("isal", "zlib"))
-    """What inflates gzip."""
+    """Names what inflates gzip."""
     before_t0: bool = fixed(False)
     """Have the image on the machine before T0: the floor, which shows what a lazy start can hope for."""
     keep_pages: bool = fixed(False)
-    """With that: leave what unpacking put into the page cache there, as on a machine that ran the image before."""
+    """With ``before_t0``, leave what unpacking put into the page cache there, as on a machine that ran the image
+    before.
+    """
 
 
 class Snapshotter(StrEnum):
-    """containerd's snapshotters, by its own names for them."""
+    """Lists containerd's snapshotters, by its own names for them."""
 
     OVERLAYFS = "overlayfs"
     EROFS = "erofs"
@@ -89,27 +93,27 @@ class Snapshotter(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotterPolicy:
-    """How containerd and one of its snapshotters are set up; their own policies are their own."""
+    """Says how containerd and one of its snapshotters are set up; the policies beyond that are their own."""
 
     snapshotter: Snapshotter
     lazy: bool = False
-    """Whether the container starts before its image is there."""
+    """Says whether the container starts before its image is there."""
     parallel: bool = False
-    """containerd fetches layers in chunks and unpacks several at once (keys of its transfer service)."""
+    """Says whether containerd fetches layers in chunks and unpacks several at once (keys of its transfer service)."""
     parallel_pull: bool = False
-    """SOCI fetches and unpacks whole layers itself, in parallel, and serves nothing lazily."""
+    """Says whether SOCI fetches and unpacks whole layers itself, in parallel, and serves nothing lazily."""
 
 
 @dataclass(frozen=True, slots=True)
 class LazyPolicy:
-    """Every option of the lazy modes by name, with the value of ``tuned``. Times in seconds, sizes in bytes."""
+    """Holds every option of the lazy modes, with the value of ``tuned``. Times are in seconds, sizes in bytes."""
 
     entry_timeout_s: float = FOREVER_S
-    """How long the kernel believes that a name is what it was."""
+    """Says how long the kernel believes that a name is what it was."""
     attr_timeout_s: float = FOREVER_S
-    """How long the kernel believes that a file's attributes are what they were."""
+    """Says how long the kernel believes that a file's attributes are what they were."""
     negative_timeout_s: float = option(FOREVER_S, only=(Presentation.TREE,))
-    """How long the kernel believes that a name is not there; 0: it asks again every time."""
+    """Says how long the kernel believes that a name is not there; 0: it asks again every time."""
     skip_xattrs: bool = option(True, only=(Presentation.TREE,))
     """Answer xattr calls with ENOSYS where no file of any layer has one, so that the kernel stops asking."""
     skip_open: bool = option(True, only=(Presentation.TREE,))
@@ -117,7 +121,7 @@ class LazyPolicy:
     partial_inflate: bool = True
     """Inflate a unit only as far as it is read, where its digest allows that; else always to its end."""
     inflate_step: int = option(256 * KIB, most=GIB)
-    """What is read ahead inside a unit: inflated at the least per step."""
+    """Read ahead so much inside a unit: a step inflates at least this."""
     block_bytes: int = option(128 * KIB, most=GIB)
     """Small units that lie in the same aligned block of the blob as a missing one come along with it, as stored bytes:
     neighbours in a tar are read together. python-data, ``import pandas``, eStargz: 637 requests and 34 MB without,
@@ -125,7 +129,7 @@ class LazyPolicy:
     region_bytes: int = option(0, most=GIB, only=(Form.ESTARGZ,))
     """eStargz: the blob is fetched in aligned regions of this size, each once (0: just the ranges that are wanted)."""
     region_step: int = option(0, most=GIB, only=(Form.ESTARGZ,))
-    """With regions, a longer range is read in steps of this size (0: at once)."""
+    """With ``region_bytes``, a longer range is read in steps of this size (0: at once)."""
     probe_layers: bool = option(False, only=(Presentation.TREE,))
     """Ask what the reference daemons ask of each layer before its index: see ``sources.probe_layer``."""
     merge_gap: int = option(64 * KIB, most=GIB)
@@ -139,16 +143,17 @@ class LazyPolicy:
     """Where a far registry leaves the CPU idle, bring the layers in order as well, as stored bytes, before the
     container is ready (``harness.lazyfs.data.stream``). What came so is counted and told."""
     far_in_flight: int = option(24, 1, 256)
-    """Prefetch requests at a time when the registry is as far as it gets."""
+    """Limits the prefetch requests at a time when the registry is as far as it gets."""
     readahead_units: int = option(2, most=1024)
-    """Units fetched ahead of a reader that has walked from one unit into the next, together, whenever half of them are
-    not there yet; 0 switches it off."""
+    """Fetch so many units ahead of a reader that has walked from one unit into the next, together, whenever half of
+    them are not there yet; 0 switches it off.
+    """
     in_flight: int = option(4, 1, 256)
-    """Range requests at a time for reads that wait."""
+    """Limits the range requests at a time for reads that wait."""
     attempts: int = option(5, 1, 100)
-    """Tries of a request in all, on resets, timeouts, 429 and 5xx."""
+    """Limits the tries of a request in all, on resets, timeouts, 429 and 5xx."""
     retry_first_s: float = option(0.1, most=60.0)
-    """Pause before the second try; it doubles from there."""
+    """Wait so long before the second try; the pause doubles from there."""
     read_timeout_s: float = option(60.0, most=86_400.0)
     """A read that waits longer fails with an I/O error; 0: it waits as long as it takes."""
     wait_out_outages: bool = option(False)
@@ -163,30 +168,31 @@ class LazyPolicy:
     prefetch: bool = key(True)
     """Follow the prefetch list of the request, or the image's own (landmark, prefetch artefact)."""
     prefetch_in_flight: int = option(3, 1, 256)
-    """Range requests at a time for a prefetch list."""
+    """Limits the range requests at a time for a prefetch list."""
     prefetch_wait_s: float = option(0.0, most=3600.0)
     """The mount answers only when the prefetch is done, or after this long."""
     background: bool = key(True)
     background_after_s: float = option(1.0, most=86_400.0)
-    """After readiness (``reference``: after the mount)."""
+    """The background fetch begins so long after readiness (``reference``: after the mount)."""
     background_quiet_s: float = option(0.05, most=3600.0)
-    """No background request begins sooner after a foreground fetch."""
+    """No background request begins sooner than this after a foreground fetch."""
     background_interval_s: float = option(0.05, most=3600.0)
-    """Pause between two background requests."""
+    """Wait so long between two background requests."""
     background_units: int = option(0, most=1 << 20)
-    """Units per background request; 0: as many as ``merge_bytes`` holds."""
+    """A background request fetches so many units; 0: as many as ``merge_bytes`` holds."""
     background_in_flight: int = option(1, 1, 256)
-    """Background requests at a time."""
+    """Limits the background requests at a time."""
     background_retry_s: float = option(5.0, 0.01, 60.0)
-    """Pause after which a background fetch that an outage or a bad answer stopped goes on; it doubles up to 60 s."""
+    """A background fetch that an outage or a bad answer stopped goes on after this pause; it doubles up to 60 s."""
     background_resumes: bool = option(True)
     """Go on after an outage; else the background fetch ends at the fifth failure in a row, as the references' does."""
     background_from_mount: bool = False
     """Count ``background_after_s`` from the mount, whether the container is ready or not."""
     read_ahead_kib: int = option(256, most=1024.0 * 1024)
-    """Kernel read-ahead of the mount, and so the largest request of a cached read (up to 1 MiB), set through sysfs
-    where that is writable; 0 leaves the kernel's 128. python-data, ``import pandas``, tree: 1 386 reads with 64,
-    1 115 with 128, 934 with 256, 830 with 512, which begins to fetch spans that nobody needs."""
+    """Sets the kernel read-ahead of the mount, and so the largest request of a cached read (up to 1 MiB), through sysfs
+    where that is writable; 0 leaves the kernel's 128. python-data, ``import pandas``, tree: 1 386 reads with 64, 1 115
+    with 128, 934 with 256, 830 with 512, which begins to fetch spans that nobody needs.
+    """
     eager: bool = fixed(False)
     """Blob presentation: fetch all layers whole and inflate them into the disk cache before the mount. Streams need no
     windows, one digest, and no seeking: cheaper than fetching everything span by span."""
@@ -194,21 +200,23 @@ class LazyPolicy:
     """Blob presentation: mount through a loop device where there is one; when all bytes are local, inflate them into
     the cache file and let the kernel read that (docs/how-it-works.md)."""
     inflate_share: float = option(0.5, 0.01, 1.0, only=(Presentation.BLOB,))
-    """Of that inflating: the share of time spent in it, at most."""
+    """Limits the share of time spent in inflating for the handover."""
     trust_disk: bool = option(False, only=(Presentation.BLOB,))
     """Hand over what was synced without reading it back from the disk: what a full pull does."""
     devices: int = option(7, 1, 7, only=(Presentation.BLOB,))
-    """Loop devices that share the layers. Each reads one thing after the other, so that a reader that waits for the
-    registry holds up those of its own device only."""
+    """So many loop devices share the layers. Each reads one thing after the other, so that a reader that waits for the
+    registry holds up those of its own device only.
+    """
     restart: bool = option(True)
     """Start the daemon again when it dies, and go on (Linux 6.9 and later); else the mount dies with it."""
     library: str = fixed("")
-    """What speaks FUSE: our own session, or ``pyfuse3``."""
+    """Names what speaks FUSE: our own session (empty), or ``pyfuse3``."""
     pack: bool = fixed(False)
     """Blob presentation: stream the index's start pack, what a recorded start asked for, beside everything else."""
     exact_read_ahead_kib: int = option(0, most=1024, only=(Presentation.BLOB,))
-    """Read-ahead of the loop devices until the container is ready, to which the FUSE file adds none of its own; 0: 128
-    KiB, and the file's own. onnx image: 31.8 MB of pages are used, 59.4 MB asked for with 128 KiB."""
+    """Sets the read-ahead of the loop devices until the container is ready, to which the FUSE file adds none of its
+    own; 0: 128 KiB, and the file's own. onnx image: 31.8 MB of pages are used, 59.4 MB asked for with 128 KiB.
+    """
     direct_io: bool = option(False, only=(Presentation.BLOB,))
     """Blob presentation: the FUSE file's bytes are not cached below EROFS, and so not handed to the kernel before it
     asks (``harness.lazyfs.fuse.kernel_pages``). A trace always does so: it must see what is read."""
@@ -223,7 +231,7 @@ STARGZ = LazyPolicy(
     background_in_flight=2, background_from_mount=True, background_resumes=False, read_ahead_kib=0, attempts=6,
     retry_first_s=0.03, adaptive=False, stream=False, restart=False,
 )  # fmt: skip
-"""The published defaults of stargz-snapshotter 0.19 (its configuration structures)."""
+"""It holds the published defaults of stargz-snapshotter 0.19 (its configuration structures)."""
 SOCI = LazyPolicy(
     entry_timeout_s=1.0, attr_timeout_s=1.0, negative_timeout_s=1.0, skip_xattrs=False, skip_open=False,
     partial_inflate=False,
@@ -232,21 +240,21 @@ SOCI = LazyPolicy(
     background_from_mount=True, background_resumes=False, attempts=9, retry_first_s=0.03, read_ahead_kib=0,
     adaptive=False, stream=False, restart=False,
 )  # fmt: skip
-"""The published defaults of soci-snapshotter 0.16 (its configuration structures)."""
+"""It holds the published defaults of soci-snapshotter 0.16 (its configuration structures)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option as a scenario sees it."""
+    """Describes one option as a scenario sees it."""
 
     name: str
     kind: str
-    """``bool``, ``int``, ``float`` or ``str``."""
+    """Is ``bool``, ``int``, ``float`` or ``str``."""
     limits: Limits
 
     @property
     def takes(self) -> str:
-        """The values it takes, in words."""
+        """Returns the values it takes, in words."""
         if self.kind == "bool":
             return "true or false"
         if self.kind == "str":
@@ -256,7 +264,7 @@ class Option:
         return f"{number} from {self.limits.least:.12g}{most}"
 
     def value(self, given: object) -> bool | int | float | str:
-        """``given`` as this option's type. Raises UsageError, which says what it takes."""
+        """Returns ``given`` as this option's type. Raises UsageError, which says what it takes."""
         if self.kind == "str":
             fits = isinstance(given, str) and given in self.limits.choices
         elif self.kind == "bool":
@@ -277,7 +285,7 @@ class Option:
 
 
 def options_of(policy: type[PullPolicy] | type[LazyPolicy]) -> dict[str, Option]:
-    """The options of a kind of policy, by name."""
+    """Returns the options of a kind of policy, by name."""
     return {
         item.name: Option(item.name, str(item.type), item.metadata.get("limits", Limits()))
         for item in dataclasses.fields(policy)
@@ -286,7 +294,7 @@ def options_of(policy: type[PullPolicy] | type[LazyPolicy]) -> dict[str, Option]
 
 
 def keys_of(policy: type[PullPolicy] | type[LazyPolicy]) -> tuple[str, ...]:
-    """The fields of a kind of policy that a scenario changes by keys of their own."""
+    """Returns the fields of a kind of policy that a scenario changes by keys of their own."""
     return tuple(item.name for item in dataclasses.fields(policy) if "key" in item.metadata)
 
 

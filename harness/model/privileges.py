@@ -1,4 +1,4 @@
-"""What a container may do beyond an ordinary process: Linux capabilities by name, and Docker's default set of them.
+"""This module names what a container may do beyond an ordinary process: Linux capabilities, and Docker's default set.
 
 Sources: capabilities(7); Linux, include/uapi/linux/capability.h; the manual of ``docker run`` ("Runtime privilege and
 Linux capabilities").
@@ -17,7 +17,7 @@ CAPABILITIES: tuple[str, ...] = tuple(
         "CHECKPOINT_RESTORE",
     )
 )  # fmt: skip
-"""In the kernel's order: a name's place is its number."""
+"""They stand in the kernel's order: a name's place is its number."""
 
 DEFAULT_CAPABILITIES: tuple[str, ...] = tuple(
     f"CAP_{name}"
@@ -29,7 +29,7 @@ DEFAULT_CAPABILITIES: tuple[str, ...] = tuple(
 
 
 def capability(text: str) -> str:
-    """A capability's full name, written with or without ``CAP_``, in any case. ValueError for an unknown one."""
+    """Returns a capability's full name; ``text`` may lack ``CAP_``, in any case. ValueError for an unknown one."""
     name = text.upper()
     name = name if name.startswith("CAP_") else f"CAP_{name}"
     if name not in CAPABILITIES:

@@ -25,7 +25,7 @@ def _split(text: str, expected: str) -> tuple[float, str]:
 
 
 def number(text: str) -> float:
-    """Cores or core-seconds: ``0.25``, ``250m`` (thousandths, as Kubernetes writes CPU)."""
+    """Reads cores or core-seconds: ``0.25``, ``250m`` (thousandths, as Kubernetes writes CPU)."""
     value, unit = _split(text, "a number such as 0.25 or 250m")
     if unit not in ("", "m", "s"):
         raise ValueError(f"'{text}' is not a number such as 0.25 or 250m")
@@ -36,14 +36,14 @@ def number(text: str) -> float:
 
 
 def integer(text: str) -> int:
-    """A whole number."""
+    """Reads a whole number."""
     if not text.isascii() or not text.isdigit():
         raise ValueError(f"'{text}' is not a whole number")
     return int(text)
 
 
 def byte_count(text: str) -> int:
-    """Bytes: ``512M``, ``1G``, ``1GiB``; units are powers of 1024, as Docker's ``--memory`` takes them."""
+    """Reads bytes: ``512M``, ``1G``, ``1GiB``; units are powers of 1024, as Docker's ``--memory`` takes them."""
     expected = "a size such as 512M or 1G"
     value, unit = _split(text, expected)
     if unit.upper() not in _BYTES:
@@ -52,7 +52,9 @@ def byte_count(text: str) -> int:
 
 
 def bits_per_s(text: str) -> int:
-    """A rate: ``1Gbit``, ``100Mbit``, ``3MB/s`` (decimal units); the unit must be there, bits and bytes differ by 8."""
+    """Reads a rate: ``1Gbit``, ``100Mbit``, ``3MB/s`` (decimal units); the unit must be there, bits and bytes differ by
+    8.
+    """
     expected = "a rate such as 1Gbit, 100Mbit or 3MB/s"
     value, unit = _split(text, expected)
     key = unit.upper().removesuffix("/S").removesuffix("PS")
@@ -62,12 +64,12 @@ def bits_per_s(text: str) -> int:
 
 
 def bytes_per_s(text: str) -> int:
-    """A rate in bytes per second, written as for ``bits_per_s``."""
+    """Reads a rate in bytes per second, written as for ``bits_per_s``."""
     return bits_per_s(text) // 8
 
 
 def seconds(text: str) -> float:
-    """A duration: ``10ms``, ``1s``, ``80us``; the unit must be there."""
+    """Reads a duration: ``10ms``, ``1s``, ``80us``; the unit must be there."""
     expected = "a duration such as 10ms or 1s"
     value, unit = _split(text, expected)
     if unit.upper() not in _SECONDS:

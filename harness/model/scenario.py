@@ -1,4 +1,5 @@
-"""A scenario names an image, a workload with its readiness condition, what to compare, how to measure, and what gates.
+"""This module describes a scenario: image, workload, readiness, what to compare, how to measure, and what fails a
+build.
 
 These models are what a file in ``scenarios/`` says. Shorthands are expanded on the way in ("soci" is a mode with its
 default preset), so that a loaded scenario has one form only. Unknown keys are refused; ``harness.scenarios`` turns the
@@ -27,7 +28,7 @@ Option = bool | int | float | str
 
 
 def _mode_name(name: str) -> str:
-    """Refuse a name that no engine has."""
+    """Refuses a name that no engine has."""
     known = mode_table.mode_names()
     if name not in known:
         raise ValueError(f"expected a mode ({', '.join(known)}), got {name!r}{near_miss(name, known)}")
@@ -54,7 +55,7 @@ Prefetch = Annotated[
 
 
 class LazyOptions(Table):
-    """Policies of all lazy modes of a scenario; a mode's own table overrides them."""
+    """Holds policies of all lazy modes of a scenario; a mode's own table overrides them."""
 
     prefetch: Prefetch = "image"
     background: bool = Field(default=True, description="Fetch the rest of the image after the start.")
@@ -62,7 +63,7 @@ class LazyOptions(Table):
 
 
 class ModeChoice(Table):
-    """One way to compare: a mode with its preset, and what it changes of the scenario's lazy options."""
+    """Names one way to compare: a mode with its preset, and what it changes of the scenario's lazy options."""
 
     mode: ModeName
     preset: str = Field(default="", description="A named set of policies; each engine's default when left out.")
@@ -84,24 +85,26 @@ class ModeChoice(Table):
         return self
 
     def on(self, engine: str) -> ModeChoice | None:
-        """This entry as an engine runs it, the preset named; None where the engine has no such mode or preset."""
+        """Returns this entry as an engine runs it, the preset named; None where the engine has no such mode or
+        preset.
+        """
         preset = mode_table.offers(engine, self.mode, self.preset)
         return None if preset is None else self.model_copy(update={"preset": preset.name})
 
     @property
     def variant(self) -> str:
-        """Preset, and label after a ``+``: what tells this choice from others of its mode."""
+        """Returns the preset, and the label after a ``+``; it tells this choice from others of its mode."""
         preset = self.preset or mode_table.default_preset(self.mode)
         return f"{preset}+{self.label}" if self.label else preset
 
     @property
     def key(self) -> str:
-        """``mode:preset[+label]``, as the command line writes it."""
+        """Returns ``mode:preset[+label]``, as the command line writes it."""
         return f"{self.mode}:{self.variant}"
 
 
 def parse_mode(text: str) -> dict[str, str]:
-    """Expand ``mode[:preset[+label]]``.
+    """Expands ``mode[:preset[+label]]``.
 
     Raises:
         ValueError: no such mode (its message names the nearest).
@@ -117,7 +120,7 @@ def _expand_mode(value: object) -> object:
 
 
 class Timeouts(Table):
-    """Longest waits of a trial, in seconds."""
+    """Limits the waits of a trial, in seconds."""
 
     deploy_s: Seconds = Field(default=3600.0, description="From T0 until the container's process runs.")
     background_s: float = Field(
@@ -133,7 +136,7 @@ MetricKey = Annotated[str, AfterValidator(check_name)]
 
 
 class Gate(Table):
-    """When a comparison fails a build."""
+    """Says when a comparison fails a build."""
 
     margin: float = Field(default=0.05, gt=0, lt=1, description="Relative change that matters.")
     metrics: Many[MetricKey] = Field(
@@ -160,7 +163,7 @@ class Gate(Table):
         return self
 
     def margin_of(self, metric: str) -> float:
-        """The relative change of a time that matters: the metric's own threshold, else the margin."""
+        """Returns the relative change of a time that matters: the metric's own threshold, else the margin."""
         named = setting(metric, self.thresholds)
         return self.margin if named is None else named
 
@@ -184,7 +187,7 @@ def _expand_distance(value: object) -> object:
 
 
 class Scenario(Table):
-    """One file of ``scenarios/``."""
+    """Holds one file of ``scenarios/``."""
 
     name: Name
     description: str = ""

@@ -1,4 +1,6 @@
-"""A header says what a session is before its first trial: plan, seed, scenarios, host and versions."""
+"""This module describes a session's header: what the session is before its first trial (plan, seed, scenarios, host,
+versions).
+"""
 
 from __future__ import annotations
 
@@ -12,32 +14,36 @@ from harness.model.scenario import Scenario
 
 
 class SessionHeader(Frozen):
-    """The content of ``session.json``. Written once; what happens later goes to files that only grow."""
+    """Holds the content of ``session.json``. It is written once; what happens later goes to files that only grow."""
 
     schema_version: int = SCHEMA_VERSION
     coldbench_version: str
     session: str
     created_at: str
-    """UTC, ISO 8601."""
+    """Says when it was made: UTC, ISO 8601."""
     plan: Plan
     scenarios: dict[str, Scenario]
-    """By name, complete: the files may have changed since."""
+    """Holds the scenarios by name, complete: the files may have changed since."""
     scenario_files: dict[str, str] = Field(default_factory=dict)
-    """Where each scenario was read from."""
+    """Says where each scenario was read from."""
     registry: str = ""
-    """URL of the registry the user named; empty for the session's own."""
+    """Holds the URL of the registry the user named; empty for the session's own."""
     workloads: bool = True
-    """False when the run-time workloads were left out (``--no-workloads``)."""
+    """Is False when the run-time workloads were left out (``--no-workloads``)."""
     host: dict[str, Any] = Field(default_factory=dict)
-    """Kernel, CPU model, cgroup version, file systems, load, steal, git commit."""
+    """Describes the host: kernel, CPU model, cgroup version, file systems, load, steal, git commit."""
     commit: str = ""
-    """Of what is measured, as the CI system names it (``COLDBENCH_COMMIT``, ``GITHUB_SHA``, ``CI_COMMIT_SHA``)."""
+    """Names the commit that is measured, as the CI system gives it (``COLDBENCH_COMMIT``, ``GITHUB_SHA``,
+    ``CI_COMMIT_SHA``).
+    """
     command: str = ""
-    """What started it, as one types it, without its seed and its directory; empty in sessions from before 2027."""
+    """Holds the command that started it, as one types it, without its seed and its directory; empty in sessions from
+    before 2027.
+    """
     shard: str = ""
-    """``2/5``: this session runs the second of five parts of the plan; empty for all of it."""
+    """Names the part of the plan that this session runs (``2/5``: the second of five); empty for all of it."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Tools and libraries by name."""
+    """Holds the versions of tools and libraries by name."""
 
     @property
     def seed(self) -> int:
@@ -45,18 +51,20 @@ class SessionHeader(Frozen):
 
 
 class Preparation(Frozen):
-    """One artefact made out of band, and what it cost; a line of ``preparations.jsonl``."""
+    """Records one artefact made out of band, and what it cost; a line of ``preparations.jsonl``."""
 
     schema_version: int = SCHEMA_VERSION
     scenario: str
     form: str
-    """``image``, ``estargz``, ``soci``, ``erofs``; ``trace``: a prefetch list; ``application``: the workload's CPU."""
+    """Is ``image``, ``estargz``, ``soci`` or ``erofs``; ``trace`` is a prefetch list, ``application`` the workload's
+    CPU.
+    """
     digest: str
-    """Digest of the manifest (or index) that was made; of the image for the last two."""
+    """Holds the digest of the manifest (or index) that was made; for the last two, the image's."""
     cached: bool
-    """Whether it was there from an earlier session; its cost is then zero."""
+    """Says whether it was there from an earlier session; its cost is then zero."""
     wall_s: float = 0.0
     cpu_s: float = 0.0
     bytes: int = 0
-    """Bytes of the layers, or of the index."""
+    """Counts bytes of the layers, or of the index."""
     details: dict[str, Any] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Settings are what an entry of a scenario runs with on one engine: its policy's options and its prefetch list.
+"""This module makes the settings of a scenario's entry on one engine: its policy's options and its prefetch list.
 
 A scenario says some things for all its lazy modes (``[lazy]``) and some for one entry. Here the two become one, each is
 checked against what the mode and preset really take, and what would be dropped is refused.
@@ -23,7 +23,7 @@ Value = bool | int | float | str
 
 
 class WrongSetting(UsageError):
-    """A setting that would do nothing or something else; ``path`` is where the scenario says it."""
+    """Tells of a setting that would do nothing or something else; ``path`` is where the scenario says it."""
 
     def __init__(self, message: str, path: Path) -> None:
         super().__init__(message)
@@ -32,23 +32,23 @@ class WrongSetting(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one entry runs with, beside its mode and preset."""
+    """Holds what one entry runs with, beside its mode and preset."""
 
     prefetch: str | tuple[str, ...] = "none"
-    """``image``, ``none``, ``trace``, or the list itself."""
+    """Is ``image``, ``none``, ``trace``, or the list itself."""
     options: dict[str, Value] = field(default_factory=dict)
-    """What differs from the preset's own policy, as the engine is told."""
+    """Holds what differs from the preset's own policy, as the engine is told."""
     record: tuple[str, ...] = ()
-    """The command whose start is recorded for the start pack; empty: the workload's own."""
+    """Holds the command whose start is recorded for the start pack; empty: the workload's own."""
 
     @property
     def prefetch_kind(self) -> str:
-        """The prefetch list in one word: a list of paths is a ``list``."""
+        """Returns the prefetch list in one word: a list of paths is a ``list``."""
         return self.prefetch if isinstance(self.prefetch, str) else "list"
 
 
 def settings_of(scenario: Scenario, choice: ModeChoice, engine: str, where: Path = ()) -> Settings | None:
-    """The settings of an entry on an engine; None where the engine has no such mode or preset.
+    """Returns the settings of an entry on an engine; None where the engine has no such mode or preset.
 
     ``where`` is the entry's place in the scenario, for messages.
 
@@ -91,7 +91,7 @@ def _checked(mode: Mode, preset: Preset, options: dict[str, Value], where: Path)
 
 
 def wrong_settings(scenario: Scenario) -> Iterator[WrongSetting]:
-    """Everything that is wrong with the entries of a scenario on the engines it names, each thing once.
+    """Yields everything that is wrong with the entries of a scenario on the engines it names, each thing once.
 
     That is a setting that would be dropped, an entry that no engine runs, two entries that would run the same, and a
     baseline that is no entry.
@@ -129,7 +129,7 @@ def _wrong_on(scenario: Scenario, engine: str) -> Iterator[WrongSetting]:
 
 
 def _runs_as(choice: ModeChoice, engine: str, settings: Settings) -> Iterator[object]:
-    """What decides what a trial does, apart from its mode."""
+    """Yields everything that decides what a trial does, apart from its mode."""
     preset = modes.offers(engine, choice.mode, choice.preset)
     assert preset is not None
     yield settings.prefetch
@@ -141,7 +141,7 @@ def _runs_as(choice: ModeChoice, engine: str, settings: Settings) -> Iterator[ob
 
 
 def _wrong_baseline(scenario: Scenario) -> Iterator[WrongSetting]:
-    """The gate's baseline has to be one of the entries."""
+    """Checks that the gate's baseline is one of the entries."""
     baseline = scenario.gate.baseline
     if baseline and not any(baseline in {choice.mode, choice.key} for choice in scenario.modes):
         known = ", ".join(choice.key for choice in scenario.modes)

@@ -1,7 +1,7 @@
-"""Shapes (a VM's size) and distances (how far its registry is); their figures live in ``data/shapes.toml``.
+"""This module describes shapes (a VM's size) and distances (how far its registry is), read from ``data/shapes.toml``.
 
-A shape with CPU credits has two forms. *Fresh*: credits as at boot. *Drained*: none left, and none on credit. The two
-differ by an order of magnitude in a pull, so every result names its form.
+A shape with CPU credits has two forms. A *fresh* one has the credits it has at boot. A *drained* one has none left, and
+gets none on credit. The two differ by an order of magnitude in a pull, so every result names its form.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ class _Frozen(BaseModel):
 
 
 class Distance(_Frozen):
-    """How far the registry is: what a request waits for beside the machine's own bandwidth."""
+    """Says how far the registry is: what a request waits for beside the machine's own bandwidth."""
 
     name: str = "none"
     rtt_ms: float = Field(default=0.0, ge=0)
     first_byte_ms: float = Field(default=0.0, ge=0)
-    """From the arrival of a request at the registry to the first byte of its answer."""
+    """Counts the time from a request's arrival at the registry to the first byte of its answer."""
     per_connection_bytes_s: int | None = Field(default=None, gt=0)
     total_bytes_s: int | None = Field(default=None, gt=0)
-    """What the way to the registry carries in all; the machine's own bandwidth holds where it is lower."""
+    """Limits what the way to the registry carries in all; the machine's own bandwidth holds where it is lower."""
 
     @property
     def latency_s(self) -> float:
-        """Seconds from a request on an open connection to the first byte of its answer."""
+        """Returns the seconds from a request on an open connection to the first byte of its answer."""
         return (self.rtt_ms + self.first_byte_ms) / 1e3
 
     @property
     def delays(self) -> bool:
-        """Whether connections or requests have to be held back, one by one."""
+        """Says whether connections or requests have to be held back, one by one."""
         return bool(self.rtt_ms or self.first_byte_ms or self.per_connection_bytes_s)
 
 
@@ -61,18 +61,22 @@ DISTANCES: Mapping[str, Distance] = {
 
 
 class Credits(_Frozen):
-    """A credit bucket in core-seconds. Earned all the time at the baseline's rate; spent only above the baseline."""
+    """Describes a credit bucket in core-seconds: earned all the time at the baseline's rate, spent only above the
+    baseline.
+    """
 
     earned_core_s_per_h: float = Field(ge=0)
     cap_core_s: float = Field(ge=0)
-    """Most that can be earned and kept; what was there at boot does not count towards it."""
+    """Limits what can be earned and kept; what was there at boot does not count towards it."""
     at_boot_core_s: float = Field(ge=0)
     surplus: bool = False
-    """Bursts on when nothing is left, and is charged for it ("unlimited" of EC2's T3)."""
+    """Says whether it bursts on when nothing is left, and is charged for it ("unlimited" of EC2's T3)."""
 
 
 class Network(_Frozen):
-    """Bandwidth, each direction. With a bucket, ``burst_bits_s`` holds until it is empty, then ``rate_bits_s``."""
+    """Limits bandwidth in each direction. With a bucket, ``burst_bits_s`` holds until it is empty, then
+    ``rate_bits_s``.
+    """
 
     rate_bits_s: int = Field(gt=0)
     burst_bits_s: int | None = Field(default=None, gt=0)
@@ -88,35 +92,35 @@ class Network(_Frozen):
 
     @property
     def peak_bits_s(self) -> int:
-        """The highest rate this network ever gives."""
+        """Returns the highest rate this network ever gives."""
         return self.burst_bits_s or self.rate_bits_s
 
 
 class Disk(_Frozen):
-    """Limits of the disk, for reads and for writes."""
+    """Limits the disk, for reads and for writes."""
 
     iops: int | None = Field(default=None, gt=0)
     bytes_per_s: int | None = Field(default=None, gt=0)
 
 
 class Shape(_Frozen):
-    """One VM size in one form. ``None`` means "not limited"."""
+    """Describes one VM size in one form. ``None`` means "not limited"."""
 
     name: str
     form: Form = "fresh"
     vcpus: int | None = Field(default=None, gt=0)
     baseline_cores: float | None = Field(default=None, gt=0)
     burst_cores: float | None = Field(default=None, gt=0)
-    """Ceiling while credits last; the vCPUs unless stated."""
+    """Limits the cores while credits last; it is the vCPUs unless stated."""
     credits: Credits | None = None
     memory_bytes: int | None = Field(default=None, ge=16 << 20)
     network: Network | None = None
     disk: Disk | None = None
     disk_size_bytes: int | None = Field(default=None, ge=16 << 20)
-    """Size of the scratch disk; None leaves it to the machine, which has room for any image."""
+    """Says how large the scratch disk is; None leaves it to the machine, which has room for any image."""
     period_us: int = Field(default=DEFAULT_PERIOD_US, ge=1_000, le=1_000_000)
     distance: Distance | None = None
-    """Only an inline definition carries one (``rtt=…``); it then stands in the place of the setting."""
+    """Says how far the registry is; only an inline definition has one (``rtt=…``), and it replaces the setting."""
     aliases: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     note: str = ""
@@ -132,23 +136,23 @@ class Shape(_Frozen):
 
     @property
     def ceiling_cores(self) -> float | None:
-        """Cores while credits last; without credits there is nothing above the baseline."""
+        """Returns the cores while credits last; without credits there is nothing above the baseline."""
         if self.credits is None:
             return self.baseline_cores
         return self.burst_cores if self.burst_cores is not None else self.vcpus
 
     @property
     def label(self) -> str:
-        """The name results carry; says the form wherever the form matters."""
+        """Returns the name that results carry; it says the form wherever the form matters."""
         return f"{self.name}:{self.form}" if self.credits is not None else self.name
 
     @property
     def rate_bits_s(self) -> int | None:
-        """The sustained rate of the network."""
+        """Returns the sustained rate of the network."""
         return self.network.rate_bits_s if self.network else None
 
     def drained(self) -> Shape:
-        """The same VM with its credits spent (standard mode where the vendor has an unlimited one)."""
+        """Returns the same VM with its credits spent (standard mode where the vendor has an unlimited one)."""
         if self.credits is None:
             return self
         spent = self.credits.model_copy(update={"at_boot_core_s": 0.0, "surplus": False})
@@ -156,7 +160,9 @@ class Shape(_Frozen):
 
 
 class ShapeBook:
-    """All named shapes in their forms, looked up by ``NAME`` (the default form), ``NAME:fresh``, ``NAME:drained``."""
+    """Holds all named shapes in their forms, looked up by ``NAME`` (the default form), ``NAME:fresh``,
+    ``NAME:drained``.
+    """
 
     def __init__(self, entries: Iterable[Mapping[str, Any]]) -> None:
         self._forms: dict[str, dict[Form, Shape]] = {}
@@ -182,11 +188,11 @@ class ShapeBook:
         return self._default[name]
 
     def __iter__(self) -> Any:
-        """Every shape in every form, in the data file's order."""
+        """Yields every shape in every form, in the data file's order."""
         return (shape for forms in self._forms.values() for shape in forms.values())
 
     def get(self, text: str) -> Shape:
-        """The shape named ``NAME`` or ``NAME:FORM``; ``UsageError`` with the nearest names if there is none."""
+        """Returns the shape named ``NAME`` or ``NAME:FORM``; ``UsageError`` with the nearest names if there is none."""
         name, _, form = text.partition(":")
         if name not in self._names:
             near = difflib.get_close_matches(name, self._names, n=2, cutoff=0.5)
@@ -205,7 +211,7 @@ class ShapeBook:
 
 @functools.cache
 def load_shapes() -> ShapeBook:
-    """The shapes shipped with the program."""
+    """Returns the shapes shipped with the program."""
     text = (resources.files("harness.model") / "data" / "shapes.toml").read_text("utf-8")
     return ShapeBook(tomllib.loads(text)["shape"])
 
@@ -218,10 +224,10 @@ _DISTANCE_KEYS = frozenset({"distance", "rtt", "first-byte", "per-connection", "
 
 
 def parse_shape(text: str) -> Shape:
-    """The shape a user wrote: a name, an inline definition, or a name followed by changes.
+    """Reads the shape a user wrote: a name, an inline definition, or a name followed by changes.
 
-    ``aws-t2.micro:drained``, ``cpu=0.25,memory=1G,bandwidth=1Gbit,rtt=10ms``, ``gcp-e2-micro,rtt=10ms``. Raises
-    ``UsageError`` naming the part that is wrong, what was expected, and the nearest known word.
+    Examples: ``aws-t2.micro:drained``, ``cpu=0.25,memory=1G,bandwidth=1Gbit,rtt=10ms``, ``gcp-e2-micro,rtt=10ms``.
+    Raises ``UsageError`` naming the part that is wrong, what was expected, and the nearest known word.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
@@ -259,7 +265,7 @@ _LIMITS = {
 
 
 def _finding(error: ValidationError) -> str:
-    """The first of what pydantic found, in the words of the inline form."""
+    """Returns the first of what pydantic found, in the words of the inline form."""
     finding = error.errors(include_url=False)[0]
     if finding["type"] == "value_error":
         return str(finding["ctx"]["error"])
@@ -270,7 +276,7 @@ def _finding(error: ValidationError) -> str:
 
 
 def parse_distance(text: str) -> Distance:
-    """A preset (``near``, ``far``, ``slow``, ``none``) or ``rtt=10ms,first-byte=30ms,per-connection=25MB/s``."""
+    """Reads a preset (``near``, ``far``, ``slow``, ``none``) or ``rtt=10ms,first-byte=30ms,per-connection=25MB/s``."""
     if text in DISTANCES:
         return DISTANCES[text]
     if "=" not in text:
@@ -286,7 +292,7 @@ def parse_distance(text: str) -> Distance:
 
 
 def _inline(text: str, base: Shape | None, values: Mapping[str, str]) -> Shape:
-    """Put the parts together; ``ValueError`` says which is wrong (``quantity`` raises it with the expected form)."""
+    """Puts the parts together; ``ValueError`` says which is wrong (``quantity`` raises it with the expected form)."""
     fields: dict[str, Any] = {} if base is None else base.model_dump(exclude={"aliases"})
     fields["name"] = ",".join(f"{k}={v}" for k, v in values.items())
     if base is not None:

@@ -1,4 +1,6 @@
-"""A storm starts several machines at once on one host, against one registry: a fleet that is rolled out together."""
+"""This module describes a storm: several machines start at once on one host, against one registry, as a fleet rolls
+out.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,13 @@ MOST_MACHINES = 32
 
 
 def _uplink(text: str) -> str:
-    """Refuse what is no bandwidth. Raises ValueError."""
+    """Refuses what is no bandwidth. Raises ValueError."""
     quantity.bits_per_s(text)
     return text
 
 
 class Storm(Table):
-    """How many machines one trial starts at the same moment, and what they pull."""
+    """Says how many machines one trial starts at the same moment, and what they pull."""
 
     machines: int = Field(ge=1, le=MOST_MACHINES, description="Machines that are told to deploy at the same moment.")
     images: Literal["same", "distinct"] = Field(
@@ -32,7 +34,7 @@ class Storm(Table):
 
     @property
     def uplink_bytes_s(self) -> int | None:
-        """The shared bandwidth in bytes per second; None where nothing but the machines' own links limits them."""
+        """Returns the shared bandwidth in bytes per second; None where only the machines' own links limit them."""
         return None if self.uplink is None else quantity.bits_per_s(self.uplink) // 8
 
 
@@ -45,7 +47,7 @@ def all_ready_s(
     host_cores: float,
     uplink_bytes_s: float | None = None,
 ) -> float:
-    """The least time until all machines are ready, if one alone takes ``alone_s`` and does what each does.
+    """Returns the least time until all machines are ready, if one alone takes ``alone_s`` and each does what it does.
 
     T(n) >= max(T(1), n S / B, n X / C): S bytes through an uplink of B, X core-seconds on a host of C cores. What the
     registry, the network and contention cost besides is not in it, so a storm that takes longer shows what they cost.

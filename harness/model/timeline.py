@@ -1,4 +1,4 @@
-"""The timeline of a trial holds named spans on CLOCK_MONOTONIC, as seen from where they happened.
+"""This module keeps the timeline of a trial: named spans on CLOCK_MONOTONIC, as seen from where they happened.
 
 Nothing here is inferred by subtraction: what ran in parallel overlaps (architecture: rules of measurement, 2).
 """
@@ -22,7 +22,7 @@ SPAN_NAMES = (
 
 
 class Span(BaseModel):
-    """One span; times are seconds after T0 on CLOCK_MONOTONIC."""
+    """Holds one span; times are seconds after T0 on CLOCK_MONOTONIC."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +30,7 @@ class Span(BaseModel):
     start_s: float
     end_s: float
     layer: int | None = None
-    """Index of the layer (0 is the lowest) where the span belongs to one layer."""
+    """Holds the index of the layer (0 is the lowest) where the span belongs to one layer."""
     detail: str = ""
 
     @property
@@ -47,7 +47,7 @@ class Recorder:
     clock_ns: Callable[[], int] = time.monotonic_ns
 
     def add(self, name: str, start_ns: int, end_ns: int, layer: int | None = None, detail: str = "") -> None:
-        """Record one finished span given in CLOCK_MONOTONIC nanoseconds."""
+        """Records one finished span given in CLOCK_MONOTONIC nanoseconds."""
         self.spans.append(
             Span(
                 name=name,
@@ -59,5 +59,5 @@ class Recorder:
         )
 
     def sorted(self) -> tuple[Span, ...]:
-        """All spans by start, then end."""
+        """Returns all spans by start, then end."""
         return tuple(sorted(self.spans, key=lambda s: (s.start_s, s.end_s)))

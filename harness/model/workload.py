@@ -1,4 +1,6 @@
-"""These parts of a scenario say what runs in the container, when it counts as ready, and what is measured after."""
+"""This module holds the parts of a scenario that say what runs in the container, when it is ready, and what is measured
+after.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 
 
 class Table(BaseModel):
-    """Base of every table of a scenario file: immutable, unknown keys refused, no silent conversions."""
+    """Is the base of every table of a scenario file: immutable, unknown keys refused, no silent conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -40,7 +42,7 @@ def refuse_repeats(names: list[str], what: str, hint: str = "") -> None:
 
 
 class ExitReadiness(Table):
-    """Ready when the container's process has ended with this code."""
+    """Is met when the container's process has ended with this code."""
 
     kind: Literal["exit"]
     code: int = Field(default=0, ge=0, le=255, description="Exit code that means ready.")
@@ -56,7 +58,7 @@ def _check_pattern(pattern: str) -> str:
 
 
 class LineReadiness(Table):
-    """Ready when a line of the container's output matches (``re.search``) a regular expression."""
+    """Is met when a line of the container's output matches (``re.search``) a regular expression."""
 
     kind: Literal["stdout", "stderr"]
     pattern: Annotated[str, BeforeValidator(lambda v: _check_pattern(v) if isinstance(v, str) else v)] = Field(
@@ -66,7 +68,7 @@ class LineReadiness(Table):
 
 
 class TcpReadiness(Table):
-    """Ready when a port inside the machine accepts a connection."""
+    """Is met when a port inside the machine accepts a connection."""
 
     kind: Literal["tcp"]
     port: Port
@@ -74,7 +76,7 @@ class TcpReadiness(Table):
 
 
 class HttpReadiness(Table):
-    """Ready when ``GET path`` inside the machine answers with this status."""
+    """Is met when ``GET path`` inside the machine answers with this status."""
 
     kind: Literal["http"]
     port: Port
@@ -90,7 +92,7 @@ Readiness = Annotated[
 
 
 class Reads(Table):
-    """The program's own start: it reads a share of the image's bytes, and is ready when it has them."""
+    """Describes the program's own start: it reads a share of the image's bytes, and is ready when it has them."""
 
     percent: int = Field(ge=1, le=100, description="Share of the bytes of all files that the image shows.")
     by: Literal["file", "directory"] = Field(
@@ -101,7 +103,7 @@ class Reads(Table):
 
 
 class Workload(Table):
-    """What runs in the container; what is left out is as the image says."""
+    """Says what runs in the container; what is left out is as the image says."""
 
     reads: Reads | None = Field(
         default=None, description="Read a share of the image's bytes instead of running a command of its own."
@@ -144,7 +146,7 @@ def _expand_workload(value: object) -> object:
 
 
 class RuntimeWorkload(Table):
-    """A run-time workload: one of the program's own by name, or a command run inside the container."""
+    """Names a run-time workload: one of the program's own by name, or a command run inside the container."""
 
     name: Name
     argv: Many[str] = Field(default=(), description="Program and arguments, run in the container.")
@@ -167,12 +169,12 @@ class RuntimeWorkload(Table):
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What to execute in the container; empty for the program's own workloads."""
+        """Returns what to execute in the container; empty for the program's own workloads."""
         return ("/bin/sh", "-c", self.command) if self.command else self.argv
 
 
 class Runtime(Table):
-    """What is measured after ready: the price of the file system the container now runs on."""
+    """Says what is measured after ready: the price of the file system the container now runs on."""
 
     temperatures: Many[Temperature] = Field(default=TEMPERATURES, min_length=1)
     quota: Literal["none", "shape"] = Field(

@@ -150,7 +150,7 @@ class Ahead(Over):
         return list(getattr(self._store, "asked", ()))
 
     def connect(self, count: int) -> None:
-        """Open connections that the next requests will take, where the store has such."""
+        """Opens connections that the next requests will take, where the store has such."""
         connect = getattr(self._store, "connect", None)
         if connect is not None:
             connect(count)

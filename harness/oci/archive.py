@@ -93,7 +93,7 @@ def open_archive(reference: Reference) -> TarStore:
 
 
 def _is_complete(store: TarStore) -> bool:
-    """Whether the OCI form holds images: Docker 25.0 wrote manifests without layers, or no manifest at all."""
+    """Says whether the OCI form holds images: Docker 25.0 wrote manifests without layers, or no manifest at all."""
     images = 0
     for entry in store.entries:
         if not (entry.is_manifest or entry.is_index) or store.blob_size(entry.digest) is None:
@@ -114,7 +114,7 @@ def _is_complete(store: TarStore) -> bool:
 
 
 def _plain_file(path: str) -> int:
-    """A descriptor of the uncompressed tar: the file itself, or a temporary file with what it unpacks to."""
+    """Returns a descriptor of the uncompressed tar: the file itself, or a temporary file with what it unpacks to."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -141,7 +141,7 @@ def _plain_file(path: str) -> int:
 
 
 def _unpack_zstd(packed: BinaryIO, plain: IO[bytes]) -> None:
-    """Unpack frame after frame; ValueError when one is damaged or ends early, which zstandard's reader passes over."""
+    """Unpacks frame after frame; ValueError when one is damaged or ends early, which zstandard's reader passes over."""
     import zstandard
 
     frames, data = zstandard.ZstdDecompressor(), b""
@@ -169,7 +169,9 @@ _UNPACKERS: dict[bytes, Callable[[BinaryIO, IO[bytes]], None]] = {
     b"\xfd7zXZ\0": _unpack_xz,
     b"\x28\xb5\x2f\xfd": _unpack_zstd,
 }
-"""What people compress archives with, by the first bytes; docker load and skopeo take the same ones."""
+"""It maps the first bytes of each compression that people use for archives; docker load and skopeo take the same
+ones.
+"""
 
 
 class TarStore:
@@ -327,7 +329,7 @@ def _select_docker(images: Any, reference: Reference) -> dict[str, Any]:
 
 
 def _target(members: dict[str, tarfile.TarInfo], name: str, where: str) -> tarfile.TarInfo:
-    """The regular file a name leads to: docker save stores a repeated layer as a link to the first."""
+    """Returns the regular file a name leads to: docker save stores a repeated layer as a link to the first."""
     for _ in range(8):
         member = members.get(os.path.normpath(name))
         if member is None:
@@ -385,7 +387,7 @@ class ArchiveDestination:
         return self._layout.add_referrer(subject, data, media_type)
 
     def close(self) -> None:
-        """Pack what was written; nothing appears at the target when no image was."""
+        """Packs what was written; nothing appears at the target when no image was."""
         if not self._scratch.is_dir():
             return
         try:

@@ -30,7 +30,7 @@ class Aside(Generic[T]):
             self._error = error
 
     def result(self) -> T:
-        """Wait for the call and give what it gave."""
+        """Waits for the call and gives what it gave."""
         self._thread.join()
         if self._error is not None:
             raise self._error

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Turn what the file system refuses while something is written below ``place`` into an error a user can mend."""
+    """Turns what the file system refuses while something is written below ``place`` into an error a user can mend."""
     try:
         yield
     except OSError as error:
@@ -76,7 +76,7 @@ class Cache:
 
     @contextlib.contextmanager
     def lock(self, name: str, waiting: Callable[[], object] | None = None) -> Iterator[None]:
-        """Hold the lock of one entry; ``waiting`` is called once if another process has it."""
+        """Holds the lock of one entry; ``waiting`` is called once if another process has it."""
         directory = self.root / "locks"
         self._make(directory)
         descriptor = _open_lock(directory / name)
@@ -119,14 +119,14 @@ class Cache:
         return True
 
     def write(self, path: Path, data: bytes) -> None:
-        """Write a small file so that a reader sees the old one or the new one."""
+        """Writes a small file so that a reader sees the old one or the new one."""
         self._make(path.parent)
         with writing(self.root), tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
             file.write(data)
         os.replace(file.name, path)
 
     def commit(self, made: Path, place: Path) -> None:
-        """Move a finished directory to its place; what is there already stays."""
+        """Moves a finished directory to its place; what is there already stays."""
         self._make(place.parent)
         made.chmod(stat.S_IMODE(made.stat().st_mode) & ~0o022)
         try:
@@ -166,7 +166,7 @@ class Cache:
 
 
 def _check_owner(directory: Path, *, follow: bool = True) -> None:
-    """UsageError unless ``directory`` is one that only this user could have filled.
+    """Raises UsageError unless ``directory`` is one that only this user could have filled.
 
     The cache's own root may be a symbolic link of the user's (``follow``); what is inside it may not.
     """
@@ -186,7 +186,7 @@ def _check_owner(directory: Path, *, follow: bool = True) -> None:
 
 
 def _open_lock(path: Path) -> int:
-    """A lock file of this user's, made unless it is there; never through a link to another file."""
+    """Opens a lock file of this user's, made unless it is there; never through a link to another file."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:

@@ -1,7 +1,7 @@
 """This module holds descriptors, platforms and media types, and writes JSON as Go does (OCI image spec 1.1,
 descriptor.md and media-types.md).
 
-Imported by the processes inside the simulated machine, so it stays light: no pydantic, no HTTP.
+The processes inside the simulated machine import it, so it stays light: no pydantic, no HTTP.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LAYER_COMPRESSION = {
     "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": "zstd",
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": "gzip",
 }
-"""This is the compression of each layer media type we can unpack; any other type is not a layer."""
+"""It names the compression of each layer media type we can unpack; any other type is not a layer."""
 
 REF_NAME = "org.opencontainers.image.ref.name"
 

@@ -93,7 +93,9 @@ def media_type_of(document: dict[str, Any], stated: str = "") -> str:
 
 
 MAX_INDEX_DEPTH = 4
-"""Indexes inside indexes are followed so deep; deeper ones are refused, since nobody makes them but to harm."""
+"""An index inside an index is followed down to this depth; deeper ones are refused, since nobody makes them but to
+harm.
+"""
 _MAX_NAMELESS = 16
 
 

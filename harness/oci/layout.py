@@ -263,7 +263,7 @@ class LayoutStore:
         return descriptor
 
     def put_nested_manifest(self, data: bytes, media_type: str) -> Descriptor:
-        """Store a manifest that an index stored later will point at (no entry of its own in index.json)."""
+        """Stores a manifest that an index stored later will point at (no entry of its own in index.json)."""
         descriptor = Descriptor.of(data, media_type)
         self.put_blob(descriptor, data)
         return descriptor
@@ -294,7 +294,7 @@ class LayoutStore:
             raise ImageNotFound(f"{self.where}: blob {digest} is not there") from None
 
     def _link(self, path: Path, target: Path, descriptor: Descriptor) -> bool:
-        """Hard-link a verified file into place; False when it lies on another file system."""
+        """Hard-links a verified file into place; False when it lies on another file system."""
         if target.exists():
             return True
         verifier = Verifier(descriptor, str(path))

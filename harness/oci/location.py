@@ -66,7 +66,7 @@ def copy_image(
     referrers: bool = True,
     progress: Callable[[Descriptor, int], object] | None = None,
 ) -> Descriptor:
-    """Copy what ``source`` names (an index with all its manifests) and, by default, its referrers; returns its head.
+    """Copies what ``source`` names (an index with all its manifests) and, by default, its referrers; returns its head.
 
     Blobs already there are passed over, mounted or hard-linked where the destination can, else streamed and verified.
     ``progress(descriptor, bytes)`` is told of every layer and config as it moves.
@@ -86,7 +86,7 @@ def copy_image(
 
 
 class _Copying:
-    """One copy: what was done already, and what was not there."""
+    """Holds one copy: what was done already, and what was not there."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class _Copying:
         self._absent: dict[str, Descriptor] = {}
 
     def contents(self, data: bytes, media_type: str, depth: int = 0) -> bytes:
-        """Copy what a manifest or index points at; returns the manifest to put, changed where entries were left out.
+        """Copies what a manifest or index points at; returns the manifest to put, changed where entries were left out.
 
         Raises ImageNotFound when a blob, or all that an index lists, is not there.
         """
@@ -136,7 +136,7 @@ class _Copying:
         return go_json({**document, "manifests": kept})
 
     def _entry(self, entry: Descriptor, depth: int) -> str:
-        """Copy one entry of an index, once however often it is listed; returns the digest under which it was put."""
+        """Copies one entry of an index, once however often it is listed; returns the digest under which it was put."""
         if entry.digest not in self._done:
             nested, media_type = self._source.manifest(entry.digest)
             put = self.contents(nested, media_type, depth + 1)
@@ -147,7 +147,7 @@ class _Copying:
         return f"{algorithm}:{hashlib.new(algorithm, put).hexdigest()}"
 
     def tell(self) -> None:
-        """Say what was left out."""
+        """Says what was left out."""
         if self._absent:
             names = ", ".join(
                 f"{entry.platform or entry.artifact_type or 'no platform'} ({entry.digest[:19]})"
@@ -158,7 +158,7 @@ class _Copying:
             )
 
     def referrers(self, subjects: list[Descriptor], head: Descriptor, data: bytes) -> None:
-        """Copy the artefacts about these subjects, and about what an index lists."""
+        """Copies the artefacts about these subjects, and about what an index lists."""
         source = self._source
         if head.media_type in INDEX_TYPES:
             listed = Descriptor.list_from_json(parse_json(data, source.where).get("manifests"), source.where)
@@ -176,7 +176,7 @@ def copy_blob(
     descriptor: Descriptor,
     progress: Callable[[Descriptor, int], object] | None = None,
 ) -> None:
-    """Copy one blob unless the destination has it; verified on the way."""
+    """Copies one blob unless the destination has it; it is verified on the way."""
     if destination.has_blob(descriptor.digest) or destination.mount_blob(descriptor, source.store):
         if progress is not None:
             progress(descriptor, descriptor.size)

@@ -87,7 +87,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def _hint(text: str) -> str:
-    """What a name without a transport may have meant: a file or directory that is there, a registry's image."""
+    """Says what a name without a transport may have meant: a file or directory that is there, a registry's image."""
     if os.path.isfile(text):
         return f"; did you mean docker-archive:{text} or oci-archive:{text}?"
     if os.path.isdir(text.partition(":")[0]):

@@ -93,23 +93,23 @@ class ImageDestination(Protocol):
     def has_blob(self, digest: str) -> bool: ...
 
     def put_blob(self, descriptor: Descriptor, data: bytes | Path | Iterable[bytes]) -> None:
-        """Store a blob; DigestMismatch when the bytes are not the descriptor's. A Path may be hard-linked."""
+        """Stores a blob; DigestMismatch when the bytes are not the descriptor's. A Path may be hard-linked."""
         ...
 
     def mount_blob(self, descriptor: Descriptor, source: BlobStore) -> bool:
-        """Take a blob from another repository of the same place without moving bytes, if that is possible."""
+        """Takes a blob from another repository of the same place without moving bytes, if that is possible."""
         ...
 
     def put_manifest(self, data: bytes, media_type: str, tag: str = "") -> Descriptor:
-        """Store a manifest or index, under a tag if one is given."""
+        """Stores a manifest or index, under a tag if one is given."""
         ...
 
     def put_nested_manifest(self, data: bytes, media_type: str) -> Descriptor:
-        """Store a manifest that an index stored afterwards points at; it gets no name."""
+        """Stores a manifest that an index stored afterwards points at; it gets no name."""
         ...
 
     def add_referrer(self, subject: Descriptor, data: bytes, media_type: str) -> Descriptor:
-        """Store a manifest that has ``subject``, and make it discoverable (referrers API, else the fallback tag)."""
+        """Stores a manifest that has ``subject``, and makes it discoverable (referrers API, else the fallback tag)."""
         ...
 
     def close(self) -> None: ...
@@ -137,7 +137,7 @@ class Blob:
         return self.store.get_range(self.descriptor.digest, offset, size) if size else b""
 
     def copy_to(self, sink: Callable[[bytes], object]) -> None:
-        """Push the whole blob into ``sink``; raises DigestMismatch after the last piece if it was not the blob."""
+        """Pushes the whole blob into ``sink``; raises DigestMismatch after the last piece if it was not the blob."""
         verifier = Verifier(self.descriptor, self.store.where)
 
         def checked(piece: bytes) -> None:
@@ -179,7 +179,7 @@ class Blob:
                     yield piece
 
     def _spool(self, file: IO[bytes]) -> None:
-        """Fetch the whole blob into a file: no more of it than it has, whatever the server sends."""
+        """Fetches the whole blob into a file: no more of it than it has, whatever the server sends."""
         left = self.size
 
         def take(piece: bytes) -> None:
@@ -245,7 +245,9 @@ class ImageSource:
     def __init__(
         self, store: BlobStore, selector: str = "", seen: Callable[[Descriptor, bytes], object] | None = None
     ) -> None:
-        """``seen`` is told of each manifest and index on the way to an image, before anything else is asked for."""
+        """Takes ``seen``, which is told of each manifest and index on the way to an image, before anything else is
+        asked for.
+        """
         self.store = store
         self.selector = selector
         self._seen = seen

@@ -85,7 +85,8 @@ def _give_up(entry: Entry, last: int, program: bytes) -> None:
 
 
 def _start_pid_namespace(entry: Entry, last: int, program: bytes) -> None:
-    """A pid namespace in the place of the one that ended, its first process a child of ours, and a /proc that shows it.
+    """Makes a pid namespace in the place of the one that ended, its first process a child of ours, and a /proc that
+    shows it.
 
     The mounts are a copy of the container's, which only we and what we start can see.
     """
@@ -104,7 +105,7 @@ def _start_pid_namespace(entry: Entry, last: int, program: bytes) -> None:
 
 
 def _first_process(entry: Entry, last: int, program: bytes, tell: int) -> None:
-    """Reap what its children leave, until our process dies."""
+    """Reaps what its children leave, until our process dies."""
     try:
         set_parent_death_signal(signal.SIGKILL)
         if os.path.isdir("/proc"):
@@ -124,7 +125,7 @@ def _first_process(entry: Entry, last: int, program: bytes, tell: int) -> None:
 
 
 def _hide(paths: list[str]) -> None:
-    """Put an empty directory, or the empty device, over each path that is there."""
+    """Puts an empty directory, or the empty device, over each path that is there."""
     for path in paths:
         if os.path.isdir(path):
             mount("tmpfs", path, "tmpfs", _MS_RDONLY | _PROC_FLAGS, "size=0k")

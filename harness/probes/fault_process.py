@@ -43,7 +43,9 @@ then.
 
 
 class Request(TypedDict, total=False):
-    """Files to read, none of them begun after ``budget_s``; ``watch_s`` is the least time that a request takes."""
+    """Asks for files to be read, none of them begun after ``budget_s``; ``watch_s`` is the least time that a request
+    takes.
+    """
 
     paths: list[str]
     mapped: bool
@@ -54,14 +56,14 @@ class Request(TypedDict, total=False):
 
 
 class Answer(TypedDict):
-    """Says what became of each read, and of the two children each second. Times of day are CLOCK_MONOTONIC seconds."""
+    """Says how each read ended, and how the two children were each second. Times of day are CLOCK_MONOTONIC seconds."""
 
     reads: list[ReadRow]
     pulses: list[PulseRow]
 
 
 Outcome = tuple[str, float, int, str]
-"""These are what became of a read, seconds, bytes, sha256."""
+"""These are how a read ended, seconds, bytes, sha256."""
 
 
 def read_file(path: str) -> tuple[int, str]:
@@ -92,7 +94,7 @@ def map_file(path: str) -> tuple[int, str]:
 
 
 def list_root(_path: str) -> tuple[int, str]:
-    """List the root directory and look at all that is in it."""
+    """Lists the root directory and looks at all that is in it."""
     with os.scandir("/") as entries:
         for entry in entries:
             entry.stat(follow_symlinks=False)
@@ -202,7 +204,7 @@ class Readers:
         return [*self.idle, *self.busy, *self.held, *(c for c in (self.memory, self.listing) if c is not None)]
 
     def run(self, request: Request) -> Answer:
-        """Make the reads of one request, and watch while they last."""
+        """Makes the reads of one request, and watches while they last."""
         queue = deque(request.get("paths", []))
         kind = "map" if request.get("mapped") else "read"
         began = time.monotonic()
@@ -230,14 +232,14 @@ class Readers:
         return {"reads": reads, "pulses": pulses}
 
     def _patience(self, now: float, deadline_s: float, least: float) -> float:
-        """How long nothing has to be done."""
+        """Says for how long nothing has to be done."""
         ends = [c.began + deadline_s for c in self.busy] + [self._pulsed + PULSE_S]
         if not self.busy:
             ends.append(max(least, now + 0.05))
         return max(0.0, min(ends) - now)
 
     def _collect(self, timeout_s: float, reads: list[ReadRow]) -> None:
-        """Take what children have to say within a time."""
+        """Takes what children have to say within a time."""
         children = {c.told: c for c in self._all() if c.busy}
         ready, _, _ = select.select(list(children), [], [], timeout_s)
         for descriptor in ready:
@@ -261,7 +263,7 @@ class Readers:
                 child.close()
 
     def _pulse(self, now: float, pulses: list[PulseRow]) -> None:
-        """Once a second: what the two said to the last question, and the next one."""
+        """Takes, once a second, what the two said to the last question, and asks the next one."""
         if now - self._pulsed < PULSE_S:
             return
         assert self.memory is not None

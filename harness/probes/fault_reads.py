@@ -76,7 +76,7 @@ class FaultReader:
     def __init__(
         self, machine: Machine, container: Container, confinement: Confinement, truth: Mapping[str, Truth]
     ) -> None:
-        """Raises MachineError when the container cannot be entered."""
+        """Starts the process. Raises MachineError when the container cannot be entered."""
         self._truth = truth
         self.pulses: list[Pulse] = []
         # A pid namespace of its own: the readers must outlive a container that the fault kills.
@@ -88,7 +88,7 @@ class FaultReader:
     def read(
         self, paths: Sequence[str], *, deadline_s: float, budget_s: float, mapped: bool = False, width: int = WIDTH
     ) -> list[Read]:
-        """Read files. None is begun after ``budget_s``, and none waited for longer than ``deadline_s``."""
+        """Reads files. None is begun after ``budget_s``, and none waited for longer than ``deadline_s``."""
         if not paths:
             return []
         request: Request = {
@@ -102,7 +102,7 @@ class FaultReader:
         return [self._judged(row) for row in answer["reads"]]
 
     def watch(self, seconds: float) -> None:
-        """Read nothing for so long, and see how the two that are asked are."""
+        """Reads nothing for so long, and sees how the two that are asked are."""
         self._ask({"watch_s": seconds}, seconds)
 
     def _judged(self, row: ReadRow) -> Read:
@@ -126,12 +126,12 @@ class FaultReader:
         return answer
 
     def close(self) -> None:
-        """End it. Children that the kernel holds up end when what they wait for does."""
+        """Ends it. Children that the kernel holds up end when what they wait for does."""
         self._process.close()
 
 
 def summary(sample: Sample, reads: Sequence[Read], deadline_s: float) -> SampleReads:
-    """Sums up what became of a sample, as it is stored."""
+    """Sums up how the reads of a sample ended, as it is stored."""
     failed = [read for read in reads if read.bad and read.outcome != "hung"]
     outcomes = Counter(read.outcome for read in reads)
     wrong = [read for read in reads if read.wrong]
@@ -153,6 +153,8 @@ def summary(sample: Sample, reads: Sequence[Read], deadline_s: float) -> SampleR
 
 
 def healthy_s(pulses: Iterable[Pulse], start: float, end: float) -> tuple[float, float]:
-    """Says how long within a time the one that answers from memory, and the one that lists, said that all is well."""
+    """Says how long, between two times, the process that answers from memory, and the one that lists, said all is
+    well.
+    """
     inside = [pulse for pulse in pulses if start <= pulse.at < end]
     return PULSE_S * sum(p.memory for p in inside), PULSE_S * sum(p.listing for p in inside)

@@ -45,7 +45,7 @@ class Knocker:
         status: int | None = None,
     ) -> None:
         self.last_answer = ""
-        """What the port said last, for the message when it never was the right thing."""
+        """Holds what the port said last, for the message when it never was the right thing."""
         self._namespace_pid = namespace_pid
         self._addresses = tuple(addresses)
         self._port = port
@@ -58,7 +58,7 @@ class Knocker:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop knocking; idempotent."""
+        """Stops knocking; idempotent."""
         self._stop.set()
         self._thread.join()
 
@@ -129,7 +129,7 @@ class Knocker:
         return int(words[1]) == self._status
 
     def _wait(self, peer: socket.socket, event: int, timeout_s: float) -> bool:
-        """Wait for ``event`` on the socket, but no longer than until ``close``."""
+        """Waits for ``event`` on the socket, but no longer than until ``close``."""
         poller = select.poll()
         poller.register(peer, event)
         deadline = time.monotonic() + timeout_s

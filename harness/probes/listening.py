@@ -31,7 +31,7 @@ def listeners(pid: int) -> list[str]:
 
 
 def _address(field: str) -> tuple[int, str]:
-    """Port and text of a local address, whose 32-bit words the kernel prints in the host's byte order."""
+    """Returns port and text of a local address, whose 32-bit words the kernel prints in the host's byte order."""
     address, _, port = field.partition(":")
     words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
     packed = struct.pack(f"={len(words)}I", *words)

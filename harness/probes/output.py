@@ -79,7 +79,7 @@ class OutputReader:
         return self._ended.wait(timeout_s)
 
     def close(self) -> None:
-        """Stop reading; idempotent. The descriptors stay open: they are the container's."""
+        """Stops reading; idempotent. The descriptors stay open: they are the container's."""
         if self._stop_writer >= 0:
             os.close(self._stop_writer)
             self._stop_writer = -1
@@ -104,7 +104,7 @@ class OutputReader:
             self._ended.set()
 
     def _read(self, descriptor: int) -> bool:
-        """Take what is there; False at the end of the stream."""
+        """Takes what is there; False at the end of the stream."""
         now_ns = time.monotonic_ns()
         try:
             data = os.read(descriptor, _READ_BYTES)

@@ -112,7 +112,7 @@ class ReadinessProbe:
         return self._output.tail()
 
     def close(self) -> None:
-        """Stop watching and reading; idempotent."""
+        """Stops watching and reading; idempotent."""
         self._closing.set()
         if self._knocker is not None:
             self._knocker.close()
@@ -129,7 +129,7 @@ class ReadinessProbe:
         self._changed.set()
 
     def _watch_exit(self) -> None:
-        """The exit is timed by ``exited_at_ns``; the code may come later, through the throttled machine."""
+        """Watches the exit: ``exited_at_ns`` times it; the code may come later, through the throttled machine."""
         container = self._container
         while not self._closing.is_set():
             code = container.exit_code(_TICK_S)
@@ -144,7 +144,7 @@ class ReadinessProbe:
             return
 
     def _after_exit(self) -> int:
-        """Judge an exit: the wanted one, a line that was still in the pipe, or a failure."""
+        """Judges an exit: the wanted one, a line that was still in the pipe, or a failure."""
         self._output.await_end(_OUTPUT_TIMEOUT_S)
         if self._ready_ns is not None:
             return self._ready_ns
@@ -158,7 +158,7 @@ class ReadinessProbe:
         raise self._exhaustion(text) or WorkloadExited(text)
 
     def _exhaustion(self, text: str) -> ColdbenchError | None:
-        """Whether the machine ran out of something, which is then the reason."""
+        """Says whether the machine ran out of something, which is then the reason."""
         try:
             if self._machine.counters().oom_kills:
                 return OutOfMemory(f"the machine ran out of memory; {text}")
@@ -170,7 +170,7 @@ class ReadinessProbe:
         return None
 
     def _said(self) -> str:
-        """The end of a message: what the container said last, if it said anything."""
+        """Returns the end of a message: what the container said last, if it said anything."""
         words = "".join(c for c in self._output.last_words() if c.isprintable())
         return f"{LAST_WORDS}{words}" if words else ""
 

@@ -1,8 +1,8 @@
 """This module runs the reference job: fixed work (names looked up, small files read) that no image and no mode changes.
 
 Its files are on a tmpfs that is mounted nowhere, made before a container is entered and reached through a descriptor.
-Its time beside a workload says how fast the host was at that moment. Little but the standard library: it lives in
-small machines.
+Its time beside a workload says how fast the host was at that moment. It imports little but the standard library, since
+it lives in small machines.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ _directory = -1
 
 
 def prepare() -> None:
-    """Make the directory; where the kernel cannot, the job fails with a bad descriptor and its figures are left out."""
+    """Makes the directory; where the kernel cannot, the job fails with a bad descriptor and its figures are left
+    out.
+    """
     global _directory
     try:
         _directory = make_reference()
@@ -57,7 +59,7 @@ def prepare() -> None:
 
 
 def reference_job(_request: object) -> tuple[int, int]:
-    """Look up and read every file of the reference directory."""
+    """Looks up and reads every file of the reference directory."""
     buffer = bytearray(PAGE)
     for number in range(REFERENCE_FILES):
         name = f"{number:03d}"

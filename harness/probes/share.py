@@ -166,7 +166,7 @@ def _units(file: ImageFile) -> Iterable[Piece]:
 
 
 def _joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """Pieces that follow each other in one file as one."""
+    """Returns the pieces, those that follow each other in one file as one."""
     out: list[Piece] = []
     for piece in pieces:
         last = out[-1] if out else None
@@ -178,7 +178,9 @@ def _joined(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def _encoded(pieces: Iterable[Piece]) -> list[str]:
-    """The pieces as lines, in as few arguments as they fit in; each line names what its path shares with the last."""
+    """Returns the pieces as lines, in as few arguments as they fit in; each line names what its path shares with the
+    last.
+    """
     arguments: list[str] = []
     lines: list[str] = []
     size, before = 0, b""
@@ -197,7 +199,7 @@ def _encoded(pieces: Iterable[Piece]) -> list[str]:
 
 
 def _shared(before: bytes, path: bytes) -> int:
-    """Bytes at the beginning of both, no part of a character: an argument is text."""
+    """Counts the bytes at the beginning of both, no part of a character: an argument is text."""
     same = next((k for k, (a, b) in enumerate(zip(before, path, strict=False)) if a != b), min(len(before), len(path)))
     while same and path[same : same + 1] and path[same] & 0xC0 == 0x80:
         same -= 1

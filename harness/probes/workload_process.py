@@ -4,8 +4,8 @@ Started before the container's files are touched, it imports all it needs, is to
 (``harness.probes.entering``), and then takes one ``Request`` per line on stdin, as JSON; it answers one line, an
 ``Answer`` with figures of one pass. ``{"hold": REQUEST}`` only parses a request and ``{"go": true}`` runs it, so that
 reading a list of ten thousand paths is no part of what is measured from outside. Programs of the image inherit none of
-its descriptors and cannot look at it, so they cannot answer in its place. Little but the standard library: it lives in
-small machines.
+its descriptors and cannot look at it, so they cannot answer in its place. It imports little but the standard library,
+since it lives in small machines.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def read_random(request: Request) -> tuple[int, int]:
 
 
 def mmap_read(request: Request) -> tuple[int, int]:
-    """Map every file and touch each of its pages."""
+    """Maps every file and touches each of its pages."""
     pages = 0
     for path in request["paths"]:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
@@ -168,7 +168,7 @@ _appended: list[tuple[str, os.stat_result]] = []
 
 
 def put_back() -> None:
-    """Undo what ``write_small`` did, times included: later passes run programs that read these files."""
+    """Undoes what ``write_small`` did, times included: later passes run programs that read these files."""
     for path, before in _appended:
         os.truncate(path, before.st_size)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -178,7 +178,7 @@ def put_back() -> None:
 
 
 def copy_up_large(request: Request) -> tuple[int, int]:
-    """Change one byte of a large file: OverlayFS copies all of it up."""
+    """Changes one byte of a large file: OverlayFS copies all of it up."""
     total = 0
     for path in request["paths"]:
         handle = os.open(path, os.O_RDWR)
@@ -192,7 +192,7 @@ def copy_up_large(request: Request) -> tuple[int, int]:
 
 
 def command(request: Request) -> tuple[int, int]:
-    """Run the scenario's own command once; anything but exit code 0 is an error that quotes its last words."""
+    """Runs the scenario's own command once; anything but exit code 0 is an error that quotes its last words."""
     null = os.open(os.devnull, os.O_RDWR)
     words = os.memfd_create("stderr", os.MFD_CLOEXEC)
     try:
@@ -250,7 +250,7 @@ def _cpu_s() -> float:
 
 
 def serve_one(request: Request) -> Answer:
-    """Run one request; errors become a field, as the process must live on for the next one.
+    """Runs one request; errors become a field, as the process must live on for the next one.
 
     With ``repeat_s`` passes are repeated until they have taken so long; then the time is the median of theirs (one of a
     few milliseconds may meet anything), the CPU time their mean.

@@ -66,7 +66,7 @@ class WorkloadProcess:
     def __init__(
         self, machine: Machine, container: Container, timeout_s: float, confinement: Confinement | None = None
     ) -> None:
-        """``confinement`` is the container's own. Raises MachineError when it cannot be entered."""
+        """Starts the process; ``confinement`` is the container's own. Raises MachineError when it cannot be entered."""
         self._machine, self._container = machine, container
         self._timeout_s = timeout_s
         self._confinement = confinement or Confinement()
@@ -90,7 +90,7 @@ class WorkloadProcess:
         return self._enter_anew_if_ended(_EXIT_SEEN_S)
 
     def _enter_anew_if_ended(self, timeout_s: float) -> bool:
-        """Enter again when the container has ended since; a pid namespace of our own takes its place then."""
+        """Enters again when the container has ended since; a pid namespace of our own takes its place then."""
         deadline = time.monotonic() + timeout_s
         while self._container.exited_at_ns() is None:
             if time.monotonic() >= deadline:
@@ -103,7 +103,7 @@ class WorkloadProcess:
         return True
 
     def request(self, message: Request | Hold | Go, what: str) -> Answer:
-        """Send one request and wait for its answer; raises WorkloadError when the process ends or takes too long."""
+        """Sends one request and waits for its answer; raises WorkloadError when the process ends or takes too long."""
         if self._alive and "go" not in message:
             self._enter_anew_if_ended(0.0)
         self._process.tell(json.dumps(message))
@@ -118,7 +118,7 @@ class WorkloadProcess:
         return answer
 
     def close(self) -> None:
-        """End the process."""
+        """Ends the process."""
         self._process.close()
 
 
@@ -281,7 +281,9 @@ class FileWorkloads:
         )
 
     def _reference(self, process: WorkloadProcess) -> tuple[float, float]:
-        """Wall and CPU seconds of one pass of the reference job, right before a workload; zeros where it cannot run."""
+        """Returns wall and CPU seconds of one pass of the reference job, right before a workload; zeros where it cannot
+        run.
+        """
         if not self._reference_s:
             return 0.0, 0.0
         answer = process.request({"workload": "reference-job", "repeat_s": self._reference_s}, "reference job")

@@ -109,7 +109,7 @@ def _size(cost: Cost) -> float:
 
 
 def _now(group: Group, measured: Sequence[CaseLine]) -> CaseLine | None:
-    """What people have: Docker where it was measured, else the first baseline."""
+    """Returns what people have: Docker where it was measured, else the first baseline."""
     foreign = [line for line in measured if line.engine == "docker" and not line.lazy]
     if foreign:
         return foreign[0]
@@ -117,7 +117,7 @@ def _now(group: Group, measured: Sequence[CaseLine]) -> CaseLine | None:
 
 
 def _best(group: Group, measured: Sequence[CaseLine]) -> CaseLine | None:
-    """The soonest; of those not shown to be later than it, the one that costs least afterwards."""
+    """Returns the soonest case; of those not shown to be later than it, the one that costs least afterwards."""
     offered = [line for line in measured if line.offered] or list(measured)
     if not offered:
         return None
@@ -137,7 +137,7 @@ def _later(group: Group, line: CaseLine, soonest: CaseLine) -> bool:
 
 
 def _burden(group: Group, line: CaseLine) -> float:
-    """Sum of the logarithms of all proven slow-downs."""
+    """Sums up the logarithms of all proven slow-downs."""
     return sum(math.log(cost.ratio.ratio) for cost in _costs(group, line))
 
 
@@ -150,7 +150,10 @@ def _costs(group: Group, line: CaseLine) -> list[Cost]:
 
 
 def _break_even(group: Group, best: CaseLine, costs: Sequence[Cost]) -> float | None:
-    """The earliest of the repeatable workloads; infinite where none is proven slower, None if that is not known."""
+    """Returns the earliest break-even of the repeatable workloads.
+
+    It is infinite where none is proven slower, None if that is not known.
+    """
     if len(best.ready_by_block) < MIN_BLOCKS or not any(
         r.label == best.label and r.ratio is not None for r in group.runtime
     ):
@@ -159,7 +162,9 @@ def _break_even(group: Group, best: CaseLine, costs: Sequence[Cost]) -> float | 
 
 
 def _findings(group: Group) -> list[str]:
-    """Workloads that fail under some modes only, and modes under which nothing was ready: said before all numbers."""
+    """Names workloads that fail under some modes only, and modes under which nothing was ready: said before all
+    numbers.
+    """
     said = []
     for name, failed in group.failed_workloads.items():
         others = [line.label for line in group.lines if line.ready is not None and line.label not in failed]
@@ -203,7 +208,7 @@ def _decision(made: Answer, group: Group) -> str:
 
 
 def _price(made: Answer, group: Group) -> str:
-    """What the sooner start costs afterwards, for the same sentence."""
+    """Says what the sooner start costs afterwards, for the same sentence."""
     if made.blocks < MIN_BLOCKS:
         return "too few blocks to say what it costs afterwards"
     if made.break_even_s is None:

@@ -188,7 +188,7 @@ def _place(case: Case) -> tuple[int, int, int]:
 
 
 def _is_baseline(case: Case) -> bool:
-    """Full pulls that others are compared with; one that changes its preset's policies has a label and is none."""
+    """Says whether it is a full pull that others are compared with; one that changes its preset's policies is none."""
     return not case.label and modes.is_baseline(case.engine, case.mode, case.preset)
 
 
@@ -244,10 +244,10 @@ def _group(key: GroupKey, members: Sequence[Observation]) -> Group:
 
 
 def _survivors(ratios: dict[str, PairedRatio]) -> frozenset[str]:
-    """Which of a table's ratios differ from 1 at 5 % after Holm's correction over all of them.
+    """Returns which of a table's ratios differ from 1 at 5 % after Holm's correction over all of them.
 
-    A bare 95 % interval in every cell of a large table is a promise of false alarms. Fewer blocks than a verdict
-    needs prove nothing.
+    A bare 95 % interval in every cell of a large table is a promise of false alarms. Fewer blocks than a verdict needs
+    prove nothing.
     """
     adjusted = holm({name: ratio.p_value for name, ratio in ratios.items() if ratio.p_value is not None})
     return frozenset(name for name, p in adjusted.items() if p < ALPHA and ratios[name].blocks >= MIN_BLOCKS)
@@ -330,7 +330,7 @@ def _line(
 
 
 def _streamed(valid: Sequence[Observation]) -> Summary | None:
-    """What lazy starts streamed before they were ready: of all of them, as soon as one did."""
+    """Returns what lazy starts streamed before they were ready: of all of them, as soon as one did."""
     streamed = [float(o.lazy.bytes_streamed_before_ready) for o in valid if o.lazy is not None]
     return summarise(streamed) if any(streamed) else None
 

@@ -111,7 +111,9 @@ def look(
 
 
 def _source_of(path: str) -> str:
-    """``/a/b.py`` for ``/a/__pycache__/b.cpython-311.pyc`` (PEP 3147); empty for what is not compiled from a source."""
+    """Returns ``/a/b.py`` for ``/a/__pycache__/b.cpython-311.pyc`` (PEP 3147); empty for what is not compiled from a
+    source.
+    """
     found = _COMPILED.match(path)
     return f"{found[1]}/{found[2]}.py" if found else ""
 
@@ -136,7 +138,7 @@ def _packages(
 
 
 def _needed(packages: Sequence[Package], used: set[str]) -> dict[str, str]:
-    """Every package that a used or essential one needs, itself or through others, and which one says so."""
+    """Returns every package that a used or essential one needs, itself or through others, and which one says so."""
     known = {package.key: package for package in packages}
     needed = {package.key: "the system" for package in packages if package.essential}
     pending = [*used, *needed]

@@ -166,7 +166,7 @@ def _name(case: Case) -> str:
 
 
 def _opcodes(pair: Pair) -> list[str]:
-    """FUSE requests of the whole trial by opcode, medians, where both sides count them; else nothing."""
+    """Lists FUSE requests of the whole trial by opcode, medians, where both sides count them; else nothing."""
     counts = [[(o.lazy.fuse if o.lazy else None) for o in trial] for trial in pair.trials]
     if any(found is None for trial in counts for found in trial):
         return []

@@ -88,7 +88,7 @@ def densities(groups: Sequence[Group]) -> list[Density]:
 
 
 def _against(groups: Sequence[Group]) -> str:
-    """The full pull with the least mean log time over all points; empty where none was valid at every point."""
+    """Returns the full pull with the least mean log time over all points; empty where none was valid at every point."""
     times: dict[str, list[float]] = {}
     for group in groups:
         for line in group.lines:

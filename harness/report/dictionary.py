@@ -192,7 +192,7 @@ def _table(columns: tuple[Column, ...]) -> list[str]:
 
 
 def _rewrite(text: str) -> str:
-    """The document with the part below its marker made anew."""
+    """Returns the document with the part below its marker made anew."""
     marker = "<!-- generated from harness/report/dictionary.py -->\n"
     return text[: text.index(marker) + len(marker)] + "\n" + markdown()
 

@@ -1,7 +1,7 @@
 """This module writes the comparison as a JSON document, which ``report --json`` and ``bench --json`` print; its schema
 is shipped.
 
-Numbers only: trials themselves are in ``observations.jsonl``. Times are in seconds, sizes in bytes.
+It holds numbers only: trials themselves are in ``observations.jsonl``. Times are in seconds, sizes in bytes.
 """
 
 from __future__ import annotations
@@ -126,9 +126,7 @@ class RuntimePart(_Part):
     """Counts FUSE requests of one pass; null where they were not counted."""
     break_even: BreakEvenPart | None
     proven: bool
-    """Says whether the ratio differs from 1 after Holm's correction over all run-time ratios of the group. whether the
-    ratio differs from 1 after Holm's correction over all run-time ratios of the group.
-    """
+    """Says whether the ratio differs from 1 after Holm's correction over all run-time ratios of the group."""
 
 
 class KeyPart(_Part):

@@ -41,7 +41,7 @@ def export_frames(sessions: Sessions, out: Path, kind: str) -> list[Path]:
 
 
 def export_benchmarks(sessions: Sessions, out: Path) -> list[Path]:
-    """Write ``out/benchmarks.json`` as pytest-benchmark does: one benchmark per case, with its phases in extra_info.
+    """Writes ``out/benchmarks.json`` as pytest-benchmark does: one benchmark per case, with its phases in extra_info.
 
     Times to ready are the rounds. A case without a valid trial is left out, as a failed benchmark is there.
 
@@ -114,7 +114,7 @@ def extra_info(seen: list[Observation]) -> dict[str, Any]:
     """
 
     def median(value: Callable[[Observation], float | None]) -> float | None:
-        """None where no trial knows its value: an engine that does not count its requests."""
+        """Returns the median; None where no trial knows its value: an engine that does not count its requests."""
         known = [float(found) for o in seen if (found := value(o)) is not None]
         summary = summarise(known)
         return None if summary is None else summary.median

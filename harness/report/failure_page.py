@@ -1,4 +1,5 @@
-"""Makes the tables of docs/failure.md from stored sessions: ``python -m harness.report.failure_page SESSION…``.
+"""This module makes the tables of docs/failure.md from stored sessions: ``python -m harness.report.failure_page
+SESSION…``.
 
 Sessions of one scenario are taken together, since a case may have been run by itself. What stands above the marker is
 written by hand, everything below it is measured.
@@ -80,7 +81,7 @@ def rewritten(text: str, made: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Rewrite docs/failure.md from the sessions named."""
+    """Rewrites docs/failure.md from the sessions named."""
     document = Path("docs/failure.md")
     made = measured(load(list(arguments)))
     document.write_text(rewritten(document.read_text("utf-8"), made), "utf-8")

@@ -66,7 +66,7 @@ class Struck:
 
 @dataclass(frozen=True, slots=True)
 class Independence:
-    """Says from when on after ready a case needs nobody, in seconds; infinite: never, as far as was ``tried_s``.
+    """Says from when on after ready a case needs nobody, in seconds; infinite means never, as far as was ``tried_s``.
 
     ``to_the_end``: it was tried with the background fetch ended, or given up; only then is *never* the answer.
     """
@@ -134,7 +134,9 @@ def _pooled(trials: Sequence[FaultObservation]) -> tuple[SampleReads, ...]:
 
 
 def _independence(struck: Iterable[Struck], side: Side) -> Independence | None:
-    """None where no such fault was tried. A killed daemon is what independence of the daemon means."""
+    """Returns the independence; None where no such fault was tried. For the daemon's, the fault is that it was
+    killed.
+    """
     by_onset: dict[str, list[Struck]] = {}
     for one in struck:
         fault = one.trials[0].fault
@@ -149,7 +151,7 @@ def _independence(struck: Iterable[Struck], side: Side) -> Independence | None:
 
 
 def _time(onset: str, struck: Sequence[Struck]) -> float:
-    """Seconds after ready of an onset: of the background fetch's own end where the trials waited for it."""
+    """Returns an onset in seconds after ready: the background fetch's own end where the trials waited for it."""
     if onset == "ready":
         return 0.0
     times = [one.median(lambda t: t.onset_s if t.background_s is None else t.background_s) for one in struck]
@@ -183,7 +185,7 @@ def matrix(lines: Sequence[FaultLine]) -> Table:
 
 
 def _order(key: str) -> tuple[int, str]:
-    """As the faults are listed, and by onset."""
+    """Returns a key that sorts as the faults are listed, and by onset."""
     name = key.partition("@")[0]
     return next(number for number, fault in enumerate(FAULTS) if fault == name), key
 
@@ -220,7 +222,7 @@ def _soon(seconds: float | None) -> str:
 
 
 def _percent(part: int, whole: int) -> str:
-    """Never 0 % for what happened, nor 100 % for what did not always."""
+    """Writes a percentage; never 0 % for what happened, nor 100 % for what did not always."""
     share = 100 * part / whole
     if 0 < share < 1:
         return "under 1 %"
@@ -256,12 +258,12 @@ def rest(lines: Sequence[FaultLine]) -> Table:
 
 
 def _share(received_bytes: int, trial: FaultObservation) -> float | None:
-    """Of the image; None where nothing was counted."""
+    """Returns the bytes as a share of the image; None where nothing was counted."""
     return received_bytes / trial.image_bytes if trial.image_bytes and received_bytes else None
 
 
 def _health(struck: Struck) -> tuple[str, str, str]:
-    """How long reads failed, and two probes said that all is well; nothing where none failed."""
+    """Says how long reads failed, and how long of that two probes said that all is well; nothing where none failed."""
     unhealthy = struck.median(lambda t: t.unhealthy_s)
     if not unhealthy:
         return wording.NO_NUMBER, wording.NO_NUMBER, wording.NO_NUMBER

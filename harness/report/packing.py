@@ -79,7 +79,7 @@ def packings(groups: Sequence[Group]) -> list[Packing]:
 
 
 def _place(compression: str) -> tuple[int, str]:
-    """gzip first, since it is what images are; plain tars last."""
+    """Sorts gzip first, since it is what images are; plain tars last."""
     kind = compression.partition(":")[0]
     return ({"gzip": 0, "zstd": 1, "none": 2}.get(kind, 3), compression)
 

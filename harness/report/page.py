@@ -1,5 +1,6 @@
-"""This module writes one self-contained HTML page from a session's observations: read in a minute, without script or
-request.
+"""This module writes one self-contained HTML page from a session's observations, to be read in a minute.
+
+The page has no script and makes no request.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def _resource_figures(group: Group) -> list[Drawn]:
 
 
 def _axis(section: AxisSection) -> dict[str, Any]:
-    """What the page shows of one axis."""
+    """Returns what the page shows of one axis."""
     drawn = []
     for figure in section.figures:
         wide, narrow = figure.draw(), figure.draw(narrow=True)

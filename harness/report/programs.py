@@ -42,7 +42,7 @@ _NEVER = (float("inf"), "")
 
 
 def _named(line: CaseLine, program: str, told_as: tuple[str, ...]) -> str:
-    """The program with the version that its trials tell."""
+    """Returns the program with the version that its trials tell."""
     details = line.median_trial.details if line.median_trial is not None else {}
     versions = details.get("versions")
     known = {**details, **(versions if isinstance(versions, dict) else {})}

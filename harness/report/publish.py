@@ -47,7 +47,9 @@ class Published:
 
 
 def publish(session: Path, out: Path | None = None) -> Published:
-    """Read a session, write ``report.html`` and ``report.md`` (atomically); raises NothingToCompare without trials."""
+    """Reads a session, writes ``report.html`` and ``report.md`` (atomically); raises NothingToCompare without
+    trials.
+    """
     header, observations = store.load(session)
     if not observations:
         raise NothingToCompare(f"{session} holds no trial yet; run: coldbench run --resume --out {session}")

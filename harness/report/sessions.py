@@ -143,7 +143,7 @@ class Sessions:
 
 
 def load(where: str | Path | Sequence[str | Path]) -> Sessions:
-    """Read one session's directory, several, or all that a pattern names (``results/*``).
+    """Reads one session's directory, several, or all that a pattern names (``results/*``).
 
     A pattern takes directories that hold a ``session.json`` and passes over others.
 

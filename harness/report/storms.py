@@ -106,7 +106,7 @@ def storms(groups: Sequence[Group]) -> list[StormSweep]:
 
 
 def _shared(groups: Sequence[Group]) -> dict[str, Any]:
-    """What the machines of these storms shared, as any valid trial says it."""
+    """Returns what the machines of these storms shared, as any valid trial says it."""
     for group in groups:
         for line in group.lines:
             if line.median_trial is not None and "storm" in line.median_trial.details:

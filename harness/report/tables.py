@@ -73,7 +73,7 @@ def _of_floor(group: Group, line: CaseLine) -> tuple[Cell, ...]:
 
 
 def _supply(group: Group, line: CaseLine) -> tuple[str, ...]:
-    """From when on after ready the case needs nobody; nothing where no fault trial was run."""
+    """Says from when on after ready the case needs nobody; nothing where no fault trial was run."""
     if not group.faults:
         return ()
     found = next((one.independent for one in group.faults if one.label == line.label), {})
@@ -81,7 +81,7 @@ def _supply(group: Group, line: CaseLine) -> tuple[str, ...]:
 
 
 def _valid(line: CaseLine) -> str:
-    """How many trials count, and whether daemons had to be replaced in them."""
+    """Says how many trials count, and whether daemons had to be replaced in them."""
     counted = f"{0 if line.ready is None else line.ready.n} of {line.trials}"
     return f"{counted}; daemon replaced {line.restarts}x" if line.restarts else counted
 
@@ -107,14 +107,14 @@ def _cold_row(group: Group, line: CaseLine) -> tuple[Cell, ...]:
 
 
 def _cache(line: CaseLine) -> str:
-    """``105 of 162 MB``: what of the memory at readiness the kernel gives back when it is wanted."""
+    """Writes ``105 of 162 MB``: what of the memory at readiness the kernel gives back when it is wanted."""
     if line.cache_ready is None or line.memory_ready is None:
         return wording.NO_NUMBER
     return f"{wording.size(line.cache_ready.median)} of {wording.size(line.memory_ready.median)}"
 
 
 def _received(line: CaseLine) -> str:
-    """What came before readiness, and how much of it a lazy mode streamed: that is said wherever the sum is."""
+    """Says what came before readiness, and how much of it a lazy mode streamed: that is said wherever the sum is."""
     received = wording.size(line.received.median if line.received else None)
     return f"{received}, {wording.size(line.streamed.median)} streamed" if line.streamed else received
 

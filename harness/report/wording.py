@@ -70,7 +70,7 @@ def markdown(text: str) -> str:
 
 
 def _figures(value: float, digits: int) -> str:
-    """So many significant figures, and all of the digits before the point: 133, not 1.3e+02."""
+    """Writes so many significant figures, and all of the digits before the point: 133, not 1.3e+02."""
     return f"{value:.0f}" if value >= 10**digits else f"{value:.{digits}g}"
 
 

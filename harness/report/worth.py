@@ -72,7 +72,7 @@ def worth(group: Group, prepared: Sequence[Preparation], forms: dict[str, Form])
 
 
 def _made(prepared: Sequence[Preparation], form: str) -> Preparation | None:
-    """How a form was made: the record that timed it, else any."""
+    """Returns how a form was made: the record that timed it, else any."""
     records = [p for p in prepared if p.form == form]
     return next((p for p in records if not p.cached), records[0] if records else None)
 

@@ -46,7 +46,7 @@ def load(path: Path) -> float | None:
 
 
 def save(path: Path, measured_s: Sequence[float]) -> float:
-    """Keep the figure that some trials give, and return it."""
+    """Keeps the figure that some trials give, and returns it."""
     figure = SAFETY * max(0.0, min(measured_s) - START_CORE_S)
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"application_core_s": figure, "measured_s": list(measured_s)}

@@ -1,4 +1,5 @@
-"""What a worker of a campaign does: run one block in a process of its own, and send each observation when it is there.
+"""This module is what a worker of a campaign runs: it runs one block in a process of its own, and sends each
+observation as soon as it is there.
 
 Only plain values cross the wire: the header and observations as JSON text, in the stored form that a session on disk
 has.
@@ -27,13 +28,13 @@ GRACE_S = 90.0
 
 @dataclass(frozen=True, slots=True)
 class BlockResult:
-    """What one block gave: stored lines, and why it ended early (empty where it did not)."""
+    """Holds what one block gave: stored lines, and why it ended early (empty where it did not)."""
 
     block: int
     token: str
     host: str
     facts: str
-    """Facts of the host as JSON."""
+    """Holds facts of the host as JSON."""
     lines: tuple[str, ...]
     preparations: tuple[str, ...]
     inventories: tuple[tuple[str, bytes], ...]
@@ -44,8 +45,9 @@ class BlockResult:
 def run_block(
     header: str, block: int, token: str, *, tell: Callable[[str], None], stopped: Callable[[], bool]
 ) -> BlockResult:
-    """Run a block of the session that ``header`` describes. ``tell`` gets every observation's line as it is written;
-    when ``stopped`` says so the trial is ended and the machine taken away."""
+    """Runs a block of the session that ``header`` describes. ``tell`` gets every observation's line as it is written;
+    when ``stopped`` says so the trial is ended and the machine taken away.
+    """
     from harness.machine.host import collect
     from harness.machine.records import recorded_directory
     from harness.session.hosts import HOSTS
@@ -89,7 +91,7 @@ def run_block(
 
 
 def _lines(path: Path) -> list[str]:
-    """Complete lines; a torn last one is left out."""
+    """Returns the complete lines; a torn last one is left out."""
     return path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
 
 
@@ -101,7 +103,7 @@ def _tell_new(path: Path, sent: int, tell: Callable[[str], None]) -> int:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the block as Ctrl-C would; what it left after ``GRACE_S`` the next start finds."""
+    """Ends the block as Ctrl-C would; the next start finds what it left if it was killed after ``GRACE_S``."""
     if process.poll() is None:
         process.terminate()
         try:

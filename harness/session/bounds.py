@@ -1,5 +1,6 @@
-"""A bounder computes the lower bound of every case of a scenario from its image's figures, its workload's CPU and this
-host's rates."""
+"""This module computes the lower bound of every case from its image's figures, its workload's CPU and this host's
+rates.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ _LAZY_ROUNDS = 2
 
 
 def image_size(image: Image, files: Sequence[ListedFile]) -> ImageSize:
-    """Returns an image's figures for bounds; what cannot be told is taken so that the bound is lower."""
+    """Returns an image's figures for bounds; a figure that cannot be told is taken so that the bound is lower."""
     layers = {layer.digest: layer for layer in image.layers}.values()
     compressions = {layer.compression or "none" for layer in layers}
     return model.ImageSize(
@@ -43,7 +44,7 @@ class Moved:
     received_bytes: int = 0
     inflated_bytes: int = 0
     unpacked_bytes: int = 0
-    """Of a start pack, which is zstd whatever the layers are."""
+    """Counts bytes out of a start pack, which is zstd whatever the layers are."""
     fuse_requests: int = 0
     late_core_s: float = 0.0
 

@@ -1,9 +1,9 @@
-"""A campaign: the blocks of one plan on the workers of a Dask scheduler; the client keeps the session.
+"""This module runs a campaign: the blocks of one plan on the workers of a Dask scheduler; the client keeps the session.
 
 A block is one task and stays on one host (``--resources coldbench=1 --nthreads 1``). Observations come back as they
 happen and are appended here, so that a session on disk is always as far as its trials are. A block whose worker was
-lost is run again whole elsewhere: each attempt has a token, and lines of an attempt that is not the latest are
-dropped. When the scheduler itself goes away the client waits for it and hands out again what is left.
+lost is run again whole elsewhere: each attempt has a token, and lines of an attempt that is not the latest are dropped.
+When the scheduler itself goes away the client waits for it and hands out again what is left.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Campaign:
     say: Callable[[str], None] = lambda _text: None
     wait_s: float = SCHEDULER_WAIT_S
     task: Callable[[str, int, str, str], BlockResult] = workers.run_on_worker
-    """What a worker does with header, block, token and stop variable; simulated where only the load is measured."""
+    """Runs on a worker with header, block, token and stop variable; it is simulated where only the load is measured."""
     _attempts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     _incoming: Incoming = field(init=False)
     _stop_name: str = field(default_factory=lambda: f"coldbench-stop-{uuid.uuid4().hex}")
@@ -53,7 +53,7 @@ class Campaign:
         self._incoming = Incoming(self.store, self.progress, self.say)
 
     def run(self) -> Outcome:
-        """Hand out every unfinished block, and wait for all.
+        """Hands out every unfinished block, and waits for all.
 
         Raises:
             MissingTool: the extra ``dask`` is not installed.
@@ -111,7 +111,7 @@ class Campaign:
         return client
 
     def _hand_out(self, client: Any, todo: list[int]) -> list[int]:
-        """Submit blocks and take results; the blocks that are left when the scheduler went away."""
+        """Submits blocks and takes results; returns the blocks that are left when the scheduler went away."""
         from distributed import CancelledError, Variable, as_completed
         from distributed.comm import CommClosedError
         from distributed.scheduler import KilledWorker
@@ -164,11 +164,11 @@ class Campaign:
 
     @staticmethod
     def _lost(result: BlockResult) -> bool:
-        """Whether a block ended because its worker was told to, not because of the block."""
+        """Says whether a block ended because its worker was told to end, and not because of the block."""
         return result.exit_code in {130, -signal.SIGTERM, -signal.SIGKILL}
 
     def _stop(self, client: Any, futures: list[Any]) -> None:
-        """End running trials: workers see the variable within a second, end their block and take its machine away."""
+        """Ends running trials: workers see the variable within a second, end their block and take its machine away."""
         from distributed import CancelledError, Variable
 
         self.say("ending the trials that run, and cleaning their hosts")

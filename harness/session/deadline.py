@@ -1,4 +1,4 @@
-"""A deadline kills what outlasts its time, and whoever waited for it notices."""
+"""This module kills what outlasts its time, so that whoever waits for it notices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def killing_after(seconds: float, machine: Machine) -> Iterator[threading.Event]:
-    """Kill every process of the machine when the block takes longer; the event says whether that happened."""
+    """Kills every process of the machine when the block takes longer; the event says whether that happened."""
     expired = threading.Event()
 
     def expire() -> None:

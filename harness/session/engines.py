@@ -1,4 +1,4 @@
-"""Which of a plan's engines can run here: asked before anything is prepared, not in the first trial."""
+"""This module finds which of a plan's engines can run here, before anything is prepared, and not in the first trial."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Cases that cannot run here and need not, by key, and the reasons, one line each."""
+    """Holds the keys of cases that cannot run here and need not, and the reasons, one line each."""
 
     cases: frozenset[str]
     reasons: tuple[str, ...]
@@ -33,10 +33,10 @@ def runnable_plan(
     registry: str = "",
     faults: bool = False,
 ) -> Plan:
-    """A plan of what can run here; it says which optional engines it leaves out, and why.
+    """Makes a plan of what can run here; it says which optional engines it leaves out, and why.
 
     ``registry`` is the one that the user named, empty for the session's own. With ``faults`` it holds the trials of
-    what fails after ready, where a scenario names such.
+    what fails after ready, where a scenario names any.
 
     Raises:
         UsageError: the selection names what is not there, or leaves no case; an engine cannot use that registry.
@@ -61,7 +61,7 @@ def runnable_plan(
 
 
 def find_missing(cases: Iterable[PlannedCase]) -> Missing:
-    """Ask every engine about the modes and presets it is to run.
+    """Asks every engine about the modes and presets it is to run.
 
     Raises:
         HostUnfit: an engine that is not optional cannot run here; all such reasons, with how to mend them.

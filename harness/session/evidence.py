@@ -1,7 +1,7 @@
-"""A witness keeps what was seen of one trial: counters at its turning points, limits, credits, daemons, and its root.
+"""This module keeps what a witness saw of one trial: counters at turning points, limits, credits, daemons, and root.
 
-The trial's course calls a witness at each turning point. When all is over the witness gives the evidence that the
-rules of validity look at (``harness.session.validity``) and the figures of the observation.
+The trial's course calls a witness at each turning point. When all is over the witness gives the evidence that the rules
+of validity look at (``harness.session.validity``) and the figures of the observation.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ class Witness:
 
     setup: TrialSetup
     meter: PhaseMeter | None = None
-    """There from T0 on."""
+    """Charges counters to phases; it is there from T0 on."""
     ready_at_ns: int | None = None
     ready_mark: Mark | None = None
     lifted_mark: Mark | None = None
-    """Where the CPU limit was lifted, if it was."""
+    """Holds the counters when the CPU limit was lifted; None if it was not."""
     end_mark: Mark | None = None
     at_ready: LazyUsage | None = None
     lazy: LazyUsage | None = None
     moved: Moved = field(default_factory=Moved)
     daemons: tuple[int, ...] = ()
-    """Those that served the root file system last, as far as it was seen."""
+    """Lists the daemons that were last seen to serve the root file system."""
     daemons_now: Callable[[], tuple[int, ...]] = tuple
     died: tuple[str, ...] = ()
     roots: frozenset[str] = frozenset()
     steal: float = 0.0
     limited_s: float = 0.0
-    """How long before T0 the limits were set: credits are counted from there."""
+    """Says how long before T0 the limits were set: credits are counted from there."""
     wrong_limits: tuple[str, ...] = ()
     credits: tuple[CreditSample, ...] = ()
     workloads: list[WorkloadResult] = field(default_factory=list)
     found_invalid: tuple[Invalidity, ...] = ()
-    """Reasons of the engine's own why the trial does not count."""
+    """Holds the engine's own reasons why the trial does not count."""
     output_tail: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -64,7 +64,7 @@ class Witness:
     # -- turning points
 
     def ready(self, at_ns: int, engine: Engine) -> None:
-        """The container was ready at ``at_ns``: what had been used, fetched and inflated by then."""
+        """Notes that the container was ready at ``at_ns``, and what had been used, fetched and inflated by then."""
         assert self.meter is not None
         self.ready_at_ns = at_ns
         mark = self.ready_mark = self.meter.ready(at_ns)
@@ -83,14 +83,14 @@ class Witness:
         )
 
     def before_lifting(self, machine: Machine) -> None:
-        """The CPU limit is about to be lifted: what must be seen while it is in force."""
+        """Notes what must be seen while the CPU limit is in force: it is about to be lifted."""
         assert self.meter is not None
         self._check_limits(machine)
         self._note_credits(machine)
         self.lifted_mark = self.meter.mark()
 
     def watch(self, daemons: Callable[[], tuple[int, ...]]) -> None:
-        """From now on these daemons must live, or others that took their place."""
+        """Watches these daemons from now on: they, or others that took their place, must live."""
         self.daemons_now = daemons
         self.daemons = daemons()
 
@@ -98,7 +98,7 @@ class Witness:
         return not self._dead_daemons()
 
     def _dead_daemons(self) -> tuple[int, ...]:
-        """Daemons that died, and whose place no other one took."""
+        """Returns the daemons that died and whose place no other one took."""
         dead = tuple(pid for pid in self.daemons if not observing.running(pid))
         if not dead:
             return ()
@@ -109,7 +109,7 @@ class Witness:
         return ()
 
     def look_back(self, machine: Machine, engine: Engine) -> None:
-        """The machine is about to go: what is left to see. Raises what a machine half gone raises."""
+        """Notes what is left to see before the machine goes. Raises what a machine half gone raises."""
         if self.meter is not None:
             self.end_mark = self.meter.mark()
             if self.lifted_mark is None:
@@ -122,7 +122,7 @@ class Witness:
         self.setup.ranges.extend(engine.read_ranges())
 
     def hear(self, engine: Engine) -> None:
-        """What the engine reports, also of a trial that failed."""
+        """Keeps what the engine reports; a trial that failed has a report, too."""
         report = engine.report()
         self.details.update(report.details)
         if report.log_tail:
@@ -152,7 +152,7 @@ class Witness:
         self.wrong_limits = tuple(dict.fromkeys((*self.wrong_limits, *wrong)))
 
     def _usage(self, last: LazyUsage | None) -> LazyUsage | None:
-        """The last counters, with what they were at readiness as it was read then."""
+        """Returns the last counters, but those up to readiness as they were read at readiness."""
         first = self.at_ready
         if last is None or first is None:
             return last or first
@@ -164,7 +164,7 @@ class Witness:
         )
 
     def _count_requests(self, clients: int | None) -> None:
-        """A registry whose log is not ours: what the clients in the machine say they sent, where they do."""
+        """Takes the requests that the clients in the machine say they sent, for a registry whose log is not ours."""
         if self.meter is None:
             return
         before = self.at_ready.requests_before_ready if self.at_ready else 0
@@ -179,17 +179,17 @@ class Witness:
 
     @property
     def ready_s(self) -> float | None:
-        """Seconds from T0 until ready."""
+        """Returns the seconds from T0 until ready; None where the container never was."""
         if self.meter is None or self.ready_at_ns is None:
             return None
         return (self.ready_at_ns - self.meter.begin.at_ns) / 1e9
 
     def traffic(self, end: Mark | None) -> Wire | None:
-        """Traffic from T0 until a mark; None where it was not come to."""
+        """Returns the traffic from T0 until a mark; None where the trial did not come so far."""
         return None if self.meter is None or end is None else self.meter.traffic(end)
 
     def evidence(self, bound: Bound | None) -> validity.Evidence:
-        """What the rules of validity look at."""
+        """Returns what the rules of validity look at."""
         case, meter, end = self.setup.case, self.meter, self.end_mark
         limited = self.lifted_mark or end
         used = end.counters.since(meter.begin.counters) if meter is not None and end is not None else None
@@ -227,6 +227,6 @@ class Witness:
 
 
 def _sum(*counts: int | None) -> int | None:
-    """The sum of what is known; None as soon as one count is not."""
+    """Returns the sum of the counts; None as soon as one count is not known."""
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None

@@ -1,4 +1,4 @@
-"""A gate is where the course of a trial waits for others: the machines of a storm start together, and end together."""
+"""This module makes the course of a trial wait for others: a storm's machines start together, and end together."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from harness.errors import MachineError
 
 
 class Gate(Protocol):
-    """Is passed by a course at four moments; each may wait, and may raise."""
+    """Lets a course pass at four moments; each may wait, and may raise."""
 
     def boot(self) -> None:
-        """The machine is about to be made and its daemons to be brought up."""
+        """Is called when the machine is about to be made and its daemons to be brought up."""
         ...
 
     def booted(self) -> None:
-        """The daemons are up: limits are put in force next."""
+        """Is called when the daemons are up: limits are put in force next."""
         ...
 
     def limited(self) -> None:
-        """Limits are in force: T0 is next."""
+        """Is called when limits are in force: T0 is next."""
         ...
 
     def ready(self) -> None:
-        """The container is ready: what comes after readiness is next."""
+        """Is called when the container is ready: what comes after readiness is next."""
         ...
 
 
 class OpenGate:
-    """Lets a trial of its own through."""
+    """Never waits: it serves a trial that runs alone."""
 
     def boot(self) -> None: ...
 
@@ -46,7 +46,7 @@ _LOOKS = 3
 
 
 def _busy_core_s() -> float:
-    """Core-seconds that this host's processors have been busy since it booted."""
+    """Returns the core-seconds that this host's processors have been busy since it booted."""
     import psutil
 
     t = psutil.cpu_times()
@@ -54,15 +54,16 @@ def _busy_core_s() -> float:
 
 
 class StormGate:
-    """Holds the machines of one storm together: made one after the other, told to deploy at the same moment.
+    """Holds the machines of one storm together: they are made one after the other and told to deploy at the same
+    moment.
 
-    A machine that fails before T0 breaks the storm, since it would be a smaller one. After T0 each goes on by itself
-    until it is ready or has failed; what is done after readiness waits for the last.
+    A machine that fails before T0 breaks the storm, since the storm would be a smaller one without it. After T0 each
+    goes on by itself until it is ready or has failed; then it waits for the last before it goes on.
     """
 
     def __init__(self, machines: int) -> None:
         self.boot = threading.Lock()
-        """Held while a machine is made: that forks, and threads would fork beside each other's locks."""
+        """Is held while a machine is made: that forks, and threads would fork beside each other's locks."""
         self.together = threading.Barrier(machines, self._arrived)
         self._waited_for = machines
         self._changed = threading.Condition()
@@ -73,15 +74,16 @@ class StormGate:
 
     @property
     def host_use(self) -> tuple[float, float] | None:
-        """Seconds from T0 until the last machine was ready, and core-seconds that this host's processors were busy in
-        them, with whatever; None where that was not come to."""
+        """Returns the seconds from T0 until the last machine was ready, and the core-seconds that this host's
+        processors were busy in them, with whatever; None where the storm did not come so far.
+        """
         if len(self._busy) < _LOOKS:
             return None
         (t0, before), (end, after) = self._busy[1], self._busy[2]
         return end - t0, after - before
 
     def pass_one(self) -> None:
-        """One machine more is ready or has failed."""
+        """Notes that one machine more is ready or has failed."""
         with self._changed:
             self._waited_for -= 1
             if self._waited_for == 0 and len(self._busy) == _LOOKS - 1:
@@ -89,12 +91,12 @@ class StormGate:
             self._changed.notify_all()
 
     def await_all(self) -> None:
-        """Wait until all machines are ready or have failed."""
+        """Waits until all machines are ready or have failed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waited_for <= 0)
 
     def give_up(self) -> None:
-        """Nobody waits any more: the storm is over."""
+        """Ends the storm: nobody waits for another machine any more."""
         self.together.abort()
         with self._changed:
             self._waited_for = 0
@@ -102,7 +104,7 @@ class StormGate:
 
 
 class MemberGate:
-    """The gate of one machine of a storm; ``close`` is for its end, whatever that was."""
+    """Ties one machine of a storm to the others; ``close`` is called at its end, whatever that was."""
 
     def __init__(self, storm: StormGate) -> None:
         self._storm = storm
@@ -127,7 +129,7 @@ class MemberGate:
         self._storm.await_all()
 
     def close(self) -> None:
-        """The machine is gone: what it holds is let go, and nobody waits for it."""
+        """Notes that the machine is gone: it lets go what the machine holds, and nobody waits for it."""
         self._unlock()
         if self._before_t0:
             self._storm.together.abort()

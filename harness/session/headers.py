@@ -1,4 +1,4 @@
-"""Every command that starts a session makes its header here: plan, host and versions."""
+"""This module makes the header of every session that a command starts: plan, host and versions."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def make_header(
     command: str = "",
     faults: bool = False,
 ) -> SessionHeader:
-    """The header of a session of these scenarios (names or files); the seed is drawn where none is given.
+    """Makes the header of a session of these scenarios (names or files); the seed is drawn where none is given.
 
-    With ``faults`` the plan holds the trials of what fails after ready, where a scenario names such.
+    With ``faults`` the plan holds the trials of what fails after ready, where a scenario names any.
 
     Raises:
         UsageError: a scenario cannot be found or loaded, or nothing of it is chosen.
@@ -55,7 +55,7 @@ def make_header(
 
 
 def commit() -> str:
-    """The commit that is measured, where the environment names one."""
+    """Returns the commit that is measured, where the environment names one."""
     names = ("COLDBENCH_COMMIT", "GITHUB_SHA", "CI_COMMIT_SHA")
     return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
@@ -72,7 +72,7 @@ def new_header(
     kind: str = "",
     command: str = "",
 ) -> SessionHeader:
-    """A header that looks at this host now.
+    """Makes a header, with this host as it is now.
 
     ``files`` says by name where scenarios come from, ``kind`` goes into the session's name. Raises UsageError where the
     plan is empty, HostUnfit where an engine cannot run here.

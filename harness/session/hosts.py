@@ -1,4 +1,4 @@
-"""Facts of the hosts of a campaign or a merged session: ``hosts.jsonl``, one line per host that was seen.
+"""This module keeps facts of the hosts of a campaign or a merged session in ``hosts.jsonl``, one line per host.
 
 A session of one host has its facts in its header. Where several take part, observations carry a host's name, and this
 file says what is behind the name; a host that changed (a new kernel) has a second line, and the last one counts.
@@ -22,7 +22,7 @@ MOMENTARY = ("steal_share", "load_per_core")
 
 
 def load(session: Path) -> dict[str, dict[str, Any]]:
-    """Facts by host name; empty where the session has one host only. A torn last line is passed over."""
+    """Returns facts by host name; empty where the session has one host only. A torn last line is passed over."""
     path = session / HOSTS
     if not path.exists():
         return {}
@@ -38,7 +38,7 @@ def load(session: Path) -> dict[str, dict[str, Any]]:
 
 
 def append(session: Path, facts: Mapping[str, Any]) -> None:
-    """Add a host, unless the file says the same of it already; on disk when this returns."""
+    """Adds a host, unless the file says the same of it already; it is on disk when this returns."""
     steady = {key: value for key, value in facts.items() if key not in MOMENTARY}
     if load(session).get(str(facts["name"])) == json.loads(json.dumps(steady)):
         return

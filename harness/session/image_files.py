@@ -2,8 +2,8 @@
 
 Run-time workloads choose from the list what they touch, and ``coldbench trace`` says what of it a start never reads.
 
-Read out of band from the layers' tars, merged as OverlayFS would show them, and kept by image digest in the cache
-directory: listing a gigabyte takes seconds, and every trial of a session needs the same list.
+The list is read out of band from the layers' tars, merged as OverlayFS would show them, and kept by image digest in the
+cache directory: listing a gigabyte takes seconds, and every trial of a session needs the same list.
 """
 
 from __future__ import annotations

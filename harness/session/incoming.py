@@ -1,4 +1,4 @@
-"""What comes back from the workers of a campaign, and how it gets into the session once and whole.
+"""This module takes what comes back from the workers of a campaign, and gets it into the session once and whole.
 
 Each attempt at a block has a token. Lines of an attempt that is not the latest are dropped, and the lines of the worker
 that finished a block are what counts.
@@ -43,7 +43,7 @@ class Incoming:
     _messages: queue.Queue[Told | None] = field(default_factory=queue.Queue)
 
     def unfinished(self) -> list[int]:
-        """Blocks that lack a trial, or whose trials are from more than one host: those are run whole."""
+        """Returns blocks that lack a trial, or whose trials are from more than one host: those are run whole."""
         finished = self.store.finished
         by_block: dict[int, set[str]] = defaultdict(set)
         for o in {o.trial: o for o in self.store.observations}.values():
@@ -66,7 +66,7 @@ class Incoming:
         self._messages.put(event[1])
 
     def keep_messages(self) -> None:
-        """Append what workers tell, in a thread of its own, until None is told."""
+        """Appends what workers tell, in a thread of its own, until None is told."""
         while (message := self._messages.get()) is not None:
             self._keep(message)
 

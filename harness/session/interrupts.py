@@ -1,6 +1,7 @@
-"""Ctrl-C and SIGTERM raise an exception where work may stop, and leave a note where it may not.
+"""This module turns Ctrl-C and SIGTERM into an exception where work may stop, and into a note where it may not.
 
-It may not while a machine is made or unmade."""
+Work may not stop while a machine is made or unmade.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session's images hold: layers, visible files, and what a start reads of them; stored beside the observations.
+"""This module keeps what a session's images hold: layers, visible files, and what a start reads of them.
 
 A gate that compares with a session of last week needs the paths of last week's image to say *which* files made it grow.
 Files are ``images/DIGEST.json.gz`` in the session's directory; they are written once and never change.
@@ -25,8 +25,8 @@ VERSION = 1
 class Inventory:
     """Describes one image.
 
-    ``layers`` are stored bytes from the lowest up, ``files`` bytes by path (0 for what is no file), ``reads`` the paths
-    a start reads in first-touch order, None where no start was traced.
+    ``layers`` are stored bytes from the lowest up, ``files`` bytes by path (0 for what is no file). ``reads`` are the
+    paths a start reads in first-touch order; None where no start was traced.
     """
 
     digest: str
@@ -35,7 +35,7 @@ class Inventory:
     reads: tuple[str, ...] | None
 
     def metrics(self) -> dict[str, float]:
-        """The metrics of kind "image"."""
+        """Returns the metrics of kind "image"."""
         found = {
             "image-bytes": float(sum(self.layers)),
             "image-layers": float(len(self.layers)),
@@ -46,12 +46,12 @@ class Inventory:
 
 
 def place(session: Path, digest: str) -> Path:
-    """The file of one image."""
+    """Returns the path of one image's file."""
     return session / DIRECTORY / f"{digest.replace(':', '-')}.json.gz"
 
 
 def save(session: Path, inventory: Inventory) -> None:
-    """Write an inventory; one that knows a trace takes the place of one that does not."""
+    """Writes an inventory; one that knows a trace takes the place of one that does not."""
     path = place(session, inventory.digest)
     if path.exists() and inventory.reads is None:
         return
@@ -64,7 +64,7 @@ def save(session: Path, inventory: Inventory) -> None:
 
 
 def load(session: Path, digest: str) -> Inventory | None:
-    """The inventory of an image, None where the session has none (it is older, or was not let list files).
+    """Returns the inventory of an image; None where the session has none (it is older, or did not list files).
 
     Raises:
         UsageError: the file is not one of ours, or of a newer coldbench.

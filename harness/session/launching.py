@@ -1,4 +1,4 @@
-"""Starts sessions: what a stored plan needs around it to run on this host, made once and used for one session or more.
+"""This module starts sessions: it makes what a stored plan needs to run on this host, for one session or more.
 
 ``coldbench run`` starts one session, ``gate`` up to two, ``aa`` one, a worker of a campaign one per block; all of them
 go through here, so that they measure alike.
@@ -49,7 +49,7 @@ class Launcher:
     ask: bool = True
     trace_starts: bool = False
     offline: bool = False
-    """Take images as they are in the cache; ask no registry what their tags mean now."""
+    """Says whether images are taken as they are in the cache, and no registry is asked what their tags mean now."""
     _stack: ExitStack = field(default_factory=ExitStack)
     _endpoints: dict[str, Endpoint] = field(default_factory=dict)
 
@@ -72,7 +72,7 @@ class Launcher:
         takes: Callable[[PlannedTrial], bool] | None = None,
         goes_on: Callable[[int, tuple[Observation, ...]], bool] | None = None,
     ) -> Outcome:
-        """Run what is left of a stored session.
+        """Runs what is left of a stored session.
 
         ``takes`` says which trials are this run's; ``goes_on`` is asked before each block after the first, with what is
         recorded so far, and ends the run by saying no. Raises what ``SessionRun.run`` raises.
@@ -124,7 +124,7 @@ class Launcher:
         )
 
     def endpoint(self, registry: str) -> Endpoint:
-        """The registry of this URL, looked at once; our own is started when it is first asked for."""
+        """Returns the registry of this URL, looked at once; our own is started when it is first asked for."""
         if registry not in self._endpoints:
             self._endpoints[registry] = (
                 named_endpoint(registry) if registry else own_endpoint(self._stack, self.cache.registry)

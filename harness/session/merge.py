@@ -1,7 +1,8 @@
-"""Merges sessions of one plan, the shards of a CI matrix or parts of a campaign, into one with its hosts apart.
+"""This module merges sessions of one plan, the shards of a CI matrix or parts of a campaign, into one session.
 
-Merging is idempotent: the same directories give the same files, and what was merged already may be merged again. A
-block is on one host; the same block from two hosts is refused, since nobody can say which of them counts.
+The merged session keeps its hosts apart. Merging is idempotent: the same directories give the same files, and what was
+merged already may be merged again. A block is on one host; the same block from two hosts is refused, since nobody can
+say which of them counts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What the merged session holds; ``torn`` are files whose last line was cut and is left out."""
+    """Says what the merged session holds; ``torn`` are files whose last line was cut and is left out."""
 
     header: SessionHeader
     trials: int
@@ -36,7 +37,7 @@ class Merged:
 
 
 def merge(directories: Sequence[Path], out: Path) -> Merged:
-    """Write the merged session into ``out``.
+    """Writes the merged session into ``out``.
 
     Raises: UsageError: the directories are not sessions of one plan, hold a block twice, or ``out`` holds another
     session.
@@ -112,7 +113,7 @@ def _twice(block: int, where: Path, holder: str, path: Path, host: str) -> Usage
 
 
 def _header(head: SessionHeader) -> SessionHeader:
-    """The merged header: the plan names it, whatever was merged in which order."""
+    """Returns the merged header; the plan names it, whatever was merged in which order."""
     plan = hashlib.sha256(head.plan.model_dump_json().encode()).hexdigest()[:12]
     return head.model_copy(update={"session": f"merged-{plan}", "shard": ""})
 

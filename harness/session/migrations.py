@@ -1,4 +1,4 @@
-"""Brings stored objects of earlier versions to today's, one version at a time, when they are read.
+"""This module brings stored objects of earlier versions to today's, one version at a time, when they are read.
 
 Headers, observations and preparations share one version number, so a migration looks at what it is given and changes
 what it knows.
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def _to_2(data: dict[str, Any]) -> dict[str, Any]:
-    """Version 2: a case's label is a field beside its preset, and presets that were renamed have their new names."""
+    """Makes version 2: a case's label is a field beside its preset, and presets that were renamed have their new
+    names.
+    """
     if "case" in data:
         _split_case(data["case"])
     if "plan" in data:
@@ -43,14 +45,14 @@ def _split_case(case: dict[str, Any]) -> None:
 
 
 def _renamed_name(name: str) -> str:
-    """``mode:preset[+label]`` with today's name of the preset."""
+    """Returns ``mode:preset[+label]`` with today's name of the preset."""
     mode, _, rest = name.partition(":")
     preset, plus, label = rest.partition("+")
     return f"{mode}:{RENAMED.get((mode, preset), preset)}{plus}{label}" if rest else name
 
 
 def _renamed_key(key: str) -> str:
-    """A case's key, ``scenario/mode:preset[+label]/engine/…``, with today's name of the preset."""
+    """Returns a case's key, ``scenario/mode:preset[+label]/engine/…``, with today's name of the preset."""
     scenario, _, rest = key.partition("/")
     name, _, others = rest.partition("/")
     return f"{scenario}/{_renamed_name(name)}/{others}"

@@ -1,4 +1,6 @@
-"""A trial looks at its machine from outside: it reads counters when phases change, and sees mounts and daemons."""
+"""This module looks at a trial's machine from outside: it reads counters when phases change, and sees mounts and
+daemons.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The machine's counters at one moment."""
+    """Holds the machine's counters at one moment."""
 
     at_ns: int
     counters: Counters
     wire: Traffic
     requests: int | None = 0
-    """Registry requests so far; None where they are not known."""
+    """Counts registry requests so far; None where they are not known."""
 
 
 @dataclass
@@ -37,28 +39,30 @@ class PhaseMeter:
     clock_ns: Callable[[], int]
     requests: RequestLog | None = None
     outside: bool = False
-    """Whether the engine's daemon is outside of the machine, which then knows of no traffic."""
+    """Says whether the engine's daemon is outside of the machine, which then knows of no traffic."""
     begin: Mark = field(init=False)
     phases: list[PhaseUsage] = field(default_factory=list)
     _begun: dict[Phase, Mark] = field(default_factory=dict)
     _last: Mark = field(init=False)
 
     def start(self, t0_ns: int, before: Mark) -> None:
-        """T0 was at ``t0_ns``; ``before`` was read just before it, since reading takes a millisecond."""
+        """Notes that T0 was at ``t0_ns``; ``before`` was read just before it, since reading takes a millisecond."""
         self.begin = self._last = replace(before, at_ns=t0_ns)
         self._begun = {"pull": self.begin}
 
     def mark(self) -> Mark:
-        """Read the counters now."""
+        """Reads the counters now."""
         requests = self.requests.so_far() if self.requests else None
         return Mark(self.clock_ns(), self.machine.counters(), self.machine.wire(), requests)
 
     def phase(self, name: Phase) -> None:
-        """The engine says that this phase begins now."""
+        """Notes that this phase begins now, as the engine says."""
         self._begun[name] = self.mark()
 
     def ready(self, at_ns: int) -> Mark:
-        """Readiness was at ``at_ns``: closes the phases that the engine named, each where the next one began."""
+        """Notes that readiness was at ``at_ns``, and closes the phases that the engine named, each where the next one
+        began.
+        """
         now = replace(self.mark(), at_ns=at_ns)
         names = list(self._begun)
         for name, following in pairwise(names):
@@ -68,17 +72,19 @@ class PhaseMeter:
         return now
 
     def cpu_from_start_s(self, ready: Mark) -> float | None:
-        """CPU seconds of the machine from where the phase ``start`` began until readiness; None if it was not named."""
+        """Returns the machine's CPU seconds from the begin of phase ``start`` until readiness; None if it was not
+        named.
+        """
         begun = self._begun.get("start")
         return None if begun is None else ready.counters.since(begun.counters).cpu_total_s
 
     def received_before(self, phase: Phase) -> int | None:
-        """Bytes received from T0 until this phase began; None if the engine did not name it."""
+        """Returns the bytes received from T0 until this phase began; None if the engine did not name it."""
         begun = self._begun.get(phase)
         return None if begun is None else self.traffic(begun).received_bytes
 
     def close(self, phase: Literal["background", "workloads"]) -> Mark:
-        """The phase ends now."""
+        """Notes that the phase ends now."""
         now = self.mark()
         self._close(phase, now)
         return now
@@ -99,7 +105,7 @@ class PhaseMeter:
         self._last = end
 
     def traffic(self, end: Mark) -> Wire:
-        """Traffic from T0 until a mark."""
+        """Returns the traffic from T0 until a mark."""
         used = end.wire.since(self.begin.wire)
         known = end.requests is not None and self.begin.requests is not None
         requests = (end.requests or 0) - (self.begin.requests or 0) if known else None
@@ -109,7 +115,7 @@ class PhaseMeter:
 
 
 def mounted(mountinfo: str) -> dict[str, str]:
-    """File system types by device (``major:minor``) from the text of a ``/proc/PID/mountinfo``."""
+    """Returns file system types by device (``major:minor``) from the text of a ``/proc/PID/mountinfo``."""
     found = {}
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
@@ -118,12 +124,14 @@ def mounted(mountinfo: str) -> dict[str, str]:
 
 
 def host_mounts() -> dict[str, str]:
-    """What is mounted on the host now."""
+    """Returns what is mounted on the host now."""
     return mounted(Path("/proc/self/mountinfo").read_text("utf-8", errors="replace"))
 
 
 def inherited_mounts(machine: Machine) -> dict[str, str]:
-    """What is mounted in a machine that was just made: the host's, of which it keeps what the host unmounts later."""
+    """Returns what is mounted in a machine just made: the host's mounts, which it keeps when the host unmounts them
+    later.
+    """
     try:
         return mounted(Path(f"/proc/{machine.namespace_pid}/mountinfo").read_text("utf-8", errors="replace"))
     except OSError:
@@ -136,11 +144,11 @@ def root_file_systems(
     host: Callable[[], dict[str, str]] = host_mounts,
     inherited: Mapping[str, str] | None = None,
 ) -> frozenset[str]:
-    """What serves the layers: FUSE and EROFS mounted in the machine and not on the host, else the scratch disk.
+    """Returns what serves the layers: FUSE and EROFS mounted in the machine and not on the host, else the scratch disk.
 
-    ``inherited`` is what was mounted in it from the first (``inherited_mounts``), and is none of its own either.
-    The host's mounts are those before *and* after the machine's are read: the machine sees what the host mounts, and
-    what another program mounts in between is none of the machine's.
+    ``inherited`` is what was mounted in it from the first (``inherited_mounts``), and is none of its own either. The
+    host's mounts are read before *and* after the machine's: the machine sees what the host mounts, and what another
+    program mounts in between is none of the machine's.
     """
     on_host = host()
     found: set[tuple[str, str]] = set()
@@ -161,7 +169,7 @@ def root_file_systems(
 
 
 def running(pid: int) -> bool:
-    """Whether a process is there and not a zombie."""
+    """Says whether a process is there and not a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
     except OSError:

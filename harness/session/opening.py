@@ -1,4 +1,4 @@
-"""Opens a session, new or stored, for whoever runs one: ``run`` and ``bench`` say what they want in the same words."""
+"""This module opens a session, new or stored; ``run`` and ``bench`` say with the same options what they want."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ RESULTS = Path("results")
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What is wanted of a run: a new session of some scenarios, or the rest of a stored one."""
+    """Says what is wanted of a run: a new session of some scenarios, or the rest of a stored one."""
 
     scenarios: tuple[str, ...] = ()
-    """Names or files; empty where a session is resumed."""
+    """Lists names or files; it is empty where a session is resumed."""
     selection: Selection = field(default_factory=Selection)
     seed: int | None = None
     out: Path | None = None
-    """The session's directory; ``results/TIME-NAME`` where none is given."""
+    """Names the session's directory; ``results/TIME-NAME`` where none is given."""
     resume: bool = False
     retry_failed: bool = False
     registry: str = ""
     keep_going: bool = False
     workloads: bool = True
     faults: bool = True
-    """Run the trials of what fails after ready, where a scenario names such."""
+    """Says whether the trials of what fails after ready run, where a scenario names any."""
     offline: bool = False
     command: str = ""
-    """How the command line says all this."""
+    """Holds the command line that says all this."""
     shard: str = ""
-    """``2/5``: the second of five parts of the plan."""
+    """Names a part of the plan: ``2/5`` is the second of five."""
 
     def check(self) -> None:
-        """Refuse what contradicts itself. Raises UsageError, which says how to put it."""
+        """Refuses options that contradict each other. Raises UsageError, which says how to put it."""
         if self.retry_failed and not self.resume:
             raise UsageError("--retry-failed goes with --resume --out DIR")
         changes = (self.scenarios, self.selection != Selection(), self.seed is not None, self.registry)
@@ -67,7 +67,7 @@ class RunOptions:
             raise UsageError("name a scenario (`coldbench scenarios` lists them)")
 
     def header(self) -> SessionHeader | None:
-        """The header of a new session; None where a stored one goes on. Raises UsageError, ScenarioError."""
+        """Makes the header of a new session; None where a stored one goes on. Raises UsageError, ScenarioError."""
         self.check()
         if self.resume:
             return None
@@ -83,7 +83,7 @@ class RunOptions:
         return header.model_copy(update={"shard": self.shard, "session": name})
 
     def open_store(self, header: SessionHeader | None) -> Store:
-        """The session on disk, locked for this process: a new one with this header, or the stored one."""
+        """Opens the session on disk, locked for this process: a new one with this header, or the stored one."""
         if header is None:
             assert self.out is not None
             return Store.resume(self.out, self.retry_failed)
@@ -92,7 +92,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    """A session that this process may write, with what it takes to run it."""
+    """Holds a session that this process may write, with what it takes to run it."""
 
     launcher: Launcher
     store: Store
@@ -104,7 +104,7 @@ class OpenSession:
 
     @property
     def total(self) -> int:
-        """Trials that this session runs: those of its shard."""
+        """Counts the trials that this session runs: those of its shard."""
         return sum(self._takes(trial) for trial in self.store.header.plan.trials)
 
     def _takes(self, trial: PlannedTrial) -> bool:
@@ -112,7 +112,7 @@ class OpenSession:
         return not shard or shards.parse(shard).takes(trial)
 
     def run(self) -> Outcome:
-        """Run what is left of it.
+        """Runs what is left of it.
 
         Raises:
             Interrupted: stopped by a signal; the message says how to go on.
@@ -130,7 +130,7 @@ class OpenSession:
 
 @contextmanager
 def open_session(options: RunOptions, progress: Progress) -> Iterator[OpenSession]:
-    """The session that ``options`` ask for, open and locked; registry and signal handlers go when it is left.
+    """Opens and locks the session that ``options`` ask for; registry and signal handlers go when it is left.
 
     Raises:
         UsageError: the options contradict each other, the directory is taken, or a scenario cannot be loaded.

@@ -25,7 +25,7 @@ _ROUNDING_S = 1e-6
 
 
 def implausible(observation: Observation) -> str | None:
-    """What is wrong with it, as ``field: what was expected``; None when nothing is."""
+    """Says what is wrong with it, as ``field: what was expected``; None when nothing is."""
     return next(_problems(observation), None)
 
 
@@ -65,7 +65,7 @@ def _problems(o: Observation) -> Iterator[str]:
 
 
 def _negative(name: str, part: BaseModel) -> Iterator[str]:
-    """The numbers of a part that are below 0: none of them can be."""
+    """Names the numbers of a part that are below 0: none of them can be."""
     for field, value in part:
         if field in _ESTIMATED:
             continue

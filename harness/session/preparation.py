@@ -1,7 +1,7 @@
-"""The preparer makes a scenario's image, puts it into every form its modes need and pushes it, outside all trials.
+"""This module makes a scenario's image, puts it into every form its modes need and pushes it, outside all trials.
 
-Each form is an OCI layout in the cache directory, found again by the image's digest, so that a second session starts
-at once. What a form costs is recorded on its own.
+Each form is an OCI layout in the cache directory, found again by the image's digest, so that a second session starts at
+once. What a form costs is recorded on its own.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class LocalImage:
 
     @property
     def compressed_bytes(self) -> int:
-        """Returns the bytes of its layers, each counted once, as it is pulled once."""
+        """Counts the bytes of its layers; a layer that occurs twice counts once, as it is pulled once."""
         return sum({layer.digest: layer.size for layer in self.image.layers}.values())
 
 
@@ -63,13 +63,15 @@ class Published:
     reference: str
     compressed_bytes: int
     layers: tuple[str, ...] = ()
-    """Digests of its layers, the lowest first."""
+    """Lists the digests of its layers, the lowest first."""
     index: str = ""
-    """Digest of the EROFS index beside it."""
+    """Holds the digest of the EROFS index beside it."""
 
 
 def pinned_digests(session: Path) -> dict[str, str]:
-    """What the tags of a session's scenarios meant when it began, by scenario: a session measures one image each."""
+    """Returns what the tags of a session's scenarios meant when it began, by scenario: a session measures one image
+    each.
+    """
     return {
         preparation.scenario: str(preparation.details["digest"])
         for preparation in load_preparations(session)
@@ -102,9 +104,9 @@ class Preparer:
     record: Callable[[Preparation], None]
     progress: Progress
     offline: bool = False
-    """Use images as they are in the cache, and ask no registry what a tag means now."""
+    """Says whether images are taken as they are in the cache, and no registry is asked what a tag means now."""
     pinned: dict[str, str] = field(default_factory=dict)
-    """The digests that the tags of scenarios meant when a session began that goes on now."""
+    """Holds what the tags of scenarios meant when the session began that is resumed now, as digests."""
     _local: dict[str, LocalImage] = field(default_factory=dict)
     _published: dict[tuple[str, Form, Recording | None], Published] = field(default_factory=dict)
 
@@ -155,8 +157,8 @@ class Preparer:
     def publish(
         self, scenario: Scenario, form: Form, first: tuple[str, ...] = (), recording: Recording | None = None
     ) -> Published:
-        """One form of the scenario's image, at the registry; ``first`` is what its start reads, for an optimized form,
-        ``recording`` what it asks for, for one with a start pack.
+        """Makes one form of the scenario's image and pushes it. An optimized form needs ``first``, the paths that its
+        start reads; one with a start pack needs ``recording``, what the kernel asks for.
 
         Raises:
             ColdbenchError: it cannot be made or pushed.
@@ -179,7 +181,7 @@ class Preparer:
         *,
         details: dict[str, Any] | None = None,
     ) -> None:
-        """Record an artefact; no cost means that it was there."""
+        """Records an artefact; without a cost it was there already."""
         cached = cost is None
         wall_s, cpu_s = cost.read() if cost is not None else (0.0, 0.0)
         self.record(
@@ -196,7 +198,7 @@ class Preparer:
         )
 
     def _bytes(self, image: Image) -> Callable[[object, int], None]:
-        """A progress callback that adds pieces up."""
+        """Returns a progress callback that adds pieces up."""
         done = 0
         total = image.compressed_bytes
 
@@ -254,7 +256,7 @@ class Preparer:
         scratch: Path,
         first: tuple[str, ...] = (),
     ) -> None:
-        """Layers rewritten so that each file can be read on its own; the files ``first`` lie before all others."""
+        """Rewrites the layers so that each file can be read on its own; the files ``first`` lie before all others."""
         from harness.formats.estargz.image import convert_image
         from harness.formats.estargz.writer import EstargzOptions
 

@@ -1,4 +1,4 @@
-"""A run tells its progress to whoever watches: the command line draws it, tests record it, ``Silent`` drops it."""
+"""This module says how a run tells its progress: the command line draws it, tests record it, ``Silent`` drops it."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ class Progress(Protocol):
     """Hears the events of a run in the order they happen. Times are in seconds."""
 
     def session(self, plan: Plan, finished: int, remaining_s: float) -> None:
-        """The session begins or is resumed with ``finished`` trials already recorded."""
+        """Tells that the session begins, or is resumed with ``finished`` trials already recorded."""
         ...
 
     def preparing(self, scenario: str, what: str) -> None:
-        """Out-of-band work begins."""
+        """Tells that out-of-band work begins."""
         ...
 
     def preparing_bytes(self, done: int, total: int) -> None:
-        """The current out-of-band work is this far."""
+        """Tells how far the current out-of-band work is."""
         ...
 
     def remark(self, text: str) -> None:
-        """Something happened that is to be kept in sight, though the run goes on: a tag has moved."""
+        """Tells what is to be kept in sight, though the run goes on: a tag has moved, for example."""
         ...
 
     def trial(self, trial: PlannedTrial, position: int, remaining_s: float) -> None:
-        """A trial begins; ``position`` counts from 1 over the whole session."""
+        """Tells that a trial begins; ``position`` counts from 1 over the whole session."""
         ...
 
     def phase(self, name: str) -> None:
-        """The trial at hand enters a phase: machine, boot, pull, start, background, workloads, tear-down."""
+        """Tells that the current trial enters a phase: machine, boot, pull, start, background, workloads, tear-down."""
         ...
 
     def ended(self, observation: Observation, remaining_s: float) -> None:
-        """The trial was recorded."""
+        """Tells that the trial was recorded."""
         ...
 
     def fault_ended(self, observation: FaultObservation, remaining_s: float) -> None:
-        """A fault trial was recorded."""
+        """Tells that a fault trial was recorded."""
         ...
 
 
@@ -73,7 +73,7 @@ OUTPUT_LINES = 20
 
 
 def last_lines(text: str, lines: int = OUTPUT_LINES) -> list[str]:
-    """Returns the last lines of a container's output, without what a terminal would take for a command."""
+    """Returns the last lines of a container's output, without bytes that a terminal would obey."""
     clean = ["".join(c for c in line.expandtabs(4) if c.isprintable()).rstrip() for line in text.splitlines()]
     while clean and not clean[-1]:
         clean.pop()

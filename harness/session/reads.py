@@ -38,7 +38,7 @@ def package_of(path: str) -> str:
 
 
 def _python_name(rest: str) -> str:
-    """``pandas`` for a file of it, of its metadata and of the libraries that its wheel brings along."""
+    """Returns ``pandas`` for a file of pandas, of its metadata and of the libraries that its wheel brings along."""
     first, _, inner = rest.partition("/")
     if first == "__pycache__" and inner:
         first = inner.split(".")[0]
@@ -58,7 +58,7 @@ class Part:
     bytes_read: int = 0
 
     def add(self, size: int, read: int | None) -> None:
-        """Count a file of which ``read`` bytes were read, None when it was not touched."""
+        """Counts a file of which ``read`` bytes were read; None when it was not touched."""
         self.files += 1
         self.bytes += size
         if read is not None:
@@ -80,7 +80,7 @@ class Reads:
     layers: tuple[Part, ...]
     packages: tuple[Part, ...]
     unknown: tuple[str, ...] = field(default=())
-    """Touched paths that the image does not show: files of a lower layer that a higher one replaces."""
+    """Lists touched paths that the image does not show: files of a lower layer that a higher one replaces."""
 
     @property
     def unread(self) -> tuple[Part, ...]:
@@ -89,7 +89,7 @@ class Reads:
 
 
 def analyse(files: Iterable[ListedFile], touches: Sequence[Touch], layers: int) -> Reads:
-    """Put the reads of a trace (``Engine.first_touches``) against all files of an image of so many layers."""
+    """Compares the reads of a trace (``Engine.first_touches``) with all files of an image of so many layers."""
     read = {touch.path: touch.size for touch in touches}
     image = Part("image")
     per_layer = [Part(str(number)) for number in range(layers)]

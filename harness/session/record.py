@@ -1,4 +1,4 @@
-"""The record of a trial is the observation that is stored, with its failure if it had one."""
+"""This module makes the record of a trial: the observation that is stored, with its failure if it had one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def failure_of(error: Exception, phase: str, details: dict[str, Any]) -> Failure:
-    """An error as it is stored; one that says nothing in words of ours leaves its traceback in ``details``."""
+    """Returns an error as it is stored; one without a message of ours leaves its traceback in ``details``."""
     kind = error.kind if isinstance(error, ColdbenchError) else type(error).__name__
     if not isinstance(error, ColdbenchError):
         details["traceback"] = "".join(traceback.format_exception(error))
@@ -27,7 +27,7 @@ def failure_of(error: Exception, phase: str, details: dict[str, Any]) -> Failure
 
 
 def blame_memory(failure: Failure, machine: Machine) -> Failure:
-    """The same failure, or the memory that ran out: a process killed for want of it fails as anything."""
+    """Returns the same failure, or the memory that ran out: a process killed for want of it fails in any way."""
     kills = 0
     with suppress(MachineError, OSError):
         kills = machine.counters().oom_kills
@@ -40,7 +40,7 @@ def blame_memory(failure: Failure, machine: Machine) -> Failure:
 
 
 def observation(witness: Witness, timeline: Recorder | None, failure: Failure | None, started_at: str) -> Observation:
-    """What was seen, judged by the rules of validity."""
+    """Returns what was seen, judged by the rules of validity."""
     setup, meter, end = witness.setup, witness.meter, witness.end_mark
     ok = failure is None and witness.ready_s is not None
     # The bound is the machine's: a daemon outside of it is not held to the shape's CPU and bandwidth.

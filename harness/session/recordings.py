@@ -1,4 +1,4 @@
-"""A recording of a start is kept by image and workload, as a trace is; a trial of its own makes it."""
+"""This module keeps the recording of a start by image and workload, as traces are kept; a trial of its own makes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session's registry is a server of its own on the simulated network, or one that the user names."""
+"""This module makes a session's registry: a server of its own on the simulated network, or one that the user names."""
 
 from __future__ import annotations
 
@@ -36,21 +36,24 @@ class Endpoint:
     prefix: str = ""
     credentials: dict[str, str] = field(default_factory=dict)
     requests: RequestCounter | None = None
-    """Requests answered so far; None for a registry that is not ours, whose log cannot be read."""
+    """Counts requests answered so far; None for a registry that is not ours, whose log cannot be read."""
     seal: Callable[[], None] = lambda: None
-    """Told when all that trials pull has been pushed: from then on our own server takes nothing, until ``unseal``."""
+    """Is called when all that trials pull has been pushed: from then on our own server takes nothing, until ``unseal``.
+    """
     unseal: Callable[[], None] = lambda: None
     neighbours: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)
-    """Its other hosts as far as they are known: the token server, the blob store; name and port to where it listens."""
+    """Says where its other hosts listen (token server, blob store), by name and port, as far as they are known."""
 
     @property
     def own(self) -> bool:
-        """Whether this is the session's own server, which machines reach by its address; others keep their name."""
+        """Says whether this is the session's own server, which machines reach by its address; others keep their
+        name.
+        """
         return self.requests is not None
 
     @contextlib.contextmanager
     def behind(self, uplink_bytes_s: int | None) -> Iterator[Endpoint]:
-        """The same registry at the end of a line that all its clients share; itself where no rate is given.
+        """Returns the same registry at the end of a line that all its clients share; itself where no rate is given.
 
         Raises:
             UsageError: it is not the session's own, whose line this cannot limit.
@@ -69,7 +72,7 @@ class Endpoint:
             relay.stop()
 
     def explore(self, repository: str, reference: str) -> None:
-        """Find out which other hosts pulling an image leads to. What fails is left to the trials, which say why.
+        """Finds out which other hosts pulling an image leads to. What fails is left to the trials, which say why.
 
         Raises:
             RegistryError: a host's name cannot be resolved.
@@ -140,7 +143,7 @@ class RequestCounter:
 
 
 def own_endpoint(stack: ExitStack, storage: Path) -> Endpoint:
-    """Start a registry on an address of the simulated network; it ends with ``stack``, and what it stores goes.
+    """Starts a registry on an address of the simulated network; it ends with ``stack``, and what it stores goes.
 
     Two servers share the storage, a directory of its own below ``storage``: one takes what is pushed, on the host's
     loopback, which no machine reaches, until ``Endpoint.seal``; the other, which machines reach, only reads.

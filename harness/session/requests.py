@@ -1,4 +1,4 @@
-"""A request is made from a scenario and a case: it is what the machine is told at T0."""
+"""This module makes a request from a scenario and a case: the machine is told it at T0."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def settings_of_case(scenario: Scenario, case: PlannedCase) -> Settings:
-    """Returns what a planned case runs with."""
+    """Returns the settings that a planned case runs with."""
     settings = settings_of(scenario, case.choice, case.case.engine)
     assert settings is not None, "a plan holds what an engine runs"
     return settings

@@ -1,4 +1,4 @@
-"""A run prepares out of band, then runs every trial of the plan that is not recorded yet, one at a time."""
+"""This module prepares out of band, then runs every trial of the plan that is not recorded yet, one at a time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ UNLIMITED_PASS_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Says how a run ended, in counts over the whole session, what was recorded before a resume included."""
+    """Says how a run ended, in counts over the whole session, including what was recorded before a resume."""
 
     ok: int
     invalid: int
@@ -44,7 +44,7 @@ class Outcome:
 
 
 def outcome_of(seen: Sequence[Observation | FaultObservation]) -> Outcome:
-    """Counts over observations; of a trial that was run again the last record counts."""
+    """Counts observations; of a trial that was run again the last record counts."""
     latest = {o.trial: o for o in seen}.values()
     failed = sum(o.status == "failed" for o in latest)
     invalid = sum(o.status == "ok" and bool(o.invalid) for o in latest)
@@ -64,17 +64,18 @@ class SessionRun:
     progress: Progress
     keep_going: bool = False
     takes: Callable[[PlannedTrial], bool] = lambda _trial: True
-    """Which trials of the plan are this run's: a shard has some of the blocks."""
+    """Says which trials of the plan are this run's: a shard has some of the blocks."""
     goes_on: Callable[[int, tuple[Observation, ...]], bool] = lambda _block, _seen: True
-    """Asked before each block after the first of this run, with all that is recorded: a gate may have seen enough."""
+    """Is asked before each block after the first of this run, with all that is recorded: a gate may have seen enough.
+    """
     host: str = ""
-    """Name of this host where the session has several; observations then carry it."""
+    """Names this host where the session has several; observations then carry the name."""
     _unprepared: dict[str, Failure] = field(default_factory=dict)
     _seconds: dict[str, list[float]] = field(default_factory=dict)
     _guesses: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> Outcome:
-        """Prepare, then run every trial that is not recorded.
+        """Prepares, then runs every trial that is not recorded.
 
         A case that cannot be prepared gets failed trials, and the others go on where this raises nothing.
 
@@ -133,7 +134,7 @@ class SessionRun:
         return left
 
     def outcome(self) -> Outcome:
-        """Counts of what is recorded."""
+        """Counts what is recorded."""
         return outcome_of((*self.store.observations, *self.store.faults))
 
     def _scenario(self, case: PlannedCase) -> Scenario:
@@ -196,7 +197,7 @@ class SessionRun:
         return []
 
     def _rehearse_without(self, scenario: Scenario, traced: list[PlannedCase]) -> list[ColdbenchError]:
-        """Prepare what is left for a workload that failed on a machine without limits: its trials run all the same."""
+        """Prepares what is left for a workload that failed on a machine without limits: its trials run all the same."""
         try:
             self.setups.rehearse(scenario, trace=bool(self._prepared(traced)), calibrate=False)
         except Interrupted:
@@ -209,7 +210,7 @@ class SessionRun:
         return []
 
     def _sample(self, scenario: Scenario, cases: list[PlannedCase]) -> list[ColdbenchError]:
-        """Choose the files that fault trials read, where the plan has any of this scenario."""
+        """Chooses the files that fault trials read, where the plan has any of this scenario."""
         keys = {case.case.key for case in cases}
         if not any(trial.fault and trial.case in keys for trial in self.store.header.plan.trials):
             return []
@@ -251,7 +252,7 @@ class SessionRun:
         return run_trial(self.setups.setup(trial, case))
 
     def _run_fault(self, trial: PlannedTrial, case: PlannedCase) -> FaultObservation | None:
-        """One trial of what fails after ready; None where the case could not be prepared, as its starts say."""
+        """Runs one trial of what fails after ready; None where the case could not be prepared, as its starts say."""
         if trial.case in self._unprepared:
             return None
         scenario = self._scenario(case)

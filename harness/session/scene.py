@@ -1,4 +1,4 @@
-"""The scene of a real trial makes machine, engine, request and probe from a scenario's case."""
+"""This module makes machine, engine, request and probe of a real trial from a scenario's case."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CaseScene:
-    """``harness.session.setup.Scene`` of one case.
+    """Implements ``harness.session.setup.Scene`` for one case.
 
     ``traced`` is the recorded prefetch list, ``trace`` asks for one; ``command`` stands for the workload's, if given.
     ``gated``: the registry can be made to fail.
@@ -69,7 +69,7 @@ class CaseScene:
 
 @dataclass(frozen=True, slots=True)
 class CaseBound:
-    """``harness.session.setup.LowerBound`` of one case on this host."""
+    """Implements ``harness.session.setup.LowerBound`` for one case on this host."""
 
     bounder: Bounder
     case: PlannedCase

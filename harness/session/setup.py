@@ -1,6 +1,6 @@
-"""A set-up holds what a trial is made from: the case, what touches the system, and what is asked of it.
+"""This module says what a trial is made from: the case, what touches the system, and what is asked of it.
 
-A trial touches the system through a *scene* alone, so that its course reads, and is tested, without one.
+A trial touches the system through a *scene* alone, so that its course can be read, and tested, without one.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class ReadinessProbe(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop watching; idempotent."""
+        """Stops watching; idempotent."""
         ...
 
 
 class Scene(Protocol):
-    """Makes everything a trial plays with: machine, engine, request and probe."""
+    """Makes everything that a trial needs from the system: machine, engine, request and probe."""
 
     def machine(self) -> AbstractContextManager[Machine]:
-        """Makes a fresh machine of the case's shape, which is there while it is entered."""
+        """Makes a fresh machine of the case's shape; it is there while the context is entered."""
         ...
 
     def engine(self) -> Engine:
@@ -99,23 +99,23 @@ class TrialSetup:
     interrupts: Interrupts
     progress: Progress
     readiness: str = ""
-    """The kind of readiness, for the timeline."""
+    """Names the kind of readiness, for the timeline."""
     settings: Settings = field(default_factory=Settings)
-    """What the case runs with beside mode and preset, for the record."""
+    """Holds what the case runs with beside mode and preset, for the record."""
     workloads: WorkloadRunner | None = None
     lift_quota: bool = False
-    """Whether the shape's CPU limit is lifted while run-time workloads run."""
+    """Says whether the shape's CPU limit is lifted while run-time workloads run."""
     bound: LowerBound = field(default_factory=Unbounded)
     requests: RequestLog | None = None
-    """The registry's log; None where it cannot be read (then the engine's own count is taken)."""
+    """Reads the registry's log; None where it cannot be read (then the engine's own count is taken)."""
     clock_ns: Callable[[], int] = time.monotonic_ns
     privileges: Mapping[str, Any] = field(default_factory=dict)
-    """What the container may do beyond the default (``harness.engines.confinement``), for the record."""
+    """Says what the container may do beyond the default (``harness.engines.confinement``), for the record."""
     reads: Mapping[str, Any] = field(default_factory=dict)
-    """What a start reads that reads a share of the image, for the record; empty for any other."""
+    """Says what a start reads that reads a share of the image, for the record; empty for any other."""
     storm: Mapping[str, Any] = field(default_factory=dict)
-    """What a storm's machines share, for the record; empty for a trial of one machine."""
+    """Says what a storm's machines share, for the record; empty for a trial of one machine."""
     touches: list[Touch] = field(default_factory=list)
-    """Trials of a trace run keep the reads in first-touch order here."""
+    """Collects the reads of a trace run in first-touch order."""
     ranges: list[ReadRange] = field(default_factory=list)
-    """The same as the kernel asked for them, by ranges of layers, where the mode serves one blob."""
+    """Collects what the kernel asked for, by ranges of layers, where the mode serves one blob."""

@@ -1,4 +1,5 @@
-"""Setups make trials from scenarios and cases: they publish images, list files and trace starts, each once per session.
+"""This module makes trials from scenarios and cases: it publishes images, lists files and traces starts, each once per
+session.
 
 Beside the trials of the plan there are two kinds that run out of band and are kept in the cache directory: the *trace*
 (what a start reads) and the *calibration* (CPU seconds the workload itself needs, ``harness.session.application``).
@@ -72,7 +73,7 @@ class Material:
     application_core_s: float = 0.0
     workloads: WorkloadRunner | None = None
     reading: ShareStart | None = None
-    """What the start runs and reads, where it reads a share of the image."""
+    """Says what the start runs and reads; None unless the scenario's start reads a share of the image."""
     samples: Samples | None = None
 
 
@@ -97,7 +98,9 @@ def side_case(
 
 
 def _members(scenario: Scenario) -> list[Scenario]:
-    """What each machine of a trial starts: the scenario, or for distinct images a copy of it with blobs of its own."""
+    """Returns what each machine of a trial starts: the scenario, or for distinct images a copy of it with blobs of its
+    own.
+    """
     storm = scenario.storm
     if storm is None or storm.images == "same":
         return [scenario]
@@ -114,14 +117,16 @@ def _members(scenario: Scenario) -> list[Scenario]:
 
 
 def _described(reading: ShareStart) -> dict[str, Any]:
-    """What a start reads, for the record."""
+    """Returns what a start reads, as the record keeps it."""
     return {
         "with": reading.command[0], "bytes": reading.bytes, "pieces": reading.pieces, "of_bytes": reading.of_bytes
     }  # fmt: skip
 
 
 def recorded_scenario(scenario: Scenario, command: Sequence[str]) -> Scenario:
-    """The scenario whose start is recorded: its own, or one of the same image that runs ``command`` to its end."""
+    """Returns the scenario whose start is recorded: this one, or one of the same image that runs ``command`` to its
+    end.
+    """
     if not command:
         return scenario
     workload = scenario.workload.model_copy(
@@ -131,7 +136,7 @@ def recorded_scenario(scenario: Scenario, command: Sequence[str]) -> Scenario:
 
 
 def confinement_of(scenario: Scenario) -> Confinement:
-    """Says what the container is kept from, but for what the scenario asks for."""
+    """Returns what the container is kept from; what the scenario asks for is allowed."""
     asked = scenario.workload
     return Confinement(asked.capabilities, asked.devices, asked.privileged)
 
@@ -150,7 +155,8 @@ class Setups:
     bounder: Bounder | None = None
     with_workloads: bool = True
     trace_starts: bool = False
-    """Trace a start also where no case and no workload needs it: a gate names the files that it reads."""
+    """Says whether a start is traced also where no case and no workload needs it: a gate names the files that it reads.
+    """
     keep_inventory: Callable[[Inventory], None] = lambda _inventory: None
     _materials: dict[str, Material] = field(default_factory=dict)
     _published: dict[tuple[str, Form, tuple[str, ...]], Published] = field(default_factory=dict)
@@ -158,12 +164,14 @@ class Setups:
     # -- out of band
 
     def publish(self, case: PlannedCase) -> None:
-        """Have the form of the image that a case pulls at the registry, and of each copy. Raises ColdbenchError."""
+        """Puts the form of the image that a case pulls, and of each copy, into the registry. Raises ColdbenchError."""
         for scenario in _members(self.scenarios[case.case.scenario]):
             self._publish(scenario, case)
 
     def _publish(self, scenario: Scenario, case: PlannedCase) -> None:
-        """One image of a case; what its start reads, where a form is made for that, is that of the case's own."""
+        """Publishes one image of a case; a form made for what a start reads follows the start of the case's own
+        scenario.
+        """
         own = self.scenarios[case.case.scenario]
         key = (scenario.name, case.form, tuple(case.choice.record))
         if key not in self._published:
@@ -181,11 +189,11 @@ class Setups:
                 self._published[key] = published
 
     def unseal(self) -> None:
-        """The session's registry takes what is published now."""
+        """Lets the session's registry take what is published from now on."""
         self.endpoint.unseal()
 
     def seal(self) -> None:
-        """All that trials pull has been published: the session's registry takes nothing any more."""
+        """Tells the session's registry to take nothing any more: all that trials pull has been published."""
         self.endpoint.seal()
 
     def material(self, scenario: Scenario) -> Material:
@@ -251,7 +259,7 @@ class Setups:
             self.keep_inventory(Inventory(material.digest, material.layers, listed, touched))
 
     def sample(self, scenario: Scenario) -> None:
-        """Choose the files that fault trials read, by what a trace of the start touched. Raises ColdbenchError."""
+        """Chooses the files that fault trials read, by what a trace of the start touched. Raises ColdbenchError."""
         from harness.oci.location import open_source
         from harness.session.faults.sampling import choose, load_truth
 
@@ -265,7 +273,7 @@ class Setups:
         material.samples = choose(truth, touched, self.seed)
 
     def samples(self, scenario: Scenario) -> Samples:
-        """The files that ``sample`` chose."""
+        """Returns the files that ``sample`` chose."""
         found = self._materials[scenario.name].samples
         assert found is not None, "the run samples before its first trial"
         return found
@@ -320,7 +328,7 @@ class Setups:
         return recorded
 
     def _record(self, scenario: Scenario, material: Material) -> Recording:
-        """Returns what the kernel asks for in a start, for a start pack."""
+        """Returns what the kernel asks for during a start; a start pack is made from it."""
         path = recordings.place(self.preparer.cache, material.digest, scenario.workload)
         recording = recordings.load(path)
         cost: Cost | None = None
@@ -333,7 +341,7 @@ class Setups:
         return recording
 
     def record(self, scenario: Scenario) -> Recording:
-        """Run one trial that records what the kernel asks for of the layers; raises WorkloadError when it fails."""
+        """Runs one trial that records what the kernel asks for of the layers; raises WorkloadError when it fails."""
         scenario = scenario.model_copy(update={"storm": None})
         case = side_case(scenario, recorder(), options=recorder_options())
         mine = replace(self, scenarios={**self.scenarios, scenario.name: scenario})
@@ -345,7 +353,7 @@ class Setups:
         return recordings.recording_of(ranges, layers, observation.time_to_ready_s or 0.0)
 
     def trace(self, case: PlannedCase) -> tuple[Observation, list[Touch]]:
-        """Run one trial that records its reads, prefetch off; raises WorkloadError when it fails."""
+        """Runs one trial that records its reads, prefetch off; raises WorkloadError when it fails."""
         self.publish(case)
         touches: list[Touch] = []
         observation = self._side_trial(case, "trace", touches)
@@ -355,7 +363,7 @@ class Setups:
     def trace_use(self, case: PlannedCase) -> tuple[str, ...]:
         """Returns the paths that a start reads, and then the scenario's own commands, each run once after it.
 
-        The program's own workloads are left out: they read what is dealt to them, and nobody needs those files. The
+        The program's own workloads are left out: they read the files that are dealt to them, which nobody needs. The
         result is kept, by image and by what is run. Raises WorkloadError when the trial fails.
         """
         scenario = self.scenarios[case.case.scenario]
@@ -381,7 +389,7 @@ class Setups:
         return seen.paths
 
     def _calibrate(self, scenario: Scenario, material: Material) -> float:
-        """Returns the workload's core-seconds from its start until ready, as the bound takes them."""
+        """Returns the workload's core-seconds from its start until ready, as the lower bound takes them."""
         assert self.bounder is not None
         host = self.bounder.rates.host
         path = application.place(self.preparer.cache, material.digest, scenario.workload, host)
@@ -435,13 +443,14 @@ class Setups:
         *,
         side: bool = False,
     ) -> TrialSetup:
-        """Makes a trial's set-up. On the ``side`` there are no workloads and no bound; ``touches`` takes the reads."""
+        """Makes a trial's set-up. With ``side`` it has no workloads and no bound; ``touches`` collects the reads."""
         scenario = self.scenarios[case.case.scenario]
         return self._setup(trial, case, scenario, touches, side=side)
 
     @contextmanager
     def storm(self, trial: PlannedTrial, case: PlannedCase) -> Iterator[list[TrialSetup]]:
-        """Makes the set-ups of a storm's machines; what they share on the way from the registry is there meanwhile.
+        """Makes the set-ups of a storm's machines; the line that they share on the way from the registry is there
+        meanwhile.
 
         Raises UsageError where an uplink is wanted in front of a registry that is not the session's own.
         """

@@ -1,4 +1,4 @@
-"""Shards: whole blocks of one plan, so that several machines each run a part of one session.
+"""This module cuts one plan into shards of whole blocks, so that several machines each run a part of one session.
 
 The same scenarios, selection and seed give the same plan everywhere. Shard k of n runs the blocks whose number leaves
 k - 1 when divided by n: a block stays whole on one host, since its trials are compared with each other.
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """``index`` counts from 1 to ``count``."""
+    """Names one shard; ``index`` counts from 1 to ``count``."""
 
     index: int
     count: int
 
     def takes(self, trial: PlannedTrial) -> bool:
-        """Whether this shard runs the trial."""
+        """Says whether this shard runs the trial."""
         return trial.block % self.count == self.index - 1
 
     def __str__(self) -> str:
@@ -32,7 +32,7 @@ class Shard:
 
 
 def parse(text: str) -> Shard:
-    """``2/5``. Raises UsageError."""
+    """Reads ``2/5``. Raises UsageError."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise UsageError(f"--shard {text}: expected K/N with K from 1 to N, as 2/5")

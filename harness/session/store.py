@@ -1,10 +1,12 @@
-"""A session on disk is ``session.json``, ``observations.jsonl`` and ``preparations.jsonl``; lines are only ever added.
+"""This module keeps a session on disk: ``session.json``, ``observations.jsonl`` and ``preparations.jsonl``.
+
+Lines are only ever added.
 
 Trials in which something fails on purpose have a file of their own, ``faults.jsonl``: nothing that reads observations
 can take one of them for a start.
 
-A line is fsynced before the next trial starts. A crash can therefore leave at most one torn line, the last; it is
-moved aside when the session is resumed, and its trial runs again.
+A line is fsynced before the next trial starts. A crash can therefore leave at most one torn line, the last; it is moved
+aside when the session is resumed, and its trial runs again.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def _decode(model: type[M], text: str | bytes, where: str) -> M:
-    """One stored object, brought to today's version; keys added by a newer program of the same version are ignored."""
+    """Returns one stored object, brought to today's version; keys added by a newer program of the same version are
+    ignored.
+    """
     try:
         data = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
@@ -87,7 +91,7 @@ def _first(error: ValidationError) -> str:
 
 
 def _drop(data: Any, loc: tuple[str | int, ...]) -> None:
-    """Remove the key a validation error is about; names of union members on the way are passed over."""
+    """Removes the key a validation error is about; names of union members on the way are passed over."""
     for part in loc[:-1]:
         with contextlib.suppress(KeyError, IndexError, TypeError):
             data = data[part]
@@ -96,7 +100,7 @@ def _drop(data: Any, loc: tuple[str | int, ...]) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Complete lines with their numbers; a torn last line (no newline, or not JSON) is left out, and said."""
+    """Returns complete lines with their numbers; a torn last line (no newline, or not JSON) is left out, and said."""
     if not path.exists():
         return
     content = path.read_bytes()
@@ -110,7 +114,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _torn_at(content: bytes) -> int:
-    """Where the torn last line begins, or the content's length."""
+    """Returns where the torn last line begins, or the content's length."""
     end = content.rfind(b"\n") + 1
     if end < len(content):
         return end
@@ -123,7 +127,7 @@ def _torn_at(content: bytes) -> int:
 
 
 def is_torn(path: str | Path) -> bool:
-    """Whether the last line of a session's observations was cut; reading leaves it out."""
+    """Says whether the last line of a session's observations was cut; reading leaves it out."""
     file = Path(path) / OBSERVATIONS
     if not file.exists():
         return False
@@ -136,7 +140,7 @@ def _read(model: type[M], path: Path) -> list[M]:
 
 
 def load(path: str | Path) -> tuple[SessionHeader, list[Observation]]:
-    """Header and observations of a session, in the order they were recorded.
+    """Returns header and observations of a session, in the order they were recorded.
 
     A trial that was run again counts once, and the later record wins: a failed one that was retried, or one of a
     campaign's blocks that was run again whole on another host (its observations name their host).
@@ -166,17 +170,19 @@ def load(path: str | Path) -> tuple[SessionHeader, list[Observation]]:
 
 
 def load_preparations(path: str | Path) -> list[Preparation]:
-    """What was made out of band for a session, and its cost."""
+    """Returns what was made out of band for a session, and its cost."""
     return _read(Preparation, Path(path) / PREPARATIONS)
 
 
 def load_faults(path: str | Path) -> list[FaultObservation]:
-    """The fault trials of a session in the order they were recorded; of one that was run again the last counts."""
+    """Returns the fault trials of a session in the order they were recorded; of one that was run again the last
+    counts.
+    """
     return list({o.trial: o for o in _read(FaultObservation, Path(path) / FAULTS)}.values())
 
 
 class Store:
-    """The writer of one session. One process at a time: the directory is locked while it is open."""
+    """Writes one session, from one process at a time: the directory is locked while it is open."""
 
     def __init__(self, directory: Path, header: SessionHeader, observations: list[Observation], lock: int) -> None:
         self.directory = directory
@@ -188,7 +194,7 @@ class Store:
 
     @classmethod
     def create(cls, directory: Path, header: SessionHeader) -> Store:
-        """Start a session in a directory that holds none.
+        """Starts a session in a directory that holds none.
 
         Raises:
             UsageError: there is a session already, or the directory cannot be written.
@@ -206,7 +212,7 @@ class Store:
 
     @classmethod
     def resume(cls, directory: Path, retry_failed: bool = False) -> Store:
-        """Continue a session where it stopped; torn last lines are moved to ``*.torn`` first.
+        """Continues a session where it stopped; torn last lines are moved to ``*.torn`` first.
 
         With ``retry_failed`` trials that failed count as not run; their records stay, and a later one goes before.
 
@@ -233,21 +239,21 @@ class Store:
 
     @property
     def finished(self) -> frozenset[int]:
-        """Ids of the trials recorded so far, failed ones too: a failure is a result."""
+        """Returns the ids of the trials recorded so far, failed ones too: a failure is a result."""
         return frozenset(o.trial for o in self.observations) | frozenset(o.trial for o in self.faults)
 
     def append(self, observation: Observation) -> None:
-        """Add one observation; it is on disk when this returns."""
+        """Adds one observation; it is on disk when this returns."""
         self._append(OBSERVATIONS, observation)
         self.observations.append(observation)
 
     def append_fault(self, observation: FaultObservation) -> None:
-        """Add what one fault trial recorded; it is on disk when this returns."""
+        """Adds what one fault trial recorded; it is on disk when this returns."""
         self._append(FAULTS, observation)
         self.faults.append(observation)
 
     def append_preparation(self, preparation: Preparation) -> None:
-        """Add what was made out of band; it is on disk when this returns."""
+        """Adds what was made out of band; it is on disk when this returns."""
         self._append(PREPARATIONS, preparation)
 
     def _append(self, name: str, item: BaseModel) -> None:
@@ -270,7 +276,7 @@ class Store:
             ) from None
 
     def close(self) -> None:
-        """Release the directory."""
+        """Releases the directory."""
         for descriptor in [*self._files.values(), self._lock]:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -310,7 +316,7 @@ def _set_torn_aside(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file so that a crash leaves the old or the new content, never a part."""
+    """Replaces a file so that a crash leaves the old or the new content, never a part."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

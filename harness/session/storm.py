@@ -1,4 +1,4 @@
-"""A storm is one trial of several machines: each has its own course, and one observation is made of all.
+"""This module runs a storm: one trial of several machines. Each has its own course; one observation is made of all.
 
 All machines are told to deploy at the same moment. The trial is ready when the last of them is; it fails when any
 fails, and is invalid when any is: a machine that did not start is never counted as one that did.
@@ -35,17 +35,17 @@ _LOOK_S = 0.2
 
 @dataclass
 class _Member:
-    """One machine of a storm, run in a thread of its own."""
+    """Runs one machine of a storm, in a thread of its own."""
 
     course: Course
     gate: MemberGate
     started_at: str = ""
     ends_session: Exception | None = None
-    """What ends the whole session, not just the trial."""
+    """Holds the error that ends the whole session, not just the trial."""
     seen: Observation | None = None
 
     def run(self) -> None:
-        """The course from machine to tear-down; whatever happens, nobody waits for it afterwards."""
+        """Runs the course from machine to tear-down; whatever happens, nobody waits for it afterwards."""
         self.started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
             self.course.run()
@@ -59,7 +59,7 @@ class _Member:
         self.seen = record.observation(course.witness, course.recorder, course.failure, self.started_at)
 
     def kill(self) -> None:
-        """End what runs in its machine; the course notices and takes the machine away."""
+        """Kills what runs in its machine; the course notices and takes the machine away."""
         machine = self.course.machine
         if machine is None:
             return
@@ -70,7 +70,7 @@ class _Member:
 
 
 def run_storm(setups: Sequence[TrialSetup]) -> Observation:
-    """Run one trial of as many machines as there are set-ups; interrupts and progress are the first one's.
+    """Runs one trial of as many machines as there are set-ups; the first one's interrupts and progress serve all.
 
     Raises:
         HostUnfit, UsageError: nothing of this kind can run here, so the session ends.
@@ -110,7 +110,9 @@ def run_storm(setups: Sequence[TrialSetup]) -> Observation:
 
 
 def merged(seen: Sequence[Observation]) -> Observation:
-    """One observation of all machines: the last one's times, everybody's bytes and CPU, and a line for each machine."""
+    """Makes one observation of all machines: the last one's times, everybody's bytes and CPU, and a line for each
+    machine.
+    """
     failed = [(n, o) for n, o in enumerate(seen, 1) if o.failure is not None]
     # A machine that was not started because another failed is not the reason.
     number, cause = next(((n, o) for n, o in failed if "another machine" not in str(o.failure)), (0, seen[0]))
@@ -160,7 +162,7 @@ def _machine(o: Observation) -> StormMachine:
 
 
 def _phases(seen: Sequence[Observation]) -> tuple[PhaseUsage, ...]:
-    """Phases of all machines by name: the longest wall time, the sum of all else."""
+    """Returns the phases of all machines by name: the longest wall time, the sum of all else."""
     by_name: dict[str, list[PhaseUsage]] = defaultdict(list)
     for o in seen:
         for phase in o.phases:
@@ -188,7 +190,7 @@ def _wire(seen: Sequence[Wire]) -> Wire:
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
-    """The sum; None as soon as one is not known."""
+    """Returns the sum; None as soon as one is not known."""
     every = list(counts)
     known = [count for count in every if count is not None]
     return sum(known) if len(known) == len(every) else None

@@ -1,4 +1,5 @@
-"""When a session has seen enough: looks at its answer between blocks without making false alarms more likely.
+"""This module says when a session has seen enough: it looks at the answer between blocks, and false alarms grow no
+likelier.
 
 It looks after every block by the one rule of ``harness.stats.stopping``, so a session that stops early is as
 trustworthy as one that does not.
@@ -23,7 +24,7 @@ ALPHA = 0.05
 
 @dataclass
 class Enough:
-    """Asked between blocks: goes on until every case differs provably from the first full pull, or time is over.
+    """Is asked between blocks, and goes on until every case differs provably from the full pull, or time is over.
 
     ``most`` blocks are planned and ``until_s`` is the end by ``clock_s``; ``tell`` is called before each block with
     what is recorded so far.
@@ -39,7 +40,7 @@ class Enough:
         self.stopping = Stopping.each_block(MIN_BLOCKS, self.most)
 
     def goes_on(self, block: int, seen: tuple[Observation, ...]) -> bool:
-        """Whether the block is to run; ``block`` counts from 0, so it is how many are done."""
+        """Says whether the block is to run; ``block`` counts from 0, so it is how many are done."""
         self.tell(seen)
         if self.clock_s() >= self.until_s or not any(o.valid for o in seen):
             # Where nothing was ready in a whole block, further ones would say the same.
@@ -47,7 +48,7 @@ class Enough:
         return self.stopping.goes_on(block, lambda: self._all_differ(block, seen))
 
     def _all_differ(self, block: int, seen: Sequence[Observation]) -> bool:
-        """Whether each case's time to ready differs from the first case's here, corrected over cases and looks."""
+        """Says whether each case's time to ready differs from the slowest one's, corrected over cases and looks."""
         times: dict[str, dict[int, float]] = {}
         for o in seen:
             if o.valid and o.time_to_ready_s:

@@ -1,8 +1,9 @@
-"""A trace holds what a start reads, in the order of its reads; a trial of its own records it, by image and workload.
+"""This module keeps what a start reads, in the order of its reads; a trial of its own records it, by image and
+workload.
 
 The reads are a prefetch list (``prefetch = "trace"``): exact parts of files, since whole ones would bring more than the
-start asks for, and a start at the limit of its CPU pays for that. What the paths name is not cold when run-time
-workloads begin.
+start asks for, and a start at the limit of its CPU pays for that. The files that they name are no longer cold when
+run-time workloads begin.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def save(path: Path, recorded: Recorded) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a start read: ``paths`` in first-touch order, each once, and ``reads`` in the order in which they came."""
+    """Holds what a start read: ``paths`` in first-touch order, each once, and ``reads`` in the order in which they
+    came.
+    """
 
     paths: tuple[str, ...]
     reads: tuple[FileRange, ...] = ()

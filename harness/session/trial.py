@@ -1,4 +1,4 @@
-"""A trial starts one case cold on a fresh machine, and makes an observation of everything that was seen.
+"""This module starts one case cold on a fresh machine, and makes an observation of everything that was seen.
 
 The course of events is here; ``evidence`` keeps what is seen on the way, ``record`` makes the observation of it.
 Whatever happens, the container, the daemons and the machine are gone when ``run_trial`` returns, and what was seen up
@@ -35,7 +35,7 @@ OUTPUT_TAIL_CHARACTERS = 4000
 
 
 def run_trial(setup: TrialSetup) -> Observation:
-    """Run one trial; a trial that fails is an observation with its failure.
+    """Runs one trial; a trial that fails gives an observation with its failure.
 
     Raises:
         HostUnfit, UsageError: nothing of this kind can run here, so the session ends.
@@ -59,7 +59,7 @@ class Course:
         self.setup = setup
         self.gate = gate or OpenGate()
         self.machine: Machine | None = None
-        """There while its processes may run."""
+        """Holds the machine while its processes may run."""
         self.witness = Witness(setup)
         self.recorder: Recorder | None = None
         self.failure: Failure | None = None
@@ -69,7 +69,7 @@ class Course:
         self._probe: ReadinessProbe | None = None
 
     def run(self) -> None:
-        """Make the machine, run the trial in it, unmake it. Raises what ends the whole session."""
+        """Makes the machine, runs the trial in it, unmakes it. Raises what ends the whole session."""
         setup = self.setup
         if setup.interrupts.requested:
             raise Interrupted(f"interrupted by {setup.interrupts.requested}")
@@ -97,7 +97,7 @@ class Course:
         self._phase = ""
 
     def fail(self, error: Exception) -> None:
-        """Keep the first failure: what comes after it comes of it."""
+        """Keeps the first failure: later ones are its consequences."""
         if self.failure is None:
             phase = self._engine_phase or self._phase or "machine"
             self.failure = record.failure_of(error, phase, self.witness.details)
@@ -109,7 +109,7 @@ class Course:
     # -- the steps
 
     def _start(self, machine: Machine, engine: Engine) -> None:
-        """Boot, set the limits, deploy at T0, wait until ready; then go on with what comes after readiness."""
+        """Boots, sets the limits, deploys at T0, waits until ready; then goes on with what comes after readiness."""
         setup, witness = self.setup, self.witness
         self._enter("boot")
         request = setup.scene.request(machine)
@@ -164,7 +164,9 @@ class Course:
         self.recorder.add("ready", min(started_ns, at_ns), at_ns, detail=self.setup.readiness)
 
     def _go_on(self, machine: Machine, engine: Engine, container: Container, meter: PhaseMeter) -> None:
-        """Run the workloads while the rest of the image is absent, fetch it, and run them again with the data local."""
+        """Runs the workloads while the rest of the image is absent, fetches it, and runs them again with the data
+        local.
+        """
         assert self.recorder is not None
         workloads, lazy, witness = self.setup.workloads, self.setup.case.lazy, self.witness
         if workloads is not None:
@@ -187,7 +189,7 @@ class Course:
 
     @contextmanager
     def _quota_lifted(self, machine: Machine) -> Iterator[None]:
-        """Lift the CPU limit inside, if the scenario says so."""
+        """Lifts the CPU limit inside, if the scenario says so."""
         self.witness.details["runtime_quota"] = "none" if self.setup.lift_quota else "shape"
         if not self.setup.lift_quota:
             yield
@@ -200,7 +202,7 @@ class Course:
 
     @contextmanager
     def _deadline(self, machine: Machine) -> Iterator[None]:
-        """Engines wait as long as it takes; what outlasts the scenario's limit is killed, and they notice."""
+        """Kills what outlasts the scenario's limit: engines wait as long as it takes, and notice that."""
         deploy_s = self.setup.timeouts.deploy_s
         with killing_after(deploy_s, machine) as expired:
             try:
@@ -211,7 +213,7 @@ class Course:
                 raise
 
     def _look_back(self, machine: Machine, engine: Engine) -> None:
-        """See what is left to see before the machine goes; a machine half gone must not hide the failure."""
+        """Sees what is left to see before the machine goes; a machine half gone must not hide the failure."""
         try:
             self.witness.look_back(machine, engine)
         except (ColdbenchError, OSError) as error:
@@ -230,7 +232,7 @@ class Course:
     # -- the probe
 
     def watch(self, container: Container, machine: Machine) -> None:
-        """The container exists: watch it from its first instant."""
+        """Watches the container, which exists now, from its first instant."""
         self._probe = self.setup.scene.probe(container, machine, self.witness.daemons_alive)
 
     def _keep_output(self) -> None:

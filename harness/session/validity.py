@@ -1,4 +1,5 @@
-"""When a trial may not enter a comparison: rules stated before the run, decided on counters alone (pure).
+"""This module says when a trial may not enter a comparison: its rules, stated before the run, look at counters alone
+(pure).
 
 An invalid trial is kept with its reasons. The rules:
 
@@ -7,23 +8,23 @@ An invalid trial is kept with its reasons. The rules:
     (images below ``SMALL_IMAGE_BYTES`` are exempt: a handful of requests is all of them) at least ``NOT_LAZY_SHARE`` of
     the image's stored bytes had come before its root file system was there, as the machine's network interface
     counts them; or by readiness, without what it says to have streamed (a start whose work is to read a share of the
-    image is exempt from that: the bytes that this moves are the finding).
+    image is exempt from that: the bytes that it moves are the finding).
 ``stream-unfounded``
     A lazy start says that it streamed layers while it waited for a far registry, and its policy has no such thing, the
     registry is near, or the machine has not received as much. A start whose stream is founded is lazy: its container
     began before its image was there. How much was streamed stands beside its figures.
 ``fuse-in-full-pull``
-    A full pull whose root file system was served by FUSE, of a mode that needs none.
+    FUSE served the root file system of a full pull, of a mode that needs none.
 ``cache-not-cold``
-    A full pull that received less than ``COLD_SHARE`` of the image's stored bytes before readiness, a lazy start
-    that received nothing, or a page cache that could not be dropped before T0.
+    A full pull received less than ``COLD_SHARE`` of the image's stored bytes before readiness, a lazy start
+    received nothing, or a page cache could not be dropped before T0.
 ``host-stolen``
     The hypervisor took more than ``STEAL_SHARE`` of the host's CPU time during the trial.
 ``limits-not-as-asked``
     A limit read back from the kernel at the end of the trial was not the shape's, could not be set, or the machine used
     more CPU than the shape's ceiling allows (``CPU_TOLERANCE``, ``CPU_TOLERANCE_S``).
 ``below-bound``
-    Ready sooner than physics allows for this image, shape and host: something was measured wrongly.
+    The trial was ready sooner than physics allows for this image, shape and host: something was measured wrongly.
 ``daemon-died``
     A daemon that serves the root file system ended before tear-down.
 ``reads-failed``
@@ -31,7 +32,7 @@ An invalid trial is kept with its reasons. The rules:
 ``not-independent``
     A lazy start promised to fetch the rest of the image in the background, and had not when the wait for it ended.
 ``pack-not-used``
-    A preset that follows a start pack, and not one frame of it came.
+    A preset follows a start pack, and not one frame of it came.
 ``pack-differs``
     The start pack has other bytes than the layers, so that the container ran on another image.
 ``out-of-memory``
@@ -77,27 +78,30 @@ class Evidence:
     image_compressed_bytes: int
     received_before_ready_bytes: int | None
     received_before_root_bytes: int | None = None
-    """Received when the engine said that the root file system was there."""
+    """Counts bytes received when the engine said that the root file system was there."""
     streamed_bytes: int = 0
-    """What the lazy daemon says to have fetched before readiness without being asked for it."""
+    """Counts bytes that the lazy daemon says to have fetched before readiness without being asked for them."""
     may_stream: bool = False
-    """Whether the case's policy allows that."""
+    """Says whether the case's policy allows to fetch before readiness what nobody asked for."""
     latency_s: float | None = None
-    """Of a request to the registry, as the case has it made; None where the registry is somebody else's."""
+    """Holds the latency of a request to the registry as the case sets it; None where the registry is somebody else's.
+    """
     ready: bool = True
     already_there: bool = False
-    """Whether the image is promised to be on the machine before T0."""
+    """Says whether the image is promised to be on the machine before T0."""
     reads_a_share: bool = False
-    """Whether the start's work is to read a given share of the image (``workload.reads``)."""
+    """Says whether the start's work is to read a given share of the image (``workload.reads``)."""
     fuse_allowed: bool = False
-    """Whether a full pull of this mode goes through FUSE by design."""
+    """Says whether a full pull of this mode goes through FUSE by design."""
     layers_lazy: int | None = None
     root_file_systems: frozenset[str] = frozenset()
-    """File system types below the container's root (the lower directories of OverlayFS), e.g. ``ext4``, ``fuse``."""
+    """Holds the file system types below the container's root (the lower directories of OverlayFS), e.g. ``ext4``,
+    ``fuse``.
+    """
     cache_dropped: bool = True
     steal_share: float = 0.0
     limits_wrong: tuple[str, ...] = ()
-    """What was found in force instead of what was asked for, one sentence each."""
+    """Says what was found in force instead of what was asked for, one sentence each."""
     cpu_s: float = 0.0
     wall_s: float = 0.0
     ceiling_cores: float | None = None
@@ -106,9 +110,9 @@ class Evidence:
     daemons_died: tuple[str, ...] = ()
     read_errors: int | None = None
     background_finished: bool | None = None
-    """None where nothing was promised, or nobody waited for it."""
+    """Says whether the background fetch ended; None where nothing was promised, or nobody waited for it."""
     pack: PackUsage | None = None
-    """None where the preset follows no start pack."""
+    """Says what the start pack did; None where the preset follows none."""
     oom_kills: int = 0
 
 
@@ -184,7 +188,9 @@ def _bytes(e: Evidence) -> Iterator[tuple[str, str]]:
 
 
 def _lazily(e: Evidence, received: int) -> Iterator[tuple[str, str]]:
-    """What a lazy start brought before it was ready, and whether it may say that it streamed a part of it."""
+    """Names rules broken by what a lazy start brought before it was ready, or by its claim to have streamed part of
+    it.
+    """
     size, streamed = e.image_compressed_bytes, e.streamed_bytes
     early = e.received_before_root_bytes or 0
     if size >= SMALL_IMAGE_BYTES:

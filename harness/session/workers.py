@@ -1,4 +1,6 @@
-"""The workers of a campaign: what a worker does with a block, what it tells meanwhile, and which workers are taken."""
+"""This module says what a worker of a campaign does with a block, what it tells meanwhile, and which workers are
+taken.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ TOPIC = "coldbench"
 
 
 class Told(TypedDict):
-    """What a worker tells of a block while it runs: that it ``begins``, or the line of an observation."""
+    """Holds what a worker tells of a block while it runs: that it ``begins``, or the line of an observation."""
 
     token: str
-    """Which attempt at the block this is."""
+    """Names the attempt at the block."""
     block: int
     begins: NotRequired[bool]
     line: NotRequired[str]

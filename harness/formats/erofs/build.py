@@ -61,7 +61,7 @@ def build_layer(
 
 
 class _HashedTable(TarTable):
-    """A table that hashes the tar on the way."""
+    """Makes a table, and hashes the tar on the way."""
 
     def __init__(self) -> None:
         super().__init__()

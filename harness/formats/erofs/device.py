@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 DEVICE_TABLE: Final = 0x8
 """This bit of feature_incompat says that the superblock names other devices."""
 _DEVICES: Final = struct.Struct("<HH")
-"""extra_devices, devt_slotoff (where the table begins, in slots), at byte 86 of the superblock."""
+"""It holds extra_devices and devt_slotoff (where the table begins, in slots), at byte 86 of the superblock."""
 _DEVICES_AT: Final = 86
 _SLOT: Final = struct.Struct("<64sIIHH52x")
-"""tag, blocks, uniaddr (first block in the common address space); the high halves of both."""
+"""It holds tag, blocks and uniaddr (first block in the common address space), and the high halves of both."""
 _SLOT_NUMBER: Final = 1
 """The table lies before the superblock, where nothing else does."""
 MOST_DEVICES: Final = SUPER_OFFSET // _SLOT.size - _SLOT_NUMBER

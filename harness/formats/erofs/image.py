@@ -1,4 +1,6 @@
-"""Writes and finds the EROFS index of a whole image: layers side by side, then metadata, blobs and the referrer."""
+"""This module writes and finds the EROFS index of a whole image: layers side by side, then metadata, blobs and the
+referrer.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +147,7 @@ def index_image(
 
 
 class _Ranges:
-    """A blob that is in memory (``table.RangeSource``)."""
+    """Reads ranges of a blob that is in memory (``table.RangeSource``)."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -175,7 +177,7 @@ def _summary(layer: BuiltLayer) -> dict[str, Any]:
 def _build(
     source: ImageSource, image: Image, options: Options, progress: Callable[[Descriptor, int], object]
 ) -> list[BuiltLayer]:
-    """All layers, the largest first, each once however often the image names it."""
+    """Builds all layers, the largest first, each once however often the image names it."""
 
     def build(layer: Descriptor) -> BuiltLayer:
         blob = source.open_blob(layer)

@@ -117,7 +117,7 @@ class Superblock:
 
     @classmethod
     def parse(cls, raw: bytes) -> Superblock:
-        """Read the 128 bytes at offset 1024; raises FormatError for anything this project does not write."""
+        """Reads the 128 bytes at offset 1024; raises FormatError for anything this project does not write."""
         where = "EROFS superblock"
         if len(raw) < SUPER_SIZE:
             raise FormatError(where, f"{len(raw)} bytes instead of {SUPER_SIZE}")

@@ -58,7 +58,7 @@ class MergedTree:
     ``entry_inodes``, sorted by name, ``.`` and ``..`` among them. An inode's number is its place in a depth-first
     walk in which a directory's other children follow it at once, before its subdirectories: what is looked up
     together is stored together. ``layers`` is -1 where the inode has no data; ``offsets`` are in the address space
-    of that layer. Units as in ``LayerTable``.
+    of that layer. Units are those of ``LayerTable``.
     """
 
     kinds: npt.NDArray[np.uint8]
@@ -89,7 +89,7 @@ def merge_layers(
     sparse: Sequence[Mapping[int, Sequence[Fragment]]] | None = None,
     where: Callable[[int], str] = "layer {}".format,
 ) -> MergedTree:
-    """Merge ``tables``, bottom layer first; ``sparse`` gives each layer's sparse entries and their stored pieces.
+    """Merges ``tables``, bottom layer first; ``sparse`` gives each layer's sparse entries and their stored pieces.
 
     ``where`` names a layer in errors.
 
@@ -108,7 +108,7 @@ def merge_layers(
 
 
 def check_table(table: LayerTable, where: str) -> None:
-    """Refuse a table with impossible names, kinds, extents or times; FormatError or UnsafePath says which."""
+    """Refuses a table with impossible names, kinds, extents or times; FormatError or UnsafePath says which."""
     count = len(table.names)
     columns = (table.kinds, table.modes, table.uids, table.gids, table.sizes, table.offsets, table.mtimes_s)
     if any(len(column) != count for column in (*columns, table.mtimes_ns)):
@@ -140,7 +140,7 @@ def check_table(table: LayerTable, where: str) -> None:
 
 
 def _visible(attributes: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
-    """The attributes without those that OverlayFS keeps to itself."""
+    """Returns the attributes without those that OverlayFS keeps to itself."""
     if not any(name.startswith(OVERLAY_PREFIXES) for name in attributes):
         return attributes
     return {name: value for name, value in attributes.items() if not name.startswith(OVERLAY_PREFIXES)}
@@ -148,7 +148,8 @@ def _visible(attributes: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
 
 @dataclass(slots=True)
 class _Merger:
-    """The tree while layers are put on it: a dict of children per directory path; numbers are entries of all layers.
+    """Holds the tree while layers are put on it: a dict of children per directory path; numbers are entries of all
+    layers.
 
     A number beyond all entries is a directory that no entry describes.
     """
@@ -162,7 +163,7 @@ class _Merger:
     root: int = -1
     links: Sequence[LowerLink] = ()
     firsts: list[int] = field(default_factory=list)
-    """Each layer's first entry."""
+    """Holds each layer's first entry."""
 
     def __post_init__(self) -> None:
         self.kinds = bytearray(b"".join(table.kinds.tobytes() for table in self.tables))
@@ -179,7 +180,7 @@ class _Merger:
         return len(self.kinds) - 1
 
     def add(self, layer: int) -> None:
-        """Put one layer on top."""
+        """Puts one layer on top."""
         reading, first, kinds = self.readings[layer], self.firsts[layer], self.kinds
         for path in reading.whiteouts:
             self._hide(path)
@@ -216,7 +217,7 @@ class _Merger:
             self._drop(path)
 
     def _drop(self, path: bytes) -> None:
-        """Forget a directory's content, all the way down; the caller replaces or removes its own entry."""
+        """Forgets a directory's content, all the way down; the caller replaces or removes its own entry."""
         stack = [path]
         while stack:
             top = stack.pop()
@@ -226,7 +227,7 @@ class _Merger:
             ]
 
     def finish(self, sparse: Sequence[Mapping[int, Sequence[Fragment]]]) -> MergedTree:
-        """The tree in its final order."""
+        """Returns the tree in its final order."""
         kinds = np.frombuffer(bytes(self.kinds), dtype=np.uint8)
         names, owners, starts, directories = self._flatten()
         entries = np.array(owners, dtype=np.int64)
@@ -297,7 +298,7 @@ class _Merger:
         )
 
     def _flatten(self) -> tuple[list[bytes], list[int], npt.NDArray[np.int64], list[int]]:
-        """Names and inodes of all directories, each sorted, depth first; where each begins; whose they are."""
+        """Returns names and inodes of all directories, each sorted, depth first; where each begins; whose they are."""
         directories = self.directories
         names: list[bytes] = []
         owners: list[int] = []

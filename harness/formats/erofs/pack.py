@@ -211,7 +211,7 @@ def decode_table(table: bytes, pack: Descriptor, head_digest: str, index: ErofsI
 
 
 def _check_ranges(begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], index: ErofsIndex) -> None:
-    """FormatError for ranges that are empty, overlap, or lie in the metadata or behind the image."""
+    """Raises FormatError for ranges that are empty, overlap, or lie in the metadata or behind the image."""
     if not len(begins):
         return
     if (ends <= begins).any():

@@ -1,4 +1,6 @@
-"""Builds a start pack from recordings: their pages in first-touch order, read from the layers through the index."""
+"""This module builds a start pack from recordings: their pages in first-touch order, read from the layers through the
+index.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ def pages_of(index: ErofsIndex, recording: Recording, most_bytes: int = DEFAULT_
 
 
 def _wanted(index: ErofsIndex, recording: Recording) -> Iterator[tuple[int, int]]:
-    """(first page, one after the last) of each recorded range, wherever the image has that layer."""
+    """Yields (first page, one after the last) of each recorded range, wherever the image has that layer."""
     layers: dict[str, list[IndexedLayer]] = {}
     for layer in index.layers:
         if layer.kind != WHOLE:
@@ -65,7 +67,7 @@ def _wanted(index: ErofsIndex, recording: Recording) -> Iterator[tuple[int, int]
 
 
 def _runs(fresh: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """(first, one after the last) of each run of True."""
+    """Returns (first, one after the last) of each run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], fresh, [False]]).astype(np.int8)))
     return [(int(begin), int(end)) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
 
@@ -129,7 +131,7 @@ def build_pack(
 
 
 def _read(index: ErofsIndex, layers: Sequence[LayerBytes], begin: int, end: int) -> bytes:
-    """As ``read_image``, of ranges that neighbours of two layers were merged into."""
+    """Does what ``read_image`` does, of ranges that neighbours of two layers were merged into."""
     starts = [layer.start for layer in index.layers if begin < layer.start < end]
     cuts = [begin, *starts, end]
     return b"".join(read_image(index, layers, low, high) for low, high in pairwise(cuts))

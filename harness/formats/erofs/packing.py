@@ -1,4 +1,6 @@
-"""Puts a start pack into an image's EROFS index: the same head and windows, and the pack as a third part."""
+"""This module puts a start pack into an image's EROFS index: the same head and windows, and the pack as a third
+part.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ class MadePack(NamedTuple):
 
 
 class _Whole:
-    """A layer without a way in; its bytes are in no pack."""
+    """Stands for a layer without a way in; its bytes are in no pack."""
 
     def read(self, offset: int, size: int) -> bytes:
         raise FormatError("start pack", f"{size} bytes at {offset} of a layer that is fetched whole before the mount")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     ReadAt = Callable[[int, int], bytes]
-    """Bytes at an offset; may give fewer at the end of the image, where the reader then raises FormatError."""
+    """It gives bytes at an offset; fewer at the end of the image, where the reader then raises FormatError."""
 
 _EXTENDED: Final = struct.Struct("<HHHHQIIIIqII16x")
 _COMPACT: Final = struct.Struct("<HHHHIIIIHHI")
@@ -342,7 +342,7 @@ class ErofsImage:
 
 
 def _dirents(raw: bytes, where: str) -> Iterator[tuple[bytes, int, int]]:
-    """Entries of one directory block."""
+    """Yields the entries of one directory block."""
     if len(raw) < _DIRENT.size:
         raise FormatError(where, f"a block of {len(raw)} bytes")
     first = _DIRENT.unpack_from(raw)[1]

@@ -1,8 +1,8 @@
-"""A recording says which bytes of an image's layers a start asked for, in first-touch order.
+"""This module keeps recordings: which bytes of an image's layers a start asked for, in first-touch order.
 
 Ranges are named by the layer's digest and by bytes of its decompressed address space, so that a recording holds for
-every index of the image, and for what is left of its layers in another version of it. The file is JSON:
-``{"recording": 1, "ranges": [[digest, begin, end], ...]}``.
+every index of the image, and for what is left of its layers in another version of it. The file is JSON: ``{"recording":
+1, "ranges": [[digest, begin, end], ...]}``.
 """
 
 from __future__ import annotations

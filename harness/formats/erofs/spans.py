@@ -41,7 +41,7 @@ class IndexedLayer:
 
     Spans are in order and cover ``size`` bytes without gaps. ``kind`` is ``gzip`` (checkpoints with windows), ``none``
     (ranges of the stored tar itself) or ``zstd`` (no way in: one span, fetched and inflated whole before use).
-    ``start`` is where the address space begins in the image file. Safe to share between threads.
+    ``start`` is where the address space begins in the image file. Threads may share it.
     """
 
     number: int

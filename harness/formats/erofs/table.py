@@ -42,11 +42,11 @@ class TarTable:
         self.fragments: dict[int, list[Fragment]] = {}
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Take the next decompressed bytes."""
+        """Takes the next decompressed bytes."""
         self.add(self._scanner.feed(data))
 
     def add(self, entries: Iterable[TarEntry]) -> None:
-        """Take entries that a scanner found."""
+        """Takes entries that a scanner found."""
         for entry in entries:
             if entry.flag == _GLOBAL_HEADER:
                 continue

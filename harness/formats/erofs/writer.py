@@ -1,16 +1,16 @@
 """This module writes EROFS metadata for a merged tree whose file data stand, inflated and unchanged, in the layers
 behind it.
 
-The image is ``[metadata | address space of layer 0 | layer 1 | ...]``, every part padded to 4096 bytes. A file is
-"from block N on" (FLAT_PLAIN), which a tar's payloads, being contiguous and at multiples of 512, are in blocks of 512
-bytes. Only the metadata is written here. Placing: a directory's full blocks, its inode with the rest of its entries
+The image is ``[metadata | address space of layer 0 | layer 1 | ...]``, every part padded to 4096 bytes. A file is "from
+block N on" (FLAT_PLAIN), which a tar's payloads, being contiguous and at multiples of 512, are in blocks of 512 bytes.
+Only the metadata is written here. A directory's full blocks come first, then its inode with the rest of its entries
 behind it, then the inodes of its other children; so a lookup, a listing and the stat calls after it stay together.
 
 An inode takes the compact form (32 bytes) where that loses nothing: ids and link count of 16 bits, size of 32, and a
 modification time equal to the superblock's, which is the one that most inodes have.
 
-Sparse files become chunk-based inodes with holes. Data at other than multiples of the block size cannot be referred
-to: that is a FormatError which names the layer, and the image is then not presentable in this form.
+Sparse files become chunk-based inodes with holes. Data at other than multiples of the block size cannot be referred to:
+that is a FormatError which names the layer, and the image is then not presentable in this form.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 _FIRST_INODE: Final = SUPER_OFFSET + SUPER_SIZE
 _MAX_CHUNK_MAP: Final = 64 << 20
-"""Most bytes of block numbers for one sparse file; a file that needs more is refused."""
+"""It limits the bytes of block numbers for one sparse file; a file that needs more is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class _Writer:
         self.sizes = tree.sizes.astype(np.uint64)
         self.build_time_s, self.build_time_ns = _commonest_time(tree)
         self.bodies = np.full(self.count, 64, dtype=np.int64)
-        """Bytes of inode and inline xattrs."""
+        """Counts the bytes of inode and inline xattrs."""
         self.compact = self._compact()
         self.bodies[self.compact] = 32
         self.icounts = np.zeros(self.count, dtype=np.uint16)
@@ -160,7 +160,7 @@ class _Writer:
         return ErofsMetadata(buffer.tobytes(), tuple(starts), at, self.count, len(tree.entry_names))
 
     def _split_directories(self) -> _DirectoryBlocks:
-        """Cut each directory's sorted entries into blocks, as many entries in each as fit."""
+        """Cuts each directory's sorted entries into blocks, as many entries in each as fit."""
         tree, block = self.tree, self.block_size
         lengths = np.fromiter(map(len, tree.entry_names), dtype=np.int64, count=len(tree.entry_names))
         names_end = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
@@ -194,7 +194,9 @@ class _Writer:
                 self.layouts[inode] = CHUNK_BASED
 
     def _place(self, blocks: _DirectoryBlocks) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
-        """Byte positions of all inodes and of the data of directories, symlinks and chunk maps; the end of it all."""
+        """Returns the byte positions of all inodes and of the data of directories, symlinks and chunk maps; the end of
+        it all.
+        """
         tree, block = self.tree, self.block_size
         special = tree.kinds == Kind.SYMLINK
         special[tree.directories] = True
@@ -299,7 +301,7 @@ class _Writer:
             memory[middle : middle + end - name] = names[name:end]
 
     def _units(self, data_starts: npt.NDArray[np.int64], layer_starts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
-        """The inodes' ``i_u``: start block, device number, or chunk format."""
+        """Returns the inodes' ``i_u``: start block, device number, or chunk format."""
         tree, block = self.tree, self.block_size
         units = np.zeros(self.count, dtype=np.int64)
         with_data = (tree.layers >= 0) & (self.layouts != CHUNK_BASED)
@@ -374,7 +376,7 @@ class _Writer:
 
 @dataclass(frozen=True, slots=True)
 class _DirectoryBlocks:
-    """Blocks of all directories in a row: those of directory k are [group[k], group[k + 1]).
+    """Holds the blocks of all directories in a row: those of directory k are [group[k], group[k + 1]).
 
     Block b holds the entries [bounds[b], bounds[b + 1]) and ``used[b]`` bytes; ``lengths`` and ``names_end`` are of the
     entries' names.
@@ -388,7 +390,7 @@ class _DirectoryBlocks:
 
 
 def _commonest_time(tree: MergedTree) -> tuple[int, int]:
-    """The modification time that most inodes have, to the nanosecond where those of one second agree."""
+    """Returns the modification time that most inodes have, to the nanosecond where those of one second agree."""
     seconds, counts = np.unique(tree.mtimes_s, return_counts=True)
     best = int(seconds[int(np.argmax(counts))])
     nanoseconds, counts = np.unique(tree.mtimes_ns[tree.mtimes_s == best], return_counts=True)
@@ -396,7 +398,9 @@ def _commonest_time(tree: MergedTree) -> tuple[int, int]:
 
 
 def _chunk_bits(fragments: Sequence[Fragment], size: int, block: int, inode: int) -> int:
-    """Binary logarithm of the largest chunk that every stored piece begins and ends at, the file's end aside."""
+    """Returns the binary logarithm of the largest chunk that every stored piece begins and ends at, the file's end
+    aside.
+    """
     where = f"sparse file of inode {inode}"
     mask = 1 << 31
     end = 0

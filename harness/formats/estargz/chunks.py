@@ -3,8 +3,8 @@ space.
 
 The address space (architecture: the lazy-layer seam) holds the non-empty regular files' payloads one after another in
 table order, each at a multiple of 512 bytes; the gaps read as zeros. A *member* is one gzip member of the blob; it
-holds one chunk, or several where the writer was told to merge small ones (``innerOffset``). Stateless once built:
-callers on any thread may share it.
+holds one chunk, or several where the writer was told to merge small ones (``innerOffset``). A map is stateless once
+built: callers on any thread may share it.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ class ChunkMap:
         other_members: npt.NDArray[np.int64] | None = None,
         zstd: bool = False,
     ) -> None:
-        """``blob_end`` is where payload members end (the TOC's offset); ``other_members`` are starts of members that
-        hold no chunk of this map but bound those that do (the landmark's). Raises FormatError for chunks that lie
-        outside the blob, overlap, or are too large."""
+        """Takes ``blob_end``, where payload members end (the TOC's offset), and ``other_members``: starts of members
+        that hold no chunk of this map but bound those that do (the landmark's). Raises FormatError for chunks that lie
+        outside the blob, overlap, or are too large.
+        """
         if len(members):
             if int(members.min()) < 0 or int(members.max()) >= blob_end:
                 at = int(np.argmax((members < 0) | (members >= blob_end)))
@@ -126,7 +127,7 @@ class ChunkMap:
         return digest
 
     def verify_chunk(self, chunk: int, data: bytes | memoryview) -> None:
-        """Raise DigestMismatch unless ``data`` is the chunk."""
+        """Raises DigestMismatch unless ``data`` is the chunk."""
         expected = self.chunk_digest(chunk)
         actual = "sha256:" + hashlib.sha256(data).hexdigest()
         if actual != expected:
@@ -161,7 +162,7 @@ class ChunkMap:
         return [(c, data[self.inner_offsets[c] : self.inner_offsets[c] + self.sizes[c]]) for c in chunks]
 
     def _inflate(self, chunk: int, compressed: bytes | memoryview, size: int) -> bytes:
-        """The first ``size`` decompressed bytes of the chunk's member; what rides behind is not inflated."""
+        """Returns the first ``size`` decompressed bytes of the chunk's member; what rides behind is not inflated."""
         try:
             if self._zstd:
                 data: bytes = zstandard.ZstdDecompressor().stream_reader(compressed).read(size)

@@ -2,8 +2,8 @@
 blob is.
 
 An eStargz blob ends in an empty gzip member whose extra field holds the TOC's offset (stargz-snapshotter,
-docs/estargz.md, "Footer"). Three more footers are recognised: the older stargz form, the one that says the TOC is
-kept in a second image, and the skippable frame of zstd:chunked. Pure bytes, no I/O.
+docs/estargz.md, "Footer"). Three more footers are recognised: the older stargz form, the one that says the TOC is kept
+in a second image, and the skippable frame of zstd:chunked. It takes bytes only, and does no I/O.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def _match(tail: bytes, blob_size: int) -> Footer | None:
 
 
 def _gzip_footer_offset(footer: bytes, size: int, subfield_header: bytes) -> int | None:
-    """The TOC offset of an empty gzip member whose extra field is ``subfield_header`` and 22 bytes, else None."""
+    """Returns the TOC offset of an empty gzip member whose extra field is ``subfield_header`` and 22 bytes, else
+    None.
+    """
     if len(footer) != size or not footer.startswith(_GZIP_HEADER_ANY_OS):
         return None
     start = 12 + len(subfield_header)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 LAYERS_SIDE_BY_SIDE = 2
 """So many layers are converted at once: one inflates and parses while the other is compressed; more only costs disk."""
 _SPOOL_SHARE = 0.1
-"""Part of a layer's progress that inflating it is (measured: 1.5 of 14 seconds)."""
+"""It is the part of a layer's progress that inflating it is (measured: 1.5 of 14 seconds)."""
 
 Progress = "Callable[[int, int], None]"
 
@@ -126,7 +126,7 @@ class _Job:
         return f"layer {number} ({self.image.layers[number].digest})"
 
     def layer(self, number: int) -> tuple[LayerConversion, LayerReading]:
-        """The layer converted, and what it means; every layer is read whole and held against its diff ID."""
+        """Converts the layer, and says what it means; every layer is read whole and held against its diff ID."""
         source, diff_id = self.image.layers[number], self.image.diff_ids[number]
         where = self.where(number)
         report = _LayerProgress(number, source.size, self.progress)
@@ -155,7 +155,7 @@ class _Job:
         return self._convert(number, source, tar, report)
 
     def _toc_digest(self, layer: Descriptor) -> str | None:
-        """The TOC's digest if the layer is eStargz already and says so truthfully, else None.
+        """Returns the TOC's digest if the layer is eStargz already and says so truthfully, else None.
 
         Such a layer stays as it is, whatever its chunk size; but what is to be prioritised takes a new order.
         """

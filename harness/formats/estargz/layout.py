@@ -106,7 +106,7 @@ def members(items: Sequence[Item], chunk_size: int, min_chunk_size: int) -> Iter
 
 
 def _sparse_segments(entry: TarEntry, start: int, size: int) -> Iterator[Segment]:
-    """Bytes [start, start + size) of a sparse file: stored fragments, and zeros between them."""
+    """Yields bytes [start, start + size) of a sparse file: stored fragments, and zeros between them."""
     at, end, stored = start, start + size, entry.payload_offset
     for offset, length in entry.sparse or ():
         low, high = max(offset, at), min(offset + length, end)

@@ -78,7 +78,7 @@ def order_entries(entries: Iterable[TarEntry], prioritized: Sequence[str] = ()) 
 
 
 def _surviving(entries: Iterable[TarEntry]) -> dict[bytes, Item]:
-    """What the layer shows and hides, by path in tar order, each name once.
+    """Returns what the layer shows and hides, by path in tar order, each name once.
 
     Reading the items in any order in which links follow their targets gives what reading the tar gives.
     """
@@ -115,7 +115,7 @@ def _surviving(entries: Iterable[TarEntry]) -> dict[bytes, Item]:
 
 
 def _names(reading: LayerReading, last: dict[bytes, int]) -> dict[bytes, int]:
-    """Every name to write and its inode: what the layer shows, and its markers."""
+    """Returns every name to write and its inode: what the layer shows, and its markers."""
     names = {
         path + b"/" + base if path else base: number
         for path, children in reading.directories.items()
@@ -132,7 +132,7 @@ def _names(reading: LayerReading, last: dict[bytes, int]) -> dict[bytes, int]:
 
 
 def _counts(path: bytes, reading: LayerReading) -> bool:
-    """Whether this is a marker that says at the layer's end what it said where it stood.
+    """Says whether this is a marker that says at the layer's end what it said where it stood.
 
     It does not when its directory was replaced after it: written again, it would hide what the layer shows.
     """
@@ -150,7 +150,7 @@ def _counts(path: bytes, reading: LayerReading) -> bool:
 
 
 def _opaque(items: dict[bytes, Item]) -> frozenset[bytes]:
-    """Directories that are opaque by what the items themselves say."""
+    """Returns the directories that are opaque by what the items themselves say."""
     reader = EntryReader()
     for item in items.values():
         if item.kind is not Kind.HARDLINK:
@@ -159,7 +159,7 @@ def _opaque(items: dict[bytes, Item]) -> frozenset[bytes]:
 
 
 def _item(entry: TarEntry, path: bytes, kind: Kind, target: bytes = b"") -> Item:
-    """The item for ``path``, with a header of its own where the tar's says something else."""
+    """Makes the item for ``path``, with a header of its own where the tar's says something else."""
     written = entry
     if clean_name(entry.name) != path or target:
         written = _renamed(entry, path, target or None)
@@ -170,7 +170,9 @@ def _item(entry: TarEntry, path: bytes, kind: Kind, target: bytes = b"") -> Item
 
 
 def _move(name: bytes, current: dict[bytes, Item], done: dict[bytes, Item], *, parents: bool = True) -> bool:
-    """Move an entry, what it needs before it, and return whether the layer has it. Iterative: names nest deeply."""
+    """Moves an entry, and what it needs before it; says whether the layer has it. It is iterative: names nest
+    deeply.
+    """
     if name not in current and name not in done:
         return False
     pending = [name]

@@ -51,7 +51,7 @@ class EstargzToc:
 
     @classmethod
     def from_member(cls, member: bytes, footer: Footer, expected_digest: str | None) -> EstargzToc:
-        """Parse the TOC's stored bytes, blob[toc_offset:toc_end]; ``expected_digest`` None skips that check.
+        """Parses the TOC's stored bytes, blob[toc_offset:toc_end]; ``expected_digest`` None skips that check.
 
         Raises FormatError, UnsafePath or DigestMismatch.
         """
@@ -69,7 +69,7 @@ class EstargzToc:
 
     @classmethod
     def from_document(cls, document: bytes, footer: Footer) -> EstargzToc:
-        """Build from the TOC JSON itself (already verified); ``footer`` says where the payload ends."""
+        """Builds it from the TOC JSON itself (already verified); ``footer`` says where the payload ends."""
         layer = build_layer(decode_toc(document), footer.toc_offset, zstd=footer.kind is FooterKind.ZSTD_CHUNKED)
         return cls(layer.table, layer.chunks, layer.file_digests, layer.prefetch_bytes, footer)
 
@@ -119,7 +119,7 @@ class EstargzByteSource:
     """Gives verified random access to the layer's flat address space (``harness.formats.table.ByteSource``).
 
     Keeps the few members read last inflated, because a file is read in pieces smaller than a chunk and neighbours may
-    share a member. Not for use by two threads at once; the ChunkMap under it is.
+    share a member. Two threads must not use it at once; they may share the ChunkMap under it.
     """
 
     def __init__(self, source: RangeSource, chunks: ChunkMap, *, cached_members: int = 2) -> None:

@@ -49,7 +49,7 @@ class TocLayer:
 
 
 def build_layer(entries: list[TocEntry], payload_end: int, *, zstd: bool = False) -> TocLayer:
-    """Check every entry and lay the layer out. ``payload_end`` is where in the blob the payload members end.
+    """Checks every entry and lays the layer out. ``payload_end`` is where in the blob the payload members end.
 
     Raises FormatError or UnsafePath: unknown types, values out of range, chunks that do not add up to their file.
     """
@@ -105,7 +105,7 @@ def _column(entries: Sequence[TocEntry], field: str) -> npt.NDArray[np.int64]:
 
 
 def _shown(names: list[bytes]) -> tuple[npt.NDArray[np.bool_] | None, int | None]:
-    """A mask without the format's own entries (None where there are none), and the prefetch landmark's row."""
+    """Returns a mask without the format's own entries (None where there are none), and the prefetch landmark's row."""
     hidden = HIDDEN_NAMES_BYTES.intersection(names)
     if not hidden:
         return None, None
@@ -119,7 +119,9 @@ HIDDEN_NAMES_BYTES = frozenset(name.encode() for name in HIDDEN_NAMES)
 
 @dataclass(frozen=True, slots=True)
 class _Holders:
-    """The entries that hold payload (non-empty files and further chunks), each with its file's row in the table."""
+    """Holds the entries that have payload (non-empty files and further chunks), each with its file's row in the
+    table.
+    """
 
     entries: list[TocEntry]
     owner: npt.NDArray[np.int64]
@@ -255,7 +257,9 @@ _YEARS_PER_CYCLE, _DAYS_PER_CYCLE = 400, 146_097
 
 @lru_cache(maxsize=1 << 16)
 def _parse_time(text: str) -> tuple[int, int]:
-    """(seconds, nanoseconds) since the epoch of an RFC 3339 time; an absent one is 0. Any year, unlike ``datetime``."""
+    """Returns (seconds, nanoseconds) since the epoch of an RFC 3339 time; an absent one is 0. It takes any year, unlike
+    ``datetime``.
+    """
     if not text:
         return 0, 0
     match = _RFC3339.fullmatch(text)

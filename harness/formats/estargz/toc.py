@@ -43,9 +43,9 @@ _TAR_BLOCK = 512
 class TocEntry(msgspec.Struct, gc=False, rename="camel"):
     """Holds one tar entry, or one further chunk (``type`` is ``chunk``) of the regular file before it.
 
-    Field order is the reference's key order. Sizes and offsets in bytes; ``offset`` is where in the blob the gzip
-    member with this payload begins, ``inner_offset`` where in that member's decompressed bytes the payload begins.
-    Zero and empty fields are those the JSON leaves out.
+    Field order is the reference's key order. Sizes and offsets are in bytes; ``offset`` is where in the blob the gzip
+    member with this payload begins, ``inner_offset`` where in that member's decompressed bytes the payload begins. Zero
+    and empty fields are those the JSON leaves out.
     """
 
     name: str
@@ -122,7 +122,7 @@ def inflate_toc(member: bytes, expected_digest: str | None = None) -> bytes:
 
 
 def check_toc_digest(document: bytes, expected_digest: str) -> None:
-    """Raise DigestMismatch unless the TOC JSON has the digest its layer's descriptor promises."""
+    """Raises DigestMismatch unless the TOC JSON has the digest its layer's descriptor promises."""
     actual = "sha256:" + hashlib.sha256(document).hexdigest()
     if actual != expected_digest:
         raise DigestMismatch("eStargz TOC", expected_digest, actual)

@@ -97,7 +97,7 @@ class EstargzBlob:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """A batch after its compression: decompressed bytes, members, and each chunk's place and digest in it."""
+    """Holds a batch after its compression: decompressed bytes, members, and each chunk's place and digest in it."""
 
     raw: bytes
     compressed: list[bytearray]
@@ -155,7 +155,7 @@ def write_estargz(
 
 
 def _compressed(tar: int, cut: Iterator[Member], pool: ThreadPoolExecutor) -> Iterator[_Done]:
-    """Batches in order, a bounded number of them in flight."""
+    """Yields batches in order, a bounded number of them in flight."""
     waiting: deque[Future[_Done]] = deque()
     try:
         for batch in _batches(cut):
@@ -204,7 +204,7 @@ def _compress(tar: int, batch: list[Member]) -> _Done:
 
 
 def _read(tar: int, batch: list[Member]) -> bytes:
-    """The batch's decompressed bytes; neighbouring members of an unchanged order are one read."""
+    """Returns the batch's decompressed bytes; neighbouring members of an unchanged order are one read."""
     together = Member()
     for member in batch:
         for segment in member.segments:
@@ -235,7 +235,7 @@ class _TocBuilder:
         self.unencodable_names = 0
 
     def add_chunk(self, chunk: Chunk, offset: int, digest: str, data: memoryview) -> None:
-        """Record a chunk of the member at ``offset``; ``data`` is its payload."""
+        """Records a chunk of the member at ``offset``; ``data`` is its payload."""
         digest = f"sha256:{digest}"
         # As the reference does it: a chunk says its size unless it is a shorter last one.
         entry = TocEntry(
@@ -255,7 +255,7 @@ class _TocBuilder:
             self._chunks[chunk.item][0].digest = f"sha256:{self._file_digest.hexdigest()}"
 
     def entries(self) -> Iterator[TocEntry]:
-        """All entries in writing order."""
+        """Yields all entries in writing order."""
         for number, item in enumerate(self._items):
             head = self._entry(item)
             if item.kind != Kind.REG:
@@ -315,7 +315,9 @@ _SECONDS_PER_CYCLE, _YEARS_PER_CYCLE = 146_097 * 86_400, 400
 
 @lru_cache(maxsize=1 << 16)
 def _format_time(seconds: int) -> str:
-    """RFC 3339 in UTC, "" for the epoch itself; the Gregorian calendar repeats after 400 years, so any year works."""
+    """Writes RFC 3339 in UTC, "" for the epoch itself; the Gregorian calendar repeats after 400 years, so any year
+    works.
+    """
     if seconds == 0:
         return ""
     cycles, rest = divmod(seconds, _SECONDS_PER_CYCLE)

@@ -96,7 +96,7 @@ def _load_zlib() -> ctypes.CDLL:
 
 
 class _Pass:
-    """The inflating thread: reads the stream, finds checkpoints, posts events to the caller's thread."""
+    """Inflates in a thread: reads the stream, finds checkpoints, posts events to the caller's thread."""
 
     def __init__(self, stream: Iterable[bytes], span_size: int, sink: Callable[[Checkpoint, bytes], object]) -> None:
         self.events: SimpleQueue[tuple[bytes, list[Checkpoint]] | tuple[int, int] | BaseException | None] = (
@@ -226,7 +226,7 @@ def index_gzip(
 
     ``sink`` gets every checkpoint with its 32 KiB window (from the inflating thread, in order); ``on_output`` the
     decompressed bytes (the view is valid only during the call), ``on_input`` the compressed pieces, both in the
-    caller's thread. Memory: a dozen pieces and 4 MiB, whatever the stream's size. Raises FormatError.
+    caller's thread. It holds a dozen pieces and 4 MiB, whatever the stream's size. Raises FormatError.
     """
     if span_size < 1:
         raise ValueError("span_size must be positive")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _STATE_BYTES = 96 << 10
-"""The struct has 87 KB in ISA-L 2.31, most of it two windows of 32 KB and the look-ahead; it is not to outgrow this."""
+"""The struct has 87 KB in ISA-L 2.31, most of it two windows of 32 KB and the look-ahead; it must not outgrow this."""
 _MAX_IDLE = 16
 _MAX_BYTES = (1 << 32) - 1
 """Lengths in the struct have 32 bits."""
@@ -59,7 +59,7 @@ _address = _function(ctypes.pythonapi, "PyBytes_AsString", ctypes.c_void_p, ctyp
 
 
 class RawInflater:
-    """Inflates raw deflate data that is all there, from a checkpoint on. Not for two threads at once."""
+    """Inflates raw deflate data that is all there, from a checkpoint on. It is not for two threads at once."""
 
     __slots__ = ("_data", "_place", "_state")
 
@@ -70,7 +70,8 @@ class RawInflater:
     _inflate: Callable[..., Any]
 
     def __init__(self, data: bytes, bits: int, window: bytes) -> None:
-        """``data`` begins with the byte whose last ``bits`` bits belong to what follows (none: with a whole byte).
+        """Takes ``data``, which begins with the byte whose last ``bits`` bits belong to what follows (none: with a
+        whole byte).
 
         Raises ValueError for 4 GiB or more, and for a beginning that is not there.
         """
@@ -117,11 +118,12 @@ class RawInflater:
 class StreamInflater:
     """Inflates a gzip stream that comes in pieces, member after member, into one buffer that is used again and again.
 
-    Checksums and sizes in the members' trailers are passed over: the caller hashes what it feeds. Needs ``available``.
+    Checksums and sizes in the members' trailers are passed over: the caller hashes what it feeds. It needs
+    ``available``.
     """
 
     def __init__(self, write: Callable[[memoryview], None], where: str) -> None:
-        """``write`` gets inflated bytes, to be used up before it returns."""
+        """Takes ``write``, which gets inflated bytes, to be used up before it returns."""
         self._write = write
         self._where = where
         self._buffer = bytearray(_BUFFER_BYTES)
@@ -131,9 +133,9 @@ class StreamInflater:
         self._place = ctypes.addressof(self._state)
         self._inside = False
         self._head = b""
-        """A header that is not complete yet."""
+        """Holds a header that is not complete yet."""
         self._skip = 0
-        """Bytes of a trailer that are still to come."""
+        """Counts bytes of a trailer that are still to come."""
         self._members = 0
 
     def feed(self, data: bytes) -> None:
@@ -162,7 +164,7 @@ class StreamInflater:
                 self._members += 1
 
     def _deflated(self, data: bytes) -> bytes:
-        """Inflate ``data``; what of it lies behind the member's deflate data."""
+        """Inflates ``data``; returns what of it lies behind the member's deflate data."""
         state = self._state
         state.next_in = _address(data)
         state.avail_in = len(data)
@@ -196,7 +198,7 @@ class StreamInflater:
 
 
 def _header_size(data: bytes, where: str) -> int:
-    """Bytes of the gzip header that ``data`` begins with; 0 when it is not complete (RFC 1952)."""
+    """Counts the bytes of the gzip header that ``data`` begins with; 0 when it is not complete (RFC 1952)."""
     if not b"\x1f\x8b\x08".startswith(data[:3]):
         raise FormatError(where, "damaged compressed data (no gzip header)")
     if len(data) < 10:
@@ -228,7 +230,7 @@ def _bind() -> bool:
 
 
 def _proves_right() -> bool:
-    """Whether a stream with a dictionary comes out right, in two steps and moved by three bits."""
+    """Says whether a stream with a dictionary comes out right, in two steps and moved by three bits."""
     plain = bytes(range(256)) * 300
     window = plain[:32768]
     packer = zlib.compressobj(6, zlib.DEFLATED, -15, zdict=window)

@@ -4,9 +4,9 @@ at once.
 What a layer is compressed with is told by its first bytes (``sniff``). A stream that ends inside a member or frame is
 an error, and so is what stands behind the last one, but for zeros behind gzip, which are padding.
 
-Two gzip decoders: ``isal`` (Intel ISA-L, the fastest there is) and ``zlib`` (what unpigz, and so Docker, uses). Both
-release the interpreter lock and check each member's CRC. ``inflate`` is for who pulls pieces, ``Pusher`` for who is
-handed bytes.
+There are two gzip decoders: ``isal`` (Intel ISA-L, the fastest there is) and ``zlib`` (what unpigz, and so Docker,
+uses). Both release the interpreter lock and check each member's CRC. A caller that pulls pieces uses ``inflate``, one
+that is handed bytes uses ``Pusher``.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _DAMAGED: Any = (zlib.error, isal_zlib.error, ValueError)
 
 
 class _Member(Protocol):
-    """One gzip member being inflated."""
+    """Inflates one gzip member."""
 
     def pieces(self, data: bytes) -> Iterator[bytes]: ...
 
     def rest(self) -> bytes | None:
-        """What of the data lies behind the member's end; None while it has not ended."""
+        """Returns what of the data lies behind the member's end; None while it has not ended."""
         ...
 
 
@@ -85,7 +85,9 @@ class _ZlibMember:
 
 
 class _Gzip:
-    """Member after member of a gzip stream that comes in pieces, zeros between and behind them passed over."""
+    """Inflates member after member of a gzip stream that comes in pieces; zeros between and behind them are passed
+    over.
+    """
 
     def __init__(self, make: Callable[[], _Member], where: str) -> None:
         self._make = make
@@ -121,7 +123,7 @@ class _Gzip:
 
 
 def behind(where: str) -> FormatError:
-    """Says what bytes are that are neither padding nor another member."""
+    """Makes the error for bytes that are neither padding nor another member."""
     return FormatError(where, "something stands behind the gzip stream that is neither padding nor another member")
 
 
@@ -145,7 +147,7 @@ def _pulled(stream: _Gzip, chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class _Chunks:
-    """The file-like face of an iterator that zstandard's reader wants; short reads are fine with it."""
+    """Gives an iterator the file-like face that zstandard's reader wants; short reads are fine with it."""
 
     def __init__(self, chunks: Iterable[bytes], walk: FrameWalk) -> None:
         self._chunks = iter(chunks)
@@ -177,7 +179,7 @@ def _zstd(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
 
 
 class _Writer:
-    """The file-like face of a function."""
+    """Gives a function the face of a file."""
 
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self._write = write

@@ -27,7 +27,8 @@ class SpooledTar:
     """Holds a layer's tar in an unlinked file: ``entries`` in order and their meaning, ``size`` bytes, ``sha256:…`` of
     them.
 
-    A context manager that closes the file. The file is padded with zeros where the tar leaves out the last padding.
+    It is a context manager that closes the file. The file is padded with zeros where the tar leaves out the last
+    padding.
     """
 
     file: IO[bytes]

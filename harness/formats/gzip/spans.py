@@ -29,7 +29,7 @@ def _bits(value: int, count: int) -> list[int]:
 
 
 def _primer(position: int) -> list[int]:
-    """Bits of empty blocks that end at ``position`` modulo 8."""
+    """Returns the bits of empty blocks that end at ``position`` modulo 8."""
     fixed = [0, *_bits(1, 2), *_bits(0, 7)]
     if position % 2 == 0:
         return fixed * {0: 0, 2: 1, 4: 2, 6: 3}[position]
@@ -43,7 +43,7 @@ def _primer(position: int) -> list[int]:
 
 
 def _pack(bits: list[int]) -> tuple[bytes, int]:
-    """Whole bytes and the bits of the unfinished one."""
+    """Returns whole bytes, and the bits of the unfinished one."""
     data = bytearray((len(bits) + 7) // 8)
     for index, bit in enumerate(bits):
         data[index >> 3] |= bit << (index & 7)

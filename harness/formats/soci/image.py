@@ -1,4 +1,4 @@
-"""Indexes a whole image for SOCI: its layers side by side, then the index, written where the image goes."""
+"""This module indexes a whole image for SOCI: its layers side by side, then the index, written where the image goes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(slots=True)
 class LayerResult:
-    """Says what became of one layer: a zTOC, or the reason why there is none."""
+    """Holds the result for one layer: a zTOC, or the reason why there is none."""
 
     layer: Descriptor
     skipped: str = ""
@@ -107,14 +107,18 @@ class IndexedImage:
 
 
 def _pieces(blob: Blob, where: str, check: bool) -> tuple[Iterable[bytes], Verifier | None]:
-    """The blob's pieces, and who is to verify them; nobody where the stream does, or a copy will (``check`` false)."""
+    """Returns the blob's pieces, and who is to verify them; nobody where the stream does, or a copy will (``check``
+    false).
+    """
     if blob.path is None:
         return blob.stream(_PIECE_BYTES), None
     return file_pieces(str(blob.path), _PIECE_BYTES), Verifier(blob.descriptor, where) if check else None
 
 
 def _extents_of(wanted: frozenset[bytes], found: dict[bytes, tuple[int, int]]) -> Callable[[TarEntry], None] | None:
-    """What collects first and last payload byte of each wanted file (the last entry of a name counts)."""
+    """Returns a function that collects first and last payload byte of each wanted file (the last entry of a name
+    counts).
+    """
     if not wanted:
         return None
 
@@ -131,7 +135,7 @@ def _extents_of(wanted: frozenset[bytes], found: dict[bytes, tuple[int, int]]) -
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What the indexing of every layer of one image shares."""
+    """Holds what the indexing of every layer of one image shares."""
 
     source: ImageSource
     destination: ImageDestination
@@ -188,7 +192,7 @@ def _index_layer(work: _Work, blob: Blob) -> LayerResult:
 
 
 def _too_bad(layer: Descriptor, options: Options) -> str:
-    """Why a layer gets no zTOC, as far as its descriptor tells."""
+    """Says why a layer gets no zTOC, as far as its descriptor tells."""
     if layer.compression not in COMPRESSIONS:
         return f"layers of media type {layer.media_type} have no zTOC"
     if layer.size < options.min_layer_bytes:
@@ -223,7 +227,7 @@ def _index_layers(work: _Work, image: Image) -> dict[str, LayerResult]:
 def _prefetch(
     layers: Sequence[LayerResult], wanted: frozenset[bytes]
 ) -> tuple[dict[str, list[tuple[int, int]]], tuple[str, ...]]:
-    """Span ranges by layer digest (each file from the topmost layer that has it), and the files not found."""
+    """Returns span ranges by layer digest (each file from the topmost layer that has it), and the files not found."""
     ranges: dict[str, list[tuple[int, int]]] = {}
     missing: list[str] = []
     for name in sorted(wanted):
@@ -246,7 +250,7 @@ def index_image(
     options: Options,
     progress: Callable[[Descriptor, int], object] = lambda layer, count: None,
 ) -> IndexedImage:
-    """Write the image of ``source`` and its SOCI index to ``destination``.
+    """Writes the image of ``source`` and its SOCI index to ``destination``.
 
     Version 1 copies what the source names and adds the index as a referrer; version 2 writes an OCI index with the
     annotated manifest (of one platform) and the SOCI index. ``progress`` gets the bytes of each layer read. Raises
@@ -282,7 +286,7 @@ def index_image(
 
 
 def _check_links(source: ImageSource, layers: Sequence[LayerResult]) -> None:
-    """Refuse hard links into lower layers that lead nowhere, as far as all layers were read."""
+    """Refuses hard links into lower layers that lead nowhere, as far as all layers were read."""
     readings = [layer.reading for layer in layers if layer.reading is not None]
     if len(readings) == len(layers):
         lower_links(readings, lambda number: f"{source.where}: layer {layers[number].layer.digest}")

@@ -33,8 +33,8 @@ RECORD_BYTES = FIXED.size + WINDOW_BYTES
 class Ztoc:
     """Holds a parsed zTOC over its buffer.
 
-    Spans: ``ins``, ``outs``, ``bits`` are the checkpoints' columns (an uncompressed layer has them at multiples of
-    ``span_size``), ``digests`` the sha256 of each span's stored bytes. ``archive_bytes`` is the size of the
+    Of the spans ``ins``, ``outs``, ``bits`` are the checkpoints' columns (an uncompressed layer has them at multiples
+    of ``span_size``), ``digests`` the sha256 of each span's stored bytes. ``archive_bytes`` is the size of the
     decompressed tar up to its end marker; ``compressed_bytes`` that of the layer's blob.
     """
 
@@ -95,7 +95,7 @@ def _digests(strings: list[bytes]) -> list[bytes]:
 def _gzip_columns(
     buffer: memoryview, start: int, size: int
 ) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8], int]:
-    """span size, ins, outs, bits, how many first checkpoints are left out."""
+    """Returns span size, ins, outs, bits, and how many first checkpoints are left out."""
     if size < HEADER.size:
         raise FormatError("zTOC checkpoints", f"{size} bytes hold no header")
     count, span_size = HEADER.unpack_from(buffer, start)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class _Columns:
-    """Numbers at arbitrary places of the buffer, many at a time; every access is checked."""
+    """Reads numbers at arbitrary places of the buffer, many at a time; every access is checked."""
 
     def __init__(self, buffer: memoryview) -> None:
         self.buffer = buffer
@@ -66,12 +66,12 @@ class _Columns:
         return view[positions].astype(np.int64)
 
     def follow(self, positions: Ints) -> Ints:
-        """Targets of the references at ``positions``."""
+        """Returns the targets of the references at ``positions``."""
         return positions + self.at("<u4", positions)
 
 
 class _Tables:
-    """One kind of table at many positions: where each field of each table stands (0 = not stored)."""
+    """Holds one kind of table at many positions: where each field of each table stands (0 = not stored)."""
 
     def __init__(self, columns: _Columns, positions: Ints) -> None:
         self._columns = columns
@@ -97,7 +97,7 @@ class _Tables:
         return values
 
     def string(self, slot: int) -> tuple[Ints, Ints]:
-        """(start, size) of a string field's bytes; an absent one is empty."""
+        """Returns (start, size) of a string field's bytes; an absent one is empty."""
         return self.vector(slot, 1)
 
     def vector(self, slot: int, width: int) -> tuple[Ints, Ints]:
@@ -120,7 +120,7 @@ def _slices(columns: _Columns, starts: Ints, sizes: Ints) -> list[bytes]:
 
 
 def _names(columns: _Columns, starts: Ints, sizes: Ints) -> list[bytes]:
-    """Cleaned names; UnsafePath for one that is absolute or would leave the root."""
+    """Returns cleaned names; UnsafePath for one that is absolute or would leave the root."""
     if len(sizes) and int(sizes.max()) > MAX_NAME_BYTES:
         raise FormatError(_WHERE, f"a name is longer than {MAX_NAME_BYTES} bytes")
     raw_starts, raw_sizes = starts, sizes
@@ -157,7 +157,9 @@ def _kinds(columns: _Columns, starts: Ints, sizes: Ints) -> npt.NDArray[np.uint8
 
 
 def _days(year: int, month: int, day: int) -> int:
-    """Days since 1970-01-01 of a proleptic Gregorian date (Hinnant, "chrono-compatible date algorithms")."""
+    """Returns the days since 1970-01-01 of a proleptic Gregorian date (Hinnant, "chrono-compatible date
+    algorithms").
+    """
     year -= month <= 2
     era, of_era = divmod(year, 400)
     of_year = (153 * (month + (-3 if month > 2 else 9)) + 2) // 5 + day - 1

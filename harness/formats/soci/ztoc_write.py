@@ -75,7 +75,9 @@ def _write_pax(writer: Writer, pax: Mapping[bytes, bytes]) -> int:
 
 
 def _write_entries(writer: Writer, entries: Backwards, table: Spool) -> array[int]:
-    """All entries, last first; offsets of their tables in the entries' order. Finished bytes go to ``table``."""
+    """Writes all entries, last first; returns the offsets of their tables in the entries' order. Finished bytes go to
+    ``table``.
+    """
     layouts: dict[tuple[int | bool, ...], Layout] = {}
     owners: dict[tuple[int, bytes, bytes, bytes], tuple[bytes, int, int, int, int]] = {}
     times: dict[tuple[int, int], bytes] = {}

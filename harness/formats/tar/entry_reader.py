@@ -1,4 +1,6 @@
-"""Reads a tar's entries: names cleaned, values that no kernel takes refused, and each put where it goes."""
+"""This module reads a tar's entries: it cleans names, refuses values that no kernel takes, and puts each where it
+goes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ class EntryReader(LayerReader):
     def __init__(self) -> None:
         super().__init__()
         self._cleaned: dict[bytes, bytes] = {}
-        """Directories as files' names write them, and cleaned."""
+        """Maps directories as files' names write them to their cleaned form."""
 
     def read(self, entry: TarEntry) -> Action:
         """Says what to do with the next entry. Raises FormatError, which names it, and UnsafePath."""
@@ -53,7 +55,7 @@ class EntryReader(LayerReader):
         return self.take(name, kind, whiteout=whiteout)
 
     def _read_file(self, entry: TarEntry) -> Action:
-        """A regular file: most entries are, and nothing has to be decided of most of them."""
+        """Reads a regular file: most entries are, and nothing has to be decided of most of them."""
         raw = entry.name
         parent, _, base = raw.rpartition(b"/")
         cleaned = self._cleaned.get(parent)

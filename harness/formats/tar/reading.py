@@ -113,7 +113,7 @@ class LayerReading:
 
 @dataclass(frozen=True, slots=True)
 class _Late:
-    """A hard link whose target has not come yet."""
+    """Holds a hard link whose target has not come yet."""
 
     number: int
     name: bytes
@@ -131,9 +131,9 @@ class LayerReader:
 
     def __init__(self, kinds: Sequence[int] | None = None, links: Mapping[int, bytes] | None = None) -> None:
         self.parent = self.base = b""
-        """Where the entry last taken goes: directory and name."""
+        """Says where the entry last taken goes: directory and name."""
         self.target = b""
-        """The name that a hard link last taken is linked to."""
+        """Names what a hard link last taken is linked to."""
         self.directories: dict[bytes, dict[bytes, int]] = {b"": {}}
         self._own_kinds: MutableSequence[int] = bytearray()
         self._own_links: dict[int, bytes] = {}
@@ -146,7 +146,7 @@ class LayerReader:
         self._opaque: set[bytes] = set()
         self._late: list[_Late] = []
         self._implied: dict[bytes, None] = {}
-        """Where directories were made that no entry had described by then."""
+        """Lists where directories were made that no entry had described by then."""
         self._aufs: list[bytes] = []
 
     @property
@@ -185,7 +185,7 @@ class LayerReader:
     def place(
         self, number: int, name: bytes, kind: int, link: bytes = b"", *, whiteout: bool = False, opaque: bool = False
     ) -> Action:
-        """Read entry ``number``, whose kind and target the given columns hold as well."""
+        """Reads entry ``number``, whose kind and target the given columns hold as well."""
         self.count = number + 1
         parent, _, base = name.rpartition(b"/")
         children = self.directories.get(parent)
@@ -241,7 +241,7 @@ class LayerReader:
         return self.kinds[number] if number >= 0 else _DIR
 
     def _enter(self, path: bytes, name: bytes) -> tuple[bytes, dict[bytes, int]]:
-        """(path, names) of the directory that ``path`` leads to; ``name`` is the entry on whose behalf.
+        """Returns (path, names) of the directory that ``path`` leads to; ``name`` is the entry that needs it.
 
         Only what is missing of the place it leads to is made: nothing that a link's ``..`` leaves again.
         """
@@ -275,7 +275,7 @@ class LayerReader:
         return at, self._made(at, name) if children is None else children
 
     def _made(self, path: bytes, name: bytes) -> dict[bytes, int]:
-        """The names of a directory that is missing, or some above it: all are made."""
+        """Returns the names of a directory that is missing; it is made, and what is missing above it."""
         at, children = b"", self.directories[b""]
         for part in path.split(b"/"):
             below = at + b"/" + part if at else part
@@ -291,7 +291,7 @@ class LayerReader:
         return children
 
     def _is_marker(self, number: int, name: bytes, parent: bytes, base: bytes, children: dict[bytes, int]) -> bool:
-        """Note a whiteout or an opaque marker; false for aufs's bookkeeping, which is kept aside until the end."""
+        """Notes a whiteout or an opaque marker; false for aufs's bookkeeping, which is kept aside until the end."""
         if base == OPAQUE_MARKER:
             self._opaque.add(parent)
             return True
@@ -350,7 +350,8 @@ class LayerReader:
         return Action.LINK
 
     def _find(self, path: bytes) -> tuple[int | None, bytes]:
-        """The inode that a link's target names now, and where it is; symbolic links of the layer are followed to it.
+        """Returns the inode that a link's target names now, and where it is; symbolic links of the layer are followed
+        to it.
 
         The last component is not followed, as link(2) does not.
         """
@@ -365,7 +366,7 @@ class LayerReader:
         return children.get(base), path
 
     def _lead(self, path: bytes) -> bytes:
-        """Where ``path`` leads to, as ``_enter``, without making anything."""
+        """Returns where ``path`` leads to, as ``_enter`` does, without making anything."""
         pending = path.split(b"/")[::-1]
         at, hops = b"", 0
         while pending:
@@ -387,7 +388,7 @@ class LayerReader:
         return at
 
     def _finish_links(self) -> tuple[list[tuple[bytes, bytes]], dict[int, bytes]]:
-        """Make the links to names that came later; those made, and those into lower layers."""
+        """Makes the links to names that came later; returns those made, and those into lower layers."""
         late = {one.name: one for one in self._late if self._is_open(one)}
         made: list[tuple[bytes, bytes]] = []
         lower: dict[int, bytes] = {}
@@ -409,7 +410,10 @@ class LayerReader:
         return made, lower
 
     def _follow(self, link: _Late, late: Mapping[bytes, _Late]) -> tuple[list[_Late], int | None]:
-        """Links from this one on, each to the next, and the inode of the last one's target (None: a lower layer's)."""
+        """Follows links from this one on, each to the next; returns them, and the inode of the last one's target.
+
+        The inode is None where the target is in a lower layer.
+        """
         chain: dict[bytes, _Late] = {}
         while True:
             if link.name in chain:
@@ -422,19 +426,19 @@ class LayerReader:
             link = following
 
     def _is_open(self, late: _Late) -> bool:
-        """Whether no later entry took the link's name or its directory."""
+        """Says whether no later entry took the link's name or its directory."""
         parent = late.name.rpartition(b"/")[0]
         return late.base not in late.children and self.directories.get(parent) is late.children
 
     def _let_go(self, path: bytes, number: int) -> None:
-        """What ``number`` was at ``path`` is replaced by something else."""
+        """Notes that what ``number`` was at ``path`` is replaced by something else."""
         if self._kind(number) == _DIR:
             self._drop(path)
         else:
             self._unlink(number)
 
     def _drop(self, path: bytes) -> None:
-        """Forget a directory's content, all the way down."""
+        """Forgets a directory's content, all the way down."""
         stack = [path]
         while stack:
             top = stack.pop()
@@ -446,13 +450,13 @@ class LayerReader:
                     self._unlink(number)
 
     def _unlink(self, number: int) -> None:
-        """One name less."""
+        """Notes that an inode has one name less."""
         count = self._nlinks.get(number)
         if count is not None:
             self._nlinks[number] = count - 1
 
     def _remove(self, path: bytes) -> bool:
-        """Take a name away at the layer's end; whether it was there."""
+        """Takes a name away at the layer's end; says whether it was there."""
         parent, _, base = path.rpartition(b"/")
         number = self.directories.get(parent, {}).pop(base, None)
         if number is None:

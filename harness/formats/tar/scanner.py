@@ -1,10 +1,10 @@
 """This module reads tar headers as Go's archive/tar does, because both reference indexers are written on top of it.
 
-The parser is *pushed* decompressed bytes (:class:`TarScanner`) or *pulls* them (:class:`TarStream`). It decodes
-headers and steps over payloads without copying them; entries say where their payload stands.
+The parser is *pushed* decompressed bytes (:class:`TarScanner`) or *pulls* them (:class:`TarStream`). It decodes headers
+and steps over payloads without copying them; entries say where their payload stands.
 
-Understood: v7, ustar, star, GNU (long names, base-256 numbers, old sparse), PAX (records, xattrs, sparse 0.0, 0.1 and
-1.0). As in Go, a global PAX header is an entry of its own (type ``g``) and does not change later entries, an
+It understands v7, ustar, star, GNU (long names, base-256 numbers, old sparse), PAX (records, xattrs, sparse 0.0, 0.1
+and 1.0). As in Go, a global PAX header is an entry of its own (type ``g``) and does not change later entries, an
 extended header replaces an earlier one of the same entry, and an empty PAX value keeps the header's own.
 
 Sources: POSIX.1-2017 pax (ustar and extended header formats); GNU tar manual, "Tar Internals"; Go archive/tar.
@@ -34,7 +34,7 @@ MAX_NAME_BYTES = 1 << 16
 XATTR_PREFIX = b"SCHILY.xattr."
 ZERO_BLOCK = bytes(BLOCK)
 _HEADER = Struct("100s24s12s12s8sc100s255s")
-"""Name, owner (mode, uid, gid), size, mtime, checksum, type, link target, and what follows the target."""
+"""It holds name, owner (mode, uid, gid), size, mtime, checksum, type, link target, and what follows the target."""
 _OWNER = Struct("8s8s8s")
 _REST = Struct("8s32s32s8s8s155s12s")
 _MOST_KNOWN = 4096
@@ -313,7 +313,7 @@ class TarScanner:
         return entry
 
     def _learn_sum(self, checksum: bytes, at: int) -> int:
-        """What the bytes of a block add up to whose checksum field says this."""
+        """Returns what the bytes of a block add up to whose checksum field says this."""
         total = number(checksum, at) - 256 + sum(checksum)
         _remember(self._sums, checksum, total)
         return total
@@ -324,13 +324,13 @@ class TarScanner:
         return value
 
     def _learn_owner(self, owner: bytes, at: int) -> tuple[int, int, int]:
-        """Mode, owner and group."""
+        """Returns mode, owner and group."""
         mode, uid, gid = (number(field, at) for field in _OWNER.unpack(owner))
         _remember(self._owners, owner, (mode, uid, gid))
         return mode, uid, gid
 
     def _learn_rest(self, rest: bytes, at: int) -> tuple[bytes, bytes, int, int, bytes]:
-        """Names of owner and group, device, and what stands before the name."""
+        """Returns the names of owner and group, the device, and what stands before the name."""
         magic, uname, gname, major, minor, prefix, tail = _REST.unpack(rest)
         learned = b"", b"", 0, 0, b""
         if magic[:5] == b"ustar" and (magic[5] == 0 or magic == b"ustar  \0"):
@@ -342,7 +342,7 @@ class TarScanner:
         return learned
 
     def _take_special(self, block: bytes, at: int) -> TarEntry | None:
-        """Take the content of an extended header; a global one is an entry of its own."""
+        """Takes the content of an extended header; a global one is an entry of its own."""
         data = block[: self._special_bytes]
         flag, entry = self._special, self._entry
         assert entry is not None
@@ -367,7 +367,7 @@ class TarScanner:
 
     @staticmethod
     def _merge(entry: TarEntry, size: int, at: int) -> int:
-        """Let PAX records override header fields; the (possibly overridden) size."""
+        """Lets PAX records override header fields; returns the (possibly overridden) size."""
         for key, value in entry.pax.items():
             if not value or key.startswith(XATTR_PREFIX):
                 continue

@@ -27,7 +27,7 @@ class MapReader(Protocol):
     fragments: list[tuple[int, int]]
 
     def take(self, block: bytes) -> bool:
-        """Take the next block (b"" the first time); true once the map is complete."""
+        """Takes the next block (b"" the first time); true once the map is complete."""
         ...
 
 
@@ -93,7 +93,7 @@ class OldGnuMap:
 
 
 class _Known:
-    """A map that the PAX records already gave in full (0.0 and 0.1)."""
+    """Gives a map that the PAX records already held in full (0.0 and 0.1)."""
 
     inside_payload = True
 
@@ -105,7 +105,9 @@ class _Known:
 
 
 class _TextMap:
-    """PAX 1.0: decimal lines (count, then offset and length of each) in whole blocks at the payload's start."""
+    """Reads the map of PAX 1.0: decimal lines (count, then offset and length of each) in whole blocks at the payload's
+    start.
+    """
 
     inside_payload = True
 

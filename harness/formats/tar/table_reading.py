@@ -22,7 +22,7 @@ _HARDLINK: Final = int(Kind.HARDLINK)
 
 
 def read_table(table: LayerTable, where: str) -> LayerReading:
-    """Read a layer whose entries are there as columns; ``where`` names it in errors.
+    """Reads a layer whose entries are there as columns; ``where`` names it in errors.
 
     Raises FormatError and UnsafePath for what no unpacker could make: such entries are refused in every mode.
     """
@@ -65,7 +65,7 @@ def read_entries(
     whiteouts: frozenset[int] = frozenset(),
     opaque: frozenset[int] = frozenset(),
 ) -> LayerReading:
-    """Read a whole layer whose entries are there as columns (see ``LayerTable``).
+    """Reads a whole layer whose entries are there as columns (see ``LayerTable``).
 
     ``whiteouts`` are the character devices 0/0, ``opaque`` the directories with that attribute. An entry for which
     there is nothing to decide takes a quarter of a microsecond; every other goes through ``LayerReader.place``.

@@ -1,6 +1,6 @@
-"""Runs one command of a recipe's build contained: a program of its own, which imports nothing of ours.
+"""This program runs one command of a recipe's build contained; it imports nothing of ours.
 
-    python contained.py '{"command": […], …}'
+python contained.py '{"command": […], …}'
 
 Package managers run scripts of the packages they install, as root. ``where`` the command runs decides how far it is
 kept apart; in each case it has process, IPC and host name spaces of its own, and no network unless that is asked for.
@@ -83,7 +83,7 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 
 
 def set_read_only(target: str, *, read_only: bool) -> None:
-    """Make all mounts at and below ``target`` read-only, or writable again."""
+    """Makes all mounts at and below ``target`` read-only, or writable again."""
     attributes = (ctypes.c_uint64 * 4)(*((MOUNT_ATTR_RDONLY, 0) if read_only else (0, MOUNT_ATTR_RDONLY)), 0, 0)
     result = libc.syscall(
         SYS_MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE, ctypes.byref(attributes), ctypes.sizeof(attributes)
@@ -108,7 +108,7 @@ def small_dev(target: str, made_in: str) -> None:
 
 
 def enter_tree(tree: str) -> None:
-    """Make ``tree`` the root, and let go of the host's file systems."""
+    """Makes ``tree`` the root, and lets go of the host's file systems."""
     mount("proc", f"{tree}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     for name in READ_ONLY_PROC:
         path = f"{tree}/proc/{name}"
@@ -140,7 +140,7 @@ def die_with_parent() -> None:
 
 
 def status_of(pid: int) -> int:
-    """Wait for ``pid`` as the first process of a name space does: everybody's orphans are its own."""
+    """Waits for ``pid`` as the first process of a name space does: everybody's orphans are its own."""
     while True:
         found, status = os.wait()
         if found == pid:
@@ -172,7 +172,7 @@ def fork(run: object, *arguments: object) -> int:
 
 
 def own_users() -> None:
-    """Enter a user name space whose users, root among them, are nobody on the host."""
+    """Enters a user name space whose users, root among them, are nobody on the host."""
     asked, answered = os.pipe(), os.pipe()
     outside = os.getpid()
     helper = os.fork()

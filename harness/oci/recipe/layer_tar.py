@@ -34,7 +34,7 @@ def write_layer(
     *,
     lowers: Sequence[Path] = (),
 ) -> int:
-    """Write ``tree`` as a tar to ``sink``; returns the number of entries. ``advance(bytes)`` is told of file contents.
+    """Writes ``tree`` as a tar to ``sink``; returns the number of entries. ``advance(bytes)`` is told of file contents.
 
     ``lowers`` are the trees below. OverlayFS calls every new directory opaque when its parent is merged; a marker is
     written only where one of them has a directory to hide, as container builders do.

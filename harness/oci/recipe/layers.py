@@ -58,7 +58,7 @@ def build_layer(layer: Layer, root: BuildRoot, epoch_s: int) -> None:
 
 
 def _make_debian(layer: DebianLayer, root: BuildRoot, epoch_s: int) -> None:
-    """Let mmdebstrap make the base system in a user name space, as a tar, which is unpacked here.
+    """Lets mmdebstrap make the base system in a user name space, as a tar, which is unpacked here.
 
     Its packages' scripts run without network: dpkg is found first where a hook puts one that has none.
     """
@@ -192,7 +192,7 @@ def wheel_platforms(machine: str) -> list[str]:
 
 
 def fix_bytecode_times(root: BuildRoot, epoch_s: int) -> None:
-    """Write the source's time, as the layer will state it, into each .pyc that is checked by time (PEP 552).
+    """Writes the source's time, as the layer will state it, into each .pyc that is checked by time (PEP 552).
 
     Without this, cutting a source's time to the epoch would make its bytecode stale, and every start would compile.
     """
@@ -212,7 +212,9 @@ def fix_bytecode_times(root: BuildRoot, epoch_s: int) -> None:
 
 
 def _move_scripts(scripts: Path, target: Path) -> None:
-    """pip --target leaves scripts in its own bin/ with this host's interpreter in the first line."""
+    """Moves scripts to their place: pip --target leaves them in its own bin/ with this host's interpreter in the first
+    line.
+    """
     if not scripts.is_dir():
         return
     target.mkdir(parents=True, exist_ok=True)
@@ -226,7 +228,7 @@ def _move_scripts(scripts: Path, target: Path) -> None:
 
 
 def _fix_modes(tree: Path) -> None:
-    """Owners root and modes as under umask 022, whatever the caller's umask."""
+    """Makes root the owner, and modes as under umask 022, whatever the caller's umask."""
     for path, _, status in walk(tree):
         os.chown(path, 0, 0, follow_symlinks=False)
         if not os.path.islink(path):
@@ -235,7 +237,7 @@ def _fix_modes(tree: Path) -> None:
 
 
 def _clean(root: BuildRoot) -> None:
-    """Empty what package managers leave in the tree and no image keeps; the directories themselves stay."""
+    """Empties what package managers leave in the tree and no image keeps; the directories themselves stay."""
     for name in _LITTER:
         directory = root.upper / name
         if not directory.is_dir():

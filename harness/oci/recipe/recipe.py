@@ -34,7 +34,7 @@ TAG = "image"
 
 
 def _silent(what: str, done: int, total: int) -> None:
-    """No progress wanted."""
+    """Does nothing: no progress is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def pack_layer(
     *,
     report: Callable[[str, int, int], object],
 ) -> None:
-    """Compress what was built into the cache entry ``key``."""
+    """Compresses what was built into the cache entry ``key``."""
     _, total = tree_size(root.upper)
     done = 0
 
@@ -190,7 +190,7 @@ def load_layer(directory: Path) -> BuiltLayer:
 
 
 def unpack_layer(layer: BuiltLayer, tree: Path) -> None:
-    """Unpack one of our own layers for OverlayFS: markers become whiteout devices and opaque xattrs."""
+    """Unpacks one of our own layers for OverlayFS: markers become whiteout devices and opaque xattrs."""
     tree.mkdir(mode=0o755)
     with open(layer.path, "rb") as file:
         # The bytes that were hashed are those that are unpacked: the same open file, and nobody else may write to it.
@@ -210,7 +210,7 @@ def unpack_layer(layer: BuiltLayer, tree: Path) -> None:
 
 
 def restore_whiteouts(tree: Path) -> None:
-    """Turn the markers of an unpacked layer into what OverlayFS understands in a lower directory."""
+    """Turns the markers of an unpacked layer into what OverlayFS understands in a lower directory."""
     for marker in sorted(tree.rglob(".wh.*")):
         marker.unlink()
         if marker.name == ".wh..wh..opq":

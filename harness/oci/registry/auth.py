@@ -30,7 +30,7 @@ _PART = re.compile(
     r"""(?P<name>[A-Za-z_-]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<token>[^\s,"]+))"""
     r"""|(?P<scheme>[A-Za-z][A-Za-z0-9!#$%&'*+.^_`|~-]*)(?=\s|,|$)"""
 )
-"""A parameter, or the name of a scheme, which no equals sign follows."""
+"""It matches a parameter, or the name of a scheme, which no equals sign follows."""
 _MAX_TOKEN_BYTES = 1 << 20
 _PASSING = frozenset({429, 500, 502, 503, 504})
 _RENEW_BEFORE_S = 5.0
@@ -83,7 +83,7 @@ class Authenticator:
         self._proven = False
         self._expires = float("inf")
         self.trouble = ""
-        """Why no login was offered though there may be one, as the end of a message."""
+        """Says why no login was offered though there may be one, as the end of a message."""
 
     def header(self) -> str:
         """Returns the header line to send now, '' for none; renews a token that is about to expire."""

@@ -1,9 +1,9 @@
 """This is the one client for registries (OCI distribution spec 1.1), cheap enough in CPU for the timed path.
 
-Used by the agent and the lazy file system inside the simulated machine: no httpx, pydantic or rich behind this import.
-A client is bound to one repository and safe from any number of threads; each concurrent request has its own connection.
-Transient faults (resets, timeouts, cut answers, 408, 429, 5xx) are retried with growing pauses; a redirect to a blob
-store is remembered while its signature can be valid, and never carries the registry's Authorization.
+The agent and the lazy file system inside the simulated machine use it: no httpx, pydantic or rich is behind this
+import. A client is bound to one repository and safe from any number of threads; each concurrent request has its own
+connection. Transient faults (resets, timeouts, cut answers, 408, 429, 5xx) are retried with growing pauses; a redirect
+to a blob store is remembered while its signature can be valid, and never carries the registry's Authorization.
 """
 
 from __future__ import annotations
@@ -149,11 +149,11 @@ class RegistryClient:
         return self.pool.asked
 
     def connect(self, count: int) -> None:
-        """Open connections to the registry for the next requests, while the caller goes on."""
+        """Opens connections to the registry for the next requests, while the caller goes on."""
         self.pool.connect(self._base + "/", count)
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Closes the idle connections."""
         self.pool.close()
 
     # reads
@@ -233,9 +233,9 @@ class RegistryClient:
         raise self.failure(response, f"{self.where}: blob {digest}")
 
     def stream_blob(self, digest: str, sink: Callable[[bytes], object]) -> int:
-        """Hand the whole blob to ``sink``, each byte once and in order; a broken transfer resumes where it broke.
+        """Hands the whole blob to ``sink``, each byte once and in order; a broken transfer resumes where it broke.
 
-        Unverified: whoever consumes the bytes hashes them (`Blob` does). Returns the number of bytes.
+        The bytes are unverified: whoever consumes them hashes them (`Blob` does). Returns the number of bytes.
         """
         done = attempt = 0
 
@@ -300,8 +300,9 @@ class RegistryClient:
         return self._retrying(lambda: self._authorised(url, headers, once))
 
     def _authorised(self, url: str, headers: Sequence[str], once: Callable[[Sequence[str]], Response]) -> Response:
-        """What ``once`` answers given the headers to send. Only our registry gets our login, and only its challenges
-        are answered: another host's may name any place to send the login to."""
+        """Returns what ``once`` answers, given the headers to send. Only our registry gets our login, and only its
+        challenges are answered: another host's may name any place to send the login to.
+        """
         if not self.is_ours(url):
             return once(headers)
         response = Response(401, [], b"")
@@ -323,7 +324,7 @@ class RegistryClient:
     def _get_blob(
         self, digest: str, byte_range: str, limit: int, sink: Callable[[bytes], object] | None, skip: int = 0
     ) -> Response:
-        """One try: the remembered place of the blob first, then the registry and where it redirects to."""
+        """Tries once: the remembered place of the blob first, then the registry and where it redirects to."""
 
         def once(url: str, sent: Sequence[str] = ()) -> Response:
             return self.pool.get(url, sent, byte_range=byte_range, limit=limit, sink=sink, skip=skip)
@@ -389,7 +390,7 @@ class RegistryClient:
             attempt = self._refused(attempt, response)
 
     def _failed(self, attempt: int, error: TransferError) -> int:
-        """Pause after a transfer that failed; RegistryError when another try is of no use, or was the last."""
+        """Pauses after a transfer that failed; RegistryError when another try is of no use, or was the last."""
         # A name that was never found stays unknown; one that was found before may be found again.
         if (error.may_pass or (error.is_lookup and self._has_answered)) and attempt + 1 < self.retries.attempts:
             return self._pause(attempt)
@@ -397,13 +398,13 @@ class RegistryClient:
         raise RegistryError(f"{self._base}: {error}{tries}{hint(str(error))}")
 
     def _refused(self, attempt: int, response: Response) -> int:
-        """Pause after an answer that may be another one later; RegistryError when it was the last try."""
+        """Pauses after an answer that may be another one later; RegistryError when it was the last try."""
         if attempt + 1 < self.retries.attempts:
             return self._pause(attempt, response.header("Retry-After"))
         raise self.failure(response, f"{self._base} after {attempt + 1} attempts")
 
     def _pause(self, attempt: int, retry_after: str = "") -> int:
-        """Sleep before the next attempt and return its number."""
+        """Sleeps before the next attempt and returns its number."""
         pause_s = min(self.retries.first_s * 2**attempt, self.retries.longest_s) * (0.5 + self._random.random())
         if retry_after.isdigit():
             pause_s = min(float(retry_after), self.retries.longest_retry_after_s)
@@ -417,7 +418,7 @@ class RegistryClient:
 
 
 def _life_s(url: str) -> float:
-    """Seconds for which a signed URL can be used again; a guess of a minute where it does not say."""
+    """Returns the seconds for which a signed URL can be used again; it guesses a minute where the URL does not say."""
     query = urllib.parse.parse_qs(urllib.parse.urlsplit(url).query)
     for name in ("X-Amz-Expires", "X-Goog-Expires"):
         if name in query and query[name][0].isdigit():

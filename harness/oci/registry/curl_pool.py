@@ -151,11 +151,11 @@ class CurlPool:
         self._routes = list(routes)
         self._idle: list[Any] = []
         self.asked: list[tuple[int, int]] = []
-        """When the first requests began and ended (CLOCK_MONOTONIC, ns)."""
+        """Lists when the first requests began and ended (CLOCK_MONOTONIC, ns)."""
         self._plain = PlainHttp(_AGENT, self.timeouts.connect_s, self.timeouts.stall_s)
 
     def close(self) -> None:
-        """Close the idle handles and their connections."""
+        """Closes the idle handles and their connections."""
         self._plain.close()
         while self._idle:
             self._idle.pop().close()
@@ -196,11 +196,11 @@ class CurlPool:
         sink: Callable[[bytes], object] | None,
         skip: int,
     ) -> Response:
-        """GET; it stops once a body that is kept proves longer than ``limit`` bytes (0: ``ERROR_BODY_BYTES``).
+        """Makes a GET; it stops once a body that is kept proves longer than ``limit`` bytes (0: ``ERROR_BODY_BYTES``).
 
         ``sink`` takes the body of a 200 or 206 in pieces (libcurl's have up to 16 KiB), however long, so that whoever
-        gave it has to know when it is enough; other bodies are kept, ``ERROR_BODY_BYTES`` of them at most.
-        ``skip`` bytes of a 200 (not of a 206) are left out: what a resumed transfer has had already.
+        gave it has to know when it is enough; other bodies are kept, ``ERROR_BODY_BYTES`` of them at most. ``skip``
+        bytes of a 200 (not of a 206) are left out: what a resumed transfer has had already.
         """
         if not self._routes and may_take(url):
             try:
@@ -256,7 +256,7 @@ class CurlPool:
         sink: Callable[[bytes], object] | None,
         skip: int,
     ) -> Response:
-        """``get`` without libcurl; raises Unusual where only libcurl knows what to do."""
+        """Does what ``get`` does, without libcurl; raises Unusual where only libcurl knows what to do."""
         try:
             answer = self._plain.get(url, headers, byte_range)
         except Broken as error:
@@ -368,7 +368,7 @@ class CurlPool:
 
 
 class _Lines(list[bytes]):
-    """The lines of an answer's head, up to a bound that no honest answer comes near."""
+    """Collects the lines of an answer's head, up to a bound that no honest answer comes near."""
 
     _left = MAX_HEAD_BYTES
 
@@ -381,7 +381,9 @@ class _Lines(list[bytes]):
 
 
 class _Kept(list[bytes]):
-    """The pieces of a body that is kept; ``full`` once they are more than ``limit`` bytes, which ends the transfer."""
+    """Collects the pieces of a body that is kept; ``full`` once they are more than ``limit`` bytes, which ends the
+    transfer.
+    """
 
     def __init__(self, limit: int) -> None:
         super().__init__()

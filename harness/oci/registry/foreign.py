@@ -82,7 +82,7 @@ class ForeignBlobs(Over):
 
 
 class _Download(RegistryClient):
-    """One URL, asked as a registry is asked for a blob: ranges, redirects, retries."""
+    """Fetches one URL as a client fetches a blob from a registry: ranges, redirects, retries."""
 
     def __init__(self, url: str, places: Places) -> None:
         parts = urllib.parse.urlsplit(url)

@@ -22,7 +22,7 @@ class Link:
 
     Waiting for a CPU quota, a busy server or a queue only ever adds to the time to the first byte, so the least of the
     latest is the link's own. The rate is the bytes of the longer answers over the time they took: slow start counts, as
-    it does for the requests that are to be planned. Times in seconds.
+    it does for the requests that are to be planned. Times are in seconds.
     """
 
     def __init__(self) -> None:

@@ -74,7 +74,7 @@ def _files(config_dir: str | None) -> Iterator[str]:
 
 
 def _names(host: str, repository: str) -> list[str]:
-    """The keys a login for a repository may stand under, the most telling ones first."""
+    """Returns the keys a login for a repository may stand under, the most telling ones first."""
     parts = repository.split("/") if repository else []
     narrow = [f"{host}/{'/'.join(parts[:count])}" for count in range(len(parts), 0, -1)]
     hub = ["https://index.docker.io/v1/", "index.docker.io", "docker.io"] if host == "docker.io" else []

@@ -1,8 +1,8 @@
 """This module keeps the other hosts a registry leads to: its token server, and where it redirects blobs to.
 
-A client inside a simulated machine reaches nothing but what a relay stands for. *Routes* say which: each is
-``HOST:PORT:ADDRESS:PORT``, connect to the second where the first is meant (libcurl's ``CURLOPT_CONNECT_TO``), so that
-names, certificates and signed URLs stay what they are.
+A client inside a simulated machine reaches nothing but what a relay stands for. *Routes* say which:
+``HOST:PORT:ADDRESS:PORT`` tells it to connect to the second where the first is meant (libcurl's
+``CURLOPT_CONNECT_TO``), so that names, certificates and signed URLs stay what they are.
 
 A registry elsewhere must not lead a client to services of the client's own machine or link (cloud metadata answers on
 link-local addresses), so such places are refused unless the registry itself is that near.
@@ -79,7 +79,7 @@ class Places:
         return bool(self._home) and bool(nearness(self._home, self._resolve))
 
     def visit(self, url: str, what: str) -> None:
-        """Note where ``what`` leads. RegistryError when there is no route to it, or when it is too near."""
+        """Notes where ``what`` leads. RegistryError when there is no route to it, or when it is too near."""
         place = host_and_port(url)
         if self._routed and place not in self._routed:
             raise RegistryError(

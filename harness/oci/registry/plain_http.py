@@ -31,7 +31,7 @@ _HEAD_STEP_BYTES = 2048
 _MAX_HEAD_BYTES = 64 << 10
 _AT_ONCE_BYTES = 32 << 20
 _SIMULATED = ipaddress.ip_network("198.18.0.0/15")
-"""RFC 2544: what simulated networks are made of."""
+"""Simulated networks are made of these addresses (RFC 2544)."""
 _TIMEVAL = struct.Struct("@ll")
 
 
@@ -166,7 +166,7 @@ class Connection:
         return data
 
     def ask(self, request: bytes) -> Answer:
-        """Send a request and read the head of its answer."""
+        """Sends a request and reads the head of its answer."""
         asked = time.perf_counter()
         try:
             self._socket.sendall(request)
@@ -200,7 +200,7 @@ class PlainHttp:
         self._idle: dict[tuple[str, int], list[Connection]] = {}
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Closes the idle connections."""
         for connections in self._idle.values():
             while connections:
                 connections.pop().close()

@@ -80,7 +80,7 @@ class RegistryDestination:
         return Descriptor.of(data, media_type)
 
     def put_nested_manifest(self, data: bytes, media_type: str) -> Descriptor:
-        """Store a manifest by its digest only."""
+        """Stores a manifest by its digest only."""
         self._put_manifest(data, media_type, "")
         return Descriptor.of(data, media_type)
 
@@ -186,7 +186,7 @@ class RegistryDestination:
 
 
 def _check_file(path: Path, descriptor: Descriptor) -> None:
-    """DigestMismatch when a file is not what it is kept as: a registry only says that it got something else."""
+    """Raises DigestMismatch when a file is not what it is kept as: a registry only says that it got something else."""
     verifier = Verifier(descriptor, str(path))
     for piece in read_pieces(path):
         verifier.update(piece)
@@ -194,7 +194,7 @@ def _check_file(path: Path, descriptor: Descriptor) -> None:
 
 
 class _Reader:
-    """The body's bytes in the pieces libcurl asks for."""
+    """Gives the body's bytes in the pieces libcurl asks for."""
 
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)
@@ -207,7 +207,7 @@ class _Reader:
 
 
 class _FileReader:
-    """A file's bytes, unbuffered; the file is closed with the reader."""
+    """Gives a file's bytes, unbuffered; the file is closed with the reader."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)

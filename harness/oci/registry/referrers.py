@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_PAGES = 16
 _NO_API = frozenset({200, 400, 404, 405, 406, 410, 415, 501})
-"""Answers of registries that do not know the API; 200 with something else than an index is one of them."""
+"""Registries that do not know the API answer so; 200 with something else than an index is one of these answers."""
 
 
 class Referrers:
@@ -65,7 +65,7 @@ class Referrers:
         return Descriptor.list_from_json(document.get("manifests"), f"{self._client.where}: referrers")
 
     def _by_api(self, digest: str, artifact_type: str | None) -> list[Descriptor] | None:
-        """What the API lists, all its pages; None when the registry does not have it."""
+        """Returns what the API lists, all its pages; None when the registry does not have it."""
         client = self._client
         query = f"?artifactType={urllib.parse.quote(artifact_type, safe='')}" if artifact_type else ""
         url = f"{client.repository_url}/referrers/{digest}{query}"
@@ -100,7 +100,9 @@ class Referrers:
         return entries
 
     def _once(self, url: str, response: Response) -> Response | None:
-        """What the API's other place answers, asked without patience; None where it is of no use."""
+        """Returns what the place answers that the API redirects to, asked without patience; None where it is of no
+        use.
+        """
         client = self._client
         for _ in range(3):
             try:

@@ -128,7 +128,7 @@ class RegistryServer:
         self.stop()
 
     def start(self) -> None:
-        """Start and wait until ``/v2/`` answers."""
+        """Starts it and waits until ``/v2/`` answers."""
         program = next((path for name in _PROGRAMS if (path := shutil.which(name))), None)
         if program is None:
             raise MissingTool("docker-registry is not installed; install it with: apt-get install docker-registry")
@@ -171,7 +171,7 @@ class RegistryServer:
             raise
 
     def stop(self) -> None:
-        """Stop the process (again is harmless) and remove its configuration; the storage stays."""
+        """Stops the process (again is harmless) and removes its configuration; the storage stays."""
         process, self._process = self._process, None
         if process is not None:
             process.terminate()
@@ -197,7 +197,7 @@ class RegistryServer:
         return counts
 
     def _claim_port(self) -> int:
-        """The port, checked to be free: another server there would answer the health check in ours' place."""
+        """Returns the port, checked to be free: another server there would answer the health check in ours' place."""
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -109,7 +109,7 @@ def density_surface(densities: Sequence[Density], *, narrow: bool = False) -> Fi
 
 
 def _row_names(densities: Sequence[Density]) -> list[str]:
-    """What tells the rows apart: the parts of shape and distance that not all of them have."""
+    """Returns what tells the rows apart: the parts of shape and distance that not all of them have."""
     parts = [d.place.replace(", ", ",").split(",") for d in densities]
     common = set(parts[0]).intersection(*map(set, parts[1:]))
     return ["\n".join(part for part in own if part not in common) or "as before" for own in parts]

@@ -71,7 +71,7 @@ def _panel(axes: Axes, group: Group, lines: Sequence[CaseLine]) -> None:
 
 
 def _said(group: Group, line: CaseLine, mean_s: float) -> str:
-    """``1.94 s, 0.36x``: the ratio only where it is proven."""
+    """Writes ``1.94 s, 0.36x``: the ratio only where it is proven."""
     text = f"{mean_s:.2f} s" if mean_s < 10 else f"{mean_s:.0f} s"
     first = group.baselines[0] if group.baselines else ""
     ratio = line.ratios.get(first)

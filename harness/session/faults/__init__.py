@@ -1,5 +1,5 @@
-"""Trials in which the supply of files fails after ready: what is put in, what is read, what is recorded.
+"""These modules run trials in which the supply of files fails after ready.
 
 ``sampling`` chooses files and knows what they really hold, ``injection`` makes things fail, ``course`` runs one trial
-and ``record`` keeps what came of it. Their observations are of a kind of their own (``harness.model.faults``).
+and ``record`` keeps what was seen. Their observations are of a kind of their own (``harness.model.faults``).
 """

@@ -1,4 +1,6 @@
-"""The course of one fault trial: a start like any other, then the fault, the reads, the mending and what comes back."""
+"""This module runs one fault trial: a start like any other, then the fault, the reads, the mending, and the
+recovery.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,18 @@ _RETRY_S = 1.0
 _RETRIED = 20
 """So many files that had failed are tried again until all can be read."""
 _QUIET_S = 15.0
-"""No byte for so long: what is missing is not on its way."""
+"""When no byte has come for so long, what is missing is not on its way."""
 _QUIET_BYTES = 20_000
 _WHOLE_SHARE = 0.95
 """This share of the image's stored bytes counts as all: what is fetched more than once makes up for little."""
 _BUDGETS = {"untouched": 0.6, "mapped": 0.1, "touched": 0.1, "evicted": 0.2}
-"""Shares of the fault's duration in which reads of a sample may begin."""
+"""Reads of a sample may begin in these shares of the fault's duration."""
 
 
 def run_fault_trial(
     setup: TrialSetup, fault: PlannedFault, table: Faults, samples: Samples, confinement: Confinement
 ) -> FaultObservation:
-    """Run one fault trial; one that fails is an observation with its failure.
+    """Runs one fault trial; one that fails gives an observation with its failure.
 
     Raises:
         HostUnfit, UsageError: nothing of this kind can run here, so the session ends.
@@ -77,7 +79,7 @@ class FaultCourse(Course):
         self._confinement = confinement
 
     def _go_on(self, machine: Machine, engine: Engine, container: Container, meter: PhaseMeter) -> None:
-        """Come to the onset, put the fault in and read; mend it, and see what comes back."""
+        """Waits for the onset, puts the fault in and reads; mends it, and sees what comes back."""
         self.seen.machine = machine.id
         reader = FaultReader(machine, container, self._confinement, self._samples.truth)
         injection = Injection(self._fault, machine, engine)
@@ -124,7 +126,7 @@ class FaultCourse(Course):
             time.sleep(max(0.0, float(onset.removesuffix("s")) - self._since_ready()))
 
     def _half_of_the_rest(self, machine: Machine) -> None:
-        """Until half of what the start has not fetched is here, or nothing comes any more."""
+        """Waits until half of what the start has not fetched is here, or nothing comes any more."""
         start = last = machine.wire().received_bytes
         wanted = start + max(0, self.setup.image_compressed_bytes - start) // 2
         quiet_since = time.monotonic()
@@ -135,8 +137,9 @@ class FaultCourse(Course):
                 last, quiet_since = now, time.monotonic()
 
     def _await_background(self, machine: Machine, engine: Engine, timeout_s: float) -> bool:
-        """Whether the rest of the image came. An engine that cannot tell only sees that no more comes: then the bytes
-        of the whole image must have been received."""
+        """Says whether the rest of the image came. An engine that cannot tell only sees that no more comes: then the
+        bytes of the whole image must have been received.
+        """
         assert self.recorder is not None
         if not self.setup.case.lazy:
             return True
@@ -151,7 +154,7 @@ class FaultCourse(Course):
         return done and (told or self._received(machine) >= _WHOLE_SHARE * self.setup.image_compressed_bytes)
 
     def _background_end_s(self) -> float:
-        """When the background fetch ended, after ready: as the engine says, else now."""
+        """Returns the seconds from ready until the background fetch ended: as the engine says, else now."""
         assert self.recorder is not None
         assert self.witness.ready_s is not None
         names = ("background", "inflate")
@@ -173,7 +176,9 @@ class FaultCourse(Course):
         return []
 
     def _read_all(self, reader: FaultReader, machine: Machine) -> list[Read]:
-        """What the start had read, what it had not, the same through mmap, and what it had read once it is evicted."""
+        """Reads what the start had read, what it had not, the same through mmap, and what it had read once it is
+        evicted.
+        """
         mapped = self._samples.untouched[-self._table.mapped :] if self._table.mapped else ()
         untouched = self._samples.untouched[: len(self._samples.untouched) - len(mapped)]
         bad = self._read(reader, "touched", self._samples.touched)
@@ -204,7 +209,7 @@ class FaultCourse(Course):
         return [] if self.seen.first_bad is None else [self.seen.first_bad]
 
     def _last_out(self, reader: FaultReader, begun: float) -> None:
-        """A fault lasts as long as it was planned to, whatever the reads came to."""
+        """Waits until the fault has lasted as long as planned, however soon the reads ended."""
         left = begun + self._table.duration_s - time.monotonic()
         if left > 0 and self._fault.mended:
             reader.watch(left)
@@ -212,7 +217,7 @@ class FaultCourse(Course):
     # -- afterwards
 
     def _recover(self, reader: FaultReader, machine: Machine, engine: Engine, bad: list[Read]) -> None:
-        """Read again what had failed until all of it can be read, then see whether the background fetch went on."""
+        """Reads again what had failed until all of it can be read, then sees whether the background fetch went on."""
         began = time.monotonic()
         left = list(dict.fromkeys(read.path for read in bad))[:_RETRIED]
         self.seen.recovered_s = None if left else 0.0
@@ -244,7 +249,7 @@ class FaultCourse(Course):
         seen.falsely_healthy_s, seen.listing_healthy_s = healthy_s(reader.pulses, seen.first_bad, seen.well_at)
 
     def _look_back(self, machine: Machine, engine: Engine) -> None:
-        """Daemons may be dead: what they would have said is not missed."""
+        """Notes what is left to see; daemons may be dead, and what they would have said is not missed."""
         try:
             self.seen.received_bytes = self._received(machine)
         except OSError:

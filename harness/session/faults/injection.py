@@ -1,4 +1,6 @@
-"""Making things fail in a machine that works, and mending them: the daemon, the registry, the disk below the cache."""
+"""This module makes things fail in a machine that works, and mends them: daemon, registry, and the disk below the
+cache.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,16 @@ _PIECE_BYTES = 64 << 20
 
 
 def gate_of(fault: str) -> Gated:
-    """What has to stand in front of the registry in a trial of this fault (a key, or empty for none)."""
+    """Returns the kind of gate that a trial of this fault needs in front of the registry, empty for none."""
     if not fault.startswith("registry-"):
         return ""
     return "tokens" if fault.startswith("registry-401") else "open"
 
 
 class Injection:
-    """One fault of one machine. ``put_in`` makes it, ``mend`` ends it as far as it ends, ``clear`` whatever is left."""
+    """Makes one fault of one machine. ``put_in`` begins it, ``mend`` ends it as far as it ends, ``clear`` ends the
+    rest.
+    """
 
     def __init__(self, fault: PlannedFault, machine: Machine, engine: Engine) -> None:
         self._fault = fault
@@ -40,7 +44,7 @@ class Injection:
         self._filled = False
 
     def put_in(self) -> tuple[str, ...]:
-        """Make it fail now; what was hit. Raises MachineError."""
+        """Makes it fail now; returns what was hit. Raises MachineError."""
         fault = self._fault.fault
         if fault in _GATE:
             self._machine.ways.gate.become(_GATE[fault])
@@ -64,7 +68,7 @@ class Injection:
         return hit
 
     def mend(self) -> None:
-        """End it: what was killed is started again only where the fault says so. Raises MachineError."""
+        """Ends it; daemons that were killed are started again only where the fault says so. Raises MachineError."""
         fault = self._fault.fault
         if fault in _GATE:
             self._machine.ways.gate.become("pass")
@@ -74,7 +78,7 @@ class Injection:
             self.clear()
 
     def clear(self) -> None:
-        """Nothing stays stopped, cut or full, so that the machine can be taken away; idempotent."""
+        """Ends all that is stopped, cut or full, so that the machine can be taken away; idempotent."""
         stopped, self._stopped = self._stopped, ()
         for pid in stopped:
             with suppress(ProcessLookupError):
@@ -88,7 +92,7 @@ class Injection:
                 self._machine.outside(self._machine.scratch / _FILLER).unlink()
 
     def _fill(self) -> None:
-        """Take all that the machine's disk has left."""
+        """Fills all space that the machine's disk has left."""
         path = self._machine.outside(self._machine.scratch / _FILLER)
         self._filled = True
         try:
@@ -109,7 +113,7 @@ class Injection:
 
 
 def _name(pid: int) -> str:
-    """The command of a process, as the kernel names it."""
+    """Returns the command of a process, as the kernel names it."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             return file.read().strip()

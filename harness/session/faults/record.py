@@ -1,4 +1,4 @@
-"""The record of a fault trial: what was seen in it, judged, as the observation that is stored."""
+"""This module makes the record of a fault trial: it judges what was seen, and puts it into the observation to store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harness.session.evidence import Witness
 
 WRONG_BYTES = "WrongBytes"
-"""Kind of the failure of a trial that read a wrong byte."""
+"""It names the failure of a trial that read a wrong byte."""
 
 #: Rules that say that this was not a start of the case; the others judge times, or are what the fault brings about.
 _RULES = frozenset({"not-lazy", "fuse-in-full-pull", "not-there", "limits-not-as-asked"})
@@ -27,7 +27,7 @@ _DETAILS: tuple[str, ...] = ("traceback", "engine_log")
 
 @dataclass
 class Seen:
-    """Keeps what is seen of a fault; fields as in ``FaultObservation``, times on CLOCK_MONOTONIC in seconds."""
+    """Keeps what is seen of a fault; fields are as in ``FaultObservation``, times on CLOCK_MONOTONIC in seconds."""
 
     recovery_limit_s: float
     onset_s: float | None = None
@@ -37,9 +37,9 @@ class Seen:
     hit: tuple[str, ...] = ()
     reads: list[SampleReads] = field(default_factory=list)
     wrong_later: list[Read] = field(default_factory=list)
-    """Wrong bytes read after the fault."""
+    """Lists the reads after the fault that gave wrong bytes."""
     machine: str = ""
-    """The machine's ID, by which what it leaves is told from what others leave."""
+    """Holds the machine's ID; it tells what this machine leaves behind from what others leave."""
     first_bad: float | None = None
     well_at: float | None = None
     recovered_s: float | None = None
@@ -58,7 +58,7 @@ class Seen:
 def observation(
     witness: Witness, seen: Seen, fault: PlannedFault, failure: Failure | None, started_at: str
 ) -> FaultObservation:
-    """What was seen. A wrong byte is a failure, whatever else there was."""
+    """Returns what was seen, as it is stored. A wrong byte is a failure, whatever else there was."""
     setup = witness.setup
     wrong = sum(reads.wrong for reads in seen.reads) + len(seen.wrong_later)
     if wrong and failure is None:

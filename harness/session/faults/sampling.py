@@ -1,4 +1,7 @@
-"""Which files a fault trial reads, and what they really hold, by the layers' tars and apart from every mode."""
+"""This module chooses the files that a fault trial reads, and takes from the layers' tars what they really hold.
+
+The truth is read apart from every mode.
+"""
 
 from __future__ import annotations
 
@@ -36,20 +39,22 @@ _MOUNTED = ("/proc/", "/sys/", "/dev/", "/run/", "/tmp/")
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Files by what the start did with them, each list in an order of its own drawn from the seed; and all truths."""
+    """Holds the files that the start touched and those it did not, each in an order drawn from the seed; and all
+    truths.
+    """
 
     touched: tuple[str, ...]
     untouched: tuple[str, ...]
     truth: Mapping[str, Truth]
 
     def cut(self, table: Faults, *, all_untouched: bool) -> Samples:
-        """So many as a scenario asks for; with ``all_untouched`` all of those."""
+        """Returns as many files as a scenario asks for; with ``all_untouched`` all of the untouched ones."""
         untouched = self.untouched if all_untouched else self.untouched[: table.untouched + table.mapped]
         return Samples(self.touched[: table.touched], untouched, self.truth)
 
 
 def choose(truth: Mapping[str, Truth], touched: Collection[str], seed: int) -> Samples:
-    """Deal the files of an image out: ``touched`` are those that a trace of the start names."""
+    """Splits the files of an image in two: ``touched`` are those that a trace of the start names."""
     usable = sorted(
         (path for path in truth if path not in _NOT_THE_IMAGES and not path.startswith(_MOUNTED)),
         key=lambda path: rank(path, seed),
@@ -63,10 +68,10 @@ def choose(truth: Mapping[str, Truth], touched: Collection[str], seed: int) -> S
 
 
 def load_truth(source: ImageSource, image: Image, cache: Path) -> dict[str, Truth]:
-    """Size and sha256 of every regular file with bytes that the image shows, each inode under its first name.
+    """Returns size and sha256 of every regular file with bytes that the image shows, each inode under its first name.
 
-    Sparse files are left out. Kept by image digest in ``cache``. Raises ContentError, FormatError for a layer that is
-    not what it claims to be.
+    Sparse files are left out. The result is kept by image digest in ``cache``. Raises ContentError, FormatError for a
+    layer that is not what it claims to be.
     """
     stored = cache / "truth" / f"{image.descriptor.digest.replace(':', '-')}.v{CACHE_VERSION}.json.gz"
     if stored.exists():
