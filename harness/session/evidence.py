@@ -124,7 +124,7 @@ class Witness:
     def hear(self, engine: Engine) -> None:
         """What the engine reports, also of a trial that failed."""
         report = engine.report()
-        self.details.update(report.details)
+        self.details.update(report.details.model_dump(mode="json"))
         if report.log_tail:
             self.details["engine_log"] = report.log_tail
         self.found_invalid = report.invalid

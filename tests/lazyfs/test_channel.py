@@ -26,6 +26,7 @@ from harness.lazyfs.messages import (
     Touches,
     Usage,
 )
+from harness.model.details import EngineDetails
 from harness.model.observation import LazyUsage
 
 SERVING = Serving(
@@ -137,3 +138,4 @@ def test_facts_of_a_root_file_system_are_stored_where_there_are_any() -> None:
         "erofs": "loop",
         "whole_layers": [],
     }
+    assert {field.name for field in dataclasses.fields(RootfsDetails)} <= EngineDetails.model_fields.keys()
