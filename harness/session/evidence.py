@@ -171,9 +171,9 @@ class Witness:
         in_all = self.lazy.requests if self.lazy else 0
         self.meter.begin = replace(self.meter.begin, requests=0)
         if self.ready_mark is not None:
-            self.ready_mark = replace(self.ready_mark, requests=_sum(clients, before))
+            self.ready_mark = replace(self.ready_mark, requests=observing.known_sum((clients, before)))
         if self.end_mark is not None:
-            self.end_mark = replace(self.end_mark, requests=_sum(clients, in_all))
+            self.end_mark = replace(self.end_mark, requests=observing.known_sum((clients, in_all)))
 
     # -- what came of it
 
@@ -224,9 +224,3 @@ class Witness:
             pack=self.lazy.pack if self.lazy else None,
             oom_kills=used.oom_kills if used else 0,
         )
-
-
-def _sum(*counts: int | None) -> int | None:
-    """The sum of what is known; None as soon as one count is not."""
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
