@@ -260,15 +260,19 @@ class DockerEngine:
         if self._look is not None:
             self._look.finish()
         self._daemons.stop()
+        self._let_go()
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+
+    def _let_go(self) -> None:
+        """Closes what the harness holds of events, output and container."""
         if self._events is not None:
             self._events.close()
         if self._streams is not None:
             self._streams.close()
         if self._container is not None:
             self._container.close()
-        if self._client is not None:
-            self._client.close()
-        self._client = None
 
 
 def storage(told: dict[str, Any]) -> str:

@@ -197,12 +197,7 @@ class RunningDocker(DockerEngine):
                 self._await_gone(client)
                 with suppress(*api.FAILURES):
                     client.remove_image(self._name, force=True)
-        if self._events is not None:
-            self._events.close()
-        if self._streams is not None:
-            self._streams.close()
-        if self._container is not None:
-            self._container.close()
+        self._let_go()
         for each in (client, self._listening):
             if each is not None:
                 each.close()
