@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
-import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,7 +13,6 @@ from harness.cli.groups import convert
 
 if TYPE_CHECKING:
     from harness.formats.estargz.image import ImageConversion
-    from harness.oci.reference import Reference
 
 
 @convert.command()
@@ -33,23 +30,13 @@ def estargz(
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Convert an image to eStargz: same files, but any of them can be read without downloading the layer."""
-    from harness.cli.bars import bar, layer_progress, open_named
+    from harness.cli.converting import converted
     from harness.formats.estargz.image import convert_image
     from harness.formats.estargz.writer import EstargzOptions
-    from harness.oci.descriptor import Platform
-    from harness.oci.location import open_destination
-    from harness.oci.reference import parse_reference
 
     options = EstargzOptions(chunk_size, min_chunk_size, _names(prioritize))
-    chosen = Platform.parse(platform) if platform else None
-    target = parse_reference(destination)
-    began = time.monotonic()
-    with open_named(source, as_json) as opened, bar(as_json) as shown:
-        image = opened.resolve(chosen)
-        with contextlib.closing(open_destination(target)) as output:
-            progress = layer_progress(shown, "converting", image.compressed_bytes)
-            result = convert_image(opened, image, output, options, scratch=scratch_of(target), progress=progress)
-    seconds = time.monotonic() - began
+    conversion = partial(convert_image, options=options)
+    result, seconds = converted(source, destination, platform, "converting", conversion, quiet=as_json)
     if as_json:
         print(json.dumps(_document(result, destination, seconds), indent=2))
     else:
@@ -79,15 +66,6 @@ def _names(path: str) -> tuple[str, ...]:
     return names
 
 
-def scratch_of(target: Reference) -> str:
-    """Chooses where layers are unpacked meanwhile: beside an OCI layout, so that blobs can be linked into it, else
-    /var/tmp.
-    """
-    if target.transport == "oci":
-        return target.path
-    return os.environ.get("TMPDIR") or "/var/tmp"
-
-
 def _document(result: ImageConversion, destination: str, seconds: float) -> dict[str, object]:
     return {
         "image": destination,
@@ -115,7 +93,7 @@ def _print(result: ImageConversion, destination: str, seconds: float) -> None:
     from rich.table import Table
 
     from harness.cli.bars import megabytes
-    from harness.cli.tables import console as make_console
+    from harness.cli.converting import show
 
     table = Table("layer", "before", "after", "change", "entries", "remark")
     for number, layer in enumerate(result.layers):
@@ -128,15 +106,7 @@ def _print(result: ImageConversion, destination: str, seconds: float) -> None:
             str(layer.entries or ""),
             layer.unchanged,
         )
-    console = make_console()
-    console.print(table)
-    console.print(
-        f"{destination}: {result.manifest.digest}\n"
-        f"{megabytes(result.target_bytes)} in {seconds:.1f} s ({megabytes(result.source_bytes)} before)",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    show(table, result, destination, seconds)
 
 
 def _warn(result: ImageConversion) -> None:

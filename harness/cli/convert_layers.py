@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -27,29 +26,18 @@ def layers(
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Compress an image's layers otherwise; the tars, and so diff IDs and configuration, stay as they are."""
-    from harness.cli.bars import bar, layer_progress, open_named
-    from harness.cli.convert import scratch_of
+    from harness.cli.converting import converted
     from harness.errors import UsageError
     from harness.formats.recompression import convert_layers
     from harness.model.image import parse_compression
-    from harness.oci.descriptor import Platform
-    from harness.oci.location import open_destination
-    from harness.oci.reference import parse_reference
 
     asked = compression if level is None else f"{compression}:{level}"
     try:
         wanted = parse_compression(asked)
     except ValueError as error:
         raise UsageError(f"--compression {asked}: {error}") from None
-    chosen = Platform.parse(platform) if platform else None
-    target = parse_reference(destination)
-    began = time.monotonic()
-    with open_named(source, as_json) as opened, bar(as_json) as shown:
-        image = opened.resolve(chosen)
-        with contextlib.closing(open_destination(target)) as output:
-            progress = layer_progress(shown, "compressing", image.compressed_bytes)
-            result = convert_layers(opened, image, output, wanted, scratch=scratch_of(target), progress=progress)
-    seconds = time.monotonic() - began
+    conversion = partial(convert_layers, compression=wanted)
+    result, seconds = converted(source, destination, platform, "compressing", conversion, quiet=as_json)
     if as_json:
         print(json.dumps(_document(result, destination, wanted.name, seconds), indent=2))
     else:
@@ -81,7 +69,7 @@ def _print(result: ImageRecompression, destination: str, seconds: float) -> None
     from rich.table import Table
 
     from harness.cli.bars import megabytes
-    from harness.cli.tables import console as make_console
+    from harness.cli.converting import show
 
     table = Table("layer", "before", "after", "unpacked", "remark")
     for number, layer in enumerate(result.layers):
@@ -92,12 +80,4 @@ def _print(result: ImageRecompression, destination: str, seconds: float) -> None
             megabytes(layer.uncompressed_bytes) if not layer.unchanged else "",
             layer.unchanged,
         )
-    console = make_console()
-    console.print(table)
-    console.print(
-        f"{destination}: {result.manifest.digest}\n"
-        f"{megabytes(result.target_bytes)} in {seconds:.1f} s ({megabytes(result.source_bytes)} before)",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    show(table, result, destination, seconds)

@@ -9,16 +9,15 @@ CPU quota, so that watching costs the machine nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from harness.lazyfs.messages import FileRange, Option  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from harness.kernel.namespaces import Namespaces
     from harness.lazyfs.messages import ReadRange, Touch
     from harness.machine.machine import Machine
+    from harness.model.details import EngineDetails
     from harness.model.modes import Mode
     from harness.model.observation import Invalidity, LazyUsage, Phase, WorkloadResult
     from harness.model.timeline import Recorder
@@ -53,14 +52,14 @@ class Report:
     """Holds what an engine has to say about its trial so far; None stands for what it cannot know.
 
     ``phase`` names what it was at when ``deploy`` raised (finer than the phases that are charged: ``resolve`` …).
-    ``requests`` counts what its own clients sent to the registry. ``details`` are further figures for the
+    ``requests`` counts what its own clients sent to the registry. ``details`` are further facts for the
     observation, ``log_tail`` the end of what its processes wrote to stderr. ``invalid`` holds reasons of its own why
     the trial does not count, such as a snapshotter that unpacked what it should have served.
     """
 
+    details: EngineDetails
     phase: str = ""
     requests: int | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
     log_tail: str = ""
     invalid: tuple[Invalidity, ...] = ()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import resource
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from harness.lazyfs.messages import Histogram, OpcodeUsage, PackUsage, Usage
@@ -99,10 +99,7 @@ class PackCounters:
     """Says where the pack has other bytes than the layers, if it does."""
 
     def usage(self) -> PackUsage:
-        return PackUsage(
-            self.frames_total, self.frames, self.bytes_pushed, self.reads, self.outside, self.passed_over,
-            self.failures, self.failure, self.differs,
-        )  # fmt: skip
+        return PackUsage(**asdict(self))
 
 
 @dataclass(slots=True)

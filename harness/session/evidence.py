@@ -124,7 +124,7 @@ class Witness:
     def hear(self, engine: Engine) -> None:
         """Keeps what the engine reports; a trial that failed has a report, too."""
         report = engine.report()
-        self.details.update(report.details)
+        self.details.update(report.details.model_dump(mode="json"))
         if report.log_tail:
             self.details["engine_log"] = report.log_tail
         self.found_invalid = report.invalid
@@ -171,9 +171,9 @@ class Witness:
         in_all = self.lazy.requests if self.lazy else 0
         self.meter.begin = replace(self.meter.begin, requests=0)
         if self.ready_mark is not None:
-            self.ready_mark = replace(self.ready_mark, requests=_sum(clients, before))
+            self.ready_mark = replace(self.ready_mark, requests=observing.known_sum((clients, before)))
         if self.end_mark is not None:
-            self.end_mark = replace(self.end_mark, requests=_sum(clients, in_all))
+            self.end_mark = replace(self.end_mark, requests=observing.known_sum((clients, in_all)))
 
     # -- what came of it
 
@@ -224,9 +224,3 @@ class Witness:
             pack=self.lazy.pack if self.lazy else None,
             oom_kills=used.oom_kills if used else 0,
         )
-
-
-def _sum(*counts: int | None) -> int | None:
-    """Returns the sum of the counts; None as soon as one count is not known."""
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None

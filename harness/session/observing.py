@@ -175,3 +175,13 @@ def running(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
+
+
+def known_sum(counts: Iterable[int | None]) -> int | None:
+    """Returns the sum; None as soon as one of them is not known."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total

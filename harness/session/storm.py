@@ -22,11 +22,12 @@ from harness.model.observation import Invalidity, Observation, PhaseUsage, Storm
 from harness.session import record
 from harness.session.gates import MemberGate, StormGate
 from harness.session.interrupts import Interrupts
+from harness.session.observing import known_sum
 from harness.session.progress import Silent
 from harness.session.trial import Course
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from harness.session.setup import TrialSetup
 
@@ -138,10 +139,10 @@ def merged(seen: Sequence[Observation]) -> Observation:
             "time_to_ready_s": None if failure is not None else last.time_to_ready_s,
             "image_digest": seen[0].image_digest,
             "phases": _phases(seen),
-            "memory_peak_bytes": _sum(o.memory_peak_bytes for o in seen),
-            "memory_ready_bytes": _sum(o.memory_ready_bytes for o in seen),
-            "memory_ready_cache_bytes": _sum(o.memory_ready_cache_bytes for o in seen),
-            "disk_written_bytes": _sum(o.disk_written_bytes for o in seen),
+            "memory_peak_bytes": known_sum(o.memory_peak_bytes for o in seen),
+            "memory_ready_bytes": known_sum(o.memory_ready_bytes for o in seen),
+            "memory_ready_cache_bytes": known_sum(o.memory_ready_cache_bytes for o in seen),
+            "disk_written_bytes": known_sum(o.disk_written_bytes for o in seen),
             "wire": _wire([o.wire for o in seen]),
             "wire_before_ready": _wire([o.wire_before_ready for o in seen]),
             "storm": tuple(_machine(o) for o in seen),
@@ -183,14 +184,7 @@ def _phases(seen: Sequence[Observation]) -> tuple[PhaseUsage, ...]:
 
 def _wire(seen: Sequence[Wire]) -> Wire:
     return Wire(
-        received_bytes=_sum(wire.received_bytes for wire in seen),
-        sent_bytes=_sum(wire.sent_bytes for wire in seen),
-        requests=_sum(wire.requests for wire in seen),
+        received_bytes=known_sum(wire.received_bytes for wire in seen),
+        sent_bytes=known_sum(wire.sent_bytes for wire in seen),
+        requests=known_sum(wire.requests for wire in seen),
     )
-
-
-def _sum(counts: Iterable[int | None]) -> int | None:
-    """Returns the sum; None as soon as one is not known."""
-    every = list(counts)
-    known = [count for count in every if count is not None]
-    return sum(known) if len(known) == len(every) else None

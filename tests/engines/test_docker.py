@@ -48,8 +48,8 @@ def test_a_container_runs(machine: Machine, registry: TestRegistry, dockerd: str
         assert ends["fetch", 0] <= ends["create", None] <= ends["start", None]
         report = it.engine.report()
         assert report.requests is None
-        assert report.details["docker_version"]
-        assert "layers_existing" not in report.details
+        assert report.details.docker_version
+        assert report.details.layers_existing is None
         assert machine.wire().received_bytes > 10_000
     assert set(machine.pids()) == set()
     left = Path(f"/proc/{machine.namespace_pid}/mountinfo").read_text()

@@ -14,18 +14,22 @@ from harness.engines.protocol import DeployRequest, Process
 from harness.errors import FormatError
 from harness.lazyfs import channel
 from harness.lazyfs.channel import Channel, Lines, Received, encode
+from harness.lazyfs.counters import PackCounters
 from harness.lazyfs.messages import (
     ANSWERS,
     REQUESTS,
     LazyLayer,
     MarkReady,
     MountTree,
+    PackUsage,
     Serving,
     StoreAddress,
     Touch,
     Touches,
     Usage,
 )
+from harness.model import observation
+from harness.model.details import EngineDetails
 from harness.model.observation import LazyUsage
 
 SERVING = Serving(
@@ -128,6 +132,12 @@ def test_channel_between_two_processes() -> None:
 def test_what_the_daemon_counts_is_what_an_observation_stores() -> None:
     """Both lists of counters have the same names, so that none is lost on the way."""
     assert {field.name for field in dataclasses.fields(Usage)} == set(LazyUsage.model_fields)
+    assert {field.name for field in dataclasses.fields(PackUsage)} == set(observation.PackUsage.model_fields)
+    assert dataclasses.asdict(PackCounters(frames=2, failure="gone").usage()) == {
+        **observation.PackUsage().model_dump(),
+        "frames": 2,
+        "failure": "gone",
+    }
 
 
 def test_facts_of_a_root_file_system_are_stored_where_there_are_any() -> None:
@@ -137,3 +147,4 @@ def test_facts_of_a_root_file_system_are_stored_where_there_are_any() -> None:
         "erofs": "loop",
         "whole_layers": [],
     }
+    assert {field.name for field in dataclasses.fields(RootfsDetails)} <= EngineDetails.model_fields.keys()

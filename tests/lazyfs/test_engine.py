@@ -30,6 +30,7 @@ from tests.lazyfs.support import MODES, File, need_root, noise, tar_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from harness.model.details import EngineDetails
     from harness.model.observation import LazyUsage
 
 pytestmark = pytest.mark.root
@@ -59,7 +60,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestRegistry]
 
 def start(
     registry: TestRegistry, mode: str, tag: str, trace: bool = False, distance: Distance | None = None
-) -> tuple[LazyUsage, Recorder, list[str], bytes, dict[str, object]]:
+) -> tuple[LazyUsage, Recorder, list[str], bytes, EngineDetails]:
     """Deploy, wait for the end of the program, and give what the engine saw."""
     upstream = (registry.address, registry.port)
     with Machine(parse_shape("unlimited"), distance=distance or Distance(), registry_upstream=upstream) as machine:
@@ -79,7 +80,7 @@ def start(
             usage = engine.lazy_usage()
             assert usage is not None
             paths = [touch.path for touch in engine.first_touches()]
-            details = dict(engine.report().details)
+            details = engine.report().details
         finally:
             engine.tear_down()
     return usage, timeline, paths, output, details
@@ -92,7 +93,7 @@ def test_container_runs_from_a_lazy_root(registry: TestRegistry, mode: str) -> N
     assert output
     if mode == "erofs":
         # The container may use no loop device; the agent, which mounts, may.
-        assert (details["erofs"], details.get("erofs_refused")) == ("loops", None)
+        assert (details.erofs, details.erofs_refused) == ("loops", None)
     assert {"resolve", "index", "mount", "create", "start", "background"} <= {span.name for span in timeline.spans}
     assert "/bin/probe" in paths
     assert usage.layers_lazy == (1 if mode == "soci" else 2)
@@ -126,7 +127,7 @@ def test_a_machines_daemon_is_replaced(registry: TestRegistry, mode: str) -> Non
             assert usage is not None
             assert (usage.restarts, usage.background_finished) == (1, True)
             assert engine.daemon_pids() not in {(), (killed,)}
-            assert engine.report().details["survives_daemon"] is True
+            assert engine.report().details.survives_daemon is True
         finally:
             engine.tear_down()
         assert engine.daemon_pids() == ()
@@ -139,7 +140,7 @@ def test_three_rounds_before_the_mount(registry: TestRegistry, mode: str) -> Non
         registry, mode, mode, distance=Distance(rtt_ms=20, first_byte_ms=100)
     )
     assert output
-    assert details["rounds_before_mount"] == (2 if mode == "estargz" else 3)
+    assert details.rounds_before_mount == (2 if mode == "estargz" else 3)
     assert usage.retries == 0
     # So far away the layers are streamed, too, and that is told; next to the registry they are not.
     assert usage.streamed_since_s is not None

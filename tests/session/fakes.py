@@ -11,6 +11,7 @@ from harness.engines.protocol import Availability, Report
 from harness.errors import ColdbenchError, MachineError
 from harness.machine.cgroup import Counters
 from harness.machine.machine import Traffic
+from harness.model.details import EngineDetails
 from harness.model.shape import Shape, parse_shape
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class FakeEngine:
     lazy: LazyUsage | None = None
     torn_down: bool = False
     calls: list[str] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
+    details: EngineDetails = field(default_factory=EngineDetails)
     log: str = ""
     requests: int | None = None
 

@@ -8,7 +8,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.engines.confinement import Confinement
 from harness.engines.container import RunningContainer
@@ -20,6 +20,7 @@ from harness.engines.protocol import Report
 from harness.errors import ColdbenchError, MachineError, MissingTool, OutOfMemory, UsageError
 from harness.kernel.namespaces import Namespaces
 from harness.model import modes
+from harness.model.details import EngineDetails
 from harness.model.engine import ContainerdChoice
 from harness.model.observation import LazyUsage
 from harness.model.policy import Snapshotter, SnapshotterPolicy
@@ -313,11 +314,9 @@ class ContainerdEngine:
         """Reports versions, the snapshotter's counters, the end of the logs, and whether it fell
         back to a full pull.
         """
-        details: dict[str, Any] = {"versions": self._versions}
-        if self._at_ready:
-            details["snapshotter_metrics_at_ready"] = self._at_ready
-        if found := self._read_metrics():
-            details["snapshotter_metrics"] = found
+        details = EngineDetails(versions=self._versions)
+        counted = {"snapshotter_metrics_at_ready": self._at_ready, "snapshotter_metrics": self._read_metrics()}
+        details = details.model_copy(update={name: found for name, found in counted.items() if found})
         invalid: tuple[Invalidity, ...] = ()
         if self._lazy and self._pulled.known:
             log = self._served.text(1 << 20) if self._served is not None else ""

@@ -19,6 +19,7 @@ from harness.engines.docker.root import EarlyLook
 from harness.engines.docker.streams import OutputStreams
 from harness.engines.protocol import Availability, Report
 from harness.errors import ColdbenchError, HostUnfit, MachineError, UsageError
+from harness.model.details import EngineDetails
 from harness.model.modes import DOCKER, containerd_store, engine_modes
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class DockerEngine:
         self._container: RunningContainer | None = None
         self._id = ""
         self._phase = ""
-        self._details: dict[str, Any] = {}
+        self._details = EngineDetails()
 
     def modes(self) -> tuple[Mode, ...]:
         return engine_modes(DOCKER)
@@ -94,10 +95,16 @@ class DockerEngine:
         return storage(told) != ("overlayfs of containerd" if store else "overlay2")
 
     def _note(self, told: dict[str, Any]) -> None:
-        self._details["docker_version"] = str(told.get("ServerVersion", ""))
-        self._details["versions"] = {program.name: program.version for program in self._programs.all if program.version}
-        self._details["versions"]["docker"] = self._details["docker_version"]
-        self._details["storage_driver"] = str(told.get("Driver", ""))
+        version = str(told.get("ServerVersion", ""))
+        self._details = EngineDetails(
+            docker_version=version,
+            versions={**self._own_versions(), "docker": version},
+            storage_driver=str(told.get("Driver", "")),
+        )
+
+    def _own_versions(self) -> dict[str, str]:
+        """Returns the versions of the programs it starts itself."""
+        return {program.name: program.version for program in self._programs.all if program.version}
 
     def deploy(self, machine: Machine, request: DeployRequest, timeline: Recorder, watch: Watch) -> Container:
         """Does as ``protocol.Engine`` says."""
@@ -141,7 +148,7 @@ class DockerEngine:
         if progress.error:
             raise self._death("in the pull") or api.pull_failure(progress.error)
         if progress.existing:
-            self._details["layers_existing"] = progress.existing
+            self._details = self._details.model_copy(update={"layers_existing": progress.existing})
         return f"{repository}{separator}{request.reference}"
 
     def _host_options(self, _machine: Machine) -> dict[str, Any]:
@@ -253,15 +260,19 @@ class DockerEngine:
         if self._look is not None:
             self._look.finish()
         self._daemons.stop()
+        self._let_go()
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+
+    def _let_go(self) -> None:
+        """Closes what the harness holds of events, output and container."""
         if self._events is not None:
             self._events.close()
         if self._streams is not None:
             self._streams.close()
         if self._container is not None:
             self._container.close()
-        if self._client is not None:
-            self._client.close()
-        self._client = None
 
 
 def storage(told: dict[str, Any]) -> str:

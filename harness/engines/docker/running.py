@@ -105,14 +105,16 @@ class RunningDocker(DockerEngine):
             self._events = EventListener(self._listening)
             self._remove_image(self._client, request)
             self._note(self._client.info())
-            self._details["versions"] = {"docker": self._details["docker_version"]}
         except api.FAILURES as error:
             raise api.daemon_failure("info", error) from error
-        self._details["limits"] = _UNCOUNTED
+        self._details = self._details.model_copy(update={"limits": _UNCOUNTED})
         address, _, port = machine.registry.rpartition(":")
         # What stands in front of the registry delays already; netem does it on the machine's link, which is not used.
         distance = Distance(rtt_ms=machine.distance.rtt_ms) if has_netem() else Distance()
         self._relay = RelayProcess(_LOOPBACK.rstrip(":"), (address, int(port)), distance)
+
+    def _own_versions(self) -> dict[str, str]:
+        return {}
 
     def _remove_image(self, client: api.IsolatedClient, request: DeployRequest) -> None:
         """Remove what a trial (one that was killed, perhaps) pulled; the user's own copy of the image is an error."""
@@ -178,7 +180,7 @@ class RunningDocker(DockerEngine):
     def report(self) -> Report:
         """Reports; layers that were there already make the start a warm one, so that it does not count."""
         invalid: tuple[Invalidity, ...] = ()
-        if existing := self._details.get("layers_existing"):
+        if existing := self._details.layers_existing:
             reason = f"{existing} layer(s) were in the Docker at {self._host} already, from another image"
             invalid = (Invalidity(rule="cache-not-cold", reason=reason),)
         return Report(phase=self._phase, details=self._details, invalid=invalid)
@@ -195,12 +197,7 @@ class RunningDocker(DockerEngine):
                 self._await_gone(client)
                 with suppress(*api.FAILURES):
                     client.remove_image(self._name, force=True)
-        if self._events is not None:
-            self._events.close()
-        if self._streams is not None:
-            self._streams.close()
-        if self._container is not None:
-            self._container.close()
+        self._let_go()
         for each in (client, self._listening):
             if each is not None:
                 each.close()

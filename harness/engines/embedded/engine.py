@@ -41,6 +41,7 @@ from harness.kernel.namespaces import KINDS, Namespaces
 from harness.lazyfs.channel import Channel
 from harness.lazyfs.control import end, serving
 from harness.lazyfs.messages import Span
+from harness.model.details import EngineDetails
 from harness.model.modes import EMBEDDED, engine_modes, find, lazy_policy, uses_library
 from harness.model.policy import PYFUSE3
 
@@ -70,7 +71,7 @@ class EmbeddedEngine:
 
     def __init__(self, _choice: EngineChoice) -> None:
         self._phase = ""
-        self._details: dict[str, object] = {}
+        self._details = EngineDetails()
         self._agent_requests: int | None = None
         self.image_digest = ""
         self._machine: Machine | None = None
@@ -252,7 +253,7 @@ class EmbeddedEngine:
             elif isinstance(message, Entered):
                 watch.phase(message.phase)
             elif isinstance(message, Created):
-                self._details = message.details.known()
+                self._details = EngineDetails.model_validate(message.details.known())
                 self._agent_requests = message.details.agent_requests
                 output = (self._pipes[0], self._pipes[1])
                 held, self._namespaces = self._namespaces, None

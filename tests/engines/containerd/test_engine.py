@@ -42,7 +42,9 @@ def test_a_container_starts(forms: TestRegistry, machine: Machine, mode: str, pr
         assert {"resolve", "create", "start"} <= set(spans)
         assert 0 <= spans["resolve"].start_s <= spans["resolve"].end_s <= spans["create"].start_s
         assert spans["create"].end_s == spans["start"].start_s
-        assert it.engine.report().details["versions"]["containerd"]
+        versions = it.engine.report().details.versions
+        assert versions is not None
+        assert versions["containerd"]
 
 
 @pytest.mark.parametrize("preset", ["default", "parallel"])
@@ -76,7 +78,9 @@ def test_a_lazy_snapshotter_serves(forms: TestRegistry, machine: Machine, mode: 
         assert received < 9 << 20
         report = it.engine.report()
         assert report.invalid == ()
-        assert report.details["snapshotter_metrics_at_ready"]["operation_duration_milliseconds_count.mount"] == 2
+        counted = report.details.snapshotter_metrics_at_ready
+        assert counted is not None
+        assert counted["operation_duration_milliseconds_count.mount"] == 2
         if mode == "estargz":  # SOCI begins after half a minute of silence
             # Everything arrives in the background, and the end of that is noticed.
             assert it.engine.finish_background(120, it.timeline)
