@@ -1,11 +1,11 @@
-"""This module holds the details of a trial: facts beside its figures, as its engine tells them.
+"""This module holds the details of a trial: facts beside its figures, as its engine and its own course tell them.
 
 None stands for a fact that nobody told, and such a fact is not stored.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_serializer
 
@@ -53,3 +53,52 @@ class EngineDetails(Facts):
     snapshotter_metrics_at_ready: dict[str, float] | None = None
     """Holds what a snapshotter counted itself until the container was ready, by the names of its own metrics."""
     snapshotter_metrics: dict[str, float] | None = None
+
+
+class StormUse(Facts):
+    """Holds what the machines of a storm shared, and what the host spent on it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    machines: int | None = None
+    images: str | None = None
+    """Says whether all of them start the ``same`` image."""
+    uplink_bytes_s: int | None = None
+    """None where each machine's own bandwidth is the only limit."""
+    wall_s: float | None = None
+    """Counts seconds from T0 until the last machine was ready; None where that was not seen."""
+    host_core_s: float | None = None
+    """Counts CPU seconds of the host in that time, with whatever."""
+    host_cores: int | None = None
+
+    @property
+    def host_share(self) -> float | None:
+        """Returns the share of the host's processors that was busy in that time; None where it is not known."""
+        if self.host_core_s is None or not self.wall_s or not self.host_cores:
+            return None
+        return self.host_core_s / (self.wall_s * self.host_cores)
+
+
+class Details(EngineDetails):
+    """Holds all that is stored beside a trial's figures; facts of other versions are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    privileges: dict[str, bool | tuple[str, ...]] | None = None
+    """Holds what the container might do beyond the default, by the names of a scenario's workload."""
+    reads: dict[str, str | int] | None = None
+    """Holds what a start read that reads a share of the image: ``with`` what, ``bytes``, ``pieces``, ``of_bytes``."""
+    storm: StormUse | None = None
+    runtime_quota: Literal["none", "shape"] | None = None
+    """Says what CPU limit the run-time workloads ran under."""
+    cpu_from_start_s: float | None = None
+    """Counts the CPU seconds of the machine from the container's creation until it was ready."""
+    background_finished: bool | None = None
+    disk_limited: str | None = None
+    """Says how far the shape's disk limits held (``harness.machine.machine.Machine.disk_limited``)."""
+    teardown_killed: bool | None = None
+    """Says that the tear-down outlasted its limit, so that processes were killed."""
+    engine_log: str | None = None
+    """Holds the end of what the engine's processes wrote to stderr."""
+    traceback: str | None = None
+    """Holds the traceback of a failure that is no error of ours."""

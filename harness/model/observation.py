@@ -6,10 +6,11 @@ Status and values are separate fields: a failed or invalid trial keeps what was 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from harness.model.details import Details
 from harness.model.timeline import Span
 
 #: Version of the stored form; a change of meaning raises it and adds a migration to ``harness.session.store``.
@@ -308,7 +309,7 @@ class Observation(Frozen):
     everybody's.
     """
     output_tail: str = ""
-    details: dict[str, Any] = Field(default_factory=dict)
+    details: Details = Details()
 
     @property
     def valid(self) -> bool:

@@ -187,9 +187,8 @@ def _versions(header: SessionHeader, observations: Sequence[Observation]) -> str
     for observation in observations:
         if observation.case.preset == PYFUSE3 and PYFUSE3 in header.versions:
             found[PYFUSE3] = header.versions[PYFUSE3]
-        versions = observation.details.get("versions")
-        if isinstance(versions, dict):
-            found.update({str(name): str(version) for name, version in versions.items() if version})
+        versions = observation.details.versions or {}
+        found.update({name: version for name, version in versions.items() if version})
     return ", ".join(f"{name} {version}" for name, version in sorted(found.items())) or "versions not recorded"
 
 

@@ -43,8 +43,9 @@ _NEVER = (float("inf"), "")
 
 def _named(line: CaseLine, program: str, told_as: tuple[str, ...]) -> str:
     """Returns the program with the version that its trials tell."""
-    details = line.median_trial.details if line.median_trial is not None else {}
-    versions = details.get("versions")
-    known = {**details, **(versions if isinstance(versions, dict) else {})}
-    version = next((str(known[name]) for name in told_as if known.get(name)), "")
+    if line.median_trial is None:
+        return program
+    details = line.median_trial.details
+    known = {"docker_version": details.docker_version, **(details.versions or {})}
+    version = next((known[name] for name in told_as if known.get(name)), "")
     return f"{program} {version}" if version else program

@@ -8,8 +8,9 @@ least time that one machine's bytes and CPU allow (``harness.model.storm.all_rea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from harness.model.details import StormUse
 from harness.model.storm import all_ready_s
 from harness.stats.paired import paired_ratio
 
@@ -98,23 +99,23 @@ def storms(groups: Sequence[Group]) -> list[StormSweep]:
             key = members[0].key
             found.append(
                 StormSweep(
-                    scenario, key.shape, key.distance, place, str(shared.get("images", "")),
-                    shared.get("uplink_bytes_s"), int(shared.get("host_cores", 0)), cases,
+                    scenario, key.shape, key.distance, place, shared.images or "",
+                    shared.uplink_bytes_s, shared.host_cores or 0, cases,
                 )
             )  # fmt: skip
     return found
 
 
-def _shared(groups: Sequence[Group]) -> dict[str, Any]:
+def _shared(groups: Sequence[Group]) -> StormUse:
     """Returns what the machines of these storms shared, as any valid trial says it."""
     for group in groups:
         for line in group.lines:
-            if line.median_trial is not None and "storm" in line.median_trial.details:
-                return dict(line.median_trial.details["storm"])
-    return {}
+            if line.median_trial is not None and line.median_trial.details.storm is not None:
+                return line.median_trial.details.storm
+    return StormUse()
 
 
-def _cases(groups: Sequence[Group], shared: dict[str, Any]) -> tuple[StormCase, ...]:
+def _cases(groups: Sequence[Group], shared: StormUse) -> tuple[StormCase, ...]:
     labels = {line.label: line.style for group in groups for line in group.lines}
     made = []
     for label, style in labels.items():
@@ -124,7 +125,7 @@ def _cases(groups: Sequence[Group], shared: dict[str, Any]) -> tuple[StormCase, 
     return tuple(made)
 
 
-def _case(label: str, style: Style, lines: Sequence[tuple[int, CaseLine]], shared: dict[str, Any]) -> StormCase:
+def _case(label: str, style: Style, lines: Sequence[tuple[int, CaseLine]], shared: StormUse) -> StormCase:
     fewest, first = lines[0]
     assert first.ready is not None
     assert first.received is not None
@@ -134,7 +135,7 @@ def _case(label: str, style: Style, lines: Sequence[tuple[int, CaseLine]], share
     def least(machines: int) -> float:
         return all_ready_s(
             machines, alone_s=alone_s, received_bytes=bytes_each, core_s=core_each,
-            host_cores=float(shared.get("host_cores") or 1), uplink_bytes_s=shared.get("uplink_bytes_s"),
+            host_cores=float(shared.host_cores or 1), uplink_bytes_s=shared.uplink_bytes_s,
         )  # fmt: skip
 
     points = tuple(_point(machines, line, first, least(machines)) for machines, line in lines)
@@ -148,8 +149,7 @@ def _point(machines: int, line: CaseLine, first: CaseLine, model_s: float) -> St
     assert line.cpu is not None
     trial = line.median_trial
     assert trial is not None
-    use = trial.details.get("storm", {})
-    busy = use["host_core_s"] / (use["wall_s"] * use["host_cores"]) if use.get("wall_s") else None
+    busy = trial.details.storm.host_share if trial.details.storm is not None else None
     blocks = sorted(line.ready_by_block.keys() & first.ready_by_block.keys())
     ratio = None
     if line is not first and blocks:

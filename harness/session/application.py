@@ -27,8 +27,6 @@ TRIALS = 2
 #: Taken off for ``crun start``: with a program that ends at once it used 1.5 to 5.6 ms in two trials here.
 START_CORE_S = 0.01
 APPLICATIONS_VERSION = 2
-#: The key under which a trial's ``details`` hold the CPU seconds from the container's creation until ready.
-DETAIL = "cpu_from_start_s"
 
 
 def place(cache: Cache, image_digest: str, workload: Workload, host: str) -> Path:

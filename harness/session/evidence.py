@@ -7,11 +7,12 @@ of validity look at (``harness.session.validity``) and the figures of the observ
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import MachineError
+from harness.model.details import Details, EngineDetails
 from harness.model.observation import CreditSample
-from harness.session import application, observing, validity
+from harness.session import observing, validity
 from harness.session.bounds import Moved
 
 if TYPE_CHECKING:
@@ -53,13 +54,15 @@ class Witness:
     found_invalid: tuple[Invalidity, ...] = ()
     """Holds the engine's own reasons why the trial does not count."""
     output_tail: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.setup.privileges:
-            self.details["privileges"] = dict(self.setup.privileges)
-        if self.setup.reads:
-            self.details["reads"] = dict(self.setup.reads)
+    told: EngineDetails = field(default_factory=EngineDetails)
+    """Holds the facts that the engine reported."""
+    engine_log: str = ""
+    traceback: str = ""
+    cpu_from_start_s: float | None = None
+    background_finished: bool | None = None
+    runtime_quota: Literal["none", "shape"] | None = None
+    disk_limited: str = ""
+    teardown_killed: bool = False
 
     # -- turning points
 
@@ -68,8 +71,7 @@ class Witness:
         assert self.meter is not None
         self.ready_at_ns = at_ns
         mark = self.ready_mark = self.meter.ready(at_ns)
-        if (used := self.meter.cpu_from_start_s(mark)) is not None:
-            self.details[application.DETAIL] = used
+        self.cpu_from_start_s = self.meter.cpu_from_start_s(mark)
         usage = self.at_ready = engine.lazy_usage()
         if usage is None:
             return
@@ -124,9 +126,8 @@ class Witness:
     def hear(self, engine: Engine) -> None:
         """Keeps what the engine reports; a trial that failed has a report, too."""
         report = engine.report()
-        self.details.update(report.details.model_dump(mode="json"))
-        if report.log_tail:
-            self.details["engine_log"] = report.log_tail
+        self.told = report.details
+        self.engine_log = report.log_tail
         self.found_invalid = report.invalid
         if self.setup.requests is None:
             self._count_requests(report.requests)
@@ -146,7 +147,7 @@ class Witness:
         except MachineError as error:
             wrong.append(str(error))
         if machine.shape.disk is not None:
-            self.details["disk_limited"] = machine.disk_limited
+            self.disk_limited = machine.disk_limited
             if machine.disk_limited == "no":
                 wrong.append("this host's kernel did not take the disk limits")
         self.wrong_limits = tuple(dict.fromkeys((*self.wrong_limits, *wrong)))
@@ -183,6 +184,23 @@ class Witness:
         if self.meter is None or self.ready_at_ns is None:
             return None
         return (self.ready_at_ns - self.meter.begin.at_ns) / 1e9
+
+    @property
+    def details(self) -> Details:
+        """Returns the facts for the record; one that is not known, or says nothing, is left out."""
+        facts: dict[str, Any] = {
+            "privileges": dict(self.setup.privileges) or None,
+            "reads": dict(self.setup.reads) or None,
+            "runtime_quota": self.runtime_quota,
+            "cpu_from_start_s": self.cpu_from_start_s,
+            "background_finished": self.background_finished,
+            "disk_limited": self.disk_limited or None,
+            "teardown_killed": self.teardown_killed or None,
+            "engine_log": self.engine_log or None,
+            "traceback": self.traceback or None,
+        }
+        known = {name: fact for name, fact in facts.items() if fact is not None}
+        return Details.model_validate({**self.told.model_dump(), **known})
 
     def traffic(self, end: Mark | None) -> Wire | None:
         """Returns the traffic from T0 until a mark; None where the trial did not come so far."""

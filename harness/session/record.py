@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from harness.session.evidence import Witness
 
 
-def failure_of(error: Exception, phase: str, details: dict[str, Any]) -> Failure:
-    """Returns an error as it is stored; one without a message of ours leaves its traceback in ``details``."""
+def failure_of(error: Exception, phase: str, witness: Witness) -> Failure:
+    """Returns an error as it is stored; the witness keeps the traceback of one without a message of ours."""
     kind = error.kind if isinstance(error, ColdbenchError) else type(error).__name__
     if not isinstance(error, ColdbenchError):
-        details["traceback"] = "".join(traceback.format_exception(error))
+        witness.traceback = "".join(traceback.format_exception(error))
     message = " ".join(str(error).split()) or "no message"
     return Failure(kind=kind, message=message, phase=phase)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from harness.engines.protocol import Container, DeployRequest, Engine, WorkloadRunner
     from harness.lazyfs.messages import ReadRange, Touch
     from harness.machine.machine import Machine
+    from harness.model.details import StormUse
     from harness.model.observation import Bound
     from harness.model.plan import PlannedCase, PlannedTrial
     from harness.model.scenario import Timeouts
@@ -113,8 +114,8 @@ class TrialSetup:
     """Says what the container may do beyond the default (``harness.engines.confinement``), for the record."""
     reads: Mapping[str, Any] = field(default_factory=dict)
     """Says what a start reads that reads a share of the image, for the record; empty for any other."""
-    storm: Mapping[str, Any] = field(default_factory=dict)
-    """Says what a storm's machines share, for the record; empty for a trial of one machine."""
+    storm: StormUse | None = None
+    """Says what a storm's machines share, for the record; None for a trial of one machine."""
     touches: list[Touch] = field(default_factory=list)
     """Collects the reads of a trace run in first-touch order."""
     ranges: list[ReadRange] = field(default_factory=list)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.engines.confinement import Confinement
 from harness.errors import ColdbenchError, Interrupted, NotReady, RehearsalFailed, WorkloadError, WorkloadExited
 from harness.model.axes import axis_values
+from harness.model.details import StormUse
 from harness.model.modes import EMBEDDED, OVERLAY2, Form, recorder, recorder_options, tracer
 from harness.model.observation import Case
 from harness.model.plan import PlannedCase, PlannedTrial
@@ -402,7 +403,7 @@ class Setups:
             case = side_case(scenario, OVERLAY2)
             self.publish(case)
             measured = [
-                float(self._side_trial(case, "calibration").details.get(application.DETAIL, 0.0))
+                float(self._side_trial(case, "calibration").details.cpu_from_start_s or 0.0)
                 for _ in range(application.TRIALS)
             ]
             figure = application.save(path, measured)
@@ -458,7 +459,7 @@ class Setups:
         wanted = scenario.storm
         assert wanted is not None, "a storm's scenario says so"
         members = _members(scenario)
-        shared = {"machines": wanted.machines, "images": wanted.images, "uplink_bytes_s": wanted.uplink_bytes_s}
+        shared = StormUse(machines=wanted.machines, images=wanted.images, uplink_bytes_s=wanted.uplink_bytes_s)
         with self.endpoint.behind(wanted.uplink_bytes_s) as endpoint:
             yield [
                 replace(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import HostUnfit, Interrupted, MachineError, UsageError
 from harness.machine import host
+from harness.model.details import StormUse
 from harness.model.observation import Invalidity, Observation, PhaseUsage, StormMachine, Wire
 from harness.session import record
 from harness.session.gates import MemberGate, StormGate
@@ -106,8 +107,11 @@ def run_storm(setups: Sequence[TrialSetup]) -> Observation:
             raise member.ends_session
     seen = merged([member.seen for member in members if member.seen is not None])
     use = together.host_use
-    found = {} if use is None else {"wall_s": use[0], "host_core_s": use[1], "host_cores": host.usable_cores()}
-    return seen.model_copy(update={"details": {**seen.details, "storm": {**first.storm, **found}}})
+    storm = first.storm or StormUse()
+    if use is not None:
+        found = {"wall_s": use[0], "host_core_s": use[1], "host_cores": host.usable_cores()}
+        storm = storm.model_copy(update=found)
+    return seen.model_copy(update={"details": seen.details.model_copy(update={"storm": storm})})
 
 
 def merged(seen: Sequence[Observation]) -> Observation:

@@ -100,7 +100,7 @@ class Course:
         """Keeps the first failure: later ones are its consequences."""
         if self.failure is None:
             phase = self._engine_phase or self._phase or "machine"
-            self.failure = record.failure_of(error, phase, self.witness.details)
+            self.failure = record.failure_of(error, phase, self.witness)
 
     def _enter(self, phase: str) -> None:
         self._phase = phase
@@ -178,7 +178,7 @@ class Course:
         if lazy:
             self._enter("background")
             done = engine.finish_background(self.setup.timeouts.background_s, self.recorder)
-            witness.details["background_finished"] = done
+            witness.background_finished = done
             meter.close("background")
         if workloads is not None:
             self._enter("workloads")
@@ -190,7 +190,7 @@ class Course:
     @contextmanager
     def _quota_lifted(self, machine: Machine) -> Iterator[None]:
         """Lifts the CPU limit inside, if the scenario says so."""
-        self.witness.details["runtime_quota"] = "none" if self.setup.lift_quota else "shape"
+        self.witness.runtime_quota = "none" if self.setup.lift_quota else "shape"
         if not self.setup.lift_quota:
             yield
             return
@@ -227,7 +227,7 @@ class Course:
         with killing_after(self.setup.timeouts.teardown_s, machine) as expired:
             engine.tear_down()
         if expired.is_set():
-            self.witness.details["teardown_killed"] = True
+            self.witness.teardown_killed = True
 
     # -- the probe
 

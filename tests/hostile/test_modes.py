@@ -89,7 +89,7 @@ def test_every_mode_contains_it(tmp_path: Path, engine: str) -> None:
     assert len(seen) == len(modes)
     for observation in seen:
         assert observation.status == "ok", observation.failure
-        assert "privileges" not in observation.details
+        assert observation.details.privileges is None
         check_everything(results(observation.output_tail), own_filter=engine != DOCKER)
         measured = {result.workload: result for result in observation.workloads}
         assert set(measured) == {"attack"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from harness.model.details import Details
 from harness.model.observation import Case, Observation
 from harness.report.answer import answer
 from harness.report.comparison import compare
@@ -16,7 +17,7 @@ def _real(o: Observation, where: str, factor: float, versions: dict[str, str]) -
     engine, mode, preset = where.replace(":", "/").split("/")
     case = Case(scenario=o.case.scenario, mode=mode, preset=preset, engine=engine, shape=o.case.shape)
     assert o.time_to_ready_s is not None
-    changed = {"case": case, "time_to_ready_s": o.time_to_ready_s * factor, "details": {"versions": versions}}
+    changed = {"case": case, "time_to_ready_s": o.time_to_ready_s * factor, "details": Details(versions=versions)}
     return o.model_copy(update=changed)
 
 

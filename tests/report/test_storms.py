@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.model.details import Details, StormUse
 from harness.model.observation import StormMachine, Wire
 from harness.model.storm import all_ready_s
 from harness.report import tables
@@ -52,16 +53,16 @@ def trials() -> tuple[Observation, ...]:
                             )
                             for n in range(1, machines + 1)
                         ),
-                        "details": {
-                            "storm": {
-                                "machines": machines,
-                                "images": "same",
-                                "uplink_bytes_s": 100_000_000,
-                                "host_cores": 2,
-                                "wall_s": ready_s,
-                                "host_core_s": 8.0 * machines,
-                            }
-                        },
+                        "details": Details(
+                            storm=StormUse(
+                                machines=machines,
+                                images="same",
+                                uplink_bytes_s=100_000_000,
+                                host_cores=2,
+                                wall_s=ready_s,
+                                host_core_s=8.0 * machines,
+                            )
+                        ),
                     }
                 )
             )

@@ -127,7 +127,7 @@ def test_whole_run(command: Command, tmp_path: Path) -> None:
         assert observation.bound is not None
         assert "leaving with 0" in observation.output_tail
     assert [p.form for p in load_preparations(tmp_path / "s")] == ["image", "application"]
-    assert 0 < observation.details["cpu_from_start_s"] < 1
+    assert 0 < (observation.details.cpu_from_start_s or 0) < 1
     assert "[4/4]" in err
 
 

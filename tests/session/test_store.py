@@ -101,6 +101,18 @@ def test_newer_schema_is_named(tmp_path: Path) -> None:
         load(tmp_path / "s")
 
 
+def test_details_of_other_versions_are_kept() -> None:
+    """Details are stored under the names they came with, those that this version does not know among them."""
+    told = {
+        "entries": 3,
+        "lazy_layers": [0, 1],
+        "versions": {"runc": "1.1"},
+        "storm": {"machines": 2, "rack": 7},
+        "x": 1,
+    }
+    assert json.loads(observation(0, details=told).model_dump_json())["details"] == told
+
+
 def test_unknown_keys_of_the_same_schema_are_passed_over(tmp_path: Path) -> None:
     """A later program may add keys without a new schema; the rest is read."""
     with Store.create(tmp_path / "s", header()):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.errors import HostUnfit, Interrupted, MachineError, NotReady
+from harness.model.details import StormUse
 from harness.model.observation import Invalidity, Observation
 from harness.session.gates import MemberGate, StormGate
 from harness.session.storm import merged, run_storm
@@ -24,7 +25,7 @@ def benches(count: int) -> list[Bench]:
 
 
 def storm(made: list[Bench], **changes: Any) -> Observation:
-    return run_storm([replace(bench.setup, storm={"machines": len(made)}, **changes) for bench in made])
+    return run_storm([replace(bench.setup, storm=StormUse(machines=len(made)), **changes) for bench in made])
 
 
 def test_one_observation_of_all() -> None:
@@ -37,9 +38,13 @@ def test_one_observation_of_all() -> None:
     assert seen.wire_before_ready.received_bytes == 3003
     assert seen.cpu_to_ready_s == pytest.approx(2.7)
     assert [(p.phase, p.wall_s) for p in seen.phases] == [("pull", 1.5), ("create", 0.5), ("start", 1.0)]
-    assert seen.details["storm"]["machines"] == 3
-    assert seen.details["storm"]["host_cores"] >= 1
-    assert 0 <= seen.details["storm"]["wall_s"] < 60
+    use = seen.details.storm
+    assert use is not None
+    assert use.machines == 3
+    assert use.host_cores is not None
+    assert use.host_cores >= 1
+    assert use.wall_s is not None
+    assert 0 <= use.wall_s < 60
 
 
 def test_the_last_one_is_when_all_are_ready() -> None:

@@ -90,7 +90,7 @@ def test_lazy_start_waits_for_background() -> None:
     assert [p.phase for p in seen.phases] == ["pull", "create", "start", "background"]
     assert seen.wire.received_bytes == 1500
     assert (seen.wire_before_ready.requests, seen.wire.requests) == (4, 6)
-    assert seen.details == {"background_finished": True, "cpu_from_start_s": pytest.approx(0.3)}
+    assert seen.details.model_dump() == {"background_finished": True, "cpu_from_start_s": pytest.approx(0.3)}
     assert [i.rule for i in seen.invalid] == ["not-lazy"], "the fake's root is plain ext4"
 
 
@@ -178,7 +178,7 @@ def test_a_bug_is_recorded_with_its_traceback() -> None:
     seen = bench.run()
     assert seen.failure is not None
     assert seen.failure.kind == "KeyError"
-    assert "fakes.py" in seen.details["traceback"]
+    assert "fakes.py" in (seen.details.traceback or "")
 
 
 def test_an_error_of_the_system_is_recorded_with_its_traceback() -> None:
@@ -188,7 +188,7 @@ def test_an_error_of_the_system_is_recorded_with_its_traceback() -> None:
     seen = bench.run()
     assert seen.failure is not None
     assert (seen.failure.kind, seen.failure.phase) == ("ProcessLookupError", "pull")
-    assert "fakes.py" in seen.details["traceback"]
+    assert "fakes.py" in (seen.details.traceback or "")
 
 
 def test_limits_are_read_back() -> None:
@@ -255,7 +255,7 @@ def test_workloads_run_before_the_background_fetch() -> None:
     assert "ready" in bench.engine.calls
     assert [p.phase for p in seen.phases] == ["pull", "create", "start", "workloads", "background", "workloads"]
     assert workloads.evicted == [False, True]
-    assert seen.details["runtime_quota"] == "shape"
+    assert seen.details.runtime_quota == "shape"
 
 
 def test_the_limit_is_lifted_for_workloads_only() -> None:
@@ -269,7 +269,7 @@ def test_the_limit_is_lifted_for_workloads_only() -> None:
         "throttle False", "throttle True", "throttle False",
     ]  # fmt: skip
     assert "limits-not-as-asked" not in {i.rule for i in seen.invalid}
-    assert seen.details["runtime_quota"] == "none"
+    assert seen.details.runtime_quota == "none"
 
 
 def test_the_bound_hears_what_was_moved_by_readiness() -> None:
@@ -295,4 +295,4 @@ def test_what_the_engine_wrote_to_stderr_is_kept() -> None:
     """The daemon's complaints belong to the trial, not to the terminal of whoever runs it."""
     bench = Bench()
     bench.engine.log = "lazyfs: registry gone\n"
-    assert bench.run().details["engine_log"] == "lazyfs: registry gone\n"
+    assert bench.run().details.engine_log == "lazyfs: registry gone\n"

@@ -22,7 +22,6 @@ WRONG_BYTES = "WrongBytes"
 #: Rules that say that this was not a start of the case; the others judge times, or are what the fault brings about.
 _RULES = frozenset({"not-lazy", "fuse-in-full-pull", "not-there", "limits-not-as-asked"})
 _LOG_CHARACTERS = 2000
-_DETAILS: tuple[str, ...] = ("traceback", "engine_log")
 
 
 @dataclass
@@ -67,9 +66,8 @@ def observation(
     if seen.leftovers and failure is None:
         failure = Failure(kind="MachineError", message=f"left behind: {', '.join(seen.leftovers)}", phase="tear-down")
     broken = (*validity.check(witness.evidence(None)), *witness.found_invalid)
-    details = {key: witness.details[key] for key in _DETAILS if key in witness.details}
-    if versions := witness.details.get("versions"):
-        details["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in (witness.told.versions or {}).items())
+    details = {"traceback": witness.traceback, "engine_log": witness.engine_log, "versions": versions}
     return FaultObservation(
         coldbench_version=__version__,
         session=setup.session,
@@ -102,5 +100,5 @@ def observation(
         falsely_healthy_s=seen.falsely_healthy_s,
         listing_healthy_s=seen.listing_healthy_s,
         leftovers=seen.leftovers,
-        details={key: str(text)[-_LOG_CHARACTERS:] for key, text in details.items()},
+        details={key: text[-_LOG_CHARACTERS:] for key, text in details.items() if text},
     )
