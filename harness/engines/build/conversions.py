@@ -1,15 +1,15 @@
-"""This program runs our conversion beside the one it imitates: the same image in turn, wall and CPU time, the same
-bytes.
+"""This program runs our conversions beside those they imitate: the same image in turn, wall and CPU time, the bytes.
 
     python -m harness.engines.build.conversions [SCENARIO [PAIRS]]
 
-``soci convert --standalone`` is asked for what ``coldbench index soci`` writes. ``ctr-remote`` is not compared: its
-module replaces its own libraries by directories beside it, so that no pinned ``go build`` makes it, and it needs a
-containerd that runs.
+``soci convert --standalone`` is asked for what ``coldbench index soci`` writes. What ``ctr-remote image convert
+--estargz`` does is done by its libraries: the command's own module replaces them by directories beside it, so that no
+pinned ``go build`` makes it, and it needs a containerd that runs (``harness/engines/build/estargz``).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -18,27 +18,35 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness.engines.build.programs import built
+import msgspec
+
+from harness.engines.build.programs import KITS, built
 from harness.errors import ColdbenchError, MissingTool, WorkloadError
+from harness.formats.estargz.footer import LONGEST_FOOTER_BYTES, parse_footer
+from harness.formats.estargz.toc import decode_toc, inflate_toc
 from harness.images.catalog import locate
 from harness.oci.reference import parse_reference
 from harness.stats.paired import PairedRatio, paired_ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PAIRS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Holds one conversion: what it took, and the digest of what it wrote."""
+    """Holds one conversion: what it took, and what tells its result from another."""
 
     wall_s: float
     cpu_s: float
     digest: str
 
 
-def timed(argv: list[str], out: Path) -> Run:
-    """Runs a converter that writes the layout ``out``. Raises WorkloadError with its last line."""
+def timed(argv: list[str]) -> tuple[float, float]:
+    """Runs a converter; returns seconds of wall time and of CPU. Raises WorkloadError with its last line."""
     with tempfile.TemporaryFile() as log:
         began = time.monotonic()
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -49,47 +57,113 @@ def timed(argv: list[str], out: Path) -> Run:
             log.seek(0)
             words = log.read().decode("utf-8", "replace").strip().splitlines()[-1:]
             raise WorkloadError(f"{argv[0]} ended with {process.returncode}: {' '.join(words) or 'no output'}")
-    (head,) = {entry["digest"] for entry in json.loads((out / "index.json").read_text("utf-8"))["manifests"]}
-    return Run(wall_s, used.ru_utime + used.ru_stime, head)
+    return wall_s, used.ru_utime + used.ru_stime
 
 
-def compare(layout: Path, tag: str, soci: str, pairs: int) -> list[tuple[Run, Run]]:
-    """Runs so many pairs of ours and theirs, each side first in turn. Raises WorkloadError."""
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """Says how an image is converted by ours and by theirs, and what has to come out the same."""
+
+    ours: str
+    """Names the command of ours, as a user types it."""
+    theirs: str
+    program: str
+    """Names the program that ``nox -s engines`` builds."""
+    of_ours: Callable[[str, str], list[str]]
+    """Returns the command line for a source and a target in skopeo's names."""
+    of_theirs: Callable[[str, Path, str, Path], list[str]]
+    """Returns the command line for a program, a layout, its tag, and the layout to write."""
+    same: Callable[[Path], str]
+    """Returns what tells the results apart, of a layout."""
+    alike: str
+    """Names what that is."""
+
+
+def compare(conversion: Conversion, layout: Path, tag: str, pairs: int) -> list[tuple[Run, Run]]:
+    """Runs so many pairs of ours and theirs, each side first in turn. Raises MissingTool or WorkloadError."""
+    program = built(conversion.program)
+    if not program:
+        raise MissingTool(f"{conversion.program} is not built; run `./dev engines`")
     found = []
     for number in range(pairs):
         with tempfile.TemporaryDirectory(prefix="coldbench-conversions-", dir="/var/tmp") as name:
-            place = Path(name)
-            ours = [
-                sys.executable,
-                "-m",
-                "harness",
-                "index",
-                "soci",
-                f"oci:{layout}:{tag}",
-                f"oci:{place / 'ours'}:{tag}",
-            ]
-            theirs = [soci, "--root", str(place / "root"), "convert", "--standalone", "--format", "oci-dir",
-                      str(layout), str(place / "theirs")]  # fmt: skip
+            ours, theirs = Path(name, "ours"), Path(name, "theirs")
+            argv = {
+                ours: [sys.executable, "-m", "harness",
+                       *conversion.of_ours(f"oci:{layout}:{tag}", f"oci:{ours}:{tag}")],
+                theirs: conversion.of_theirs(program, layout, tag, theirs),
+            }  # fmt: skip
             runs = {}
-            for side, argv in (
-                (("ours", ours), ("theirs", theirs)) if number % 2 else (("theirs", theirs), ("ours", ours))
-            ):
-                runs[side] = timed(argv, place / side)
-            found.append((runs["ours"], runs["theirs"]))
+            for side in (ours, theirs) if number % 2 else (theirs, ours):
+                wall_s, cpu_s = timed(argv[side])
+                runs[side] = Run(wall_s, cpu_s, conversion.same(side))
+            found.append((runs[ours], runs[theirs]))
     return found
 
 
-def section(scenario: str, found: list[tuple[Run, Run]], version: str) -> str:
-    """Writes the pairs as Markdown."""
+def _head(layout: Path) -> str:
+    (head,) = {entry["digest"] for entry in json.loads((layout / "index.json").read_text("utf-8"))["manifests"]}
+    return str(head)
+
+
+def _tables(layout: Path) -> str:
+    """Returns a digest of the layers' tables of contents, without the places in the blob.
+
+    Compressed bytes, and with them all places, differ from one deflate to another. Files, their order, attributes,
+    chunks and the chunks' digests do not.
+    """
+
+    def blob(digest: str) -> bytes:
+        return (layout / "blobs" / digest.replace(":", "/")).read_bytes()
+
+    manifest = json.loads(blob(_head(layout)))
+    if "manifests" in manifest:
+        manifest = json.loads(blob(manifest["manifests"][0]["digest"]))
+    state = hashlib.sha256()
+    for layer in manifest["layers"]:
+        data = blob(layer["digest"])
+        footer = parse_footer(data[-LONGEST_FOOTER_BYTES:], len(data))
+        for entry in decode_toc(inflate_toc(data[footer.toc_offset : footer.toc_end])):
+            entry.offset = 0
+            state.update(msgspec.json.encode(entry))
+    return state.hexdigest()
+
+
+CONVERSIONS = (
+    Conversion(
+        "coldbench index soci",
+        "soci convert --standalone",
+        "soci",
+        lambda source, target: ["index", "soci", source, target],
+        lambda program, layout, _, out: [
+            program, "--root", str(out.with_name("root")), "convert", "--standalone", "--format", "oci-dir",
+            str(layout), str(out),
+        ],
+        _head,
+        "bytes",
+    ),
+    Conversion(
+        "coldbench convert estargz",
+        "the libraries of ctr-remote image convert --estargz",
+        "coldbench-estargz-convert",
+        lambda source, target: ["convert", "estargz", source, target],
+        lambda program, layout, tag, out: [program, str(layout), tag, str(out)],
+        _tables,
+        "files, chunks and digests",
+    ),
+)  # fmt: skip
+
+
+def sentence(conversion: Conversion, scenario: str, found: list[tuple[Run, Run]], version: str) -> str:
+    """Writes the pairs of one conversion as a sentence in Markdown."""
     same = all(ours.digest == theirs.digest for ours, theirs in found)
+    result = f"the same {conversion.alike} each time" if same else f"NOT the same {conversion.alike}"
     wall = paired_ratio([a.wall_s for a, _ in found], [b.wall_s for _, b in found])
     cpu = paired_ratio([a.cpu_s for a, _ in found], [b.cpu_s for _, b in found])
     return (
-        "## Conversions\n\n"
-        f"`coldbench index soci` beside `soci convert --standalone` {version} on the image of scenario {scenario}, "
-        f"{len(found)} pairs in turn: {'the same bytes each time' if same else 'NOT the same bytes'}; wall time "
-        f"{_said(wall)}, CPU {_said(cpu)}, ours over theirs.\n\n"
-        "`ctr-remote` is not compared: no pinned build makes it (docs/performance.md has one run of it).\n"
+        f"`{conversion.ours}` beside `{conversion.theirs}` {version} on the image of scenario {scenario}, "
+        f"{len(found)} pairs in turn: {result}; wall time "
+        f"{_said(wall)}, CPU {_said(cpu)}, ours over theirs.\n"
     )
 
 
@@ -103,13 +177,13 @@ def main() -> int:
     scenario = sys.argv[1] if len(sys.argv) > 1 else "quickstart"
     pairs = int(sys.argv[2]) if len(sys.argv) > 2 else PAIRS
     try:
-        soci = built("soci")
-        if not soci:
-            raise MissingTool("soci is not built; run `./dev engines -- soci`")
         place = locate(parse_reference(f"scenario:{scenario}"))
-        said = subprocess.run([soci, "--version"], capture_output=True, text=True, check=False).stdout.split()
-        found = compare(Path(place.path), place.tag, soci, pairs)
-        sys.stdout.write(section(scenario, found, said[2] if len(said) > 2 else ""))
+        versions = {program: kit.version for kit in KITS for program in kit.packages}
+        lines = ["## Conversions"]
+        for conversion in CONVERSIONS:
+            found = compare(conversion, Path(place.path).absolute(), place.tag, pairs)
+            lines.append(sentence(conversion, scenario, found, versions[conversion.program]))
+        sys.stdout.write("\n\n".join(lines))
     except ColdbenchError as error:
         sys.stderr.write(f"conversions: {error}\n")
         return error.exit_code

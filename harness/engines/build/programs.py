@@ -79,6 +79,12 @@ KITS = (
         needs_libz=True,
     ),
     Kit(
+        "estargz",
+        "0.19.1",
+        _ENGINES / "build" / "estargz",
+        {"coldbench-estargz-convert": "."},
+    ),
+    Kit(
         "docker",
         _DOCKER_VERSION,
         _ENGINES / "build" / "docker",
