@@ -60,7 +60,8 @@ def _beside(*modes: str) -> tuple[str, ...]:
 RECORDINGS: dict[str, tuple[str, ...]] = {
     "quickstart": _beside(*_OURS, *_THEIRS),
     "node-web": ("--shape", "gcp-e2-micro", *_CHEAP, "--workload", "require"),
-    "python-data": (*_beside(*_OURS, *_THEIRS), "--workload", "read-small", "--temperature", "cold"),
+    # The real snapshotters' background fetch of it takes minutes each time.
+    "python-data": (*_beside(*_OURS, *_THEIRS), "--workload", "read-small", "--temperature", "cold", "--no-background"),
     "repl": _CHEAP,
 }
 DOCUMENTS = ("README.md", "docs/index.md", "docs/tutorial.md", "docs/how-it-works.md", "docs/performance.md")

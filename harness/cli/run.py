@@ -41,6 +41,9 @@ def run(
     temperature: list[str] = typer.Option(
         [], "--temperature", help="Workloads at these only: cold, warm, stale or evicted (repeatable)."
     ),
+    no_background: bool = typer.Option(
+        False, "--no-background", help="Do not wait for what lazy modes fetch after ready; independence is not seen."
+    ),
     no_faults: bool = typer.Option(False, "--no-faults", help="Leave out the trials of what fails after ready."),
     shard: str = typer.Option("", "--shard", metavar="K/N", help="Run the K-th of N parts of the plan; needs --seed."),
     scheduler: str = typer.Option(
@@ -60,7 +63,9 @@ def run(
 
     options = RunOptions(
         scenarios=tuple(scenario or ()),
-        selection=select(mode, preset, engine, shape, distance, blocks, workload, temperature),
+        selection=select(
+            mode, preset, engine, shape, distance, blocks, workload, temperature, background=not no_background
+        ),
         seed=seed,
         out=out,
         command=typed("--seed", "--out"),
@@ -147,6 +152,8 @@ def select(
     blocks: int | None,
     workloads: list[str] = [],  # noqa: B006 - never changed
     temperatures: list[str] = [],  # noqa: B006
+    *,
+    background: bool = True,
 ) -> Selection:
     """Returns what the options of a command choose of its scenarios. Raises UsageError for what there is not."""
     from harness.errors import UsageError
@@ -174,6 +181,7 @@ def select(
             "blocks": blocks,
             "workloads": workloads,
             "temperatures": temperatures,
+            "background": background,
         }
     )
 

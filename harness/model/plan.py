@@ -49,6 +49,8 @@ class Selection(Frozen):
     workloads: tuple[str, ...] = ()
     """Lists run-time workloads by name."""
     temperatures: tuple[Temperature, ...] = ()
+    background: bool = True
+    """Says whether a trial waits for the background fetch after ready, as long as the scenario says."""
 
 
 class PlannedCase(Frozen):
@@ -179,12 +181,14 @@ def _entry(entries: Sequence[ModeChoice], mode: str, preset: str) -> ModeChoice:
     return found.model_copy(update={"preset": preset})
 
 
-def choose_workloads(scenario: Scenario, selection: Selection) -> Scenario:
-    """Returns the scenario with only the run-time workloads and temperatures that a selection names, in its own order.
+def choose_after_ready(scenario: Scenario, selection: Selection) -> Scenario:
+    """Returns the scenario with only what a selection names of what comes after ready, in its own order.
 
     Raises:
         UsageError: the scenario has no workload of such a name, or none is left.
     """
+    if not selection.background:
+        scenario = scenario.model_copy(update={"timeouts": scenario.timeouts.model_copy(update={"background_s": 0.0})})
     runtime = scenario.runtime
     known = [workload.name for workload in runtime.workloads]
     for name in selection.workloads:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness import __version__, scenarios
 from harness.machine.host import collect
 from harness.model.axes import points
-from harness.model.plan import choose_workloads
+from harness.model.plan import choose_after_ready
 from harness.model.session import SessionHeader
 from harness.session.engines import runnable_plan
 from harness.session.run import versions
@@ -78,7 +78,7 @@ def new_header(
     plan is empty, HostUnfit where an engine cannot run here.
     """
     now = datetime.now(UTC)
-    scenarios = [choose_workloads(scenario, selection) if selection else scenario for scenario in scenarios]
+    scenarios = [choose_after_ready(scenario, selection) if selection else scenario for scenario in scenarios]
     every = [(scenario.name, point) for scenario in scenarios for point in points(scenario)]
     plan = runnable_plan([point for _name, point in every], seed, selection, registry=registry, faults=faults)
     named = "+".join(scenario.name for scenario in scenarios)

@@ -172,16 +172,18 @@ def test_figures_are_written_and_named(tmp_path: Path) -> None:
 
 
 def test_a_plan_holds_what_was_left(tmp_path: Path) -> None:
-    """Workloads, temperatures and faults that the command line leaves out are not in the session that it begins."""
+    """Workloads, temperatures, faults and waits that the command line leaves out are not in the session it begins."""
     (tmp_path / "web.toml").write_text(GOOD + '[faults]\nwhich = ["registry-refuses"]\n', "utf-8")
     nobody = ("--scheduler", "nonsense")
     assert "add --no-faults" in ask("run", "web.toml", *nobody, "--out", "a").message
-    chosen = ("--workload", "stat-walk", "--temperature", "warm", "--temperature", "cold", "--no-faults")
+    chosen = ("--workload", "stat-walk", "--temperature", "warm", "--temperature", "cold", "--no-faults",
+              "--no-background")  # fmt: skip
     said = ask("run", "web.toml", *chosen, *nobody, "--out", "b")
     assert (said.code, "expected an address" in said.message) == (2, True)
     header = load("b")[0]
     (scenario,) = header.scenarios.values()
     assert [(w.name, set(w.temperatures)) for w in scenario.runtime.workloads] == [("stat-walk", {"cold", "warm"})]
+    assert scenario.timeouts.background_s == 0
     assert header.plan.trials
     assert not any(trial.fault for trial in header.plan.trials)
 

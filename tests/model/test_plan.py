@@ -12,8 +12,8 @@ from harness.model.modes import ENGINES, Form, Mode, Presentation, Preset
 from harness.model.plan import (
     Plan,
     Selection,
+    choose_after_ready,
     choose_modes,
-    choose_workloads,
     estimate_trial_s,
     make_plan,
     remaining_s,
@@ -154,13 +154,17 @@ def test_workloads_are_chosen_by_name_and_temperature() -> None:
             "workloads": ["stat-walk", "read-small", {"name": "again", "argv": ["a"], "temperatures": ["stale"]}],
         }
     )
-    assert choose_workloads(own, Selection()) is own
-    chosen = choose_workloads(own, Selection(workloads=("read-small", "stat-walk"), temperatures=("cold",)))
+    assert choose_after_ready(own, Selection()) is own
+    impatient = choose_after_ready(own, Selection(background=False))
+    assert impatient.timeouts.background_s == 0
+    assert impatient.timeouts.deploy_s == own.timeouts.deploy_s
+    assert impatient.runtime == own.runtime
+    chosen = choose_after_ready(own, Selection(workloads=("read-small", "stat-walk"), temperatures=("cold",)))
     assert [(w.name, w.temperatures) for w in chosen.runtime.workloads] == [
         ("stat-walk", ("cold",)),
         ("read-small", ("cold",)),
     ]
     with pytest.raises(UsageError, match=r"--workload read-smal: .* did you mean"):
-        choose_workloads(own, Selection(workloads=("read-smal",)))
+        choose_after_ready(own, Selection(workloads=("read-smal",)))
     with pytest.raises(UsageError, match="none of its workloads runs at evicted files"):
-        choose_workloads(own, Selection(temperatures=("evicted",)))
+        choose_after_ready(own, Selection(temperatures=("evicted",)))
