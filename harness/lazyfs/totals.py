@@ -6,12 +6,11 @@ killed loses no more of it. The memory is shared (memfd) and held open by the ho
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import struct
 import zlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import msgspec
 
@@ -47,7 +46,7 @@ class Totals:
 
     def save(self, usage: Usage) -> None:
         """Saves all counters up to now, of all daemons."""
-        data = json.dumps(asdict(usage), separators=(",", ":")).encode()
+        data = msgspec.json.encode(usage)
         if len(data) > _SLOT_BYTES - _SLOT.size:
             return
         self.save_wire(usage.requests, usage.bytes_fetched, usage.retries)
@@ -67,7 +66,7 @@ class Totals:
         if not found:
             return None
         self._writing = max(found)
-        usage = msgspec.convert(json.loads(found[self._writing]), Usage)
+        usage = msgspec.json.decode(found[self._writing], type=Usage)
         requests, fetched_bytes, retries = _WIRE.unpack_from(self._memory)
         return replace(
             usage,
