@@ -7,9 +7,11 @@ import functools
 import re
 from typing import TYPE_CHECKING
 
+from harness.model.modes import ENGINES, engine_modes
 from harness.model.observation import LazyUsage
 from harness.report import wording
 from harness.report.comparison import compare
+from harness.report.figures.canvas import PALETTE
 from harness.report.frames import trials, workloads
 from harness.report.page import Context, html
 from harness.report.publish import write_figures
@@ -50,6 +52,19 @@ def test_case_without_a_valid_trial_has_no_number() -> None:
     text = markdown(failed, compare(failed), CONTEXT)
     assert "0 of 2" in text
     assert "0 valid" in text
+
+
+def test_a_wide_table_breaks_between_a_number_and_its_interval() -> None:
+    """Several full pulls to compare with make a wide table: a ratio may stand above its interval, and nothing else."""
+    page = made_up_page()
+    assert re.search(r'<span class="pair">[\d.]+x <span class="interval">\[[\d.]+, [\d.]+\]</span></span></td>', page)
+    assert not re.search(r">[\d.]+x \[[\d.]+, [\d.]+\]</td>", page)
+
+
+def test_every_modes_colour_has_one_for_the_dark_scheme() -> None:
+    """A colour that the palette does not know would be drawn as it is, dark on dark."""
+    colours = {mode.colour.lower() for engine in ENGINES for mode in engine_modes(engine)}
+    assert colours <= PALETTE.keys()
 
 
 def test_html_is_self_contained_and_escaped() -> None:
