@@ -185,7 +185,8 @@ def _versions(header: SessionHeader, observations: Sequence[Observation]) -> str
     """Lists the real programs and libraries that were beside ours, with their versions."""
     found: dict[str, str] = {}
     for observation in observations:
-        if observation.case.preset == PYFUSE3 and PYFUSE3 in header.versions:
+        case = observation.case
+        if case.engine == EMBEDDED and uses_library(case.mode, case.preset) and PYFUSE3 in header.versions:
             found[PYFUSE3] = header.versions[PYFUSE3]
         versions = observation.details.versions or {}
         found.update({name: version for name, version in versions.items() if version})

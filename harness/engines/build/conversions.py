@@ -4,7 +4,7 @@
 
 ``soci convert --standalone`` is asked for what ``coldbench index soci`` writes. What ``ctr-remote image convert
 --estargz`` does is done by its libraries: the command's own module replaces them by directories beside it, so that no
-pinned ``go build`` makes it, and it needs a containerd that runs (``harness/engines/build/estargz``).
+pinned ``go build`` makes it, and it needs a containerd that runs (``harness/engines/build/stargz``).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from harness.errors import ColdbenchError, MissingTool, WorkloadError
 from harness.formats.estargz.footer import LONGEST_FOOTER_BYTES, parse_footer
 from harness.formats.estargz.toc import decode_toc, inflate_toc
 from harness.images.catalog import locate
+from harness.model.modes import Form
 from harness.oci.reference import parse_reference
 from harness.stats.paired import PairedRatio, paired_ratio
 
@@ -146,7 +147,7 @@ CONVERSIONS = (
         "coldbench convert estargz",
         "the libraries of ctr-remote image convert --estargz",
         "coldbench-estargz-convert",
-        lambda source, target: ["convert", "estargz", source, target],
+        lambda source, target: ["convert", Form.ESTARGZ.value, source, target],
         lambda program, layout, tag, out: [program, str(layout), tag, str(out)],
         _tables,
         "files, chunks and digests",

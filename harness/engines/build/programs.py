@@ -79,9 +79,9 @@ KITS = (
         needs_libz=True,
     ),
     Kit(
-        "estargz",
+        "stargz",
         "0.19.1",
-        _ENGINES / "build" / "estargz",
+        _ENGINES / "build" / "stargz",
         {"coldbench-estargz-convert": "."},
     ),
     Kit(

@@ -109,7 +109,7 @@ def test_versions_are_those_of_the_modules() -> None:
     pinned = {
         "containerd": r"github.com/containerd/containerd/v2 v(\S+)",
         "soci": r"github.com/awslabs/soci-snapshotter v([\d.]+)\n",
-        "estargz": r"github.com/containerd/stargz-snapshotter v([\d.]+)\n",
+        "stargz": r"github.com/containerd/stargz-snapshotter v([\d.]+)\n",
         "docker": r"github.com/docker/docker v([\d.]+)\+incompatible",
     }
     for kit in KITS:

@@ -1,4 +1,4 @@
-module coldbench.example/estargz
+module coldbench.example/stargz
 
 go 1.26.6
 
