@@ -72,10 +72,6 @@ class Outage:
             self._pause_s = min(2 * self._pause_s, LONGEST_PROBE_S)
         self._next_probe = now + self._pause_s
 
-    def give_up_probe(self) -> None:
-        """Gives up a probe whose end will not be heard of; the next request may probe again."""
-        self._probing = False
-
     def refusal(self) -> RegistryError:
         """Returns why a request is not sent, in the same words for the whole outage."""
         return RegistryError(f"the registry is away since {self._told} ({self._cause})")

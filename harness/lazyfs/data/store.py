@@ -279,6 +279,7 @@ class Store:
                 log.warning("layer %d, units %d-%d: %s", layer.index, chosen[0], chosen[-1], error)
             flight.failed = dict.fromkeys(chosen, error)
         except ColdbenchError as error:
+            self.outage.note_success()  # it answered, though with nothing to go on with
             log.warning("layer %d, units %d-%d: %s", layer.index, chosen[0], chosen[-1], error)
             flight.failed = dict.fromkeys(chosen, error)
         finally:

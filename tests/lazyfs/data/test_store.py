@@ -268,6 +268,26 @@ def test_short_answers_are_refused() -> None:
     run(work)
 
 
+@pytest.mark.logs("registry (is away|answers again)|bytes came for")
+def test_a_probe_that_brings_nothing_of_use_is_an_answer() -> None:
+    """A request that probes a registry that was away, and brings cut bytes, fails; the next one may ask again."""
+
+    async def work(store: Store, layer: Layer, source: Source) -> None:
+        clock = Clock()
+        store.outage = Outage(clock)
+        source.error = RegistryError("gone")
+        with pytest.raises(RegistryError):
+            await store.read(layer, 0, 10, layer.size)
+        whole, source.error, source.blob = source.blob, None, source.blob[:100]
+        clock.now += 10
+        with pytest.raises(ContentError):
+            await store.read(layer, 0, 10, layer.size)
+        source.blob = whole
+        assert bytes(await store.read(layer, 0, 10, layer.size)) == TAR[:10]
+
+    run(work)
+
+
 def test_while_the_registry_is_away_reads_fail_at_once(caplog: pytest.LogCaptureFixture) -> None:
     """After one exhausted series nobody asks the registry, but for one probe now and then; the log says each change."""
 
