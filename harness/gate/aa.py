@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import math
 import random
-import statistics
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from harness.gate.counters import counter_values
 from harness.gate.lines import Line, judge, primary, time_lines
 from harness.model.metrics import METRICS, family, of_trial
 from harness.model.observation import Frozen
@@ -241,12 +239,6 @@ def caught_as_run(pairs: Sequence[Pair], gate: Gate, gate_blocks: int, draws: in
         judged = judge(lines, lambda _metric: True, alpha=gate.alpha)
         caught += any(line.verdict == "regression" for line in judged)
     return _rate(caught, draws)
-
-
-def counter_medians(pairs: Sequence[Pair]) -> dict[str, float]:
-    """Returns the medians of the counters over all trials, for the table of an A/A run."""
-    all_trials = [o for pair in pairs for o in (*pair.candidate, *pair.baseline)]
-    return {metric: statistics.median(values) for metric, values in counter_values(all_trials).items()}
 
 
 def lines_of(pairs: Sequence[Pair], gate: Gate) -> list[Line]:

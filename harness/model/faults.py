@@ -63,10 +63,6 @@ class PlannedFault(Frozen):
         return self.fault.startswith("registry-")
 
     @property
-    def of_daemon(self) -> bool:
-        return self.fault.startswith("daemon-")
-
-    @property
     def mended(self) -> bool:
         """Says whether the fault ends: nobody but the engine itself brings back a daemon that was killed."""
         return self.fault != "daemon-killed"

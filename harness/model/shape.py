@@ -184,9 +184,6 @@ class ShapeBook:
     def names(self) -> tuple[str, ...]:
         return tuple(self._forms)
 
-    def default_form(self, name: str) -> Form:
-        return self._default[name]
-
     def __iter__(self) -> Any:
         """Yields every shape in every form, in the data file's order."""
         return (shape for forms in self._forms.values() for shape in forms.values())

@@ -14,12 +14,6 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Span names a timeline may hold, in the order a report draws them.
-SPAN_NAMES = (
-    "resolve", "index", "wait", "fetch", "verify", "unpack", "inflate", "mount", "create", "start", "ready",
-    "prefetch", "background",
-)  # fmt: skip
-
 
 class Span(BaseModel):
     """Holds one span; times are seconds after T0 on CLOCK_MONOTONIC."""
