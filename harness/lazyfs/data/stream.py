@@ -147,8 +147,9 @@ class Stream:
             await self._prefetched.wait()
         store, link = self._store, self._store.link
         while True:
-            before = self._cpu.read()
-            if link is not None and link.far and before is not None:
+            # Near, nothing is read: looking ten times a second is CPU that the start wants.
+            before = self._cpu.read() if link is not None and link.far else None
+            if link is not None and before is not None:
                 if self._prefetched is None and foreseen(link.latency_s, before.cores):
                     return Idleness(link.latency_s, before.cores)
                 begun, waited = trio.current_time(), 0.0
