@@ -267,8 +267,10 @@ class Residency:
             while victims := self.memory.victims():
                 states = await trio.to_thread.run_sync(self._write_out, victims)
                 for ((index, unit), resident), state in zip(victims, states, strict=True):
+                    if self.memory.get((index, unit)) is not resident:  # it was lost meanwhile: what was written is bad
+                        continue
                     self._states[index][unit] = max(self._states[index][unit], state)
-                    if self.memory.get((index, unit)) is resident and not resident.busy:
+                    if not resident.busy:
                         self.memory.drop((index, unit))
                 self._counters.disk_full |= any(layer.disk.full for layer in self.layers)
         finally:

@@ -11,7 +11,7 @@ import random
 import threading
 import zlib
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -25,7 +25,7 @@ from harness.lazyfs.data import prefetch
 from harness.lazyfs.data.background import Background
 from harness.lazyfs.data.disk_cache import DiskCache
 from harness.lazyfs.data.outage import Outage
-from harness.lazyfs.data.residency import PACKED, Layer
+from harness.lazyfs.data.residency import ABSENT, PACKED, Layer
 from harness.lazyfs.data.span_units import SpanInflater, SpanUnits
 from harness.lazyfs.data.store import Store
 from harness.lazyfs.mounting import handover
@@ -227,6 +227,30 @@ def test_flipped_bits_never_come_through() -> None:
         assert bytes(await store.read(layer, begin, 100, layer.size)) == TAR[begin : begin + 100]
 
     assert run(work).digest_mismatches == 1
+
+
+def test_a_unit_that_is_lost_while_it_is_written_is_not_on_disk(tmp_path: Path) -> None:
+    """Memory that runs over is spilled by a thread; what turns out bad meanwhile is fetched again, not read back."""
+
+    async def work(store: Store, layer: Layer, source: Source) -> None:
+        residency, lost = store.residency, []
+        write_out = residency._write_out
+
+        def written(victims: list[tuple[Any, Any]]) -> list[int]:
+            states = write_out(victims)
+            (_, unit), _ = victims[0]
+            lost.append(unit)
+            residency.lose(layer, unit)
+            return states
+
+        residency._write_out = written  # type: ignore[method-assign]
+        for unit in range(len(layer)):
+            await store.read(layer, layer.starts[unit], 1, layer.size)
+            await trio.testing.wait_all_tasks_blocked()
+        assert lost
+        assert residency.state(layer, lost[-1]) == ABSENT
+
+    run(work, LazyPolicy(memory_bytes=100_000, readahead_units=0, block_bytes=0), tmp_path)
 
 
 @pytest.mark.logs("registry (is away|answers again)")
