@@ -204,7 +204,8 @@ def _summary(all_found: dict[str, Recorded]) -> str:
     rows = []
     for found in all_found.values():
         made = answer(found.group)
-        price = "not known" if made.break_even_s is None else _price(made.first_touch, made.later)
+        known = made.break_even_s is not None or made.first_touch is not None
+        price = _price(made.first_touch, made.later) if known else "not known"
         rows.append(
             [
                 f"`{found.name}`", wording.size(found.image_bytes), found.header.plan.cases[0].case.shape,

@@ -152,13 +152,16 @@ def _costs(group: Group, line: CaseLine) -> list[Cost]:
 def _break_even(group: Group, best: CaseLine, costs: Sequence[Cost]) -> float | None:
     """Returns the earliest break-even of the repeatable workloads.
 
-    It is infinite where none is proven slower, None if that is not known.
+    It is infinite where none is proven slower, None if that is not known: a first touch is no repeatable workload.
     """
-    if len(best.ready_by_block) < MIN_BLOCKS or not any(
-        r.label == best.label and r.ratio is not None for r in group.runtime
-    ):
+    if len(best.ready_by_block) < MIN_BLOCKS or _temperatures(group, best.label) <= {"cold"}:
         return None
     return min((c.break_even_s for c in costs if c.temperature != "cold"), default=math.inf)
+
+
+def _temperatures(group: Group, label: str) -> set[str]:
+    """Returns the temperatures of files at which run-time workloads of a mode were compared."""
+    return {r.temperature for r in group.runtime if r.label == label and r.ratio is not None}
 
 
 def _findings(group: Group) -> list[str]:
@@ -207,12 +210,18 @@ def _decision(made: Answer, group: Group) -> str:
     return f"{start}; {_price(made, group)}."
 
 
+_UNKNOWN_LATER = "what it costs with files read before was not measured"
+
+
 def _price(made: Answer, group: Group) -> str:
     """Says what the sooner start costs afterwards, for the same sentence."""
     if made.blocks < MIN_BLOCKS:
         return "too few blocks to say what it costs afterwards"
-    if made.break_even_s is None:
+    unknown = made.break_even_s is None
+    if unknown and not _temperatures(group, made.use or ""):
         return "what it costs afterwards was not measured"
+    if unknown and made.first_touch is None:
+        return f"no workload is shown to be slower when files are first touched; {_UNKNOWN_LATER}"
     if made.first_touch is None and made.later is None:
         return "afterwards no workload is shown to be slower, so it never costs more than it saved"
     # Run-time costs are ratios to the first baseline, which need not be what one has.
@@ -221,6 +230,8 @@ def _price(made: Answer, group: Group) -> str:
     if made.first_touch is not None:
         said += f"{made.first_touch.workload} takes {_times(made.first_touch)} as long when files are first touched"
         said += ", and " if made.later is not None else ""
+    if made.break_even_s is None:
+        return f"{said}; {_UNKNOWN_LATER}"
     if made.later is None:
         return f"{said} and no longer than before after that, so it never costs more than it saved"
     said += f"{made.later.workload} takes {_times(made.later)} as long with {made.later.temperature} files"

@@ -60,6 +60,26 @@ def test_the_price_stands_in_the_same_sentence() -> None:
     assert "it has cost more than it saved" in said.sentences[0]
 
 
+def test_a_price_that_was_not_measured_is_not_none() -> None:
+    """Files that were only read for the first time say nothing of later reads, and so nothing of "never"."""
+
+    def cold_only(seen: list[Observation]) -> list[Observation]:
+        return [
+            o.model_copy(update={"workloads": tuple(w for w in o.workloads if w.temperature == "cold")}) for o in seen
+        ]
+
+    slow = answer(_group(cold_only(_slow_erofs(1.5))))
+    assert slow.first_touch is not None
+    assert slow.break_even_s is None
+    assert slow.sentences[0].endswith("first touched; what it costs with files read before was not measured.")
+    even = answer(_group(cold_only(_slow_erofs(0.1))))
+    assert even.first_touch is None
+    assert "never" not in even.sentences[0]
+    assert even.sentences[0].endswith("what it costs with files read before was not measured.")
+    without = answer(_group([o.model_copy(update={"workloads": ()}) for o in session()]))
+    assert without.sentences[0].endswith("; what it costs afterwards was not measured.")
+
+
 def test_what_is_not_proven_is_no_price() -> None:
     """A slow-down inside the noise costs nothing: "never", not a made-up time."""
     quiet = [o for o in session() if o.case.mode != "soci"]
