@@ -180,11 +180,11 @@ def main() -> int:
     try:
         place = locate(parse_reference(f"scenario:{scenario}"))
         versions = {program: kit.version for kit in KITS for program in kit.packages}
-        lines = ["## Conversions"]
+        lines = ["## Conversions\n"]
         for conversion in CONVERSIONS:
             found = compare(conversion, Path(place.path).absolute(), place.tag, pairs)
             lines.append(sentence(conversion, scenario, found, versions[conversion.program]))
-        sys.stdout.write("\n\n".join(lines))
+        sys.stdout.write("\n".join(lines))
     except ColdbenchError as error:
         sys.stderr.write(f"conversions: {error}\n")
         return error.exit_code
