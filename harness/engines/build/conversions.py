@@ -27,7 +27,6 @@ from harness.errors import ColdbenchError, MissingTool, WorkloadError
 from harness.formats.estargz.footer import LONGEST_FOOTER_BYTES, parse_footer
 from harness.formats.estargz.toc import decode_toc, inflate_toc
 from harness.images.catalog import locate
-from harness.model.modes import Form
 from harness.oci.reference import parse_reference
 from harness.stats.paired import PairedRatio, paired_ratio
 
@@ -66,12 +65,10 @@ class Conversion:
     """Says how an image is converted by ours and by theirs, and what has to come out the same."""
 
     ours: str
-    """Names the command of ours, as a user types it."""
+    """Names the command of ours, as a user types it before source and target."""
     theirs: str
     program: str
     """Names the program that ``nox -s engines`` builds."""
-    of_ours: Callable[[str, str], list[str]]
-    """Returns the command line for a source and a target in skopeo's names."""
     of_theirs: Callable[[str, Path, str, Path], list[str]]
     """Returns the command line for a program, a layout, its tag, and the layout to write."""
     same: Callable[[Path], str]
@@ -90,8 +87,8 @@ def compare(conversion: Conversion, layout: Path, tag: str, pairs: int) -> list[
         with tempfile.TemporaryDirectory(prefix="coldbench-conversions-", dir="/var/tmp") as name:
             ours, theirs = Path(name, "ours"), Path(name, "theirs")
             argv = {
-                ours: [sys.executable, "-m", "harness",
-                       *conversion.of_ours(f"oci:{layout}:{tag}", f"oci:{ours}:{tag}")],
+                ours: [sys.executable, "-m", "harness", *conversion.ours.split()[1:],
+                       f"oci:{layout}:{tag}", f"oci:{ours}:{tag}"],
                 theirs: conversion.of_theirs(program, layout, tag, theirs),
             }  # fmt: skip
             runs = {}
@@ -135,7 +132,6 @@ CONVERSIONS = (
         "coldbench index soci",
         "soci convert --standalone",
         "soci",
-        lambda source, target: ["index", "soci", source, target],
         lambda program, layout, _, out: [
             program, "--root", str(out.with_name("root")), "convert", "--standalone", "--format", "oci-dir",
             str(layout), str(out),
@@ -147,7 +143,6 @@ CONVERSIONS = (
         "coldbench convert estargz",
         "the libraries of ctr-remote image convert --estargz",
         "coldbench-estargz-convert",
-        lambda source, target: ["convert", Form.ESTARGZ.value, source, target],
         lambda program, layout, tag, out: [program, str(layout), tag, str(out)],
         _tables,
         "files, chunks and digests",
