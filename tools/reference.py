@@ -48,20 +48,17 @@ _CHEAP = ("--workload", "stat-walk", "--workload", "read-small", "--temperature"
 _OURS = ("overlay2:sequential", "overlay2:tuned", "overlay2:local", "estargz:tuned", "soci:tuned", "erofs:tuned",
          "erofs:packed")  # fmt: skip
 _THEIRS = ("overlay2:overlay2", "overlay2:default", "estargz:default", "soci:default")
-
-
-def _beside(*modes: str) -> tuple[str, ...]:
-    """These modes, wherever Docker and containerd know them too, on the machine that all documents speak of."""
-    engines = [word for engine in ("embedded", "docker", "containerd") for word in ("--engine", engine)]
-    return ("--shape", "cpu=0.25,memory=1G", *engines, *(word for mode in modes for word in ("--mode", mode)))
-
+_MODES = [word for mode in (*_OURS, *_THEIRS) for word in ("--mode", mode)]
+_ENGINES = [word for engine in ("embedded", "docker", "containerd") for word in ("--engine", engine)]
+#: Ours beside Docker and containerd, on the machine that all documents speak of.
+_BESIDE = ("--shape", "cpu=0.25,memory=1G", *_ENGINES, *_MODES)
 
 #: What is recorded, and how: one machine each, and of large images few workloads, or it would take a day.
 RECORDINGS: dict[str, tuple[str, ...]] = {
-    "quickstart": _beside(*_OURS, *_THEIRS),
+    "quickstart": _BESIDE,
     "node-web": ("--shape", "gcp-e2-micro", *_CHEAP, "--workload", "require"),
     # The real snapshotters' background fetch of it takes minutes each time.
-    "python-data": (*_beside(*_OURS, *_THEIRS), "--workload", "read-small", "--temperature", "cold", "--no-background"),
+    "python-data": (*_BESIDE, "--workload", "read-small", "--temperature", "cold", "--no-background"),
     "repl": _CHEAP,
 }
 DOCUMENTS = ("README.md", "docs/index.md", "docs/tutorial.md", "docs/how-it-works.md", "docs/performance.md")
