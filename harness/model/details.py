@@ -1,4 +1,4 @@
-"""This module holds the details of a trial: facts beside its figures, as its engine and its own course tell them.
+"""This module holds the details of trials and of preparations: facts beside their figures.
 
 None stands for a fact that nobody told, and such a fact is not stored.
 """
@@ -102,3 +102,45 @@ class Details(EngineDetails):
     """Holds the end of what the engine's processes wrote to stderr."""
     traceback: str | None = None
     """Holds the traceback of a failure that is no error of ours."""
+
+
+class FaultDetails(Facts):
+    """Holds what is stored beside the figures of a trial with a fault; facts of other versions are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    traceback: str | None = None
+    engine_log: str | None = None
+    """Holds the end of what the engine's processes wrote to stderr."""
+    versions: str | None = None
+    """Names the programs that the engine ran and their versions, separated by commas."""
+
+
+class PreparationDetails(Facts):
+    """Holds what is known of one preparation beside its cost; facts of other versions are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str | None = None
+    """Form ``image``: the name at a registry that was looked up; None where the image is not named by a registry."""
+    digest: str | None = None
+    """Holds the digest that the name led to."""
+    looked_up_at: str | None = None
+    """Says when that was found out (UTC, ISO 8601)."""
+    moved_from: str | None = None
+    """Holds the digest that the lookup before had; empty where it is the same."""
+    moved_from_at: str | None = None
+    offline: bool | None = None
+    """Says that nobody was asked now."""
+    paths: int | None = None
+    """Form ``trace``: counts the files that a start reads."""
+    reads: int | None = None
+    """Form ``trace``: counts the ranges of files that a start reads."""
+    ranges: int | None = None
+    """Form ``recording``: counts the ranges of the layers that the kernel asks for during a start."""
+    application_core_s: float | None = None
+    """Form ``application``: gives the workload's own CPU seconds until it was ready, as the lower bound takes them."""
+    measured_s: tuple[float, ...] | None = None
+    """Form ``application``: lists the measured CPU seconds; None where the figure was kept from an earlier session."""
+    error: str | None = None
+    """Says why the preparation failed; the session goes on without it."""

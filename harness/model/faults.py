@@ -12,6 +12,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
+from harness.model.details import FaultDetails
 from harness.model.near_miss import near_miss
 from harness.model.observation import SCHEMA_VERSION, Case, Failure, Frozen, Invalidity
 from harness.model.workload import Many, Seconds, Table
@@ -208,7 +209,7 @@ class FaultObservation(Frozen):
     listing_healthy_s: float = 0.0
     """Says how long of ``unhealthy_s`` a process that lists the root directory first said that all is well."""
     leftovers: tuple[str, ...] = ()
-    details: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    details: FaultDetails = FaultDetails()
 
     @property
     def valid(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
+from harness.model.details import PreparationDetails
 from harness.model.observation import SCHEMA_VERSION, Frozen
 from harness.model.plan import Plan
 from harness.model.scenario import Scenario
@@ -67,4 +68,4 @@ class Preparation(Frozen):
     cpu_s: float = 0.0
     bytes: int = 0
     """Counts bytes of the layers, or of the index."""
-    details: dict[str, Any] = Field(default_factory=dict)
+    details: PreparationDetails = PreparationDetails()

@@ -10,9 +10,10 @@ import hashlib
 import resource
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.images.catalog import obtain, refuse_foreign
+from harness.model.details import PreparationDetails
 from harness.model.modes import Form
 from harness.model.session import Preparation
 from harness.oci.layout import LayoutStore
@@ -73,9 +74,9 @@ def pinned_digests(session: Path) -> dict[str, str]:
     each.
     """
     return {
-        preparation.scenario: str(preparation.details["digest"])
+        preparation.scenario: preparation.details.digest
         for preparation in load_preparations(session)
-        if preparation.form == Form.IMAGE and "looked_up_at" in preparation.details
+        if preparation.form == Form.IMAGE and preparation.details.digest is not None
     }
 
 
@@ -149,7 +150,7 @@ class Preparer:
                 found.digest,
                 found.compressed_bytes,
                 cost if obtained.made else None,
-                details=asdict(lookup) if lookup is not None else {},
+                details=PreparationDetails(**asdict(lookup)) if lookup is not None else None,
             )
             self._local[scenario.name] = found
         return self._local[scenario.name]
@@ -179,7 +180,7 @@ class Preparer:
         size: int,
         cost: Cost | None,
         *,
-        details: dict[str, Any] | None = None,
+        details: PreparationDetails | None = None,
     ) -> None:
         """Records an artefact; without a cost it was there already."""
         cached = cost is None
@@ -193,7 +194,7 @@ class Preparer:
                 wall_s=wall_s,
                 cpu_s=cpu_s,
                 bytes=size,
-                details=details or {},
+                details=details or PreparationDetails(),
             )
         )
 

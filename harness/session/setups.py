@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.engines.confinement import Confinement
 from harness.errors import ColdbenchError, Interrupted, NotReady, RehearsalFailed, WorkloadError, WorkloadExited
 from harness.model.axes import axis_values
-from harness.model.details import StormUse
+from harness.model.details import PreparationDetails, StormUse
 from harness.model.modes import EMBEDDED, OVERLAY2, Form, recorder, recorder_options, tracer
 from harness.model.observation import Case
 from harness.model.plan import PlannedCase, PlannedTrial
@@ -117,7 +117,7 @@ def _members(scenario: Scenario) -> list[Scenario]:
     return [scenario, *copies]
 
 
-def _described(reading: ShareStart) -> dict[str, Any]:
+def _described(reading: ShareStart) -> dict[str, str | int]:
     """Returns what a start reads, as the record keeps it."""
     return {
         "with": reading.command[0], "bytes": reading.bytes, "pieces": reading.pieces, "of_bytes": reading.of_bytes
@@ -242,7 +242,7 @@ class Setups:
             except (Interrupted, RehearsalFailed):
                 raise
             except ColdbenchError as error:
-                self._note(scenario, "application", material, None, {"error": str(error)})
+                self._note(scenario, "application", material, None, PreparationDetails(error=str(error)))
         touched: tuple[str, ...] | None = None
         if trace or self.trace_starts or self._workloads(scenario):
             try:
@@ -252,7 +252,7 @@ class Setups:
             except ColdbenchError as error:
                 if trace:
                     raise
-                self._note(scenario, "trace", material, None, {"error": str(error)})
+                self._note(scenario, "trace", material, None, PreparationDetails(error=str(error)))
         if self._workloads(scenario):
             material.workloads = self._make_workloads(scenario, material, touched or ())
         if material.files:
@@ -304,13 +304,13 @@ class Setups:
         )
 
     def _note(
-        self, scenario: Scenario, form: str, material: Material, cost: Cost | None, details: dict[str, Any]
+        self, scenario: Scenario, form: str, material: Material, cost: Cost | None, details: PreparationDetails
     ) -> None:
         wall_s, cpu_s = cost.read() if cost else (0.0, 0.0)
         self.preparer.record(
             Preparation(
                 scenario=scenario.name, form=form, digest=material.digest, wall_s=wall_s,
-                cached=cost is None and "error" not in details, cpu_s=cpu_s, details=details,
+                cached=cost is None and details.error is None, cpu_s=cpu_s, details=details,
             )
         )  # fmt: skip
 
@@ -325,7 +325,8 @@ class Setups:
             observation, touches = self.trace(side_case(scenario, tracer()))
             recorded = traces.recorded(touches, observation.time_to_ready_s or 0.0)
             traces.save(path, recorded)
-        self._note(scenario, "trace", material, cost, {"paths": len(recorded.paths), "reads": len(recorded.reads)})
+        found = PreparationDetails(paths=len(recorded.paths), reads=len(recorded.reads))
+        self._note(scenario, "trace", material, cost, found)
         return recorded
 
     def _record(self, scenario: Scenario, material: Material) -> Recording:
@@ -338,7 +339,7 @@ class Setups:
             cost = Cost()
             recording = self.record(scenario)
             recordings.save(path, recording)
-        self._note(scenario, "recording", material, cost, {"ranges": len(recording.ranges)})
+        self._note(scenario, "recording", material, cost, PreparationDetails(ranges=len(recording.ranges)))
         return recording
 
     def record(self, scenario: Scenario) -> Recording:
@@ -396,7 +397,6 @@ class Setups:
         path = application.place(self.preparer.cache, material.digest, scenario.workload, host)
         figure = application.load(path)
         cost: Cost | None = None
-        details: dict[str, Any] = {}
         if figure is None:
             self.progress.preparing(scenario.name, "measuring the workload's own CPU")
             cost = Cost()
@@ -407,8 +407,10 @@ class Setups:
                 for _ in range(application.TRIALS)
             ]
             figure = application.save(path, measured)
-            details = {"measured_s": measured}
-        self._note(scenario, "application", material, cost, {"application_core_s": figure, **details})
+            details = PreparationDetails(application_core_s=figure, measured_s=tuple(measured))
+        else:
+            details = PreparationDetails(application_core_s=figure)
+        self._note(scenario, "application", material, cost, details)
         return figure
 
     def _side_trial(

@@ -113,6 +113,13 @@ def test_details_of_other_versions_are_kept() -> None:
     assert json.loads(observation(0, details=told).model_dump_json())["details"] == told
 
 
+def test_preparations_keep_what_they_were_told() -> None:
+    """A preparation stores the facts that it has and those of other versions, and no empty places for the others."""
+    told = {"application_core_s": 0.25, "measured_s": [0.2, 0.3], "weather": "fine"}
+    entry = {"scenario": "s", "form": "application", "digest": "d", "cached": False, "details": told}
+    assert json.loads(Preparation.model_validate(entry).model_dump_json())["details"] == told
+
+
 def test_unknown_keys_of_the_same_schema_are_passed_over(tmp_path: Path) -> None:
     """A later program may add keys without a new schema; the rest is read."""
     with Store.create(tmp_path / "s", header()):

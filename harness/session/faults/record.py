@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from harness import __version__
+from harness.model.details import FaultDetails
 from harness.model.faults import FaultObservation
 from harness.model.observation import Failure
 from harness.session import validity
@@ -67,7 +68,7 @@ def observation(
         failure = Failure(kind="MachineError", message=f"left behind: {', '.join(seen.leftovers)}", phase="tear-down")
     broken = (*validity.check(witness.evidence(None)), *witness.found_invalid)
     versions = ", ".join(f"{name} {version}" for name, version in (witness.told.versions or {}).items())
-    details = {"traceback": witness.traceback, "engine_log": witness.engine_log, "versions": versions}
+    told = {"traceback": witness.traceback, "engine_log": witness.engine_log, "versions": versions}
     return FaultObservation(
         coldbench_version=__version__,
         session=setup.session,
@@ -100,5 +101,5 @@ def observation(
         falsely_healthy_s=seen.falsely_healthy_s,
         listing_healthy_s=seen.listing_healthy_s,
         leftovers=seen.leftovers,
-        details={key: text[-_LOG_CHARACTERS:] for key, text in details.items() if text},
+        details=FaultDetails(**{name: text[-_LOG_CHARACTERS:] for name, text in told.items() if text}),
     )
