@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.gate import counters, reasons
 from harness.gate.lines import Line, judge, primary, time_lines
 from harness.gate.result import Regression
-from harness.gate.wording import percent, value
+from harness.gate.wording import change, percent, value
 from harness.report import wording
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Judgement:
         out = []
         for line in found:
             if line.status == "regression":
-                grew = "from none" if line.baseline == 0 else f"{100 * line.change:+.2g} %"
+                grew = "from none" if line.baseline == 0 else change(1 + line.change)
                 sentence = (
                     f"{line.metric} grew from {value(line.metric, line.baseline)} to "
                     f"{value(line.metric, line.candidate)} ({grew}, {percent(line.tolerance)} is let pass)"

@@ -56,7 +56,7 @@ def sentence(result: GateResult) -> str:
 
 def rate(part: RatePart) -> str:
     """Writes a rate as ``1.2 % [0.5, 2.4]``."""
-    return f"{percent(part.rate)} [{100 * part.low:.2g}, {100 * part.high:.2g}]"
+    return f"{percent(part.rate)} [{wording.figures(100 * part.low, 2)}, {wording.figures(100 * part.high, 2)}]"
 
 
 def errors_here(record: AaRecord) -> str:

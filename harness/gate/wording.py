@@ -26,13 +26,12 @@ def value(metric: str, number: float) -> str:
 
 def percent(share: float) -> str:
     """Writes a share as a percentage with two figures at most."""
-    return f"{100 * share:.2g} %" if abs(share) < 1 else f"{100 * share:.0f} %"
+    return f"{wording.figures(100 * share, 2)} %"
 
 
 def change(ratio: float) -> str:
     """Writes a ratio as a change: ``+12 %``, ``-3.1 %``."""
-    moved = 100 * (ratio - 1)
-    return f"{moved:+.2g} %" if abs(moved) < 100 else f"{moved:+.0f} %"
+    return f"{wording.figures(100 * (ratio - 1), 2, '+')} %"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

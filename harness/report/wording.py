@@ -51,9 +51,9 @@ def ratio(result: PairedRatio | None) -> str:
     if result is None:
         return NO_NUMBER
     if result.low is None or result.high is None:
-        return f"{result.ratio:.2g}x (n={result.blocks}: no interval)"
+        return f"{figures(result.ratio, 2)}x (n={result.blocks}: no interval)"
     digits = 3 if result.ratio < 10 else 2
-    return f"{_figures(result.ratio, digits)}x [{_figures(result.low, digits)}, {_figures(result.high, digits)}]"
+    return f"{figures(result.ratio, digits)}x [{figures(result.low, digits)}, {figures(result.high, digits)}]"
 
 
 _MARKUP = re.compile(r"[\\`*<>#|~&]|(?<!\w)_|_(?!\w)|(?<=\])\(|(?<=https):|(?<=http):|(?<=www)\.", re.IGNORECASE)
@@ -69,9 +69,13 @@ def markdown(text: str) -> str:
     return _MARKUP.sub(lambda found: "\\" + found[0], line).replace("@", "@\u200b")
 
 
-def _figures(value: float, digits: int) -> str:
-    """Writes so many significant figures, and all of the digits before the point: 133, not 1.3e+02."""
-    return f"{value:.0f}" if value >= 10**digits else f"{value:.{digits}g}"
+def figures(value: float, digits: int, sign: str = "") -> str:
+    """Writes so many significant figures, and all of the digits before the point: 133, not 1.3e+02.
+
+    ``sign`` is ``+`` where a positive number shows its sign.
+    """
+    whole = abs(value) >= 10**digits - 0.5
+    return f"{value:{sign}.0f}" if whole else f"{value:{sign}.{digits}g}"
 
 
 def times_sooner(result: PairedRatio | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.report import wording
 from harness.report.figures.canvas import INK, LINE, PAPER, SOFT, axes_of, canvas
 from harness.stats.paired import paired_ratio
 
@@ -77,4 +78,4 @@ def _said(group: Group, line: CaseLine, mean_s: float) -> str:
     ratio = line.ratios.get(first)
     if ratio is None or line.is_floor or first not in line.proven:
         return text
-    return f"{text}, {ratio.ratio:.2g}x"
+    return f"{text}, {wording.figures(ratio.ratio, 2)}x"
