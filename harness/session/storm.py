@@ -76,6 +76,7 @@ def run_storm(setups: Sequence[TrialSetup]) -> Observation:
 
     Raises:
         HostUnfit, UsageError: nothing of this kind can run here, so the session ends.
+        MachineError: a machine ended without a record, so that nothing can be said of the others either.
         Interrupted: the user stopped it; every machine is gone.
     """
     first = setups[0]
@@ -105,7 +106,10 @@ def run_storm(setups: Sequence[TrialSetup]) -> Observation:
     for member in members:
         if member.ends_session is not None:
             raise member.ends_session
-    seen = merged([member.seen for member in members if member.seen is not None])
+    told = [member.seen for member in members if member.seen is not None]
+    if len(told) < len(members):  # its thread has printed why
+        raise MachineError(f"{len(members) - len(told)} of {len(members)} machines of a storm ended without a record")
+    seen = merged(told)
     use = together.host_use
     storm = first.storm or StormUse()
     if use is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from harness.errors import HostUnfit, Interrupted, MachineError, NotReady
 from harness.model.details import StormUse
 from harness.model.observation import Invalidity, Observation
+from harness.session import record
 from harness.session.gates import MemberGate, StormGate
 from harness.session.storm import merged, run_storm
 from tests.session.test_trial import Bench
@@ -73,6 +75,21 @@ def test_one_that_fails_fails_the_storm() -> None:
     assert (seen.failure.kind, seen.failure.message) == ("NotReady", "machine 2 of 3: not ready after 600 s")
     assert [machine.ready_s for machine in seen.storm] == [3.0, None, 3.0]
     assert all(bench.machine.gone and bench.engine.torn_down for bench in made)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_machine_without_a_record_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three would be a smaller storm, and a faster one."""
+    told, calls = record.observation, itertools.count()
+
+    def observation(*seen: Any) -> Observation:
+        if next(calls) == 1:
+            raise ValueError("a fault of ours")
+        return told(*seen)
+
+    monkeypatch.setattr(record, "observation", observation)
+    with pytest.raises(MachineError, match="1 of 3 machines of a storm ended without a record"):
+        storm(benches(3))
 
 
 def test_a_machine_that_cannot_be_made_stops_the_others() -> None:
