@@ -21,6 +21,9 @@ def aa(
     out: Path | None = typer.Option(None, "--out", metavar="DIR", help="The session's directory."),
     registry: str = typer.Option("", "--registry", metavar="URL", help="Use this registry instead of one's own."),
     no_workloads: bool = typer.Option(False, "--no-workloads", help="Leave out what is measured after ready."),
+    no_background: bool = typer.Option(
+        False, "--no-background", help="Do not wait for what lazy modes fetch after ready."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the record as JSON."),
 ) -> None:
     """Run a scenario against itself, and show false-alarm rate, noise per metric, margin to use and steady counters.
@@ -48,7 +51,12 @@ def aa(
     file = scenarios.find(scenario)
     loaded = scenarios.load_one(file, "coldbench aa")
     selection = Selection.model_validate(
-        {"modes": mode, "shapes": [parse_shape(text) for text in shape], "blocks": blocks}
+        {
+            "modes": mode,
+            "shapes": [parse_shape(text) for text in shape],
+            "blocks": blocks,
+            "background": not no_background,
+        }
     )
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
     header = header_of(loaded, file, selection, drawn, inject=slower, registry=registry, workloads=not no_workloads)

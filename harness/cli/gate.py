@@ -36,6 +36,9 @@ def gate(
     registry: str = typer.Option("", "--registry", metavar="URL", help="Use this registry instead of one's own."),
     counters_only: bool = typer.Option(False, "--counters-only", help="Only what does not scatter; no timing."),
     no_workloads: bool = typer.Option(False, "--no-workloads", help="Leave out what is measured after ready."),
+    no_background: bool = typer.Option(
+        False, "--no-background", help="Do not wait for what lazy modes fetch after ready."
+    ),
     strict: bool = typer.Option(False, "--strict", help="Exit code 3 where nothing could be decided."),
     anyway: bool = typer.Option(False, "--anyway", help="Also against a session that is not comparable."),
 ) -> None:
@@ -82,6 +85,7 @@ def gate(
                 if chosen.kind == "engine"
                 else [],
                 "shapes": [parse_shape(text) for text in shape],
+                "background": not no_background,
             }
         )
         if chosen.side is not None and not anyway:

@@ -203,6 +203,18 @@ def test_a_baseline_of_another_host_is_refused_unless_anyway(tmp_path: Path) -> 
     assert "no baseline" not in gone_on.message
 
 
+@pytest.mark.parametrize("command", [("aa",), ("gate", "--baseline", "a", "--anyway")], ids=lambda words: words[0])
+def test_a_gate_does_not_wait_for_the_background_where_told(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Large images take minutes to fetch after ready, and neither an A/A nor a gate needs that."""
+    stored(tmp_path, "a")
+    (tmp_path / "app.toml").write_text(
+        sessions.SCENARIO.replace('ref = "docker://registry.example/app:1"', 'layout = "/none:1"')
+    )
+    said = ask(command[0], "app.toml", *command[1:], "--no-background", "--out", "begun")
+    assert said.code in {4, 5}  # not root, or no such image
+    assert next(iter(load("begun")[0].scenarios.values())).timeouts.background_s == 0.0
+
+
 # Images
 
 
