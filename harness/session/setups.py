@@ -320,9 +320,11 @@ class Setups:
         recorded = traces.load(path)
         cost: Cost | None = None
         if recorded is None:
+            case = side_case(scenario, tracer())
+            self.publish(case)  # a preparation of its own
             self.progress.preparing(scenario.name, "tracing a start")
             cost = Cost()
-            observation, touches = self.trace(side_case(scenario, tracer()))
+            observation, touches = self.trace(case)
             recorded = traces.recorded(touches, observation.time_to_ready_s or 0.0)
             traces.save(path, recorded)
         found = PreparationDetails(paths=len(recorded.paths), reads=len(recorded.reads))
@@ -335,23 +337,33 @@ class Setups:
         recording = recordings.load(path)
         cost: Cost | None = None
         if recording is None:
+            recorders, case = self._recorder(scenario)
             self.progress.preparing(scenario.name, "recording a start")
             cost = Cost()
-            recording = self.record(scenario)
+            recording = recorders._recorded(case)
             recordings.save(path, recording)
         self._note(scenario, "recording", material, cost, PreparationDetails(ranges=len(recording.ranges)))
         return recording
 
     def record(self, scenario: Scenario) -> Recording:
         """Runs one trial that records what the kernel asks for of the layers; raises WorkloadError when it fails."""
+        recorders, case = self._recorder(scenario)
+        return recorders._recorded(case)
+
+    def _recorder(self, scenario: Scenario) -> tuple[Setups, PlannedCase]:
+        """Makes what a recorded start needs, the form of the image among it, which is a preparation of its own."""
         scenario = scenario.model_copy(update={"storm": None})
         case = side_case(scenario, recorder(), options=recorder_options())
         mine = replace(self, scenarios={**self.scenarios, scenario.name: scenario})
         mine.material(scenario)
         mine.publish(case)
+        return mine, case
+
+    def _recorded(self, case: PlannedCase) -> Recording:
         ranges: list[ReadRange] = []
-        observation = mine._side_trial(case, "recording", [], ranges)
-        layers = [layer.digest for layer in self.preparer.local(scenario).image.layers]
+        observation = self._side_trial(case, "recording", [], ranges)
+        local = self.preparer.local(self.scenarios[case.case.scenario])
+        layers = [layer.digest for layer in local.image.layers]
         return recordings.recording_of(ranges, layers, observation.time_to_ready_s or 0.0)
 
     def trace(self, case: PlannedCase) -> tuple[Observation, list[Touch]]:
@@ -398,10 +410,10 @@ class Setups:
         figure = application.load(path)
         cost: Cost | None = None
         if figure is None:
+            case = side_case(scenario, OVERLAY2)
+            self.publish(case)  # a preparation of its own
             self.progress.preparing(scenario.name, "measuring the workload's own CPU")
             cost = Cost()
-            case = side_case(scenario, OVERLAY2)
-            self.publish(case)
             measured = [
                 float(self._side_trial(case, "calibration").details.cpu_from_start_s or 0.0)
                 for _ in range(application.TRIALS)

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from harness.formats.soci import image as soci_image
 from harness.lazyfs.plan import plan_layers
 from harness.model.modes import tracer
+from harness.oci.cache import Cache
 from harness.scenarios import parse
-from harness.session import traces
-from harness.session.setups import recorded_scenario, roomy_shape
+from harness.session import application, traces
+from harness.session.preparation import Cost
+from harness.session.progress import Silent
+from harness.session.setups import Material, Setups, recorded_scenario, roomy_shape
 from tests.lazyfs.support import File, convert, noise, tar_of, write_image
+from tests.session.test_store import observation
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from harness.model.observation import Observation
+    from harness.model.plan import PlannedCase
+    from harness.model.scenario import Scenario
+    from harness.model.session import Preparation
 
 
 def test_out_of_band_trials_leave_the_host_memory() -> None:
@@ -53,3 +63,54 @@ def test_what_is_recorded_in_place_of_the_workload() -> None:
     assert other.workload.command == ("true", "x")
     assert other.workload.readiness.kind == "exit"
     assert traces.key_of("sha256:1", other.workload) != traces.key_of("sha256:1", scenario.workload)
+
+
+class Written(Setups):
+    """Writes down what is done instead of doing it."""
+
+    done: ClassVar[list[str]] = []
+
+    def publish(self, case: PlannedCase) -> None:
+        self.done.append(f"publish {case.form}")
+
+    def material(self, scenario: Scenario) -> Material:
+        return Material(digest=f"sha256:{len(scenario.name)}", compressed_bytes=1)
+
+    def _side_trial(self, case: PlannedCase, what: str, *_more: object, **_others: object) -> Observation:
+        self.done.append(what)
+        return observation(0, details={"cpu_from_start_s": 0.5})
+
+
+@pytest.mark.files
+@pytest.mark.parametrize(
+    ("what", "form", "trials"),
+    [("_trace", "estargz", 1), ("_record", "erofs", 1), ("_calibrate", "image", application.TRIALS)],
+)
+def test_a_form_that_a_side_trial_needs_is_no_cost_of_its_own(
+    what: str, form: str, trials: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making a form is a preparation, and counted there: a recorded start of a large image is seconds, not minutes."""
+    scenario = parse(
+        'name = "web"\nimage = { ref = "docker://registry.example/web:1" }\n'
+        'workload = { command = ["serve"], readiness = { kind = "tcp", port = 80 } }\n',
+        "web.toml",
+    )
+    noted: list[Preparation] = []
+    local = SimpleNamespace(image=SimpleNamespace(layers=()))
+    preparer = SimpleNamespace(cache=Cache(tmp_path), record=noted.append, local=lambda _scenario: local)
+    bounder = SimpleNamespace(rates=SimpleNamespace(host="here"))
+    them: Any = (preparer, None, None, Silent(), bounder)
+    setups = Written("s", 1, {"web": scenario}, *them)
+    Written.done.clear()
+
+    class Counted(Cost):
+        def __init__(self) -> None:
+            super().__init__()
+            Written.done.append("cost begins")
+
+    monkeypatch.setattr("harness.session.setups.Cost", Counted)
+    getattr(setups, what)(scenario, setups.material(scenario))
+    published, begins, *rest = Written.done
+    assert (published, begins) == (f"publish {form}", "cost begins")
+    assert len([done for done in rest if not done.startswith("publish")]) == trials
+    assert [preparation.cached for preparation in noted] == [False]
