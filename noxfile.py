@@ -50,7 +50,7 @@ def tests(session: nox.Session) -> None:
         return
     for name, marker in levels:
         session.log(f"level: {name}")
-        session.run("pytest", "-q", "-m", marker, *OUTSIDE)
+        session.run("pytest", "-q", "--durations=15", "-m", marker, *OUTSIDE)
     session.run("pytest", "-q", "tests/microbench", "tests/fuzz")
 
 
