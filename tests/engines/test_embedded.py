@@ -96,7 +96,7 @@ def deployed(machine: Machine, request: DeployRequest) -> Iterator[Deployment]:
         assert f"{machine.scratch}/embedded" not in mounts
 
 
-def fails(machine: Machine, request: DeployRequest, kind: type[ColdbenchError], match: str = "") -> ColdbenchError:
+def fails(machine: Machine, request: DeployRequest, kind: type[ColdbenchError], match: str | None = None) -> ColdbenchError:
     """The deployment fails with exactly this class and one clear line, and leaves nothing behind."""
     with pytest.raises(kind, match=match) as caught, deployed(machine, request):
         pass
@@ -157,7 +157,7 @@ def test_an_image_that_is_already_there_is_not_asked_for(machine: Machine, regis
 def test_an_image_that_cannot_be_had_before_t0(machine: Machine, registry: TestRegistry) -> None:
     """The floor's preparation fails as a pull does: with the error's class and one line."""
     request = dataclasses.replace(registry.request("base", "exit", "0", preset="local"), reference="sha256:" + "0" * 64)
-    fails(machine, request, ImageNotFound)
+    fails(machine, request, ImageNotFound, "sha256:0000")
 
 
 def test_user_environment_and_directory(machine: Machine, registry: TestRegistry) -> None:
