@@ -96,7 +96,9 @@ def deployed(machine: Machine, request: DeployRequest) -> Iterator[Deployment]:
         assert f"{machine.scratch}/embedded" not in mounts
 
 
-def fails(machine: Machine, request: DeployRequest, kind: type[ColdbenchError], match: str | None = None) -> ColdbenchError:
+def fails(
+    machine: Machine, request: DeployRequest, kind: type[ColdbenchError], match: str | None = None
+) -> ColdbenchError:
     """The deployment fails with exactly this class and one clear line, and leaves nothing behind."""
     with pytest.raises(kind, match=match) as caught, deployed(machine, request):
         pass
