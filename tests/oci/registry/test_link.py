@@ -73,3 +73,13 @@ def test_requests_are_noted() -> None:
     pool.close()
     assert pool.link.latency_s > 0.0
     assert pool.link.rate(DEFAULT) != DEFAULT
+
+
+def test_a_link_is_full_when_answers_take_long_to_come() -> None:
+    """Waiting for the first byte leaves bandwidth idle; waiting for the last does not. Short answers tell nothing."""
+    idle, full, short = Link(), Link(), Link()
+    for _ in range(4):
+        idle.note(0.23, 1 << 20, 0.1)
+        full.note(0.01, 600 << 10, 0.05)
+        short.note(0.01, 1 << 10, 1.0)
+    assert (idle.is_full, full.is_full, short.is_full, Link().is_full) == (False, True, False, False)
