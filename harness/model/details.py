@@ -23,6 +23,12 @@ class Facts(BaseModel):
         return {name: value for name, value in handler(self).items() if name in self.model_fields_set}
 
 
+class KeptFacts(Facts):
+    """Keeps facts of other versions as they are, too."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
 class EngineDetails(Facts):
     """Holds what an engine tells of a trial beside its counters."""
 
@@ -55,10 +61,8 @@ class EngineDetails(Facts):
     snapshotter_metrics: dict[str, float] | None = None
 
 
-class StormUse(Facts):
+class StormUse(KeptFacts):
     """Holds what the machines of a storm shared, and what the host spent on it."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     machines: int | None = None
     images: str | None = None
@@ -104,10 +108,8 @@ class Details(EngineDetails):
     """Holds the traceback of a failure that is no error of ours."""
 
 
-class FaultDetails(Facts):
+class FaultDetails(KeptFacts):
     """Holds what is stored beside the figures of a trial with a fault; facts of other versions are kept as they are."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     traceback: str | None = None
     engine_log: str | None = None
@@ -116,10 +118,8 @@ class FaultDetails(Facts):
     """Names the programs that the engine ran and their versions, separated by commas."""
 
 
-class PreparationDetails(Facts):
+class PreparationDetails(KeptFacts):
     """Holds what is known of one preparation beside its cost; facts of other versions are kept as they are."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str | None = None
     """Form ``image``: the name at a registry that was looked up; None where the image is not named by a registry."""

@@ -188,12 +188,17 @@ def test_a_plan_holds_what_was_left(tmp_path: Path) -> None:
     assert not any(trial.fault for trial in header.plan.trials)
 
 
+def scenario_without_image(directory: Path) -> None:
+    """Put app.toml there, whose image is a layout that does not exist: what begins does not get far."""
+    (directory / "app.toml").write_text(
+        sessions.SCENARIO.replace('ref = "docker://registry.example/app:1"', 'layout = "/none:1"')
+    )
+
+
 def test_a_baseline_of_another_host_is_refused_unless_anyway(tmp_path: Path) -> None:
     """A gate against a session that is not comparable ends in 2 and says why; --anyway goes on to the image."""
     stored(tmp_path, "a")
-    (tmp_path / "app.toml").write_text(
-        sessions.SCENARIO.replace('ref = "docker://registry.example/app:1"', 'layout = "/none:1"')
-    )
+    scenario_without_image(tmp_path)
     refused = ask("gate", "app.toml", "--baseline", "a")
     assert refused.code == 2
     assert "a is no baseline for this host and scenario: " in refused.message
@@ -207,9 +212,7 @@ def test_a_baseline_of_another_host_is_refused_unless_anyway(tmp_path: Path) -> 
 def test_a_gate_does_not_wait_for_the_background_where_told(tmp_path: Path, command: tuple[str, ...]) -> None:
     """Large images take minutes to fetch after ready, and neither an A/A nor a gate needs that."""
     stored(tmp_path, "a")
-    (tmp_path / "app.toml").write_text(
-        sessions.SCENARIO.replace('ref = "docker://registry.example/app:1"', 'layout = "/none:1"')
-    )
+    scenario_without_image(tmp_path)
     said = ask(command[0], "app.toml", *command[1:], "--no-background", "--out", "begun")
     assert said.code in {4, 5}  # not root, or no such image
     assert next(iter(load("begun")[0].scenarios.values())).timeouts.background_s == 0.0

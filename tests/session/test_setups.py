@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from harness.model.session import Preparation
 
 
+def web() -> Scenario:
+    return parse(
+        'name = "web"\nimage = { ref = "docker://registry.example/web:1" }\n'
+        'workload = { command = ["serve"], readiness = { kind = "tcp", port = 80 } }\n',
+        "web.toml",
+    )
+
+
 def test_out_of_band_trials_leave_the_host_memory() -> None:
     """Nothing slows them down, but a workload that eats all memory is stopped long before the host is."""
     shape = roomy_shape()
@@ -52,11 +60,7 @@ def test_a_trace_sees_what_is_read_of_small_layers(tmp_path: Path) -> None:
 
 def test_what_is_recorded_in_place_of_the_workload() -> None:
     """The same image, another command that is ready when it has ended; without one the scenario itself."""
-    scenario = parse(
-        'name = "web"\nimage = { ref = "docker://registry.example/web:1" }\n'
-        'workload = { command = ["serve"], readiness = { kind = "tcp", port = 80 } }\n',
-        "web.toml",
-    )
+    scenario = web()
     assert recorded_scenario(scenario, ()) is scenario
     other = recorded_scenario(scenario, ["true", "x"])
     assert (other.name, other.image) == (scenario.name, scenario.image)
@@ -90,11 +94,7 @@ def test_a_form_that_a_side_trial_needs_is_no_cost_of_its_own(
     what: str, form: str, trials: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Making a form is a preparation, and counted there: a recorded start of a large image is seconds, not minutes."""
-    scenario = parse(
-        'name = "web"\nimage = { ref = "docker://registry.example/web:1" }\n'
-        'workload = { command = ["serve"], readiness = { kind = "tcp", port = 80 } }\n',
-        "web.toml",
-    )
+    scenario = web()
     noted: list[Preparation] = []
     local = SimpleNamespace(image=SimpleNamespace(layers=()))
     preparer = SimpleNamespace(cache=Cache(tmp_path), record=noted.append, local=lambda _scenario: local)

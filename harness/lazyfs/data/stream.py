@@ -157,8 +157,9 @@ class Stream:
                     await trio.sleep(_POLL_S)
                     waited += _POLL_S if store.waiting else 0.0
                 after = self._cpu.read()
-                idle = seen(before, after, wall_s, waited) if after is not None and not link.is_full else None
-                if after is not None and idle is not None:
+                if after is None or link.is_full:
+                    continue
+                if (idle := seen(before, after, wall_s, waited)) is not None:
                     return Idleness(link.latency_s, after.cores, idle)
             else:
                 await trio.sleep(_POLL_S)
