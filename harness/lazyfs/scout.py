@@ -1,9 +1,12 @@
 """Asks for what a lazy mount will want as soon as its name is known, beside the way that resolving an image takes.
 
 Resolving asks for a manifest, then its configuration; finding an index asks for referrers, then the index's manifest,
-then its blobs. A scout sees each manifest as it comes and sends the next requests of the other way at once, so that no
-mode waits for more than three round trips before its mount: the image's name; what the manifest names; what the index
-names. It decides nothing: what it asked for too much is not used, and errors come out where the answer is wanted.
+then its blobs. A scout sees each manifest as it comes and sends the next requests of the other way at once, so that a
+mode waits for no more than three round trips before its mount: the image's name; what the manifest names; what the
+index names. A name that is a digest already says what to look for, so that what refers to it is asked for with the
+first. Only SOCI's index v1, found by a tag, takes four: name, referrers, index and zTOCs, each named by the one before,
+in a format that has no place for more. A scout decides nothing: what it asked for too much is not used, and errors come
+out where the answer is wanted.
 """
 
 from __future__ import annotations
@@ -58,7 +61,15 @@ class Scout:
         self._followed: set[str] = set()
         self._layers: list[Sequence[Descriptor]] = []
         self._indexes: list[SociIndex] = []
+        self._form = form
         self._look = {Form.EROFS: self._erofs, Form.SOCI: self._soci, Form.ESTARGZ: self._estargz}.get(form)
+
+    def begin(self, name: str) -> None:
+        """Asks, where the image's ``name`` is a digest, for what refers to it beside its manifest. Never raises."""
+        if is_digest(name) and self._form is Form.EROFS:
+            self._erofs(name, {}, None)
+        elif is_digest(name) and self._form is Form.SOCI:
+            self._referring_soci(name)
 
     def __call__(self, descriptor: Descriptor, data: bytes) -> None:
         """Takes a manifest or index on the way to the image, and asks for what follows from it. Never raises."""
@@ -105,7 +116,11 @@ class Scout:
         if digest:
             if is_digest(digest) and self._first(digest):
                 quietly(partial(self._follow_soci, digest))
-        elif layers is not None and self._first(image):
+        elif layers is not None:
+            self._referring_soci(image)
+
+    def _referring_soci(self, image: str) -> None:
+        if self._first(image):
             listed = self._store.expect_referrers(image, V1)
 
             def follow() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.lazyfs.messages import Wanted
+    from harness.oci.aside import Aside
 
 IMAGE, INDEX, OTHER, HEAD = (digest_bytes(name) for name in (b"image", b"index", b"other", b"head"))
 PLATFORM = Platform("linux", "amd64")
@@ -86,6 +87,32 @@ def test_erofs_head_is_known_from_the_list_of_referrers(through_index: bool) -> 
     see(scout, {"layers": []})
     assert [(w.digest, w.offset, w.size) for w in daemon.hears()] == [(HEAD, 0, 300_000)]
     assert sorted(registry.asked) == [f"manifest {INDEX}", f"referrers {IMAGE} {INDEX_TYPE}"]
+
+
+@pytest.mark.parametrize(("form", "kind"), [(Form.EROFS, INDEX_TYPE), (Form.SOCI, V1)], ids=["erofs", "soci v1"])
+def test_what_refers_to_a_digest_is_asked_for_with_it(form: Form, kind: str) -> None:
+    """An image named by its digest needs no answer before its referrers; its manifest does not ask for them again."""
+    indexes = {Form.EROFS: b"m", Form.SOCI: soci_index()}
+    registry = Registry([entry(INDEX, f"{HEAD} 7")], {INDEX: indexes[form]})
+    daemon = Daemon()
+    scout = Scout(Ahead(registry), form, PLATFORM, daemon)
+    scout.begin(IMAGE)
+    daemon.hears()
+    see(scout, {"layers": []})
+    assert sorted(registry.asked) == [f"manifest {INDEX}", f"referrers {IMAGE} {kind}"]
+
+
+def test_a_tag_says_nothing_before_its_answer() -> None:
+    """What refers to an image is known by the image's digest alone; eStargz has nothing that refers to it."""
+
+    class Silent(Ahead):
+        """Is asked for nothing."""
+
+        def expect_referrers(self, digest: str, artifact_type: str | None) -> Aside[list[Descriptor]]:
+            raise AssertionError(f"{artifact_type} of {digest} was asked for")
+
+    for form, name in ((Form.EROFS, "latest"), (Form.SOCI, "latest"), (Form.ESTARGZ, IMAGE)):
+        Scout(Silent(Registry()), form, PLATFORM, Daemon()).begin(name)
 
 
 def test_only_the_pinned_index_is_followed() -> None:

@@ -99,7 +99,9 @@ def look_ahead(
 
     client.connect(_FIRST_CONNECTIONS)
     expect(())
-    return Scout(client, find(context.mode).form, platform, expect, context.index)
+    scout = Scout(client, find(context.mode).form, platform, expect, context.index)
+    scout.begin(context.reference)
+    return scout
 
 
 def provide(context: Context, image: Image, preset: str, options: Mapping[str, Option]) -> Rootfs:

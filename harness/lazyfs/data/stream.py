@@ -4,14 +4,14 @@ A lazy start far from the registry spends its time on misses that depend on one 
 idle: an image with large libraries took 38 s at 230 ms a miss, of which 1.35 s were CPU time, and its full pull 8.5 s.
 So the rest of the layers comes along in large requests, as stored bytes that are verified and kept, and inflated when
 they are read. Reads go first: their misses are requests of their own, beside the stream, and what they fetch the
-stream leaves out. Where the CPU is the limit nothing is streamed. What was streamed, since when and why is counted
-and told (``Streamed``), since a lazy start that brings the whole image has to say so.
+stream leaves out. Where the CPU is the limit nothing is streamed, nor where the link is: a stream that turns out to
+take longer than the round trips that it saves is given up. What was streamed, since when and why is counted and told
+(``Streamed``), since a lazy start that brings the whole image has to say so.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,10 @@ import trio
 
 from harness.errors import ColdbenchError
 from harness.lazyfs.data.fetch import Sink
+from harness.lazyfs.data.stream_width import FIRST_WIDTH, Width, Worth
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from harness.kernel.cpu_meter import CpuMeter, CpuReading
     from harness.lazyfs.data.residency import Layer
@@ -43,10 +44,8 @@ _WAITING_SHARE, _IDLE_SHARE = 0.5, 0.6
 inference runtime at 0.25 cores and 31 ms a round left 41 to 53 %, and streaming (1.2 CPU ms per MB) took 1.14 times as
 long there in mode erofs, 0.94 and 0.95 in the others."""
 _WATCHED_S = 0.5
-_FIRST_WIDTH, _FULL_WIDTH, _SHARED_WIDTH = 4, 8, 2
-"""Count the requests at a time: at first, where more of them bring more, and where the link carries no more."""
-_SLOWER = 0.7
-"""Says below which part of the earlier rate a request only shares the link with others that would do without it."""
+_FIRST_BYTES = 512 << 10
+"""Limits the first requests; after each ``FIRST_WIDTH`` of them the limit doubles, up to the policy's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,32 +75,6 @@ def seen(before: CpuReading, after: CpuReading, wall_s: float, waiting_s: float)
         return None
     idle = 1.0 - (after.used_s - before.used_s) / (wall_s * after.cores)
     return idle if idle >= _IDLE_SHARE and waiting_s >= _WAITING_SHARE * wall_s else None
-
-
-class Width:
-    """Says how many requests may be under way at a time.
-
-    The number doubles once; where that only slows each of them, it becomes small.
-    """
-
-    def __init__(self) -> None:
-        self.now = _FIRST_WIDTH
-        self._rates: list[float] = []
-        self._before: float | None = None
-
-    def note(self, width: int, size: int, seconds: float) -> None:
-        """Notes that a request that began while ``width`` were allowed brought ``size`` bytes in ``seconds``."""
-        if width != self.now or self.now == _SHARED_WIDTH or seconds <= 0:
-            return
-        self._rates.append(size / seconds)
-        if len(self._rates) < width:
-            return
-        rate = sum(self._rates) / len(self._rates)
-        self._rates.clear()
-        if self._before is None:
-            self._before, self.now = rate, _FULL_WIDTH
-        elif rate < _SLOWER * self._before:
-            self.now = _SHARED_WIDTH
 
 
 class Stream:
@@ -139,7 +112,7 @@ class Stream:
             if not ready.is_set() and not store.residency.all_local():
                 store.counters.streamed_since_ns = time.monotonic_ns()
                 store.counters.streamed_why = str(why)
-                await self._stream(nursery)
+                await self._stream(nursery, why.latency_s)
             nursery.cancel_scope.cancel()
 
     async def _idleness(self) -> Idleness:
@@ -164,16 +137,14 @@ class Stream:
             else:
                 await trio.sleep(_POLL_S)
 
-    async def _stream(self, nursery: trio.Nursery) -> None:
+    async def _stream(self, nursery: trio.Nursery, latency_s: float) -> None:
         store = self._store
         if self._besides is not None:
             nursery.start_soon(self._bring_besides, self._besides)
-        groups = deque(
-            (layer, group)
-            for layer in store.layers
-            for group in store.group(layer, store.residency.absent_on_disk(layer))
+        left = sum(
+            layer.units.extent(unit)[1] for layer in store.layers for unit in store.residency.absent_on_disk(layer)
         )
-        width, under_way = Width(), 0
+        width, worth, under_way = Width(), Worth(left, latency_s, trio.current_time()), 0
 
         async def bring(layer: Layer, group: list[int]) -> None:
             nonlocal under_way
@@ -184,15 +155,35 @@ class Stream:
                 under_way -= 1
                 self._wake.set()
             width.note(allowed, size, trio.current_time() - begun)
+            worth.note(allowed, size, trio.current_time())
 
         async with trio.open_nursery() as requests:
-            while groups and not self._ended():
-                if under_way >= width.now:
+            for layer, group in self._groups():
+                while under_way >= width.now:
                     self._wake = trio.Event()
                     await self._wake.wait()
-                    continue
+                if self._ended():
+                    return
+                if not worth.given:
+                    store.counters.streamed_why += f"; given up, at {worth.rate_bytes_s / 1e6:.1f} MB/s"
+                    return
                 under_way += 1
-                requests.start_soon(bring, *groups.popleft())
+                requests.start_soon(bring, layer, group)
+
+    def _groups(self) -> Iterator[tuple[Layer, list[int]]]:
+        """Cuts what no disk holds yet into requests, the first ones small."""
+        store, made = self._store, 0
+        for layer in store.layers:
+            units = store.residency.absent_on_disk(layer)
+            while units:
+                most = min(_FIRST_BYTES << made // FIRST_WIDTH, store.policy.merge_bytes)
+                groups = store.group(layer, units, most=most)
+                if most < store.policy.merge_bytes:
+                    del groups[FIRST_WIDTH - made % FIRST_WIDTH :]
+                for group in groups:
+                    made += 1
+                    yield layer, group
+                units = units[sum(map(len, groups)) :]
 
     async def _bring(self, layer: Layer, group: list[int]) -> int:
         """Fetches what is missing of a group; returns the bytes that came."""

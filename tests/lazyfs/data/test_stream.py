@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from harness.errors import RegistryError
 from harness.kernel.cpu_meter import CpuMeter, CpuReading
 from harness.lazyfs.counters import Counters
+from harness.lazyfs.data import stream_width
 from harness.lazyfs.data.disk_cache import DiskCache
 from harness.lazyfs.data.residency import PACKED
 from harness.lazyfs.data.store import Store
-from harness.lazyfs.data.stream import Stream, Width, foreseen, seen
+from harness.lazyfs.data.stream import Stream, foreseen, seen
+from harness.lazyfs.data.stream_width import Width, Worth
 from harness.model.modes import lazy_modes
 from harness.model.policy import LazyPolicy
 from harness.oci.registry.link import Link
-from tests.lazyfs.data.test_store import TAR, Source, units_of
+from tests.lazyfs.data.test_store import BLOB, TAR, Source, units_of
+from tests.lazyfs.support import File, noise, tar_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from harness.lazyfs.data.residency import Layer
@@ -48,6 +53,9 @@ def run(
     directory: Path | None,
     latency_s: float = 0.23,
     policy: LazyPolicy = POLICY,
+    *,
+    clock: trio.abc.Clock | None = None,
+    blob: bytes = BLOB,
 ) -> Counters:
     """Run ``work`` with a store of one layer whose registry is that far away."""
     counters = Counters()
@@ -55,12 +63,12 @@ def run(
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             store = Store(policy, counters, nursery, link(latency_s))
-            source, units = Source(), units_of()
+            source, units = Source(blob), units_of(blob)
             layer = store.add_layer(units, source, DiskCache(str(directory) if directory else None, 0, units))
             await work(store, layer, source, nursery)
             nursery.cancel_scope.cancel()
 
-    trio.run(main)
+    trio.run(main, clock=clock)
     return counters
 
 
@@ -101,6 +109,80 @@ def test_width_doubles_where_that_brings_more() -> None:
         free.note(8, 1 << 20, 0.55)
         shared.note(8, 1 << 20, 1.0)
     assert (free.now, shared.now) == (8, 2)
+
+
+def laps(worth: Worth, rates: Sequence[float], width: int = 4) -> None:
+    """Tells ``worth`` of one lap of 4 MB at each of these rates, in MB/s."""
+    now = 0.0
+    for rate in rates:
+        for number in range(1, width + 1):
+            worth.note(width, 1_000_000, now + number / rate)
+        now += width / rate
+
+
+@pytest.mark.parametrize(
+    ("left_mb", "latency_s", "rates", "given"),
+    [
+        (216, 0.23, [3, 9, 20, 25], True),
+        (216, 0.23, [1.8, 2.3], False),
+        (216, 0.23, [1.8, 2.3, 2.4], False),
+        (216, 0.23, [1, 2, 4], True),
+        (20, 0.23, [1.8, 2.3], True),
+        (216, 0.012, [11, 12], False),
+        (216, 0.23, [1.8], True),
+    ],
+    ids=["far", "narrow", "narrow still", "slow start", "a small image", "100 Mbit/s and 10 ms", "one lap"],
+)
+def test_a_stream_is_worth_its_time(left_mb: int, latency_s: float, rates: list[float], given: bool) -> None:
+    """It goes on while connections get faster, and then as long as it takes less time than the round trips it saves."""
+    worth = Worth(left_mb * 1_000_000, latency_s, 0.0)
+    laps(worth, rates)
+    assert worth.given is given
+    assert worth.rate_bytes_s == pytest.approx(1e6 * rates[-1])
+
+
+@pytest.mark.parametrize(("body_s", "streamed"), [(0.01, True), (1.0, False)], ids=["room", "full"])
+def test_nothing_is_streamed_over_a_link_that_the_reads_fill(tmp_path: Path, body_s: float, streamed: bool) -> None:
+    """With the CPU idle and reads waiting, what decides is whether answers take long to begin or long to come."""
+
+    async def work(store: Store, layer: Layer, _source: Source, _nursery: trio.Nursery) -> None:
+        assert store.link is not None
+        store.link.note(0.02, 1 << 20, body_s)
+        store.waiting = 1
+        with trio.move_on_after(30):
+            await Stream(store, Meter()).run(trio.Event())
+        assert store.residency.all_local() is streamed
+
+    told = run(work, tmp_path, latency_s=0.02, clock=trio.testing.MockClock(autojump_threshold=0.01)).usage()
+    assert bool(told.streamed_why) is streamed
+
+
+def test_a_stream_that_the_link_does_not_carry_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It began as foreseen; reads have the link to themselves from then on, and what was streamed is told."""
+
+    layer_blob = gzip.compress(tar_of(File("a", noise(3_000_000))), 1, mtime=0)
+
+    class Narrow(Source):
+        """Brings one range after the other, as a narrow link does."""
+
+        line = threading.Lock()
+
+        def read_range(self, offset: int, size: int) -> bytes:
+            with self.line:
+                threading.Event().wait(size / 20e6)
+            return super().read_range(offset, size)
+
+    async def work(store: Store, layer: Layer, _source: Source, _nursery: trio.Nursery) -> None:
+        source = Narrow(layer_blob)
+        object.__setattr__(layer.place, "source", source)
+        await Stream(store, Meter()).run(trio.Event())
+        assert not store.residency.all_local()
+        assert 0 < sum(size for _, size in source.ranges) < len(source.blob)
+
+    monkeypatch.setattr(stream_width, "_MISSES", 0.001)
+    told = run(work, tmp_path, policy=replace(POLICY, merge_bytes=64 << 10), blob=layer_blob).usage()
+    assert "given up, at " in told.streamed_why
+    assert told.bytes_streamed > 0
 
 
 def test_far_everything_comes_along_as_stored_bytes(tmp_path: Path) -> None:
