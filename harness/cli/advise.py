@@ -174,7 +174,7 @@ def _reads(scenario: Scenario, *, trace: bool, notes: list[str]) -> tuple[tuple[
     from harness.errors import ColdbenchError, Interrupted
     from harness.model.modes import tracer
     from harness.session.launching import Launcher
-    from harness.session.setups import side_case
+    from harness.session.materials import side_case
 
     if not trace or os.geteuid() != 0:
         notes.append("reads are those of a start alone" + ("" if trace is False else "; as root, its commands' too"))
@@ -183,7 +183,7 @@ def _reads(scenario: Scenario, *, trace: bool, notes: list[str]) -> tuple[tuple[
     try:
         with make_progress(sys.stderr) as progress, Launcher(progress, offline=True) as launcher:
             setups = launcher.side_setups(scenario)
-            paths = setups.trace_use(side_case(scenario, tracer()))
+            paths = setups.rehearsals.trace_use(side_case(scenario, tracer()))
     except Interrupted:
         raise
     except ColdbenchError as error:

@@ -138,7 +138,7 @@ def _record(source: str, scenarios: list[str], command: tuple[str, ...]) -> list
     with make_progress(sys.stderr) as progress, Launcher(progress) as launcher:
         for scenario in wanted:
             setups = launcher.side_setups(scenario)
-            found.append(setups.record(scenario))
+            found.append(setups.side.record(scenario))
     return found
 
 

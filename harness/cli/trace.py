@@ -57,7 +57,7 @@ def trace(
     from harness.model.shape import parse_shape
     from harness.session import reads, traces
     from harness.session.launching import Launcher
-    from harness.session.setups import side_case
+    from harness.session.materials import side_case
 
     seen = {known.name: known for known in lazy_modes()}
     if mode not in seen:
@@ -76,7 +76,7 @@ def trace(
         if seen[mode].tracer:
             # The newest trace is what `prefetch = "trace"` uses.
             traces.save(traces.place(launcher.cache, observation.image_digest, loaded.workload), recorded)
-        recording = setups.record(loaded) if pack is not None else None
+        recording = setups.side.record(loaded) if pack is not None else None
     if out is not None:
         _write("--out", out, "".join(f"{path}\n" for path in paths).encode("utf-8", "surrogateescape"))
     if pack is not None and recording is not None:
@@ -110,7 +110,7 @@ def _run(setups: Setups, case: PlannedCase) -> tuple[Observation, list[Touch], R
     local = setups.preparer.local(scenario)
     with setups.interrupts.allowed(), open_source(local.name) as source:
         files = material.files or list_files(source, local.image, setups.preparer.cache.root)
-    observation, touches = setups.trace(case)
+    observation, touches = setups.side.trace(case)
     return observation, touches, reads.analyse(files, touches, len(local.image.layers))
 
 

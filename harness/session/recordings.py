@@ -33,10 +33,11 @@ def load(path: Path) -> Recording | None:
         return None
 
 
-def save(path: Path, recording: Recording) -> None:
-    """Keeps a recording."""
+def save(path: Path, recording: Recording) -> Recording:
+    """Keeps a recording, and returns it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, recording.encode())
+    return recording
 
 
 def recording_of(ranges: Iterable[ReadRange], layers: Sequence[str], until_s: float) -> Recording:

@@ -14,8 +14,8 @@ from harness.model.observation import Failure, Observation
 from harness.model.plan import PlannedCase, PlannedTrial, estimate_trial_s, remaining_s
 from harness.model.policy import PYFUSE3
 from harness.session.faults.course import run_fault_trial
+from harness.session.materials import confinement_of
 from harness.session.requests import settings_of_case
-from harness.session.setups import confinement_of
 from harness.session.storm import run_storm
 from harness.session.trial import run_trial
 
@@ -181,7 +181,7 @@ class SessionRun:
     def _rehearse(self, scenario: Scenario, cases: list[PlannedCase]) -> list[ColdbenchError]:
         traced = [case for case in cases if settings_of_case(scenario, case).prefetch == "trace"]
         try:
-            self.setups.rehearse(scenario, trace=bool(self._prepared(traced)))
+            self.setups.rehearsals.rehearse(scenario, trace=bool(self._prepared(traced)))
         except Interrupted:
             raise
         except RehearsalFailed as error:
@@ -192,20 +192,20 @@ class SessionRun:
         except ColdbenchError as error:
             for case in traced:
                 self._give_up(case, error)
-            self.setups.rehearse(scenario, trace=False)
+            self.setups.rehearsals.rehearse(scenario, trace=False)
             return [error]
         return []
 
     def _rehearse_without(self, scenario: Scenario, traced: list[PlannedCase]) -> list[ColdbenchError]:
         """Prepares what is left for a workload that failed on a machine without limits: its trials run all the same."""
         try:
-            self.setups.rehearse(scenario, trace=bool(self._prepared(traced)), calibrate=False)
+            self.setups.rehearsals.rehearse(scenario, trace=bool(self._prepared(traced)), calibrate=False)
         except Interrupted:
             raise
         except ColdbenchError as error:
             for case in traced:
                 self._give_up(case, error)
-            self.setups.rehearse(scenario, trace=False, calibrate=False)
+            self.setups.rehearsals.rehearse(scenario, trace=False, calibrate=False)
             return [error]
         return []
 
@@ -215,7 +215,7 @@ class SessionRun:
         if not any(trial.fault and trial.case in keys for trial in self.store.header.plan.trials):
             return []
         try:
-            self.setups.sample(scenario)
+            self.setups.rehearsals.sample(scenario)
         except (HostUnfit, Interrupted):
             raise
         except ColdbenchError as error:

@@ -56,11 +56,12 @@ def load(path: Path) -> Recorded | None:
         return None
 
 
-def save(path: Path, recorded: Recorded) -> None:
-    """Keeps a trace."""
+def save(path: Path, recorded: Recorded) -> Recorded:
+    """Keeps a trace, and returns it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     reads = [[read.path, read.offset, read.size] for read in recorded.reads]
     write_atomically(path, json.dumps({"paths": recorded.paths, "reads": reads}, indent=0).encode())
+    return recorded
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class FakeSetups:
         self.tracing: ColdbenchError | None = None
         self.alone: ColdbenchError | None = None
         self.rehearsed: list[bool] = []
+        self.rehearsals = self
 
     def seal(self) -> None:
         self.sealed += 1

@@ -14,9 +14,11 @@ from harness.model.modes import tracer
 from harness.oci.cache import Cache
 from harness.scenarios import parse
 from harness.session import application, traces
+from harness.session.materials import Material, recorded_scenario, roomy_shape
 from harness.session.preparation import Cost
 from harness.session.progress import Silent
-from harness.session.setups import Material, Setups, recorded_scenario, roomy_shape
+from harness.session.setups import Setups
+from harness.session.side_trials import SideTrials
 from tests.lazyfs.support import File, convert, noise, tar_of, write_image
 from tests.session.test_store import observation
 
@@ -74,21 +76,29 @@ class Written(Setups):
 
     done: ClassVar[list[str]] = []
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.side = WrittenTrials(self)
+
     def publish(self, case: PlannedCase) -> None:
         self.done.append(f"publish {case.form}")
 
     def material(self, scenario: Scenario) -> Material:
         return Material(digest=f"sha256:{len(scenario.name)}", compressed_bytes=1)
 
-    def _side_trial(self, case: PlannedCase, what: str, *_more: object, **_others: object) -> Observation:
-        self.done.append(what)
+
+class WrittenTrials(SideTrials):
+    """Writes down which trials would run."""
+
+    def run(self, case: PlannedCase, what: str, *_more: object, **_others: object) -> Observation:
+        Written.done.append(what)
         return observation(0, details={"cpu_from_start_s": 0.5})
 
 
 @pytest.mark.files
 @pytest.mark.parametrize(
     ("what", "form", "trials"),
-    [("_trace", "estargz", 1), ("_record", "erofs", 1), ("_calibrate", "image", application.TRIALS)],
+    [("start_reads", "estargz", 1), ("recording", "erofs", 1), ("calibration", "image", application.TRIALS)],
 )
 def test_a_form_that_a_side_trial_needs_is_no_cost_of_its_own(
     what: str, form: str, trials: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -108,8 +118,8 @@ def test_a_form_that_a_side_trial_needs_is_no_cost_of_its_own(
             super().__init__()
             Written.done.append("cost begins")
 
-    monkeypatch.setattr("harness.session.setups.Cost", Counted)
-    getattr(setups, what)(scenario, setups.material(scenario))
+    monkeypatch.setattr("harness.session.rehearsals.Cost", Counted)
+    getattr(setups.rehearsals, what)(scenario, setups.material(scenario))
     published, begins, *rest = Written.done
     assert (published, begins) == (f"publish {form}", "cost begins")
     assert len([done for done in rest if not done.startswith("publish")]) == trials
