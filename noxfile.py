@@ -7,9 +7,16 @@ Started by ``./dev`` they share the environment it made; started by a nox of you
 from __future__ import annotations
 
 import os
+import subprocess
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 nox.options.sessions = ["tests", "lint", "typecheck"]
 nox.options.reuse_existing_virtualenvs = True
@@ -43,15 +50,37 @@ def bench(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All three levels: pure first, then with files and a local registry, then as root with mounts and containers."""
     _install(session)
-    selected = session.posargs or []
-    levels = [("pure", "not files and not root"), ("files", "files and not root"), ("root", "root")]
-    if selected:
-        session.run("pytest", *selected)
+    if session.posargs:
+        session.run("pytest", *session.posargs)
         return
-    for name, marker in levels:
-        session.log(f"level: {name}")
-        session.run("pytest", "-q", "--durations=15", "-m", marker, *OUTSIDE)
+    level = ["pytest", "-q", "--durations=15", *OUTSIDE, "-m"]
+    session.log("level: pure")
+    session.run(*level, "not files and not root")
+    # Tests with files keep one core busy, those as root wait most of the time: the two run beside each other.
+    with _beside(session, "files", [*level, "files and not root"]):
+        session.log("level: root")
+        session.run(*level, "root")
     session.run("pytest", "-q", "tests/microbench", "tests/fuzz")
+
+
+@contextmanager
+def _beside(session: nox.Session, name: str, command: list[str]) -> Iterator[None]:
+    """Runs a level beside the block, with directories of its own; then shows what it said, and fails if it failed."""
+    with tempfile.TemporaryDirectory(prefix="coldbench-tests-") as own, tempfile.TemporaryFile("w+") as said:
+        path = os.pathsep.join([*(session.bin_paths or []), os.environ["PATH"]])
+        apart = [f"--basetemp={own}/{name}", "-o", f"cache_dir={own}/cache"]
+        level = subprocess.Popen(
+            [*command, *apart], stdout=said, stderr=subprocess.STDOUT, env={**os.environ, "PATH": path}
+        )
+        try:
+            yield
+        finally:
+            failed = level.wait()
+            session.log(f"level: {name}")
+            said.seek(0)
+            print(said.read(), flush=True)
+        if failed:
+            session.error(f"level {name}: pytest ended with {failed}")
 
 
 @nox.session(venv_backend=BACKEND)
