@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from harness.oci.descriptor import OCI_INDEX, REF_NAME, Descriptor, digest_bytes
 from harness.oci.image import MAX_MANIFEST_BYTES, media_type_of, parse_json
 from harness.oci.reference import canonical_name
 from harness.oci.store import CHUNK_BYTES, Verifier, referrers_tag
+from harness.oci.verified import note_verified, read_pieces, verify_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -231,6 +231,7 @@ class LayoutStore:
                 verifier.finish()
                 os.fchmod(file.fileno(), 0o644)
                 file.flush()
+                note_verified(file.fileno(), descriptor)
                 os.rename(file.name, target)
             except BaseException:
                 os.unlink(file.name)
@@ -297,10 +298,7 @@ class LayoutStore:
         """Hard-links a verified file into place; False when it lies on another file system."""
         if target.exists():
             return True
-        verifier = Verifier(descriptor, str(path))
-        for piece in read_pieces(path):
-            verifier.update(piece)
-        verifier.finish()
+        verify_file(path, descriptor)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path, target)
@@ -332,16 +330,3 @@ class LayoutStore:
             yield
         finally:
             os.close(descriptor)
-
-
-def read_pieces(path: Path) -> Iterator[bytes]:
-    """Reads a file in pieces of CHUNK_BYTES."""
-    with open(path, "rb", buffering=0) as file:
-        while piece := file.read(CHUNK_BYTES):
-            yield piece
-
-
-def file_digest(path: Path) -> str:
-    """Returns ``sha256:<hex>`` of a file."""
-    with open(path, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from harness.errors import FormatError, RegistryError
 from harness.oci.descriptor import OCI_INDEX, Descriptor, go_json
 from harness.oci.image import parse_json
-from harness.oci.layout import read_pieces, referrer_descriptor
+from harness.oci.layout import referrer_descriptor
 from harness.oci.registry.client import RegistryClient
 from harness.oci.store import Verifier, referrers_tag
+from harness.oci.verified import read_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
