@@ -45,7 +45,8 @@ inference runtime at 0.25 cores and 31 ms a round left 41 to 53 %, and streaming
 long there in mode erofs, 0.94 and 0.95 in the others."""
 _WATCHED_S = 0.5
 _FIRST_BYTES = 512 << 10
-"""Limits the first requests; after each ``FIRST_WIDTH`` of them the limit doubles, up to the policy's."""
+"""Limits the first two laps' requests; each lap after them has twice the limit, up to the policy's: what is under way
+when a stream is given up was asked for in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,8 @@ class Stream:
             finally:
                 under_way -= 1
                 self._wake.set()
-            width.note(allowed, size, trio.current_time() - begun)
+            if worth.known:
+                width.note(allowed, size, trio.current_time() - begun)
             worth.note(allowed, size, trio.current_time())
 
         async with trio.open_nursery() as requests:
@@ -176,7 +178,7 @@ class Stream:
         for layer in store.layers:
             units = store.residency.absent_on_disk(layer)
             while units:
-                most = min(_FIRST_BYTES << made // FIRST_WIDTH, store.policy.merge_bytes)
+                most = min(_FIRST_BYTES << max(0, made // FIRST_WIDTH - 1), store.policy.merge_bytes)
                 groups = store.group(layer, units, most=most)
                 if most < store.policy.merge_bytes:
                     del groups[FIRST_WIDTH - made % FIRST_WIDTH :]
