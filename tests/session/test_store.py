@@ -15,6 +15,7 @@ from harness.model.plan import make_plan
 from harness.model.scenario import Scenario
 from harness.model.session import Preparation, SessionHeader
 from harness.session import store
+from harness.session.campaign import header_of_block
 from harness.session.migrations import MIGRATIONS
 from harness.session.store import Store, load, load_preparations
 from tests.gate import sessions
@@ -322,3 +323,17 @@ def test_a_block_run_again_elsewhere_counts_once(tmp_path: Path) -> None:
     _, seen = load(tmp_path / "s")
     assert [o.trial for o in seen] == [t.trial for t in head.plan.trials]
     assert {o.host for o in seen} == {"other"}
+
+
+def test_a_task_carries_its_own_block_alone() -> None:
+    """What a worker of a campaign gets names the trials that it runs, all cases and scenarios, and nobody else's
+    trials.
+    """
+    whole = header()
+    blocks = {trial.block for trial in whole.plan.trials}
+    assert len(blocks) > 1
+    for block in blocks:
+        own = SessionHeader.model_validate_json(header_of_block(whole, block))
+        assert {trial.block for trial in own.plan.trials} == {block}
+        assert set(own.plan.trials) <= set(whole.plan.trials)
+        assert (own.plan.cases, own.scenarios, own.session) == (whole.plan.cases, whole.scenarios, whole.session)
