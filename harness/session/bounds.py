@@ -4,13 +4,14 @@ rates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from harness.machine import rates as host_rates
 from harness.model import bound as model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from harness.model.bound import ImageSize, Rates
     from harness.model.observation import Bound
@@ -49,12 +50,20 @@ class Moved:
     late_core_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Bounder:
-    """Computes bounds on one host."""
+    """Computes bounds on one host; ``measure`` measures its rates again, of which the best ever seen count."""
 
     rates: Rates
     host_cores: int
+    measure: Callable[[], Rates] = field(default=host_rates.measure, repr=False)
+
+    def renew(self) -> None:
+        """Measures the host's rates again: a bound that a result contradicts may be made of rates from a slow moment.
+
+        They can only get better, and bounds lower.
+        """
+        self.rates = self.measure()
 
     def bound(self, case: PlannedCase, image: ImageSize, application_core_s: float, moved: Moved) -> Bound:
         """Returns the least time to ready of a case; for a lazy one, given what it had moved by then."""

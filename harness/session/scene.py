@@ -76,5 +76,7 @@ class CaseBound:
     image: ImageSize
     application_core_s: float
 
-    def given(self, moved: Moved) -> Bound | None:
+    def given(self, moved: Moved, *, anew: bool = False) -> Bound | None:
+        if anew:
+            self.bounder.renew()
         return self.bounder.bound(self.case, self.image, self.application_core_s, moved)

@@ -66,8 +66,11 @@ class Scene(Protocol):
 class LowerBound(Protocol):
     """Says what physics allows a trial of this case."""
 
-    def given(self, moved: Moved) -> Bound | None:
-        """Returns the bound, given what a lazy start had moved when it was ready; None where no bound is computed."""
+    def given(self, moved: Moved, *, anew: bool = False) -> Bound | None:
+        """Returns the bound, given what a lazy start had moved when it was ready; None where no bound is computed.
+
+        With ``anew`` the host's rates are measured again first.
+        """
         ...
 
 
@@ -82,7 +85,7 @@ class RequestLog(Protocol):
 class Unbounded:
     """Stands in as ``LowerBound`` for trials that are compared with none."""
 
-    def given(self, moved: Moved) -> Bound | None:
+    def given(self, moved: Moved, *, anew: bool = False) -> Bound | None:
         return None
 
 

@@ -234,7 +234,9 @@ class FakeBound:
 
     bound: Bound | None = None
     heard: list[Moved] = field(default_factory=list)
+    renewed: Bound | None = None
+    """Is the bound once the host's rates have been measured again."""
 
-    def given(self, moved: Moved) -> Bound | None:
+    def given(self, moved: Moved, *, anew: bool = False) -> Bound | None:
         self.heard.append(moved)
-        return self.bound
+        return self.renewed if anew else self.bound

@@ -37,6 +37,15 @@ def test_a_lazy_start_is_bounded_by_its_workload() -> None:
     assert bound.terms["application_core_s"] == pytest.approx(0.4)
 
 
+def test_rates_measured_again_lower_the_bound() -> None:
+    """Once measured, they are used for all trials after."""
+    better = RATES.model_copy(update={"write_core_s_per_byte": 5e-11})
+    bounder = Bounder(RATES, 2, measure=lambda: better)
+    before = bounder.bound(case("erofs", "eager"), SIZE, 0.4, Moved())
+    bounder.renew()
+    assert bounder.bound(case("erofs", "eager"), SIZE, 0.4, Moved()).seconds < before.seconds
+
+
 def test_what_was_moved_counts() -> None:
     """Bytes received and inflated and FUSE requests raise the bound."""
     moved = Moved(received_bytes=50_000_000, inflated_bytes=200_000_000, fuse_requests=10_000)

@@ -272,6 +272,17 @@ def test_the_limit_is_lifted_for_workloads_only() -> None:
     assert seen.details.runtime_quota == "none"
 
 
+@pytest.mark.parametrize(("renewed_s", "invalid"), [(2.5, ()), (3.5, ("below-bound",))], ids=["slow rates", "sooner"])
+def test_a_bound_that_a_result_contradicts_is_made_of_rates_measured_again(
+    renewed_s: float, invalid: tuple[str, ...]
+) -> None:
+    """Rates from a slow moment make no honest trial invalid; a trial below the best ones is."""
+    seen = Bench().run(bound=FakeBound(Bound(seconds=5.0), renewed=Bound(seconds=renewed_s)))
+    assert seen.time_to_ready_s == pytest.approx(3.0)
+    assert tuple(reason.rule for reason in seen.invalid) == invalid
+    assert seen.bound == Bound(seconds=renewed_s)
+
+
 def test_the_bound_hears_what_was_moved_by_readiness() -> None:
     """Bytes no more than the wire had carried; counters as they were read at readiness."""
     bench = Bench("soci")
