@@ -145,7 +145,7 @@ class Stream:
         left = sum(
             layer.units.extent(unit)[1] for layer in store.layers for unit in store.residency.absent_on_disk(layer)
         )
-        width, worth, under_way = Width(), Worth(left, latency_s, trio.current_time()), 0
+        width, worth, under_way = Width(), Worth(left, latency_s), 0
 
         async def bring(layer: Layer, group: list[int]) -> None:
             nonlocal under_way
@@ -155,9 +155,10 @@ class Stream:
             finally:
                 under_way -= 1
                 self._wake.set()
+            took = trio.current_time() - begun
             if worth.known:
-                width.note(allowed, size, trio.current_time() - begun)
-            worth.note(allowed, size, trio.current_time())
+                width.note(allowed, size, took)
+            worth.note(allowed, size, took)
 
         async with trio.open_nursery() as requests:
             for layer, group in self._groups():

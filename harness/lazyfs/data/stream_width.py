@@ -16,8 +16,9 @@ runtime, ``import pandas``, 230 ms a round)."""
 _READ_SHARE = 0.3
 """Says which part of the stored bytes a start reads, so that they come in any case (0.2 to 0.35 of large images)."""
 _GROWS = 1.5
-"""Says from which ratio to the lap before on the rate still grows, as that of connections in slow start does: 1.8 to 2
-from lap to lap, where a link of 20 Mbit/s and 230 ms shows 1.3 between the first two and then 1."""
+"""Says from which ratio to the lap before on the rate still grows, as that of connections in slow start does."""
+_LEAST_S = 1e-3
+"""Stands in for what an answer took where the clock shows nothing beyond the latency."""
 
 
 class Width:
@@ -47,18 +48,18 @@ class Width:
 
 
 class Worth:
-    """Says whether streaming the rest takes less time than it saves; times are in seconds of any one clock.
+    """Says whether streaming the rest takes less time than it saves.
 
     Streamed bytes share the link with those that reads wait for. At 20 Mbit/s the layers of an inference runtime take a
     minute and a half, and a start that reads a fifth of them takes less, however far the registry is. What the link
     carries shows only once its connections have left slow start, so requests begin small and are judged lap by lap.
     """
 
-    def __init__(self, left_bytes: int, latency_s: float, now: float) -> None:
-        """``left_bytes`` are still to come, and a round takes ``latency_s``; streaming begins ``now``."""
+    def __init__(self, left_bytes: int, latency_s: float) -> None:
+        """``left_bytes`` are still to come, and an answer begins after ``latency_s``."""
         self._left_bytes = left_bytes
-        self._saved_s = _MISSES * latency_s
-        self._lap_began, self._lap_bytes, self._lap_requests = now, 0, 0
+        self._latency_s = latency_s
+        self._lap: list[float] = []
         self.rate_bytes_s = 0.0
         """Says what the last lap's requests brought together, in bytes per second; 0.0 before its end."""
         self.known = False
@@ -66,16 +67,19 @@ class Worth:
         self.given = True
         """Says whether to go on."""
 
-    def note(self, width: int, size: int, now: float) -> None:
-        """Notes that a request brought ``size`` bytes and ended ``now``; as many as may be under way make a lap."""
+    def note(self, width: int, size: int, seconds: float) -> None:
+        """Notes that a request brought ``size`` bytes in ``seconds``; as many as may be under way make a lap.
+
+        The link's share is what an answer takes from its first byte on: small requests would else show the latency.
+        """
         self._left_bytes -= size
-        self._lap_bytes += size
-        self._lap_requests += 1
-        if self._lap_requests < width or now <= self._lap_began:
+        if size:
+            self._lap.append(size / max(seconds - self._latency_s, _LEAST_S))
+        if len(self._lap) < width:
             return
-        before, self.rate_bytes_s = self.rate_bytes_s, self._lap_bytes / (now - self._lap_began)
-        self._lap_began, self._lap_bytes, self._lap_requests = now, 0, 0
-        if not before or self.rate_bytes_s >= _GROWS * before or not self.rate_bytes_s:
+        before, self.rate_bytes_s = self.rate_bytes_s, sum(self._lap)
+        self._lap.clear()
+        if not before or self.rate_bytes_s >= _GROWS * before:
             return
         self.known = True
-        self.given = (1.0 - _READ_SHARE) * self._left_bytes <= self._saved_s * self.rate_bytes_s
+        self.given = (1.0 - _READ_SHARE) * self._left_bytes <= _MISSES * self._latency_s * self.rate_bytes_s

@@ -111,32 +111,38 @@ def test_width_doubles_where_that_brings_more() -> None:
     assert (free.now, shared.now) == (8, 2)
 
 
-def laps(worth: Worth, rates: Sequence[float], width: int = 4) -> None:
-    """Tells ``worth`` of one lap of 4 MB at each of these rates, in MB/s."""
-    now = 0.0
+def laps(worth: Worth, rates: Sequence[float], latency_s: float, width: int = 4) -> None:
+    """Tells ``worth`` of laps of half a megabyte a request, which have the link at these rates, in MB/s, together."""
     for rate in rates:
-        for number in range(1, width + 1):
-            worth.note(width, 1_000_000, now + number / rate)
-        now += width / rate
+        for _ in range(width):
+            worth.note(width, 500_000, latency_s + width * 0.5 / rate)
 
 
 @pytest.mark.parametrize(
     ("left_mb", "latency_s", "rates", "given"),
     [
-        (216, 0.23, [3, 9, 20, 25], True),
-        (216, 0.23, [1.8, 2.3], False),
-        (216, 0.23, [1.8, 2.3, 2.4], False),
+        (216, 0.23, [3, 31, 31], True),
+        (319, 0.23, [3, 14, 12], True),
+        (216, 0.23, [2.3, 2.5], False),
         (216, 0.23, [1, 2, 4], True),
-        (20, 0.23, [1.8, 2.3], True),
-        (216, 0.012, [11, 12], False),
-        (216, 0.23, [1.8], True),
+        (20, 0.23, [2.3, 2.5], True),
+        (216, 0.012, [12, 12], False),
+        (216, 0.23, [2.3], True),
     ],
-    ids=["far", "narrow", "narrow still", "slow start", "a small image", "100 Mbit/s and 10 ms", "one lap"],
+    ids=[
+        "far",
+        "far, short of CPU",
+        "narrow",
+        "slow start",
+        "a small image",
+        "100 Mbit/s and 10 ms",
+        "one lap",
+    ],
 )
 def test_a_stream_is_worth_its_time(left_mb: int, latency_s: float, rates: list[float], given: bool) -> None:
     """It goes on while connections get faster, and then as long as it takes less time than the round trips it saves."""
-    worth = Worth(left_mb * 1_000_000, latency_s, 0.0)
-    laps(worth, rates)
+    worth = Worth(left_mb * 1_000_000, latency_s)
+    laps(worth, rates, latency_s)
     assert worth.given is given
     assert worth.rate_bytes_s == pytest.approx(1e6 * rates[-1])
 
