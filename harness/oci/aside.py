@@ -29,6 +29,11 @@ class Aside(Generic[T]):
         except BaseException as error:
             self._error = error
 
+    def has_ended(self, within_s: float) -> bool:
+        """Says whether the call has ended, and waits for that up to ``within_s``."""
+        self._thread.join(within_s)
+        return not self._thread.is_alive()
+
     def result(self) -> T:
         """Waits for the call and gives what it gave."""
         self._thread.join()

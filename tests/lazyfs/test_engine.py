@@ -22,6 +22,7 @@ from harness.machine.network import SimulatedNetwork
 from harness.model.engine import EmbeddedChoice
 from harness.model.shape import Distance, parse_shape
 from harness.model.timeline import Recorder
+from harness.oci.descriptor import digest_bytes
 from harness.oci.registry.push import RegistryDestination
 from harness.oci.store import ImageSource
 from tests.engines.support import TestRegistry, base_layer, run_registry
@@ -133,14 +134,22 @@ def test_a_machines_daemon_is_replaced(registry: TestRegistry, mode: str) -> Non
         assert engine.daemon_pids() == ()
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_three_rounds_before_the_mount(registry: TestRegistry, mode: str) -> None:
-    """No mode waits for more than three requests in a row: a name, what it names, what that names."""
+@pytest.mark.parametrize(("mode", "named_by"), [*((mode, "tag") for mode in MODES), ("erofs", "digest")])
+def test_three_rounds_before_the_mount(registry: TestRegistry, mode: str, named_by: str) -> None:
+    """No mode waits for more than three requests in a row: a name, what it names, what that names.
+
+    A digest says at once what refers to it, though this registry lists that under a tag alone.
+    """
+    name = mode
+    if named_by == "digest":
+        client = registry.client()
+        name = digest_bytes(client.manifest(mode)[0])
+        client.close()
     usage, _timeline, _paths, output, details = start(
-        registry, mode, mode, distance=Distance(rtt_ms=20, first_byte_ms=100)
+        registry, mode, name, distance=Distance(rtt_ms=20, first_byte_ms=100)
     )
     assert output
-    assert details.rounds_before_mount == (2 if mode == "estargz" else 3)
+    assert details.rounds_before_mount == (2 if mode == "estargz" or named_by == "digest" else 3)
     assert usage.retries == 0
     # So far away the layers are streamed, too, and that is told; next to the registry they are not.
     assert usage.streamed_since_s is not None

@@ -63,6 +63,11 @@ class Link:
         return bool(known) and min(known) >= FAR_S
 
     @property
+    def is_unknown(self) -> bool:
+        """Says that no answer has come yet."""
+        return not self._first_bytes
+
+    @property
     def is_full(self) -> bool:
         """Says whether answers take long to come rather than to begin: more requests would only share the link."""
         bodies = list(self._bodies)

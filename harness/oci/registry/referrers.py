@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from harness.oci.registry.curl_pool import Response
 
 _MAX_PAGES = 16
+_PATIENCE_S = 0.02
+"""Says for how long the first of all requests is waited for before the other way is asked beside it."""
 _NO_API = frozenset({200, 400, 404, 405, 406, 410, 415, 501})
 """Registries that do not know the API answer so; 200 with something else than an index is one of these answers."""
 
@@ -36,15 +38,17 @@ class Referrers:
         self._has_api: bool | None = None
 
     def find(self, digest: str, artifact_type: str | None) -> list[Descriptor]:
-        """Finds the referrers of ``digest``. Far from a registry of which the way is not known,
-        both are asked at once.
+        """Finds the referrers of ``digest``. Far from a registry of which the way is not known, both are asked at once;
+        so they are, nearly, where nothing has been answered yet that says how far it is.
         """
-        fallback = None
-        if self._has_api is None and self._client.link.perhaps_far:
+        link, api, fallback = self._client.link, None, None
+        if self._has_api is None and link.is_unknown:
+            api = Aside(lambda: self._by_api(digest, artifact_type))
+        if self._has_api is None and (link.perhaps_far if api is None else not api.has_ended(_PATIENCE_S)):
             fallback = Aside(lambda: self.by_tag(digest))
         entries = None
         if self._has_api is not False:
-            entries = self._by_api(digest, artifact_type)
+            entries = self._by_api(digest, artifact_type) if api is None else api.result()
             self._has_api = entries is not None
         if entries is None:
             entries = self.by_tag(digest) if fallback is None else fallback.result()

@@ -438,9 +438,13 @@ def test_a_connection_lost_under_a_body_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize("has_api", [True, False])
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("far", [True, False])
-def test_far_both_ways_to_the_referrers_are_asked_at_once(has_api: bool, far: bool) -> None:
-    """The same answer either way; far it takes one round, whichever of the two the registry has."""
+def test_far_both_ways_to_the_referrers_are_asked_at_once(has_api: bool, known: bool, far: bool) -> None:
+    """The same answer either way; far it takes one round, whichever of the two the registry has.
+
+    Where they are the first requests of all, the second waits a moment for the first one's answer.
+    """
     made = Descriptor(OCI_MANIFEST, DIGEST, 7, artifact_type="application/x-test")
     index = go_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [made.to_json()]})
     together = threading.Barrier(2)
@@ -454,9 +458,11 @@ def test_far_both_ways_to_the_referrers_are_asked_at_once(has_api: bool, far: bo
 
     with FaultServer(handle) as server:
         made_client = client(server)
-        made_client.link.hint(0.2 if far else 0.001)
+        if known:
+            made_client.link.hint(0.2 if far else 0.001)
         assert [entry.digest for entry in made_client.referrers(DIGEST, "application/x-test")] == [DIGEST]
-        assert len(server.requests) == (1 if has_api and not far else 2)
+        if known or far:  # else the first answer may be held up, and the other way asked as well
+            assert len(server.requests) == (1 if has_api and not far else 2)
         made_client.close()
 
 

@@ -111,6 +111,7 @@ def test_pages_of_referrers_stay_with_the_registry() -> None:
             page = Answer(200, index, {"Content-Type": OCI_INDEX, "Link": f'<{link}>; rel="next"'})
             with FaultServer(sequence(page)) as server:
                 made = client(server)
+                made.link.hint(0.001)
                 assert made.referrers(SUBJECT_DIGEST) == []
                 assert len(server.requests) <= 17
                 assert "does not end" in made.remarks[0]
