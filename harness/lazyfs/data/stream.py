@@ -19,7 +19,7 @@ import trio
 
 from harness.errors import ColdbenchError
 from harness.lazyfs.data.fetch import Sink
-from harness.lazyfs.data.stream_width import FIRST_WIDTH, Width, Worth
+from harness.lazyfs.data.stream_width import FIRST_WIDTH, FULL_WIDTH, Width, Worth, pays
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from harness.kernel.cpu_meter import CpuMeter, CpuReading
     from harness.lazyfs.data.residency import Layer
     from harness.lazyfs.data.store import Store
+    from harness.oci.registry.link import Link
 
 _POLL_S = 0.1
 _MISS_CORE_S = 0.008
@@ -44,6 +45,7 @@ _WAITING_SHARE, _IDLE_SHARE = 0.5, 0.6
 inference runtime at 0.25 cores and 31 ms a round left 41 to 53 %, and streaming (1.2 CPU ms per MB) took 1.14 times as
 long there in mode erofs, 0.94 and 0.95 in the others."""
 _WATCHED_S = 0.5
+_UNKNOWN_RATE = 1e9
 _FIRST_BYTES = 512 << 10
 """Limits the first two laps' requests; each lap after them has twice the limit, up to the policy's: what is under way
 when a stream is given up was asked for in vain."""
@@ -131,21 +133,28 @@ class Stream:
                     await trio.sleep(_POLL_S)
                     waited += _POLL_S if store.waiting else 0.0
                 after = self._cpu.read()
-                if after is None or link.is_full:
+                if after is None or link.is_full or not self._may_pay(link):
                     continue
                 if (idle := seen(before, after, wall_s, waited)) is not None:
                     return Idleness(link.latency_s, after.cores, idle)
             else:
                 await trio.sleep(_POLL_S)
 
+    def _may_pay(self, link: Link) -> bool:
+        """Says whether streaming would pay if as many requests as there can be kept the rate that the reads' have."""
+        return pays(self._left_bytes(), link.latency_s, FULL_WIDTH * link.rate(_UNKNOWN_RATE))
+
+    def _left_bytes(self) -> int:
+        store = self._store
+        return sum(
+            layer.units.extent(unit)[1] for layer in store.layers for unit in store.residency.absent_on_disk(layer)
+        )
+
     async def _stream(self, nursery: trio.Nursery, latency_s: float) -> None:
         store = self._store
         if self._besides is not None:
             nursery.start_soon(self._bring_besides, self._besides)
-        left = sum(
-            layer.units.extent(unit)[1] for layer in store.layers for unit in store.residency.absent_on_disk(layer)
-        )
-        width, worth, under_way = Width(), Worth(left, latency_s), 0
+        width, worth, under_way = Width(), Worth(self._left_bytes(), latency_s), 0
 
         async def bring(layer: Layer, group: list[int]) -> None:
             nonlocal under_way

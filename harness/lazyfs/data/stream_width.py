@@ -5,7 +5,7 @@ on.
 from __future__ import annotations
 
 FIRST_WIDTH = 4
-_FULL_WIDTH, _SHARED_WIDTH = 8, 2
+FULL_WIDTH, _SHARED_WIDTH = 8, 2
 """Count the requests at a time: where more of them bring more, and where the link carries no more."""
 _SLOWER = 0.7
 """Says below which part of the earlier rate a request only shares the link with others that would do without it."""
@@ -19,6 +19,11 @@ _GROWS = 1.5
 """Says from which ratio to the lap before on the rate still grows, as that of connections in slow start does."""
 _LEAST_S = 1e-3
 """Stands in for what an answer took where the clock shows nothing beyond the latency."""
+
+
+def pays(left_bytes: int, latency_s: float, rate_bytes_s: float) -> bool:
+    """Says whether ``left_bytes``, less what a start reads of them anyway, come in less time than its misses take."""
+    return (1.0 - _READ_SHARE) * left_bytes <= _MISSES * latency_s * rate_bytes_s
 
 
 class Width:
@@ -42,7 +47,7 @@ class Width:
         rate = sum(self._rates) / len(self._rates)
         self._rates.clear()
         if self._before is None:
-            self._before, self.now = rate, _FULL_WIDTH
+            self._before, self.now = rate, FULL_WIDTH
         elif rate < _SLOWER * self._before:
             self.now = _SHARED_WIDTH
 
@@ -82,4 +87,4 @@ class Worth:
         if not before or self.rate_bytes_s >= _GROWS * before:
             return
         self.known = True
-        self.given = (1.0 - _READ_SHARE) * self._left_bytes <= _MISSES * self._latency_s * self.rate_bytes_s
+        self.given = pays(self._left_bytes, self._latency_s, self.rate_bytes_s)

@@ -147,13 +147,22 @@ def test_a_stream_is_worth_its_time(left_mb: int, latency_s: float, rates: list[
     assert worth.rate_bytes_s == pytest.approx(1e6 * rates[-1])
 
 
-@pytest.mark.parametrize(("body_s", "streamed"), [(0.01, True), (1.0, False)], ids=["room", "full"])
-def test_nothing_is_streamed_over_a_link_that_the_reads_fill(tmp_path: Path, body_s: float, streamed: bool) -> None:
-    """With the CPU idle and reads waiting, what decides is whether answers take long to begin or long to come."""
+@pytest.mark.parametrize(
+    ("body_s", "size", "streamed"),
+    [(0.01, 1 << 20, True), (1.0, 1 << 20, False), (0.035, 70_000, False)],
+    ids=["room", "full", "slow"],
+)
+def test_nothing_is_streamed_over_a_link_that_the_reads_fill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body_s: float, size: int, streamed: bool
+) -> None:
+    """With the CPU idle and reads waiting, what decides is whether answers take long to begin or long to come, and
+    whether the rest would come in time at the rate that they have.
+    """
+    monkeypatch.setattr(stream_width, "_MISSES", 0.1)
 
     async def work(store: Store, layer: Layer, _source: Source, _nursery: trio.Nursery) -> None:
         assert store.link is not None
-        store.link.note(0.02, 1 << 20, body_s)
+        store.link.note(0.02, size, body_s)
         store.waiting = 1
         with trio.move_on_after(30):
             await Stream(store, Meter()).run(trio.Event())
