@@ -261,6 +261,8 @@ class StormMachine(Frozen):
     """Says when it was ready; None where it never was, or does not count."""
     cpu_s: float
     received_bytes: int
+    streamed_bytes: int = 0
+    """Counts what of them a lazy mode streamed without being asked."""
     disk_written_bytes: int
     memory_peak_bytes: int = 0
 

@@ -223,7 +223,7 @@ class Witness:
             received_before_root_bytes=meter.received_before("create") if meter is not None else None,
             streamed_bytes=self.at_ready.bytes_streamed_before_ready if self.at_ready else 0,
             may_stream=case.preset.streams(self.setup.settings.options),
-            latency_s=None if self.setup.requests is None else case.distance.latency_s,
+            latency_s=case.distance.latency_s if self.setup.own_registry else None,
             ready=self.ready_at_ns is not None,
             layers_lazy=self.lazy.layers_lazy if self.lazy else None,
             root_file_systems=self.roots,

@@ -110,6 +110,8 @@ class TrialSetup:
     lift_quota: bool = False
     """Says whether the shape's CPU limit is lifted while run-time workloads run."""
     bound: LowerBound = field(default_factory=Unbounded)
+    own_registry: bool = True
+    """Says whether the registry is the session's own, so that the case says how far it is."""
     requests: RequestLog | None = None
     """Reads the registry's log; None where it cannot be read (then the engine's own count is taken)."""
     clock_ns: Callable[[], int] = time.monotonic_ns

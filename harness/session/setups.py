@@ -212,6 +212,7 @@ class Setups:
             bound=bound,
             reads={} if reading is None else described(reading),
             privileges=confinement_of(scenario).described(),
+            own_registry=self.endpoint.own,
             requests=self.endpoint.requests,
             touches=touches if touches is not None else [],
         )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from harness.errors import HostUnfit, Interrupted, MachineError, UsageError
 from harness.machine import host
 from harness.model.details import StormUse
-from harness.model.observation import Invalidity, Observation, PhaseUsage, StormMachine, Wire
+from harness.model.observation import Invalidity, LazyUsage, Observation, PhaseUsage, StormMachine, Wire
 from harness.session import record
 from harness.session.gates import MemberGate, StormGate
 from harness.session.interrupts import Interrupts
@@ -151,6 +151,7 @@ def merged(seen: Sequence[Observation]) -> Observation:
             "memory_ready_bytes": known_sum(o.memory_ready_bytes for o in seen),
             "memory_ready_cache_bytes": known_sum(o.memory_ready_cache_bytes for o in seen),
             "disk_written_bytes": known_sum(o.disk_written_bytes for o in seen),
+            "lazy": _lazy(last, seen),
             "wire": _wire([o.wire for o in seen]),
             "wire_before_ready": _wire([o.wire_before_ready for o in seen]),
             "storm": tuple(_machine(o) for o in seen),
@@ -165,6 +166,7 @@ def _machine(o: Observation) -> StormMachine:
         ready_s=o.time_to_ready_s,
         cpu_s=o.cpu_to_ready_s or 0.0,
         received_bytes=o.wire_before_ready.received_bytes or 0,
+        streamed_bytes=o.lazy.bytes_streamed_before_ready if o.lazy else 0,
         disk_written_bytes=o.disk_written_bytes or 0,
         memory_peak_bytes=o.memory_peak_bytes or 0,
     )
@@ -187,6 +189,20 @@ def _phases(seen: Sequence[Observation]) -> tuple[PhaseUsage, ...]:
             nr_throttled=sum(p.nr_throttled for p in used),
         )
         for used in by_name.values()
+    )
+
+
+def _lazy(last: Observation, seen: Sequence[Observation]) -> LazyUsage | None:
+    """Returns what the last machine's daemon counted, with what all of them streamed: that is part of all bytes."""
+    if last.lazy is None:
+        return None
+    used = [o.lazy for o in seen if o.lazy is not None]
+    return last.lazy.model_copy(
+        update={
+            "bytes_streamed": sum(lazy.bytes_streamed for lazy in used),
+            "bytes_streamed_before_ready": sum(lazy.bytes_streamed_before_ready for lazy in used),
+            "streamed_why": next((lazy.streamed_why for lazy in used if lazy.streamed_why), ""),
+        }
     )
 
 

@@ -15,7 +15,7 @@ from harness.model.observation import Invalidity, Observation
 from harness.session import record
 from harness.session.gates import MemberGate, StormGate
 from harness.session.storm import merged, run_storm
-from tests.session.test_trial import Bench
+from tests.session.test_trial import LAZY, Bench
 
 
 def benches(count: int) -> list[Bench]:
@@ -221,6 +221,25 @@ def test_merging_names_the_cause() -> None:
     assert merged([follower, follower]).failure is not None
     invalid = two.model_copy(update={"invalid": (Invalidity(rule="host-stolen", reason="9 %"),)})
     assert merged([one, invalid]).invalid == (Invalidity(rule="host-stolen", reason="machine 2 of 2: 9 %"),)
+
+
+def test_what_each_machine_streamed_is_counted() -> None:
+    """One that was ready before the last may have streamed: it shows in the sum, in its line, and with its reason."""
+    one, two = (bench.run() for bench in benches(2))
+    early = one.model_copy(
+        update={
+            "time_to_ready_s": 1.0,
+            "lazy": LAZY.model_copy(
+                update={"bytes_streamed": 9, "bytes_streamed_before_ready": 7, "streamed_why": "13 ms a round"}
+            ),
+        }
+    )
+    late = two.model_copy(update={"time_to_ready_s": 2.0, "lazy": LAZY})
+    seen = merged([early, late])
+    assert seen.lazy is not None
+    told = (seen.lazy.bytes_streamed, seen.lazy.bytes_streamed_before_ready, seen.lazy.streamed_why)
+    assert told == (9, 7, "13 ms a round")
+    assert [machine.streamed_bytes for machine in seen.storm] == [7, 0]
 
 
 def _failure(message: str) -> Any:

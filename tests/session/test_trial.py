@@ -95,15 +95,19 @@ def test_lazy_start_waits_for_background() -> None:
 
 
 @pytest.mark.parametrize(
-    ("requests", "rules"),
-    [(True, ["not-lazy", "stream-unfounded"]), (False, ["not-lazy"])],
-    ids=["our registry, near", "a registry of others"],
+    ("own", "requests", "rules"),
+    [
+        (True, True, ["not-lazy", "stream-unfounded"]),
+        (True, False, ["not-lazy", "stream-unfounded"]),
+        (False, False, ["not-lazy"]),
+    ],
+    ids=["our registry, near", "our registry, which does not say who asked", "a registry of others"],
 )
-def test_a_stream_has_to_be_founded(requests: bool, rules: list[str]) -> None:
+def test_a_stream_has_to_be_founded(own: bool, requests: bool, rules: list[str]) -> None:
     """Who says to have streamed next to our own registry broke a rule; how far that of others is, nobody knows."""
     bench = Bench("soci")
     bench.engine.lazy = LAZY.model_copy(update={"bytes_streamed_before_ready": 900, "streamed_since_s": 1.0})
-    seen = bench.run() if requests else bench.run(requests=None)
+    seen = bench.run(own_registry=own) if requests else bench.run(own_registry=own, requests=None)
     assert [i.rule for i in seen.invalid] == rules, "the fake's root is plain ext4"
     assert seen.lazy is not None
     assert seen.lazy.bytes_streamed_before_ready == 900
@@ -116,7 +120,7 @@ def test_an_image_that_was_there_before_its_root_was_pulled(received: int) -> No
     bench = Bench("soci")
     bench.engine.received = received
     bench.engine.lazy = LAZY.model_copy(update={"bytes_streamed_before_ready": received})
-    seen = bench.run(image_compressed_bytes=20 << 20, requests=None)
+    seen = bench.run(image_compressed_bytes=20 << 20, own_registry=False, requests=None)
     early = [i for i in seen.invalid if "before its root file system was there" in i.reason]
     assert [i.rule for i in early] == (["not-lazy"] if received > 1000 else [])
 

@@ -72,8 +72,14 @@ def foreseen(latency_s: float, cores: float) -> bool:
     return latency_s >= _FORESEEN_S and latency_s * cores >= _IDLE_MISSES * _MISS_CORE_S
 
 
-def seen(before: CpuReading, after: CpuReading, wall_s: float, waiting_s: float) -> float | None:
-    """Returns the part of the CPU that was idle while reads waited for the registry; None where that was too little."""
+def seen(before: CpuReading, after: CpuReading, wall_s: float, waiting_s: float, latency_s: float) -> float | None:
+    """Returns the part of the CPU that was idle while reads waited for the registry; None where that was too little.
+
+    None as well where round trips of ``latency_s`` cannot be the reason, since a start uses more CPU from one miss to
+    the next than lies idle in one: then the link is full, or the registry has no CPU itself, as in a storm.
+    """
+    if latency_s * after.cores < _MISS_CORE_S:
+        return None
     if after.delayed_s - before.delayed_s > _DELAYED_SHARE * wall_s:
         return None
     idle = 1.0 - (after.used_s - before.used_s) / (wall_s * after.cores)
@@ -135,7 +141,7 @@ class Stream:
                 after = self._cpu.read()
                 if after is None or link.is_full or not self._may_pay(link):
                     continue
-                if (idle := seen(before, after, wall_s, waited)) is not None:
+                if (idle := seen(before, after, wall_s, waited, link.latency_s)) is not None:
                     return Idleness(link.latency_s, after.cores, idle)
             else:
                 await trio.sleep(_POLL_S)

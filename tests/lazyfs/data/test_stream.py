@@ -36,10 +36,14 @@ POLICY = LazyPolicy(readahead_units=0, block_bytes=0, merge_bytes=100 << 10, mer
 
 
 class Meter(CpuMeter):
-    """A quarter of a core, of which nothing is ever used."""
+    """Some cores, a quarter of one if not said, of which nothing is ever used."""
+
+    def __init__(self, cores: float = 0.25) -> None:
+        super().__init__()
+        self.cores = cores
 
     def read(self) -> CpuReading | None:
-        return CpuReading(1.0, 0.25)
+        return CpuReading(1.0, self.cores)
 
 
 def link(latency_s: float) -> Link:
@@ -92,10 +96,11 @@ def test_idleness_foreseen(latency_s: float, cores: float, expected: bool) -> No
 def test_idleness_seen() -> None:
     """Else the CPU must have been left while reads waited; a start at the limit of its CPU streams nothing."""
     before = CpuReading(1.0, 0.5)
-    assert seen(before, CpuReading(1.1, 0.5), 1.0, 0.9) == pytest.approx(0.8)
-    assert seen(before, CpuReading(1.25, 0.5), 1.0, 0.9) is None, "the CPU was half used: near that is the limit soon"
-    assert seen(before, CpuReading(1.1, 0.5), 1.0, 0.2) is None, "nobody waited"
-    assert seen(before, CpuReading(1.1, 0.5, 0.3), 1.0, 0.9) is None, "others had the cores, or the quota was spent"
+    assert seen(before, CpuReading(1.1, 0.5), 1.0, 0.9, 0.04) == pytest.approx(0.8)
+    assert seen(before, CpuReading(1.25, 0.5), 1.0, 0.9, 0.04) is None, "it was half used: near that is the limit soon"
+    assert seen(before, CpuReading(1.1, 0.5), 1.0, 0.2, 0.04) is None, "nobody waited"
+    assert seen(before, CpuReading(1.1, 0.5, 0.3), 1.0, 0.9, 0.04) is None, "others had the cores"
+    assert seen(before, CpuReading(1.1, 0.5), 1.0, 0.9, 0.012) is None, "so short a round leaves little idle"
 
 
 def test_width_doubles_where_that_brings_more() -> None:
@@ -165,7 +170,7 @@ def test_nothing_is_streamed_over_a_link_that_the_reads_fill(
         store.link.note(0.02, size, body_s)
         store.waiting = 1
         with trio.move_on_after(30):
-            await Stream(store, Meter()).run(trio.Event())
+            await Stream(store, Meter(2.0)).run(trio.Event())
         assert store.residency.all_local() is streamed
 
     told = run(work, tmp_path, latency_s=0.02, clock=trio.testing.MockClock(autojump_threshold=0.01)).usage()
