@@ -126,11 +126,11 @@ def _cases(groups: Sequence[Group], shared: StormUse) -> tuple[StormCase, ...]:
 
 
 def _case(label: str, style: Style, lines: Sequence[tuple[int, CaseLine]], shared: StormUse) -> StormCase:
-    fewest, first = lines[0]
-    assert first.ready is not None
-    assert first.received is not None
-    assert first.cpu is not None
-    alone_s, bytes_each, core_each = first.ready.median, first.received.median / fewest, first.cpu.median / fewest
+    first = lines[0][1]
+    # What one machine takes is the least that was seen of any number, or noise would set a least time above a measured.
+    alone_s = min(line.ready.median for _, line in lines if line.ready is not None)
+    bytes_each = min(line.received.median / n for n, line in lines if line.received is not None)
+    core_each = min(line.cpu.median / n for n, line in lines if line.cpu is not None)
 
     def least(machines: int) -> float:
         return all_ready_s(
