@@ -104,7 +104,7 @@ def test_idleness_seen() -> None:
 
 
 def test_width_doubles_where_that_brings_more() -> None:
-    """As long as each request keeps its rate there are more; where they share one link there are few."""
+    """As long as each request keeps its rate there are more; where they only share one link, as many as before."""
     free, shared = Width(), Width()
     for width in (free, shared):
         for _ in range(4):
@@ -113,7 +113,10 @@ def test_width_doubles_where_that_brings_more() -> None:
     for _ in range(8):
         free.note(8, 1 << 20, 0.55)
         shared.note(8, 1 << 20, 1.0)
-    assert (free.now, shared.now) == (8, 2)
+    assert (free.now, shared.now) == (8, 4)
+    for _ in range(4):
+        shared.note(4, 1 << 20, 0.5)
+    assert shared.now == 4, "it is not tried again"
 
 
 def laps(worth: Worth, rates: Sequence[float], latency_s: float, width: int = 4) -> None:
