@@ -35,7 +35,10 @@ class EngineDetails(Facts):
     agent_requests: int | None = None
     """Engine embedded: counts requests that the agent itself sent to the registry."""
     rounds_before_mount: int | None = None
-    """Counts requests before the mount that waited for one another's answer (``harness.oci.registry.rounds``)."""
+    """Counts requests before the mount that waited for one another's answer (``harness.oci.registry.rounds``).
+
+    A start pack's is among them, though no mount waits for it.
+    """
     entries: int | None = None
     unpacked_bytes: int | None = None
     soci_index: str | None = None
