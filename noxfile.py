@@ -48,7 +48,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend=BACKEND)
 def tests(session: nox.Session) -> None:
-    """All three levels: pure first, then with files and a local registry, then as root with mounts and containers."""
+    """All three levels: pure first, then with files and a local registry beside as root with mounts and containers."""
     _install(session)
     if session.posargs:
         session.run("pytest", *session.posargs)

@@ -13,6 +13,7 @@ from harness.oci.store import CHUNK_BYTES, Verifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import FileIO
     from pathlib import Path
 
     from harness.oci.descriptor import Descriptor
@@ -32,7 +33,7 @@ def verify_file(path: Path, descriptor: Descriptor) -> None:
     verifier = Verifier(descriptor, str(path))
     with open(path, "rb", buffering=0) as file:
         before = os.fstat(file.fileno())
-        while piece := file.read(CHUNK_BYTES):
+        for piece in _pieces(file):
             verifier.update(piece)
     verifier.finish()
     _verified.add(_key(before, descriptor))
@@ -46,8 +47,12 @@ def note_verified(file: int, descriptor: Descriptor) -> None:
 def read_pieces(path: Path) -> Iterator[bytes]:
     """Reads a file in pieces of CHUNK_BYTES."""
     with open(path, "rb", buffering=0) as file:
-        while piece := file.read(CHUNK_BYTES):
-            yield piece
+        yield from _pieces(file)
+
+
+def _pieces(file: FileIO) -> Iterator[bytes]:
+    while piece := file.read(CHUNK_BYTES):
+        yield piece
 
 
 def _key(status: os.stat_result, descriptor: Descriptor) -> tuple[int, int, int, int, str]:

@@ -139,9 +139,11 @@ class Stream:
                     await trio.sleep(_POLL_S)
                     waited += _POLL_S if store.waiting else 0.0
                 after = self._cpu.read()
-                if after is None or link.is_full or not self._may_pay(link):
+                if after is None or link.is_full:
                     continue
-                if (idle := seen(before, after, wall_s, waited, link.latency_s)) is not None:
+                idle = seen(before, after, wall_s, waited, link.latency_s)
+                # Last, since it goes through every unit, with CPU that the start wants.
+                if idle is not None and self._may_pay(link):
                     return Idleness(link.latency_s, after.cores, idle)
             else:
                 await trio.sleep(_POLL_S)
